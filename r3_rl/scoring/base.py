@@ -1,0 +1,151 @@
+"""What a scorer is: a TRL reward function that may also look at images.
+
+A scorer is called with keywords only and gets the arguments that its signature names (all of them with `**columns`):
+
+    def score(prompts, completions, images, *, draft_images=None, critiques=None,
+              log_metric=None, log_extra=None, **columns) -> list[float | None]
+
+* `prompts`      list[str], the words shown to the policy
+* `completions`  list[str], the text that is judged (plan or critique); "" where an image alone is judged
+* `images`       list of uint8 arrays [H, W, 3]; None when texts alone are judged
+* `draft_images` like `images`: the image that was looked at before `images` were drawn; None for drafts
+* `critiques`    list[str], the critique behind each image; None for drafts
+* `log_metric`   `log_metric(name, value)`: a number for the metrics
+* `log_extra`    `log_extra(name, values)`: one value for each sample; `"reason"` holds the words of the verdict
+* `columns`      the data set's own columns, a list with one value for each sample
+
+It returns one number for each sample; None says "not applicable" or "failed", which is never the same as 0.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+STANDARD_ARGUMENTS = (
+    "prompts",
+    "completions",
+    "images",
+    "draft_images",
+    "critiques",
+    "log_metric",
+    "log_extra",
+)
+"""Keywords every call offers, before the data set's columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerInfo:
+    """What a scorer declares about itself; the defaults are those of a plain TRL reward function.
+
+    >>> ScorerInfo(range=(0.0, 1.0), needs=("images",)).version
+    '1'
+    """
+
+    range: tuple[float, float] | None = None
+    """Smallest and largest score, both included; None leaves the range unchecked."""
+    needs: tuple[str, ...] = ()
+    """Arguments or columns without which a sample has no score: `images`, `completions`, `draft_images`, a column."""
+    version: str = "1"
+    """Changes whenever the same input may get another score; part of the cache key."""
+    deterministic: bool = False
+    """True when the same input always gets the same score: such scores are cached."""
+    weights_licence: str = ""
+    """Licence of the weights that are loaded; empty when there are none."""
+    thread_safe: bool = True
+    """False when two calls may not run at once."""
+    group_wise: bool = False
+    """True when the score of a sample depends on its peers: the call then holds exactly one group."""
+    memory: str = ""
+    """What it takes up in words, such as `1.7 GB on the GPU`."""
+    conversational: bool = False
+    """True when `prompts` and `completions` are wanted as lists of messages, as conversational TRL rewards do."""
+
+    def __post_init__(self) -> None:
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"ScorerInfo.range must be (low, high) with low < high, not {self.range}")
+        if isinstance(self.needs, str):
+            raise ValueError(f"ScorerInfo.needs must be a tuple of names; write ({self.needs!r},)")
+
+
+class Scorer(Protocol):
+    """A function or an instance that scores a batch; see the module's first lines for the arguments."""
+
+    def __call__(self, **arguments: Any) -> Sequence[float | None] | Awaitable[Sequence[float | None]]:
+        """Return one score for each sample, None where there is none."""
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def scorer_info(**fields: Any) -> Callable[[_Function], _Function]:
+    """Declare a function's `ScorerInfo`; the fields are those of the class.
+
+    >>> @scorer_info(range=(0.0, 1.0), needs=("images",), deterministic=True)
+    ... def brightness(images, **columns):
+    ...     return [float(image.mean()) / 255 for image in images]
+    >>> info_of(brightness).range
+    (0.0, 1.0)
+    """
+    info = ScorerInfo(**fields)
+
+    def attach(function: _Function) -> _Function:
+        function.info = info  # type: ignore[attr-defined]
+        return function
+
+    return attach
+
+
+def info_of(scorer: Any) -> ScorerInfo:
+    """Return what a scorer declares, or the defaults of a plain reward function.
+
+    Without a declaration `needs` holds `images` when the signature demands them, and `conversational` is read from the
+    annotation of `completions` (`list[list[dict[str, str]]]` is how TRL's own conversational rewards are written).
+
+    >>> def plain(completions, **kwargs): ...
+    >>> info_of(plain).needs
+    ()
+    """
+    declared = getattr(scorer, "info", None)
+    if declared is None and hasattr(scorer, "func"):  # functools.partial hides the attributes of what it binds
+        return info_of(scorer.func)
+    if isinstance(declared, ScorerInfo):
+        return declared
+    parameters = call_parameters(scorer)
+    images = parameters.get("images")
+    needs_images = images is not None and images.default is inspect.Parameter.empty
+    completions = parameters.get("completions")
+    annotation = "" if completions is None else _annotation_text(completions.annotation)
+    return ScorerInfo(
+        needs=("images",) if needs_images else (),
+        conversational=annotation.startswith(("list[list[", "List[List[", "list[list", "Sequence[list[")),
+    )
+
+
+def call_parameters(scorer: Any) -> dict[str, inspect.Parameter]:
+    """Return the parameters that a call of the scorer takes, `self` left out.
+
+    >>> list(call_parameters(lambda completions, images=None: []))
+    ['completions', 'images']
+    """
+    return dict(inspect.signature(scorer).parameters)
+
+
+def accepted_arguments(scorer: Any, offered: dict[str, Any]) -> dict[str, Any]:
+    """Keep of the offered keywords those that the scorer's signature names; all of them when it takes `**kwargs`.
+
+    >>> sorted(accepted_arguments(lambda completions: [], {"completions": ["a"], "images": None}))
+    ['completions']
+    """
+    parameters = call_parameters(scorer)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return offered
+    return {name: value for name, value in offered.items() if name in parameters}
+
+
+def _annotation_text(annotation: Any) -> str:
+    if isinstance(annotation, str):
+        return annotation.replace(" ", "")
+    return str(annotation).replace("typing.", "").replace(" ", "")
