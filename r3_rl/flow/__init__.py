@@ -1,0 +1,33 @@
+"""Flow matching: schedule, stochastic steps, which steps are stochastic, guidance. Pure functions."""
+
+from r3_rl.flow.guidance import Guidance, combine
+from r3_rl.flow.schedule import shifted_schedule
+from r3_rl.flow.sde import (
+    CONVENTIONS,
+    StepDistribution,
+    can_be_stochastic,
+    euler_step,
+    kl_mean,
+    kl_velocity,
+    log_prob,
+    sample,
+    stochastic_step,
+)
+from r3_rl.flow.windows import WINDOWS, choose_steps
+
+__all__ = [
+    "CONVENTIONS",
+    "WINDOWS",
+    "Guidance",
+    "StepDistribution",
+    "can_be_stochastic",
+    "choose_steps",
+    "combine",
+    "euler_step",
+    "kl_mean",
+    "kl_velocity",
+    "log_prob",
+    "sample",
+    "shifted_schedule",
+    "stochastic_step",
+]
