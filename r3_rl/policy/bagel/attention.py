@@ -1,0 +1,126 @@
+"""Attention over new tokens and cached ones, without copying what a group shares.
+
+Shapes: B rows (sequences), Q new tokens a row, K cached tokens a row, H query heads, V key-value heads, R = H / V,
+D channels a head. A cache part may hold fewer rows than the batch: with `share` = G, its row i serves batch rows
+i*G .. i*G+G-1 (one prompt, G drafts), and the queries of those rows are stacked into one matrix product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(kw_only=True)
+class CachePart:
+    """Keys and values of some blocks of the context, one pair a layer."""
+
+    keys: list[Tensor]
+    """One [B / share, V, K, D] a layer, after q/k norm and rotary embedding."""
+    values: list[Tensor]
+    """One [B / share, V, K, D] a layer."""
+    valid: Tensor | None
+    """bool [B / share, K], False on padding; None when every key is valid."""
+    share: int = 1
+    """How many consecutive batch rows read the same row of this part."""
+
+    def select(self, rows: Tensor) -> CachePart:
+        """The part for some of the batch's rows only (finished texts and stopped trajectories leave)."""
+        own = rows // self.share
+        return CachePart(
+            keys=[k[own] for k in self.keys],
+            values=[v[own] for v in self.values],
+            valid=None if self.valid is None else self.valid[own],
+        )
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    past: list[tuple[Tensor, Tensor, Tensor | None, int]],
+    *,
+    backend: str = "matmul",
+) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v over the cached keys and the new ones.
+
+    query [B, Q, H, D]; key and value [B, Q, V, D]; mask bool [B, Q, Q] (True: may look) or None for all;
+    past: (keys, values, valid, share) of this layer. Returns [B, Q, H, D].
+    """
+    rows, num_new, num_heads, dim = query.shape
+    num_kv = key.shape[2]
+    if backend == "sdpa":
+        return _attend_sdpa(query, key, value, mask, past)
+    repeat = num_heads // num_kv
+    # [B, V, R*Q, D]: the query heads of one key-value head are stacked as if they were more tokens
+    q = (query * dim**-0.5).view(rows, num_new, num_kv, repeat, dim).permute(0, 2, 3, 1, 4)
+    q = q.reshape(rows, num_kv, repeat * num_new, dim)
+    own = q @ key.permute(0, 2, 3, 1)
+    if mask is not None:
+        own = own.view(rows, num_kv, repeat, num_new, num_new).masked_fill(~mask[:, None, None], float("-inf"))
+        own = own.view(rows, num_kv, repeat * num_new, num_new)
+    if not past:
+        out = own.softmax(-1) @ value.transpose(1, 2)
+    else:
+        scores = [_scores_of_part(q, k, valid, share) for k, _, valid, share in past]
+        weights = torch.cat([*scores, own], dim=-1).softmax(-1).split([s.shape[-1] for s in scores] + [num_new], dim=-1)
+        out = weights[-1] @ value.transpose(1, 2)
+        for weight, (_, v, _, share) in zip(weights[:-1], past, strict=True):
+            out = out + _unstack(_stack(weight, share) @ v, share)
+    out = out.view(rows, num_kv, repeat, num_new, dim).permute(0, 3, 1, 2, 4)
+    return out.reshape(rows, num_new, num_heads, dim)
+
+
+def _stack(x: Tensor, share: int) -> Tensor:
+    """[B, V, M, E] -> [B / share, V, share * M, E]."""
+    if share == 1:
+        return x
+    rows, num_kv, m, e = x.shape
+    return x.view(rows // share, share, num_kv, m, e).transpose(1, 2).reshape(rows // share, num_kv, share * m, e)
+
+
+def _unstack(x: Tensor, share: int) -> Tensor:
+    """[B / share, V, share * M, E] -> [B, V, M, E]."""
+    if share == 1:
+        return x
+    rows, num_kv, m, e = x.shape
+    return x.view(rows, num_kv, share, m // share, e).transpose(1, 2).reshape(rows * share, num_kv, m // share, e)
+
+
+def _scores_of_part(q: Tensor, keys: Tensor, valid: Tensor | None, share: int) -> Tensor:
+    scores = _stack(q, share) @ keys.transpose(-1, -2)
+    if valid is not None:
+        scores = scores.masked_fill(~valid[:, None, None, :], float("-inf"))
+    return _unstack(scores, share)
+
+
+def _attend_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    past: list[tuple[Tensor, Tensor, Tensor | None, int]],
+) -> Tensor:
+    """The same through torch's fused kernel: shared keys are expanded, which costs memory but no score matrix."""
+    rows, num_new = query.shape[:2]
+    keys, values, masks = [], [], []
+    for k, v, valid, share in past:
+        keys.append(k.repeat_interleave(share, 0) if share > 1 else k)
+        values.append(v.repeat_interleave(share, 0) if share > 1 else v)
+        seen = k.new_ones(k.shape[0], k.shape[2], dtype=torch.bool) if valid is None else valid
+        seen = seen.repeat_interleave(share, 0) if share > 1 else seen
+        masks.append(seen[:, None, :].expand(rows, num_new, -1))
+    masks.append(mask if mask is not None else query.new_ones(1, 1, 1, dtype=torch.bool).expand(rows, num_new, num_new))
+    everything = mask is None and all(valid is None for _, _, valid, _ in past)
+    out = scaled_dot_product_attention(
+        query.transpose(1, 2),
+        torch.cat([*keys, key.transpose(1, 2)], 2),
+        torch.cat([*values, value.transpose(1, 2)], 2),
+        attn_mask=None if everything else torch.cat(masks, -1)[:, None],
+        enable_gqa=query.shape[2] != key.shape[2],
+    )
+    return out.transpose(1, 2)

@@ -1,0 +1,200 @@
+"""Images on their way into the model and out of it: reading, resizing, transforms, patches.
+
+Inside the toolkit an image is float32 [3, H, W] in [0, 1]; at its borders uint8 [H, W, 3].
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from r3_rl.errors import DataError, InputError
+from r3_rl.policy.bagel.config import ResizeRule
+
+ImageLike = Tensor | np.ndarray | Image.Image
+
+MAX_PIXELS = 64_000_000
+"""Pixels a user's file may hold: far above any photograph that is shrunk to 1024, far below a decompression bomb."""
+MAX_FILE_BYTES = 256 * 1024**2
+
+
+def resized_size(height: int, width: int, rule: ResizeRule) -> tuple[int, int]:
+    """The size (height, width) that an image is brought to.
+
+    scale = max(min(longest / long, 1), shortest / short), then each side is rounded to a multiple of the stride; where
+    the longer side still exceeds `longest`, both are scaled again by longest / long. Source: BAGEL's image transforms.
+
+    >>> resized_size(1080, 1920, ResizeRule(longest=1024, shortest=512, stride=16))
+    (576, 1024)
+    """
+    if height < 1 or width < 1:
+        raise InputError(f"an image of {height} x {width} pixels has no content")
+    scale = max(min(rule.longest / max(height, width), 1.0), rule.shortest / min(height, width))
+    sides = _scaled(height, width, scale, rule.stride)
+    if max(sides) > rule.longest:
+        sides = _scaled(*sides, rule.longest / max(sides), rule.stride)
+    return sides
+
+
+def _scaled(height: int, width: int, scale: float, stride: int) -> tuple[int, int]:
+    def side(pixels: int) -> int:
+        return max(stride, round(round(pixels * scale) / stride) * stride)
+
+    return side(height), side(width)
+
+
+def to_float(image: ImageLike) -> Tensor:
+    """An image of any accepted kind as float32 [3, H, W] in [0, 1].
+
+    Args: image: PIL image, uint8 [H, W, 3] or [H, W] array (or tensor), or float [3, H, W] tensor in [0, 1].
+    Raises InputError for any other shape or type, and for float values outside [0, 1].
+
+    >>> to_float(np.full((2, 4, 3), 255, dtype=np.uint8)).shape
+    torch.Size([3, 2, 4])
+    """
+    if isinstance(image, Image.Image):
+        image = np.asarray(_flat_rgb(image))
+    x = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    if x.dtype == torch.uint8:
+        if x.ndim == 2:
+            x = x[:, :, None].expand(-1, -1, 3)
+        if x.ndim != 3 or x.shape[2] != 3:
+            raise InputError(f"a uint8 image has shape {list(x.shape)}", hint="give [height, width, 3]")
+        return (x.permute(2, 0, 1).to(torch.float32) / 255).contiguous()
+    if not x.is_floating_point() or x.ndim != 3 or x.shape[0] != 3:
+        raise InputError(
+            f"an image of type {x.dtype} and shape {list(x.shape)} is not understood",
+            hint="give uint8 [height, width, 3] or float [3, height, width] in [0, 1]",
+        )
+    x = x.detach().to(torch.float32)
+    if x.numel() and not bool((x.amin() >= 0) & (x.amax() <= 1)):
+        raise InputError(
+            f"a float image holds values from {float(x.amin()):g} to {float(x.amax()):g}",
+            hint="float images are in [0, 1]; divide by 255, or give uint8",
+        )
+    return x
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """floor(255 * clamp(x, 0, 1)) as uint8 with channels last: [3, H, W] -> [H, W, 3], [B, 3, H, W] -> [B, H, W, 3].
+
+    Truncation, not rounding, is what the released sampler does; uint8 -> float -> uint8 is exact.
+
+    >>> to_uint8(torch.full((3, 1, 1), 0.999)).ravel().tolist()
+    [254, 254, 254]
+    """
+    levels = (images.detach().to(torch.float32).clamp(0, 1) * 255).to(torch.uint8)
+    return levels.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def normalise(images: Tensor) -> Tensor:
+    """[0, 1] -> [-1, 1], what both the vision tower and the autoencoder read: (x - 0.5) / 0.5."""
+    return (images - 0.5) / 0.5
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1], clamped: the way back from the autoencoder's output."""
+    return (images * 0.5 + 0.5).clamp(0, 1)
+
+
+def resize(image: Tensor, rule: ResizeRule) -> Tensor:
+    """An image float [3, H, W] in [0, 1] brought to `resized_size` by antialiased bicubic resampling of its 8-bit levels.
+
+    An image that already has its size is returned as it is: nothing is resampled and nothing is rounded to 8 bits.
+
+    >>> resize(torch.rand(3, 20, 30), ResizeRule(longest=64, shortest=32, stride=16)).shape
+    torch.Size([3, 32, 48])
+    """
+    height, width = image.shape[-2:]
+    target = resized_size(height, width, rule)
+    if target == (height, width):
+        return image
+    picture = Image.fromarray(to_uint8(image))
+    # through 8 bits, because the weights were trained on images resampled so
+    small = picture.resize((target[1], target[0]), Image.Resampling.BICUBIC)
+    return to_float(small).to(image.device)
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Cuts images into square patches in row-major order, each flattened as (row, column, channel).
+
+    [3, H, W] -> [T, patch * patch * 3] and [B, 3, H, W] -> [B, T, patch * patch * 3], T = H / patch * W / patch.
+
+    >>> patchify(torch.arange(12.0).view(3, 2, 2), 2).tolist()
+    [[0.0, 4.0, 8.0, 1.0, 5.0, 9.0, 2.0, 6.0, 10.0, 3.0, 7.0, 11.0]]
+    """
+    *batch, channels, height, width = images.shape
+    if height % patch or width % patch:
+        raise InputError(
+            f"an image of {height} x {width} pixels does not divide into patches of {patch}",
+            hint="bring it to a multiple with resize()",
+        )
+    rows, cols = height // patch, width // patch
+    grid = images.reshape(-1, channels, rows, patch, cols, patch).permute(0, 2, 4, 3, 5, 1)
+    return grid.reshape(*batch, rows * cols, patch * patch * channels)
+
+
+def grid_ids(rows: int, cols: int, table_side: int) -> Tensor:
+    """Row of a square position table for each cell of a grid: r * table_side + c, row-major, int64 [rows * cols].
+
+    >>> grid_ids(2, 3, 8).tolist()
+    [0, 1, 2, 8, 9, 10]
+    """
+    if rows > table_side or cols > table_side:
+        raise InputError(
+            f"a grid of {rows} x {cols} tokens does not fit the position table of {table_side} x {table_side}",
+            hint="use a smaller image",
+        )
+    return (torch.arange(rows)[:, None] * table_side + torch.arange(cols)).flatten()
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Reads a user's image file as float32 [3, H, W] in [0, 1], refusing what is no image or unreasonably large.
+
+    The size is judged by the header, before anything is unpacked. Raises DataError naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such image file", hint="check the path")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"{path}: larger than {MAX_FILE_BYTES // 1024**2} MiB", hint="give a smaller image file")
+    return decode_image(path.read_bytes(), name=str(path), max_pixels=max_pixels)
+
+
+def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The bytes of an image file as float32 [3, H, W] in [0, 1]; `name` is what an error calls them."""
+    try:
+        # Pillow warns on its own limit before it raises; ours is judged first and is lower
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(data))
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise DataError(
+                f"{name}: {width} x {height} pixels, more than the {max_pixels:,} allowed", hint="shrink the image first"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # a photograph taken upright stays upright
+            return to_float(ImageOps.exif_transpose(picture))
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not an image", hint="give a PNG, JPEG or WebP file") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: the image cannot be read ({error})", hint="is the file complete?") from error
+
+
+def _flat_rgb(picture: Image.Image) -> Image.Image:
+    """RGB without transparency: transparent pixels become white, as on a page, rather than whatever lies beneath."""
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        page = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(page, picture)
+    return picture.convert("RGB")

@@ -1,0 +1,236 @@
+"""The mixture-of-transformers decoder: one attention over all tokens, every other operation chosen by expert.
+
+Text, special and ViT tokens belong to the understanding expert (plain names); latent tokens to the generation expert
+(names with `_moe_gen`). Tokens of a batch lie flat, all understanding tokens first, so that an expert's share is a
+slice: no padding is ever multiplied by a weight matrix. Shapes: N tokens, D channels, H heads, B rows, Q tokens a row.
+Module names are those of the released checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from r3_rl.policy.bagel.attention import CachePart, attend
+from r3_rl.policy.bagel.config import LanguageConfig
+
+
+@dataclass(kw_only=True)
+class Layout:
+    """Where each of the N flat tokens stands."""
+
+    position: Tensor
+    """int64 [N] rotary position (all tokens of an image share one)."""
+    num_understanding: int
+    """The first so many tokens go through the understanding expert, the rest through the generation expert."""
+    slot: Tensor | None
+    """int64 [N] place in the padded [B * Q] grid; None when flat order is grid order."""
+    num_rows: int
+    num_columns: int
+    mask: Tensor | None
+    """bool [B, Q, Q], who may look at whom among the new tokens; None when everybody may."""
+
+    def to_grid(self, x: Tensor) -> Tensor:
+        """[N, ...] -> [B, Q, ...], zeros on padding."""
+        shape = (self.num_rows, self.num_columns, *x.shape[1:])
+        if self.slot is None:
+            return x.view(shape)
+        grid = x.new_zeros(self.num_rows * self.num_columns, *x.shape[1:])
+        return grid.index_copy(0, self.slot, x).view(shape)
+
+    def to_flat(self, grid: Tensor) -> Tensor:
+        """[B, Q, ...] -> [N, ...]."""
+        flat = grid.reshape(self.num_rows * self.num_columns, *grid.shape[2:])
+        return flat if self.slot is None else flat.index_select(0, self.slot)
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """[N, ...] in the order of the rows' tokens, instead of understanding tokens first."""
+        return x if self.slot is None else x.index_select(0, self.slot.argsort())
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, computed in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def by_expert(x: Tensor, num_understanding: int, understanding: nn.Module, generation: nn.Module) -> Tensor:
+    """Each token through its own expert's module; an expert without tokens is not called."""
+    if num_understanding == x.shape[0]:
+        return understanding(x)
+    if num_understanding == 0:
+        return generation(x)
+    return torch.cat([understanding(x[:num_understanding]), generation(x[num_understanding:])])
+
+
+def rotary_tables(position: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [N, 1, dim] of the rotate-half form, frequencies theta^(-2i/dim), in float32."""
+    frequency = theta ** (-torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim)
+    angle = position.float()[:, None] * frequency
+    angle = torch.cat([angle, angle], -1)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [N, H, D]."""
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], -1)
+    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """q, k, v (with bias), q/k norms and o by expert; keys of both experts share one attention and one cache."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        d, hd = config.hidden_size, config.head_dim
+        wide, narrow = config.num_attention_heads * hd, config.num_key_value_heads * hd
+        self.head_dim = hd
+        for suffix in ("", "_moe_gen"):
+            setattr(self, f"q_proj{suffix}", nn.Linear(d, wide, bias=True))
+            setattr(self, f"k_proj{suffix}", nn.Linear(d, narrow, bias=True))
+            setattr(self, f"v_proj{suffix}", nn.Linear(d, narrow, bias=True))
+            setattr(self, f"o_proj{suffix}", nn.Linear(wide, d, bias=False))
+            setattr(self, f"q_norm{suffix}", RMSNorm(hd, config.rms_norm_eps))
+            setattr(self, f"k_norm{suffix}", RMSNorm(hd, config.rms_norm_eps))
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        rotary: tuple[Tensor, Tensor],
+        past: list[tuple[Tensor, Tensor, Tensor | None, int]],
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [N, D] -> output [N, D] and the new keys and values [B, Q, V, head_dim]."""
+        n = layout.num_understanding
+        q = by_expert(x, n, self.q_proj, self.q_proj_moe_gen).view(x.shape[0], -1, self.head_dim)
+        k = by_expert(x, n, self.k_proj, self.k_proj_moe_gen).view(x.shape[0], -1, self.head_dim)
+        v = by_expert(x, n, self.v_proj, self.v_proj_moe_gen).view(x.shape[0], -1, self.head_dim)
+        q = rotate(by_expert(q, n, self.q_norm, self.q_norm_moe_gen), *rotary)
+        k = rotate(by_expert(k, n, self.k_norm, self.k_norm_moe_gen), *rotary)
+        k, v = layout.to_grid(k), layout.to_grid(v)
+        out = attend(layout.to_grid(q), k, v, layout.mask, past, backend=backend)
+        out = layout.to_flat(out).reshape(x.shape[0], -1)
+        return by_expert(out, n, self.o_proj, self.o_proj_moe_gen), k, v
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP, both by expert."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        d, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.mlp_moe_gen = MLP(config)
+        self.input_layernorm = RMSNorm(d, eps)
+        self.input_layernorm_moe_gen = RMSNorm(d, eps)
+        self.post_attention_layernorm = RMSNorm(d, eps)
+        self.post_attention_layernorm_moe_gen = RMSNorm(d, eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        rotary: tuple[Tensor, Tensor],
+        past: list[tuple[Tensor, Tensor, Tensor | None, int]],
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n = layout.num_understanding
+        h = by_expert(x, n, self.input_layernorm, self.input_layernorm_moe_gen)
+        h, keys, values = self.self_attn(h, layout, rotary, past, backend)
+        x = x + h
+        h = by_expert(x, n, self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
+        return x + by_expert(h, n, self.mlp, self.mlp_moe_gen), keys, values
+
+
+@dataclass(kw_only=True)
+class Decoded:
+    """What the decoder returns."""
+
+    hidden: Tensor
+    """[N, D] after the final norm."""
+    part: CachePart | None
+    """Keys and values of the new tokens, when asked for."""
+    layers: list[Tensor] | None = None
+    """[N, D] after each layer, when asked for."""
+
+
+class Decoder(nn.Module):
+    """Token embedding, layers, final norms."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.backend = "matmul"
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        past: list[CachePart] | None = None,
+        *,
+        keep: bool = False,
+        valid: Tensor | None = None,
+        trace: bool = False,
+    ) -> Decoded:
+        """x [N, D] embedded tokens; past: cache parts in order; keep: return the new keys; valid [B, Q] for them."""
+        past = past or []
+        rotary = rotary_tables(layout.position, self.config.head_dim, self.config.rope_theta)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        layers: list[Tensor] = []
+        for i, layer in enumerate(self.layers):
+            seen = [(p.keys[i], p.values[i], p.valid, p.share) for p in past]
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x, k, v = checkpoint(layer, x, layout, rotary, seen, self.backend, use_reentrant=False)
+            else:
+                x, k, v = layer(x, layout, rotary, seen, self.backend)
+            if keep:
+                keys.append(k.transpose(1, 2))
+                values.append(v.transpose(1, 2))
+            if trace:
+                layers.append(x)
+        hidden = by_expert(x, layout.num_understanding, self.norm, self.norm_moe_gen)
+        part = CachePart(keys=keys, values=values, valid=valid) if keep else None
+        return Decoded(hidden=hidden, part=part, layers=layers if trace else None)
+
+
+class LanguageModel(nn.Module):
+    """The decoder and its untied head, named as in the release."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

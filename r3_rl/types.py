@@ -1,0 +1,147 @@
+"""The words of the toolkit as data: what flows between the rooms.
+
+Shape legend: H, W pixels; T tokens of a text; S scored denoising steps; N latent tokens of an image; C channels of a
+latent token. Images are float32 tensors [3, H, W] in [0, 1] inside the toolkit and uint8 [H, W, 3] at its borders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch takes more than a second to import and the verbs that only read recipes need none of it
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What the user asks to be drawn, with the columns of its data set.
+
+    >>> Prompt(text="a red circle", columns={"tag": "single_object"}).columns["tag"]
+    'single_object'
+    """
+
+    text: str
+    """The words shown to the policy."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The data set's own columns, handed to scorers by keyword (GenEval metadata, questions, ...)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextPiece:
+    """One text block of a context: wrapped in begin and end tokens by the backbone."""
+
+    text: str
+    token_ids: tuple[int, ...] | None = None
+    """Ids as sampled, without begin and end; None lets the backbone tokenise `text`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImagePiece:
+    """One image of a context."""
+
+    image: torch.Tensor
+    """float32 [3, H, W] in [0, 1]."""
+    use: str = "look"
+    """`look`: understanding tokens only (critique, question). `edit`: latent and understanding tokens (refinement)."""
+
+
+Piece = TextPiece | ImagePiece
+Context = tuple[Piece, ...]
+"""What a policy reads before it writes or draws: texts and images in order. Rows of a group share their leading
+pieces by identity, which lets a backbone encode them once."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextSegment:
+    """A sampled text and the log-probs it was sampled with: a unit of credit."""
+
+    context: Context
+    token_ids: tuple[int, ...]
+    """[T] ids sampled, end token included when the policy ended the text itself."""
+    log_probs: torch.Tensor
+    """float32 [T], under the tempered and truncated distribution that was sampled from."""
+    text: str
+    """The decoded text without special tokens."""
+    ended: bool
+    """False when the text ran into the token limit; then no end token is in `token_ids`."""
+    temperature: float = 1.0
+    kept: torch.Tensor | None = None
+    """bool [T, vocabulary], the tokens that truncation left in play; None without truncation."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSegment:
+    """A drawn image and its stochastic denoising steps: a unit of credit. Steps without noise carry no log-prob."""
+
+    context: Context
+    image: torch.Tensor
+    """float32 [3, H, W] in [0, 1], the finished image."""
+    states: torch.Tensor
+    """float32 [S, N, C], x_t before each scored step."""
+    next_states: torch.Tensor
+    """float32 [S, N, C], the sampled x at the end of each scored step."""
+    times: torch.Tensor
+    """float32 [S], t of each scored step; 1 is noise, 0 is data."""
+    next_times: torch.Tensor
+    """float32 [S], t after the step, below `times`."""
+    log_probs: torch.Tensor
+    """float32 [S], mean over the latent's dimensions."""
+    drawing: Any = None
+    """The `Drawing` settings the image was drawn with: guidance and SDE convention are needed to score it again."""
+
+
+Segment = TextSegment | ImageSegment
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Critique:
+    """What the policy said about an image."""
+
+    segment: TextSegment
+    well_formed: bool
+    """True when the text closes its thoughts and then says one thing."""
+    stop: bool
+    """True when a well-formed critique asks for no further edit."""
+    instruction: str
+    """The edit instruction; empty on a stop or a malformed critique."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the panel said about one image (or one text)."""
+
+    total: float | None
+    """Weighted value in the panel's range; None when no scorer gave a usable score (missing is never 0)."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """Raw score by scorer name."""
+    words: str = ""
+    """The reason in words, where a scorer gave one (`log_extra("reason", [...])`)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Round:
+    """An image of a trajectory and how it came about. Round 0 is the draft."""
+
+    image: ImageSegment
+    plan: TextSegment | None = None
+    """Round 0: the plan the draft was drawn from."""
+    critique: Critique | None = None
+    """Round >= 1: the critique of the image before, which led to this image."""
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """Draft, critiques and refinements of one prompt."""
+
+    prompt: Prompt
+    rounds: tuple[Round, ...]
+    last_critique: Critique | None = None
+    """The critique that ended the loop (a stop or a malformed one); None when `rounds` ran out."""
+
+    @property
+    def final(self) -> Round:
+        """The last image drawn."""
+        return self.rounds[-1]
