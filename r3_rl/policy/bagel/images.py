@@ -60,7 +60,7 @@ def to_float(image: ImageLike) -> Tensor:
     """
     if isinstance(image, Image.Image):
         image = np.asarray(_flat_rgb(image))
-    x = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    x = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
     if x.dtype == torch.uint8:
         if x.ndim == 2:
             x = x[:, :, None].expand(-1, -1, 3)
@@ -104,7 +104,7 @@ def denormalise(images: Tensor) -> Tensor:
 
 
 def resize(image: Tensor, rule: ResizeRule) -> Tensor:
-    """An image float [3, H, W] in [0, 1] brought to `resized_size` by antialiased bicubic resampling of its 8-bit levels.
+    """An image float [3, H, W] in [0, 1] brought to `resized_size` by antialiased bicubic resampling in 8 bits.
 
     An image that already has its size is returned as it is: nothing is resampled and nothing is rounded to 8 bits.
 
@@ -177,7 +177,8 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Ten
         width, height = picture.size
         if width * height > max_pixels:
             raise DataError(
-                f"{name}: {width} x {height} pixels, more than the {max_pixels:,} allowed", hint="shrink the image first"
+                f"{name}: {width} x {height} pixels, more than the {max_pixels:,} allowed",
+                hint="shrink the image first",
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
