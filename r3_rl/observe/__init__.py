@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, kept trajectories, intervals, the live line and the report."""
