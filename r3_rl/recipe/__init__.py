@@ -1,0 +1,76 @@
+"""The recipe: every setting of a run, checked before anything loads.
+
+Strict (no conversions), frozen, unknown keys are errors, no torch. The defaults are the ones vetted for the embedded
+model, so a recipe says only what differs.
+
+>>> from r3_rl.recipe import Recipe
+>>> recipe = Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}]})
+>>> recipe.rollout.num_prompts, recipe.algorithm.schedule
+(8, 'tree')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from r3_rl.recipe.base import Problem, Section
+from r3_rl.recipe.geometry import geometry
+from r3_rl.recipe.learning import (
+    AlgorithmSection,
+    BalanceSection,
+    LoraSection,
+    ObserveSection,
+    RewardSection,
+    TrainingSection,
+)
+from r3_rl.recipe.pretraining import PretrainSection
+from r3_rl.recipe.sampling import DataSection, ModelSection, RolloutSection
+
+__all__ = ["Problem", "Recipe", "RewardSection", "Section", "geometry"]
+
+
+class Recipe(Section):
+    """Everything a run is made of."""
+
+    version: Literal[1] = Field(description="Version of the recipe's layout.")
+    model: ModelSection = Field(ModelSection(), description="The policy.")
+    data: DataSection = Field(DataSection(), description="The prompts.")
+    rollout: RolloutSection = Field(RolloutSection(), description="How the policy writes and draws.")
+    rewards: tuple[RewardSection, ...] = Field((), strict=False, description="The panel that is trained on.")
+    eval_rewards: tuple[RewardSection, ...] = Field(
+        (), strict=False, description="Held-out scorers, reported beside the panel and never trained on."
+    )
+    algorithm: AlgorithmSection = Field(AlgorithmSection(), description="Credit and losses.")
+    balance: BalanceSection = Field(BalanceSection(), description="Understanding and generation as two objectives.")
+    training: TrainingSection = Field(TrainingSection(), description="The optimiser and the run.")
+    lora: LoraSection = Field(LoraSection(), description="Low-rank adapters.")
+    observe: ObserveSection = Field(ObserveSection(), description="What a run leaves behind.")
+    pretrain: PretrainSection | None = Field(
+        None, description="Supervised pretraining; such a recipe is run by `r3 pretrain` and needs no rewards."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.rewards and self.pretrain is None:
+            yield Problem("rewards", "no scorer to learn from; name one, for example '- scorer: shapes'")
+        if self.rewards and all(reward.weight == 0 for reward in self.rewards):
+            yield Problem("rewards.0.weight", "every scorer weighs 0: nothing to learn from; set one weight above 0")
+        for section in ("rewards", "eval_rewards"):
+            yield from _twice(section, getattr(self, section))
+        if self.model.kind == "embedded" and self.rollout.protocol != "compact":
+            yield Problem("rollout.protocol", "the embedded model knows 63 words and only the protocol 'compact'")
+        if self.algorithm.tree.synthetic_fraction > 0 and self.data.kind != "shapes":
+            yield Problem(
+                "algorithm.tree.synthetic_fraction", "only the data 'shapes' can draw nodes itself; set it to 0"
+            )
+
+
+def _twice(section: str, rewards: tuple[RewardSection, ...]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, reward in enumerate(rewards):
+        name = reward.name or reward.scorer
+        if name in seen:
+            yield Problem(f"{section}.{index}", f"'{name}' stands here twice; tell them apart by 'name'")
+        seen.add(name)

@@ -1,0 +1,49 @@
+"""The sizes of a step, solved before anything loads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from r3_rl.errors import RecipeError
+
+if TYPE_CHECKING:
+    from r3_rl.recipe import Recipe
+
+
+def geometry(recipe: Recipe, world_size: int = 1) -> str:
+    """Say in one sentence what a step of the recipe is made of.
+
+    Whole groups stay on one process, so `num_prompts` has to divide over the processes.
+
+    Args:
+        recipe: a checked recipe.
+        world_size: number of processes, at least 1.
+
+    Raises:
+        RecipeError: the prompts do not divide; the message names the nearest numbers that do.
+
+    >>> from r3_rl.recipe import Recipe
+    >>> recipe = Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}]})
+    >>> geometry(recipe, 2)
+    '8 prompts x 8 drafts = 64 rollouts a step, 2 processes of 4 prompts, micro-batches of at most 4096 tokens'
+    """
+    if recipe.pretrain is not None:
+        batch = recipe.pretrain.batch
+        total = batch.text_to_image + batch.edit + batch.critique + batch.question
+        return (
+            f"{batch.text_to_image} drawings + {batch.edit} edits + {batch.critique} critiques "
+            f"+ {batch.question} questions = {total} samples a step, {recipe.pretrain.steps} steps"
+        )
+    prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
+    if prompts % world_size:
+        below = prompts // world_size * world_size
+        nearest = " or ".join(str(number) for number in (below, below + world_size) if number)
+        raise RecipeError(
+            f"rollout.num_prompts: {prompts} prompts do not divide over {world_size} processes", hint=f"use {nearest}"
+        )
+    what = "critiques" if recipe.algorithm.schedule == "critique_only" else "drafts"
+    processes = "1 process" if world_size == 1 else f"{world_size} processes of {prompts // world_size} prompts"
+    return (
+        f"{prompts} prompts x {peers} {what} = {prompts * peers} rollouts a step, {processes}, "
+        f"micro-batches of at most {recipe.training.token_budget} tokens"
+    )

@@ -1,0 +1,160 @@
+"""Sections `rewards`, `algorithm`, `balance`, `training`, `lora` and `observe`: how the policy learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from r3_rl.recipe.base import Problem, Section
+from r3_rl.recipe.sampling import Share
+
+
+class RemoteSection(Section):
+    """A scorer that runs in a process of its own."""
+
+    url: str = Field(pattern=r"^https?://[^\s/]+", description="Address of `r3 rewards serve`.")
+
+
+class RewardSection(Section):
+    """One scorer of the panel."""
+
+    scorer: str = Field(
+        min_length=1, description="Name of an installed scorer, `package.module:name`, or `./file.py:name`."
+    )
+    weight: float = Field(1.0, description="Share of this scorer in the panel's sum.")
+    name: str | None = Field(None, min_length=1, description="Name in metrics and reports; null takes the scorer's.")
+    params: dict[str, Any] = Field({}, description="Keywords handed to the scorer.")
+    remote: RemoteSection | None = Field(None, description="Call the scorer on a server instead of here.")
+
+
+class TreeSection(Section):
+    """How the reflect-refine step picks the images it branches from."""
+
+    node_choice: Literal["perfect_ratio", "uniform", "spread_weighted", "spread_only"] = Field(
+        "spread_only",
+        description="`spread_only`: only images whose group has unlike scores, where there is something to learn.",
+    )
+    perfect_ratio: Share = Field(0.15, description="Chance of a perfect image (node_choice `perfect_ratio`).")
+    depth: int = Field(1, ge=1, description="From 2 on, refined images enter the pool too.")
+    synthetic_fraction: Share = Field(
+        0.0, description="Share of nodes drawn by the world, not by the policy (`shapes`)."
+    )
+
+
+class AlgorithmSection(Section):
+    """Credit and losses."""
+
+    schedule: Literal["tree", "full", "draft_only", "critique_only", "cotrain"] = Field(
+        "tree",
+        description="`tree` trains drafts and refinements in turn; `full` whole trajectories; the others are baselines.",
+    )
+    tree: TreeSection = Field(TreeSection(), description="The node pool of schedule `tree`.")
+    gain: Literal["paper", "released", "repair"] = Field("paper", description="What a refinement earns over its draft.")
+    format_mode: Literal["gate", "add"] = Field(
+        "gate", description="A malformed text earns nothing (`gate`) or only misses format_weight (`add`)."
+    )
+    format_weight: float = Field(0.1, ge=0, description="Reward of a well-formed text.")
+    scale_rewards: Literal["none", "group", "batch"] = Field(
+        "none",
+        description="What the advantage is divided by: nothing, the standard deviation of the group or of the batch.",
+    )
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
+        "sum_then_normalize",
+        description="Several scorers: weigh and sum, then compare with the peers, or the other way round.",
+    )
+    max_failed_fraction: Share = Field(0.25, description="A step with a larger share of missing scores stops the run.")
+    max_zero_variance_steps: int = Field(
+        20, ge=1, description="So many steps in a row without any spread in any group stop the run."
+    )
+    epsilon: float = Field(
+        0.2, gt=0, lt=1, description="Clip range of the text ratio, below 1 (and above, see epsilon_high)."
+    )
+    epsilon_high: float | None = Field(
+        None, gt=0, description="Clip range of the text ratio above 1; null takes epsilon."
+    )
+    image_epsilon: float = Field(0.2, gt=0, lt=1, description="Clip range of the image ratio.")
+    beta: float = Field(0.0, ge=0, description="KL coefficient of texts; above 0 costs a pass of the reference policy.")
+    image_beta: float = Field(0.0, ge=0, description="KL coefficient of denoising steps.")
+    image_kl: Literal["mean", "velocity"] = Field(
+        "mean", description="KL of a step from the distance of the means (over the variance) or of the velocities."
+    )
+    text_loss_weight: float = Field(1.0, ge=0, description="Weight of the text loss (plan, critique).")
+    image_loss_weight: float = Field(2.0, ge=0, description="Weight of the image loss (draft, refinement).")
+    num_iterations: int = Field(1, ge=1, description="Updates on the same rollouts.")
+
+    def problems(self) -> Iterator[Problem]:
+        if self.text_loss_weight == 0 and self.image_loss_weight == 0:
+            yield Problem("image_loss_weight", "both losses weigh 0: nothing would be learned; set one above 0")
+        if self.schedule == "critique_only" and self.text_loss_weight == 0:
+            yield Problem("text_loss_weight", "schedule 'critique_only' learns from texts alone; set it above 0")
+
+
+class BalanceSection(Section):
+    """Understanding and generation as two objectives."""
+
+    aggregator: Literal["sum", "pcgrad", "mgda", "upgrad", "cagrad", "config", "aligned_mtl"] = Field(
+        "sum", description="How the objectives' gradients become one; all but `sum` need the package torchjd."
+    )
+    probe_every: int = Field(
+        10, ge=0, description="Steps between two measurements of the gradients' cosine; 0 is never."
+    )
+
+
+class TrainingSection(Section):
+    """The optimiser and the run."""
+
+    max_steps: int = Field(100, ge=1, description="Updates of the weights.")
+    time_budget_s: float | None = Field(
+        None, gt=0, description="Seconds after which the run ends early; null is no limit."
+    )
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
+    lr_scheduler: Literal["constant_with_warmup", "constant", "linear", "cosine"] = Field(
+        "constant_with_warmup", description="Course of the learning rate."
+    )
+    warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    token_budget: int = Field(4096, ge=64, description="Tokens in a micro-batch at most: the lever for memory.")
+    seed: int = Field(0, ge=0, description="Seed of the run.")
+    save_steps: int = Field(50, ge=1, description="Steps between two checkpoints.")
+    eval_steps: int = Field(50, ge=1, description="Steps between two evaluations on held-out prompts.")
+    eval_prompts: int = Field(64, ge=1, description="Held-out prompts of an evaluation.")
+    output_dir: str = Field("runs", min_length=1, description="Folder in which each run gets a new folder of its own.")
+    num_threads: int | None = Field(
+        None, ge=1, description="Threads of a process on a CPU; null takes the physical cores."
+    )
+
+
+class LoraSection(Section):
+    """Low-rank adapters."""
+
+    enabled: bool = Field(True, description="False trains the full weights; the reference policy is then a copy.")
+    rank: int = Field(16, ge=1, description="Rank of the adapters.")
+    rank_generation: int | None = Field(None, ge=1, description="Rank on the generation branch; null takes rank.")
+    alpha: float = Field(32.0, gt=0, description="The adapter is scaled by alpha / rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout of the adapter's input.")
+    branches: Literal["understanding", "generation", "both"] = Field("both", description="Experts that get adapters.")
+
+    def problems(self) -> Iterator[Problem]:
+        if self.rank_generation is not None and self.branches == "understanding":
+            yield Problem(
+                "rank_generation", "branches 'understanding' puts no adapter on the generation branch; drop it"
+            )
+
+
+class ObserveSection(Section):
+    """What a run leaves behind."""
+
+    log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.")
+    gallery: int = Field(8, ge=0, description="Held-out prompts drawn at every evaluation, always the same.")
+    keep_trajectories: int = Field(
+        16, ge=0, description="Best, worst and random trajectories kept of every evaluation."
+    )
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), strict=False, description="Trackers beside the JSON lines."
+    )
