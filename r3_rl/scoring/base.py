@@ -7,6 +7,7 @@ A scorer is called with keywords only and gets the arguments that its signature 
 
 * `prompts`      list[str], the words shown to the policy
 * `completions`  list[str], the text that is judged (plan or critique); "" where an image alone is judged
+* `completion_ids` list of lists of token ids, for rewards that count tokens; None where the caller has none
 * `images`       list of uint8 arrays [H, W, 3]; None when texts alone are judged
 * `draft_images` like `images`: the image that was looked at before `images` were drawn; None for drafts
 * `critiques`    list[str], the critique behind each image; None for drafts
@@ -14,19 +15,22 @@ A scorer is called with keywords only and gets the arguments that its signature 
 * `log_extra`    `log_extra(name, values)`: one value for each sample; `"reason"` holds the words of the verdict
 * `columns`      the data set's own columns, a list with one value for each sample
 
-It returns one number for each sample; None says "not applicable" or "failed", which is never the same as 0.
+It returns one number for each sample; None says "no score", which is never the same as 0. A sample that lacks something
+in `info.needs` is not handed to the scorer at all.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 STANDARD_ARGUMENTS = (
     "prompts",
     "completions",
+    "completion_ids",
     "images",
     "draft_images",
     "critiques",
@@ -108,11 +112,13 @@ def info_of(scorer: Any) -> ScorerInfo:
     >>> info_of(plain).needs
     ()
     """
-    declared = getattr(scorer, "info", None)
-    if declared is None and hasattr(scorer, "func"):  # functools.partial hides the attributes of what it binds
+    if isinstance(scorer, functools.partial):  # a partial hides the attributes of what it binds
         return info_of(scorer.func)
+    declared = getattr(scorer, "info", None)
     if isinstance(declared, ScorerInfo):
         return declared
+    if declared is not None:
+        raise TypeError(f"{scorer!r}: `info` must be a ScorerInfo, not {type(declared).__name__}")
     parameters = call_parameters(scorer)
     images = parameters.get("images")
     needs_images = images is not None and images.default is inspect.Parameter.empty
@@ -120,32 +126,38 @@ def info_of(scorer: Any) -> ScorerInfo:
     annotation = "" if completions is None else _annotation_text(completions.annotation)
     return ScorerInfo(
         needs=("images",) if needs_images else (),
-        conversational=annotation.startswith(("list[list[", "List[List[", "list[list", "Sequence[list[")),
+        conversational=annotation.lower().startswith(("list[list", "sequence[list")),
     )
 
 
 def call_parameters(scorer: Any) -> dict[str, inspect.Parameter]:
-    """Return the parameters that a call of the scorer takes, `self` left out.
+    """Return the parameters that a call of the scorer takes, without `self` and without those already bound.
 
     >>> list(call_parameters(lambda completions, images=None: []))
     ['completions', 'images']
+    >>> list(call_parameters(functools.partial(lambda images, quality: [], quality=9)))
+    ['images']
     """
-    return dict(inspect.signature(scorer).parameters)
+    if inspect.isclass(scorer):
+        parameters = list(inspect.signature(scorer.__call__).parameters.values())[1:]
+        return {parameter.name: parameter for parameter in parameters}
+    bound = scorer.keywords if isinstance(scorer, functools.partial) else {}
+    parameters_by_name = inspect.signature(scorer).parameters
+    return {name: parameter for name, parameter in parameters_by_name.items() if name not in bound}
 
 
-def accepted_arguments(scorer: Any, offered: dict[str, Any]) -> dict[str, Any]:
+def accepted_arguments(scorer: Any, offered: Mapping[str, Any]) -> dict[str, Any]:
     """Keep of the offered keywords those that the scorer's signature names; all of them when it takes `**kwargs`.
 
     >>> sorted(accepted_arguments(lambda completions: [], {"completions": ["a"], "images": None}))
     ['completions']
     """
+    bound = scorer.keywords if isinstance(scorer, functools.partial) else {}
     parameters = call_parameters(scorer)
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return offered
-    return {name: value for name, value in offered.items() if name in parameters}
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in offered.items() if (takes_all or name in parameters) and name not in bound}
 
 
 def _annotation_text(annotation: Any) -> str:
-    if isinstance(annotation, str):
-        return annotation.replace(" ", "")
-    return str(annotation).replace("typing.", "").replace(" ", "")
+    text = annotation if isinstance(annotation, str) else str(annotation)
+    return text.replace("typing.", "").replace(" ", "")

@@ -1,0 +1,253 @@
+"""Finding a scorer by what a recipe calls it: an installed name, `package.module:name` or `./file.py:name`.
+
+No scorer is listed here: ours come through the entry point group `r3_rl.scorers`, the same door as a stranger's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from r3_rl.errors import InputError, R3Error, ScorerError
+from r3_rl.scoring.base import STANDARD_ARGUMENTS, ScorerInfo, info_of
+
+GROUP = "r3_rl.scorers"
+_SAMPLE_ARGUMENTS = frozenset(STANDARD_ARGUMENTS) - {"log_metric", "log_extra"}
+
+
+class ScorerInputError(ScorerError, InputError):
+    """A scorer was named wrongly or given parameters that it does not take; nothing was started."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerEntry:
+    """One line of `r3 rewards ls`: an installed scorer, or why it cannot be imported."""
+
+    name: str
+    origin: str
+    """Distribution and version that brought it, such as `r3-rl 0.1.0`."""
+    info: ScorerInfo | None
+    """None when the import failed."""
+    error: str = ""
+
+
+def list_scorers() -> list[ScorerEntry]:
+    """Return every installed scorer by name; one that fails to import is listed with its error."""
+    return [_entry(point) for point in _entry_points().values()]
+
+
+def find_scorer(scorer: str, base_folder: str | Path = ".") -> Any:
+    """Return the function or class that a name stands for, not yet built.
+
+    `scorer` is an installed name, `package.module:name`, or `file.py:name` with the path relative to `base_folder` (the
+    recipe's folder). Raises `ScorerInputError` that lists what exists.
+
+    >>> find_scorer("r3_rl.scoring.base:info_of").__name__
+    'info_of'
+    """
+    place, colon, attribute = scorer.rpartition(":")
+    if not colon:
+        if scorer.endswith(".py"):
+            raise ScorerInputError(
+                f"scorer '{scorer}': the name of the function or class is missing", hint=f"write '{scorer}:NAME'"
+            )
+        return _from_entry_point(scorer)
+    if place.endswith(".py") or "/" in place:
+        module = _import_file(scorer, Path(base_folder) / Path(place).expanduser())
+    else:
+        module = _import_module(scorer, place)
+    if not hasattr(module, attribute):
+        raise ScorerInputError(f"scorer '{scorer}': no '{attribute}' in it", hint=_suggest(attribute, _public(module)))
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise ScorerInputError(f"scorer '{scorer}': '{attribute}' is a {type(found).__name__}, not a function or class")
+    return found
+
+
+def load_scorer(scorer: str, params: Mapping[str, Any] | None = None, base_folder: str | Path = ".") -> Any:
+    """Return the scorer ready to be called: a class is built with `params`, a function gets them bound.
+
+    A function that takes nothing of a batch (no prompts, completions, images) is a factory: it is called with `params`
+    and returns the scorer, as TRL's `get_...` rewards do. Raises `ScorerInputError` for what `check_scorer` finds.
+    """
+    found = find_scorer(scorer, base_folder)
+    params = dict(params or {})
+    problems = _param_problems(scorer, found, params)
+    if problems:
+        raise ScorerInputError("\n".join(problems))
+    if not inspect.isclass(found) and not _is_factory(found):
+        return functools.partial(found, **params) if params else found
+    try:
+        built = found(**params)
+    except R3Error:
+        raise
+    except Exception as error:
+        raise ScorerError(f"scorer '{scorer}' cannot be built: {type(error).__name__}: {error}") from error
+    if not callable(built):
+        raise ScorerInputError(
+            f"scorer '{scorer}': a {type(built).__name__} cannot be called",
+            hint="give the class a method `__call__(self, prompts, completions, images, ...)`",
+        )
+    return built
+
+
+def check_scorer(scorer: str, params: Mapping[str, Any] | None = None, base_folder: str | Path = ".") -> list[str]:
+    """Return what is wrong with a scorer's name and parameters, one line each; nothing is built.
+
+    >>> check_scorer("r3_rl.scoring.base:nothing")[0].split(";")[0]
+    "scorer 'r3_rl.scoring.base:nothing': no 'nothing' in it"
+    """
+    try:
+        found = find_scorer(scorer, base_folder)
+        problems = _param_problems(scorer, found, dict(params or {}))
+        info_of(found)
+    except (ScorerError, TypeError, ValueError) as error:
+        return [" ".join(str(error).split())]
+    return problems
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+
+
+def _entry(point: EntryPoint) -> ScorerEntry:
+    origin = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
+    try:
+        return ScorerEntry(name=point.name, origin=origin, info=info_of(point.load()))
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything; the list goes on without it
+        return ScorerEntry(name=point.name, origin=origin, info=None, error=_one_line(error))
+
+
+def _from_entry_point(name: str) -> Any:
+    points = _entry_points()
+    if name not in points:
+        raise ScorerInputError(f"no scorer is called '{name}'", hint=_suggest(name, list(points)) + _OTHER_WAYS)
+    try:
+        return points[name].load()
+    except (Exception, SystemExit) as error:
+        raise ScorerInputError(f"scorer '{name}' ({points[name].value}) fails to import: {_one_line(error)}") from error
+
+
+_OTHER_WAYS = "; a scorer of your own is './file.py:name' or 'package.module:name'"
+
+
+def _import_module(scorer: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise ScorerInputError(f"scorer '{scorer}': '{name}' fails to import: {_one_line(error)}") from error
+
+
+def _import_file(scorer: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        near = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = _suggest(path.name, near) if near else "the path is relative to the recipe's folder"
+        raise ScorerInputError(f"scorer '{scorer}': no file {path}", hint=hint)
+    # Checking and then loading a recipe runs the file once; a changed file is read again.
+    stamp = hashlib.sha256(f"{path.resolve()}:{path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    name = f"r3_scorer_{path.stem}_{stamp}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ScorerInputError(f"scorer '{scorer}': {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look their own module up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ScorerInputError(f"scorer '{scorer}': {path} fails to import: {_one_line(error)}") from error
+    return module
+
+
+def _is_factory(found: Any) -> bool:
+    parameters = inspect.signature(found).parameters
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return inspect.isfunction(found) and not takes_all and not _SAMPLE_ARGUMENTS & set(parameters)
+
+
+def _param_problems(scorer: str, found: Any, params: dict[str, Any]) -> list[str]:
+    try:
+        parameters = dict(inspect.signature(found).parameters)
+    except (TypeError, ValueError) as error:  # some callables written in C have none
+        return [f"scorer '{scorer}': its signature cannot be read: {error}"]
+    builds = inspect.isclass(found) or _is_factory(found)
+    named = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        and (builds or name not in STANDARD_ARGUMENTS)
+    }
+    # A scorer function's **columns are the data set's; a constructor's **options are the user's.
+    takes_all = builds and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    problems = []
+    for name in params:
+        if name not in named and not takes_all:
+            problems.append(f"scorer '{scorer}' takes no parameter '{name}'; {_suggest(name, list(named), 'it takes')}")
+    if builds:
+        for name, parameter in named.items():
+            if parameter.default is inspect.Parameter.empty and name not in params:
+                problems.append(f"scorer '{scorer}' needs the parameter '{name}'; add it under `params`")
+    hints = _annotations(found)
+    for name in named:
+        if name in params and name in hints:
+            problem = _type_problem(params[name], hints[name])
+            if problem:
+                problems.append(f"scorer '{scorer}': parameter '{name}' = {params[name]!r}: {problem}")
+    return problems
+
+
+def _annotations(found: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    except Exception:  # an annotation that only a type checker can resolve says nothing about a value
+        return {}
+
+
+def _type_problem(value: Any, annotation: Any) -> str:
+    # JSON is what a recipe can express, so JSON's strict reading is the right one: a list fits a tuple, "3" no int.
+    from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
+    except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
+        return ""  # not a type that a recipe could write; the scorer itself must judge it
+    return ""
+
+
+def _public(module: ModuleType) -> list[str]:
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+
+
+def _suggest(name: str, known: list[str], lead: str = "known") -> str:
+    if not known:
+        return f"{lead}: none"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    question = f"did you mean '{close[0]}'? " if close else ""
+    return f"{question}{lead}: {', '.join(sorted(known))}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
