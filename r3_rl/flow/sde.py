@@ -197,9 +197,7 @@ def cps(step: StepInputs) -> StepDistribution:
     data = step.x - step.time * step.velocity
     noise = step.x + (1 - step.time) * step.velocity
     mean = (1 - step.next_time) * data + step.next_time * kept * noise
-    return StepDistribution(
-        mean=mean, std=step.next_time * math.sin(angle), eta=torch.full_like(step.time, step.eta)
-    )
+    return StepDistribution(mean=mean, std=step.next_time * math.sin(angle), eta=torch.full_like(step.time, step.eta))
 
 
 CONVENTIONS: dict[str, Convention] = {
@@ -273,9 +271,7 @@ def log_prob(step: StepDistribution, next_state: torch.Tensor, *, constants: boo
     return value
 
 
-def euler_step(
-    x: torch.Tensor, velocity: torch.Tensor, time: torch.Tensor, next_time: torch.Tensor
-) -> torch.Tensor:
+def euler_step(x: torch.Tensor, velocity: torch.Tensor, time: torch.Tensor, next_time: torch.Tensor) -> torch.Tensor:
     """Take one step of the flow ODE: x' = x - (t - t') v, in float32.
 
     Args:

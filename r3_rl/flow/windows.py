@@ -6,7 +6,6 @@ import numpy as np
 
 from r3_rl.errors import InputError
 
-
 WINDOWS = ("random", "first", "sliding", "all")
 """Windows by their name in a recipe."""
 

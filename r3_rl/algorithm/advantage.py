@@ -1,0 +1,168 @@
+"""How much better a rollout did than its peers.
+
+Shapes: R rollouts, G groups, Z groups without spread. nan and inf are missing: they are in no statistic and their
+rollouts have advantage 0. Give the rewards of all processes at once, or groups that no two processes share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from r3_rl.algorithm.peers import PeerStatistics, peer_statistics
+from r3_rl.errors import InputError
+
+SCALES = ("none", "group", "batch")
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Advantages:
+    """Advantages of a batch and what was not usable in it."""
+
+    values: torch.Tensor
+    """float32 [R]; exactly 0 for missing rewards, groups without spread and rollouts that do not apply."""
+    missing: torch.Tensor
+    """bool [R], the reward was due and is missing."""
+    zero_variance_groups: torch.Tensor
+    """int64 [Z], ids of groups that have rewards, all of them equal (a lone survivor included)."""
+    num_groups: int
+    """Groups with at least one reward."""
+    reward_mean: float
+    """Mean of the rewards that are there; nan if there is none."""
+    reward_std: float
+    """Mean over groups of the std of their rewards (of the whole batch for scale `batch`); nan if there is none."""
+
+    @property
+    def frac_zero_variance(self) -> float:
+        """Share of groups that teach nothing; 0 for a batch without a group.
+
+        >>> advantages(torch.tensor([1.0, 1.0]), torch.tensor([0, 0])).frac_zero_variance
+        1.0
+        """
+        return len(self.zero_variance_groups) / self.num_groups if self.num_groups else 0.0
+
+
+def advantages(
+    rewards: torch.Tensor,
+    groups: torch.Tensor,
+    *,
+    applies: torch.Tensor | None = None,
+    scale: Literal["none", "group", "batch"] = "none",
+    unbiased: bool = True,
+    eps: float = 1e-4,
+) -> Advantages:
+    """Compare each reward with the mean of its group.
+
+    A_i = r_i - mean_g                          scale `none` (R3)
+    A_i = (r_i - mean_g) / (std_g + eps)        scale `group`
+    A_i = (r_i - mean_g) / (std_batch + eps)    scale `batch`
+
+    Args:
+        rewards: [R]; nan and inf are missing.
+        groups: int [R], peers share an id.
+        applies: bool [R], False where there was nothing to reward (a stop draws no refinement): such a rollout is no
+            peer and not missing; left out, all apply.
+        scale: what the difference is divided by.
+        unbiased: divide squares by n - 1 (TRL, MixGRPO, R3's option) rather than n (Flow-GRPO).
+        eps: added to the std. TRL and Flow-GRPO use 1e-4, R3's option 1e-6, MixGRPO 1e-8.
+
+    Raises:
+        InputError: an unknown scale, or vectors of unlike length.
+
+    Source: GRPO (DeepSeekMath, section 4.1); R3 for `none`; Flow-GRPO (global_std) for `batch`.
+
+    >>> advantages(torch.tensor([1.0, 0.0, 0.25, float("nan")]), torch.tensor([3, 3, 5, 5])).values
+    tensor([ 0.5000, -0.5000,  0.0000,  0.0000])
+    """
+    if scale not in SCALES:
+        raise InputError(f"unknown reward scale {scale!r}", hint=f"choose one of {', '.join(SCALES)}")
+    due = torch.ones_like(rewards, dtype=torch.bool) if applies is None else applies
+    rewards = torch.where(due, rewards.double(), torch.nan)
+    peers = peer_statistics(rewards, groups)
+    values = _centred(rewards, peers)
+    std = peers.std(unbiased=unbiased)
+    known = rewards[rewards.isfinite()]
+    batch_std = known.std(correction=int(unbiased)) if len(known) > int(unbiased) else known.new_tensor(0.0)
+    if scale == "group":
+        values = values / (std[peers.index] + eps).nan_to_num(nan=1.0)
+    elif scale == "batch":
+        values = values / (batch_std + eps)
+    reward_std = batch_std if scale == "batch" else std[peers.count > 0].mean()
+    return Advantages(
+        values=values.float(),
+        missing=due & ~rewards.isfinite(),
+        zero_variance_groups=peers.ids[peers.equal],
+        num_groups=int((peers.count > 0).sum()),
+        reward_mean=float(known.mean()),
+        reward_std=float(reward_std) if len(known) else float("nan"),
+    )
+
+
+def aggregate(
+    scores: Mapping[str, torch.Tensor],
+    weights: Mapping[str, float],
+    groups: torch.Tensor,
+    *,
+    mode: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize",
+    unbiased: bool = True,
+    eps: float = 1e-4,
+) -> torch.Tensor:
+    """Join several scorers into one reward, to be handed to `advantages`.
+
+    r_i = sum_k w_k s_ki                                     `sum_then_normalize`
+    r_i = sum_k w_k (s_ki - mean_gk) / (std_gk + eps)        `normalize_then_sum`; scale `batch` then gives GDPO
+
+    A scorer that says nothing about a whole group does not concern it and is left out of the group's sums. Where it
+    speaks about some peers only, the plain sums of the others cannot be compared with theirs: those rewards are
+    missing. A normalised score has the neutral value 0, so there the rollout keeps what its other scorers said.
+
+    Args:
+        scores: [R] by scorer name; nan and inf are missing.
+        weights: by the same names.
+        groups: int [R], peers share an id.
+        mode: sum first, or bring each scorer to unit std within its group first.
+        unbiased, eps: of the std, as in `advantages`.
+
+    Returns:
+        float32 [R], nan where the reward is missing.
+
+    Raises:
+        InputError: an unknown mode, no scorer, names that differ, or vectors of unlike length.
+
+    Source: TRL (multi_objective_aggregation); GDPO (arXiv 2601.05242).
+
+    >>> scores = {"shape": torch.tensor([1.0, 0.0]), "style": torch.tensor([0.5, 1.0])}
+    >>> aggregate(scores, {"shape": 1.0, "style": 0.5}, torch.tensor([0, 0]))
+    tensor([1.2500, 0.5000])
+    """
+    if mode not in AGGREGATIONS:
+        raise InputError(f"unknown aggregation {mode!r}", hint=f"choose one of {', '.join(AGGREGATIONS)}")
+    if not scores or scores.keys() != weights.keys():
+        raise InputError(
+            f"scores of {sorted(scores)} and weights of {sorted(weights)}", hint="each scorer needs exactly one weight"
+        )
+    total = torch.zeros(groups.shape, dtype=torch.float64, device=groups.device)
+    spoken = torch.zeros_like(total, dtype=torch.bool)
+    lacking = torch.zeros_like(spoken)
+    for name, weight in weights.items():
+        peers = peer_statistics(scores[name], groups)
+        present = scores[name].isfinite()
+        if mode == "normalize_then_sum":
+            std = (peers.std(unbiased=unbiased) + eps)[peers.index].nan_to_num(nan=1.0)
+            part = _centred(scores[name].double(), peers) / std
+        else:
+            part = scores[name].double()
+            lacking |= ~present & (peers.count > 0)[peers.index]
+        total += torch.where(present, weight * part, 0.0)
+        spoken |= present
+    return torch.where(spoken & ~lacking, total, torch.nan).float()
+
+
+def _centred(values: torch.Tensor, peers: PeerStatistics) -> torch.Tensor:
+    """Give values less their group's mean; exactly 0 where missing or where the group has no spread."""
+    useful = values.isfinite() & ~peers.equal[peers.index]
+    return torch.where(useful, values - peers.mean[peers.index], 0.0)

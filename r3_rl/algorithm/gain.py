@@ -1,0 +1,124 @@
+"""What a critique and its refinement earned: the gain C.
+
+Shapes: R rollouts, one critique each. V0 is the score of the image that was looked at, V1 that of the refinement,
+both in [0, 1]. A stop draws nothing, so V1 = V0 there and needs no score. nan is missing and stays missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from r3_rl.algorithm.peers import peer_statistics
+from r3_rl.errors import InputError
+
+PERFECT_FROM = 1 - 1e-6
+"""A weighted panel reaches 1 only up to rounding."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gains:
+    """The gain of each rollout and what became of its image."""
+
+    values: torch.Tensor
+    """float32 [R]; nan where a score that it needs is missing."""
+    improved: torch.Tensor
+    """bool [R], the refinement scores above the image looked at."""
+    regressed: torch.Tensor
+    """bool [R], the refinement scores below it."""
+    stopped: torch.Tensor
+    """bool [R], as given."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GainInputs:
+    """What a gain kind sees, [R] each; `difference` is V1 - V0, 0 on a stop, nan where a score is missing."""
+
+    difference: torch.Tensor
+    perfect: torch.Tensor
+    """bool, V0 is 1."""
+    stopped: torch.Tensor
+    groups: torch.Tensor
+
+
+def gains(
+    kind: str, score_before: torch.Tensor, score_after: torch.Tensor, stopped: torch.Tensor, groups: torch.Tensor
+) -> Gains:
+    """Give each rollout's gain C(V0, V1, stop); the equations stand with each kind in this file.
+
+    Args:
+        kind: a name in `GAINS`.
+        score_before: [R], V0 in [0, 1] or nan.
+        score_after: [R], V1 in [0, 1] or nan; not read where `stopped`. A malformed critique that drew nothing is no
+            stop: give V0 again, the image is unchanged.
+        stopped: bool [R], a well-formed critique that asked for no further edit.
+        groups: int [R], refinements of one image share an id; read by `repair`.
+
+    Raises:
+        InputError: an unknown kind, or vectors of unlike length.
+
+    Source: R3 (arXiv 2602.15772); AlphaGRPO for `repair`.
+
+    >>> before, after = torch.tensor([0.5, 0.5, 1.0]), torch.tensor([1.0, float("nan"), float("nan")])
+    >>> gains("paper", before, after, torch.tensor([False, True, True]), torch.zeros(3, dtype=torch.long)).values
+    tensor([0.5000, 0.0000, 1.0000])
+    """
+    rule = GAINS.get(kind)
+    if rule is None:
+        raise InputError(f"unknown gain kind {kind!r}", hint=f"choose one of {', '.join(GAINS)}")
+    if not score_before.shape == score_after.shape == stopped.shape == groups.shape or score_before.ndim != 1:
+        raise InputError("scores, stops and groups are not vectors of one length", hint="one entry for each rollout")
+    before = _finite_or_missing(score_before)
+    difference = torch.where(stopped, before, _finite_or_missing(score_after)) - before
+    inputs = GainInputs(difference=difference, perfect=before >= PERFECT_FROM, stopped=stopped, groups=groups)
+    values = torch.where(difference.isnan(), torch.nan, rule(inputs))
+    return Gains(values=values, improved=difference > 0, regressed=difference < 0, stopped=stopped)
+
+
+def paper(inputs: GainInputs) -> torch.Tensor:
+    """Follow the paper: C = V1 - V0 if V0 < 1, else 1 for a stop and 0 otherwise.
+
+    >>> no, yes = torch.tensor([False]), torch.tensor([True])
+    >>> paper(GainInputs(difference=torch.tensor([-0.5]), perfect=yes, stopped=no, groups=torch.tensor([0])))
+    tensor([0.])
+    """
+    return torch.where(inputs.perfect, inputs.stopped.float(), inputs.difference)
+
+
+def released(inputs: GainInputs) -> torch.Tensor:
+    """Follow the released code: C = 1 for a stop at V0 = 1, else V1 - V0, so that breaking a perfect image costs.
+
+    >>> no, yes = torch.tensor([False]), torch.tensor([True])
+    >>> released(GainInputs(difference=torch.tensor([-0.5]), perfect=yes, stopped=no, groups=torch.tensor([0])))
+    tensor([-0.5000])
+    """
+    return torch.where(inputs.perfect & inputs.stopped, 1.0, inputs.difference)
+
+
+def repair(inputs: GainInputs) -> torch.Tensor:
+    """Give every refinement that does not improve its image the lowest gain of its group.
+
+    C' = released gain;   C = min_{peers} C' if a refinement was drawn and V1 <= V0, else C'
+
+    An edit that changes nothing is then worth no more than the one that did the most harm.
+
+    >>> no = torch.tensor([False, False, False])
+    >>> change = torch.tensor([0.5, 0.0, -0.25])
+    >>> repair(GainInputs(difference=change, perfect=no, stopped=no, groups=torch.zeros(3, dtype=torch.long)))
+    tensor([ 0.5000, -0.2500, -0.2500])
+    """
+    gain = released(inputs)
+    peers = peer_statistics(gain, inputs.groups)
+    lowest = peers.lowest[peers.index].to(gain.dtype)
+    return torch.where(~inputs.stopped & (inputs.difference <= 0), lowest, gain)
+
+
+GAINS: dict[str, Callable[[GainInputs], torch.Tensor]] = {"paper": paper, "released": released, "repair": repair}
+"""Gain kinds by their name in a recipe."""
+
+
+def _finite_or_missing(scores: torch.Tensor) -> torch.Tensor:
+    scores = scores.float()
+    return torch.where(scores.isfinite(), scores, torch.nan)
