@@ -104,7 +104,7 @@ def denormalise(images: Tensor) -> Tensor:
 
 
 def resize(image: Tensor, rule: ResizeRule) -> Tensor:
-    """An image float [3, H, W] in [0, 1] brought to `resized_size` by antialiased bicubic resampling in 8 bits.
+    """An image float [3, H, W] in [0, 1] brought to its `resized_size`.
 
     An image that already has its size is returned as it is: nothing is resampled and nothing is rounded to 8 bits.
 
@@ -115,10 +115,16 @@ def resize(image: Tensor, rule: ResizeRule) -> Tensor:
     target = resized_size(height, width, rule)
     if target == (height, width):
         return image
+    return resample(image, *target)
+
+
+def resample(image: Tensor, height: int, width: int) -> Tensor:
+    """An image float [3, H, W] in [0, 1] at another size: bicubic, antialiased.
+
+    It goes through 8 bits, because the weights were trained on images resampled so.
+    """
     picture = Image.fromarray(to_uint8(image))
-    # through 8 bits, because the weights were trained on images resampled so
-    small = picture.resize((target[1], target[0]), Image.Resampling.BICUBIC)
-    return to_float(small).to(image.device)
+    return to_float(picture.resize((width, height), Image.Resampling.BICUBIC)).to(image.device)
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -138,20 +144,6 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     rows, cols = height // patch, width // patch
     grid = images.reshape(-1, channels, rows, patch, cols, patch).permute(0, 2, 4, 3, 5, 1)
     return grid.reshape(*batch, rows * cols, patch * patch * channels)
-
-
-def grid_ids(rows: int, cols: int, table_side: int) -> Tensor:
-    """Row of a square position table for each cell of a grid: r * table_side + c, row-major, int64 [rows * cols].
-
-    >>> grid_ids(2, 3, 8).tolist()
-    [0, 1, 2, 8, 9, 10]
-    """
-    if rows > table_side or cols > table_side:
-        raise InputError(
-            f"a grid of {rows} x {cols} tokens does not fit the position table of {table_side} x {table_side}",
-            hint="use a smaller image",
-        )
-    return (torch.arange(rows)[:, None] * table_side + torch.arange(cols)).flatten()
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:

@@ -1,0 +1,173 @@
+"""The safetensors files of a folder: finding them, reading them tensor by tensor, telling what does not fit a model."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, uint8
+
+from r3_rl.errors import CheckpointError
+
+MODEL_FILES = ("ema.safetensors", "model.safetensors", "bagel_tiny.safetensors")
+"""Where the weights may lie, the released name first."""
+AUTOENCODER_FILES = ("ae.safetensors", "ae_tiny.safetensors")
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 (hex) over names, types, shapes and contents of all weights of a folder, whatever files hold them.
+
+    An adapter remembers it and is refused on any other base. Reads one tensor at a time.
+    """
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    sources = [("", find_weights(folder, MODEL_FILES))]
+    if any((folder / name).is_file() for name in AUTOENCODER_FILES):
+        sources.append(("autoencoder.", find_weights(folder, AUTOENCODER_FILES)))
+    for prefix, source in sources:
+        for name, tensor in source.tensors():
+            digest.update(f"{prefix}{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            if tensor.numel():
+                digest.update(tensor.contiguous().flatten().view(uint8).numpy())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFiles:
+    """The safetensors files that together hold one module's weights."""
+
+    files: tuple[Path, ...]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, from the headers alone."""
+        found: dict[str, tuple[int, ...]] = {}
+        for path in self.files:
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118, a safetensors handle is no mapping
+                    found[name] = tuple(file.get_slice(name).get_shape())
+        return found
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor in the order of their names, one at a time, on the host; valid until the next is asked for."""
+        where = {}
+        for path in self.files:
+            with _opened(path) as file:
+                where.update(dict.fromkeys(file.keys(), path))
+        for path, names in _runs(sorted(where), where.__getitem__):
+            with _opened(path) as file:
+                for name in names:
+                    yield name, file.get_tensor(name)
+
+
+def _runs(names: Iterable[str], path_of: Callable[[str], Path]) -> Iterator[tuple[Path, list[str]]]:
+    """Neighbouring names of one file together, so that a file is not opened for every tensor."""
+    run: list[str] = []
+    for name in names:
+        if run and path_of(name) != path_of(run[0]):
+            yield path_of(run[0]), run
+            run = []
+        run.append(name)
+    if run:
+        yield path_of(run[0]), run
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing", hint="the index names it; is the download complete?") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})", hint="download it again") from error
+
+
+def find_weights(folder: Path, names: tuple[str, ...]) -> WeightFiles:
+    """The first of `names` that lies in the folder, whole or in shards with an index. Raises CheckpointError."""
+    for name in names:
+        if (folder / name).is_file():
+            return WeightFiles(files=(folder / name,))
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _from_index(index)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder", hint="give the folder that holds the weights")
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+    raise CheckpointError(
+        f"{folder} holds none of {', '.join(names)}",
+        hint=f"{pickled[0]} is not read, because a pickled file can run code: convert it to safetensors"
+        if pickled
+        else "give the folder that holds the weights",
+    )
+
+
+def _from_index(index: Path) -> WeightFiles:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of weights ({error!r})", hint="download it again") from error
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index}: {outside[0]!r} lies outside the folder", hint="shards lie beside their index")
+    return WeightFiles(files=tuple(index.parent / name for name in names))
+
+
+def refuse_mismatch(
+    source: WeightFiles,
+    expected: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, tuple[int, ...]],
+    optional: Iterable[str] = (),
+) -> None:
+    """Raises CheckpointError with a line for every tensor that does not fit, unless all fit."""
+    problems = describe_mismatch(expected, stored, optional=set(optional))
+    if problems:
+        names = ", ".join(path.name for path in source.files)
+        raise CheckpointError(
+            f"{source.files[0].parent}: {len(problems)} tensors of {names} do not fit the model:\n  "
+            + "\n  ".join(problems)
+            + "\n",
+            hint="do the JSON files beside the weights belong to them?",
+        )
+
+
+def describe_mismatch(
+    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], *, optional: Set[str] = frozenset()
+) -> list[str]:
+    """One line for every missing, surplus or misshapen tensor, missing and surplus ones with their nearest name.
+
+    >>> describe_mismatch({"norm.weight": (4,), "head.bias": (2,)}, {"norm.weigth": (4,), "head.bias": (3,)})
+    ['head.bias: shape [3] in the file, [2] in the model', "missing norm.weight (the file has 'norm.weigth')"]
+    """
+    lines = [
+        f"{name}: shape {list(stored[name])} in the file, {list(shape)} in the model"
+        for name, shape in expected.items()
+        if name in stored and stored[name] != shape
+    ]
+    missing = [name for name in expected if name not in stored and name not in optional]
+    surplus = [name for name in stored if name not in expected]
+    claimed: set[str] = set()
+    for name in missing:
+        near = _nearest(name, surplus)
+        claimed.update([near] if near else [])
+        lines.append(f"missing {name}" + (f" (the file has {near!r})" if near else ""))
+    for name in surplus:
+        if name not in claimed:
+            near = _nearest(name, expected)
+            lines.append(f"surplus {name}" + (f" (the model has {near!r})" if near else ""))
+    return lines
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that shares most dotted parts; letters are compared only among the best few, which is what keeps
+    a thousand against a thousand names quick."""
+    parts = set(name.split("."))
+    few = sorted(candidates, key=lambda other: -len(parts & set(other.split("."))))[:8]
+    close = difflib.get_close_matches(name, few, n=1, cutoff=0.6)
+    return close[0] if close else None
