@@ -35,6 +35,8 @@ class TextPiece:
     text: str
     token_ids: tuple[int, ...] | None = None
     """Ids as sampled, without begin and end; None lets the backbone tokenise `text`."""
+    keep: bool = False
+    """True for a system prompt: guidance's text-dropped context keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

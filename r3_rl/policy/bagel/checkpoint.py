@@ -37,7 +37,7 @@ from r3_rl.policy.bagel.weights import (
 __all__ = ["fingerprint", "load_autoencoder", "load_bagel", "random_bagel", "save_bagel"]
 
 QWEN_TOKEN_IDS = {"bos_token_id": 151644, "eos_token_id": 151645, "start_of_image": 151652, "end_of_image": 151653}
-"""Special token ids of the released vocabulary; only random weights, which know no words, may do without a tokenizer."""
+"""Special token ids of the released vocabulary, for random weights: they know no words and need no tokenizer."""
 
 
 def load_bagel(

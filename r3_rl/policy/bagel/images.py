@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from r3_rl.errors import DataError, InputError
 from r3_rl.policy.bagel.config import ResizeRule
 
-ImageLike = Tensor | np.ndarray | Image.Image
+ImageLike: TypeAlias = Tensor | np.ndarray | Image.Image
 
 MAX_PIXELS = 64_000_000
 """Pixels a user's file may hold: far above any photograph that is shrunk to 1024, far below a decompression bomb."""

@@ -1,0 +1,70 @@
+"""BAGEL as a policy: it writes, draws and scores again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from r3_rl.policy.bagel import replay as _replay
+from r3_rl.policy.bagel import sampler, supervised, writer
+from r3_rl.policy.bagel.model import Bagel
+from r3_rl.policy.bagel.reader import Reader
+from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling, SupervisedLoss
+from r3_rl.types import Context, ImageSegment, Segment, TextSegment
+
+
+class BagelPolicy:
+    """The `Policy` protocol over a `Bagel` of any size, with or without an adapter."""
+
+    def __init__(self, model: Bagel, reader: Reader) -> None:
+        self.model, self.reader = model, reader
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The weights."""
+        return self.model
+
+    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
+        """One text a context, sampled with its own seed."""
+        return writer.write(self.model, self.reader, contexts, sampling, seeds) if contexts else []
+
+    def draw(
+        self,
+        contexts: Sequence[Context],
+        drawings: Sequence[Drawing],
+        seeds: Sequence[int],
+        noise_seeds: Sequence[int] | None = None,
+    ) -> list[ImageSegment]:
+        """One image a context, drawn with its own seed (and, where given, another row's initial noise)."""
+        if not contexts:
+            return []
+        return sampler.draw(self.model, self.reader, contexts, drawings, seeds, noise_seeds)
+
+    def replay(self, segments: Sequence[Segment]) -> list[Tensor | ImageReplay]:
+        """Log-probs under the current weights, with gradient."""
+        return _replay.replay(self.model, self.reader, segments)
+
+    def supervised(self, examples: Sequence[Example], times: Tensor, noise: Tensor) -> SupervisedLoss:
+        """Summed losses of supervised examples."""
+        return supervised.supervised_loss(self.model, self.reader, examples, times, noise)
+
+    def num_tokens(self, segment: Segment) -> int:
+        """Tokens that replaying the segment costs."""
+        return _replay.segment_tokens(self.reader, segment)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, adapters are switched off: the policy is the base again."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)

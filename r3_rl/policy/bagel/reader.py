@@ -1,0 +1,119 @@
+"""From pieces of a context to blocks of the decoder: tokens, patches, latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from r3_rl.errors import CheckpointError
+from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens, tokens_to_latents
+from r3_rl.policy.bagel.config import BagelConfig
+from r3_rl.policy.bagel.images import patchify, resize
+from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, TextBlock
+from r3_rl.types import Context, ImagePiece
+
+_SPECIAL = {
+    "bos_token_id": "<|im_start|>",
+    "eos_token_id": "<|im_end|>",
+    "start_of_image": "<|vision_start|>",
+    "end_of_image": "<|vision_end|>",
+}
+
+
+def special_token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The four special ids that the layout needs, looked up by name."""
+    found = {key: tokenizer.token_to_id(token) for key, token in _SPECIAL.items()}
+    missing = [_SPECIAL[key] for key, value in found.items() if value is None]
+    if missing:
+        raise CheckpointError(f"the tokenizer has no {', '.join(missing)}", hint="BAGEL needs a Qwen2.5 tokenizer")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reader:
+    """Everything between the toolkit's texts and images and the decoder's blocks."""
+
+    config: BagelConfig
+    tokenizer: Tokenizer
+    autoencoder: Autoencoder
+
+    @property
+    def bos(self) -> int:
+        """Begin-of-text token id."""
+        assert self.config.special_token_ids is not None
+        return self.config.special_token_ids["bos_token_id"]
+
+    @property
+    def eos(self) -> int:
+        """End-of-text token id."""
+        assert self.config.special_token_ids is not None
+        return self.config.special_token_ids["eos_token_id"]
+
+    def token_ids(self, text: str) -> list[int]:
+        """Ids of a text without begin and end."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def text(self, ids: list[int]) -> str:
+        """The words of ids, special tokens left out."""
+        words: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return words.strip()
+
+    def text_block(self, text: str, ids: tuple[int, ...] | None = None, *, scored: bool = False) -> TextBlock:
+        """bos, ids, eos. `scored`: every token after the first is to be predicted."""
+        body = list(ids) if ids is not None else self.token_ids(text)
+        if body and body[-1] == self.eos:
+            body = body[:-1]
+        return TextBlock(ids=[self.bos, *body, self.eos], num_scored=len(body) + 1 if scored else 0)
+
+    def look_block(self, image: Tensor) -> LookBlock:
+        """Image float [3, H, W] in [0, 1] -> patches for the understanding tower."""
+        p = self.config.vit.patch_size
+        image = resize(resize(image, self.config.vae_resize), self.config.vit_resize)
+        patches = patchify(image * 2 - 1, p)
+        return LookBlock(patches=patches, grid=(image.shape[1] // p, image.shape[2] // p))
+
+    @torch.no_grad()
+    def latent_tokens(self, images: Tensor) -> Tensor:
+        """Images float [B, 3, H, W] in [0, 1] -> latent tokens float32 [B, M, C] (the autoencoder's mean)."""
+        dtype = next(iter(self.autoencoder.parameters()), images).dtype
+        latents = self.autoencoder.encode((images * 2 - 1).to(dtype))
+        return latents_to_tokens(latents.float(), self.config.latent_patch_size)
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Latent tokens high and wide of an image of `size` (height, width) pixels."""
+        stride = self.config.latent_stride
+        return size[0] // stride, size[1] // stride
+
+    def latent_block(self, image: Tensor) -> LatentBlock:
+        """An image of the context as clean latent tokens."""
+        image = resize(image, self.config.vae_resize)
+        return LatentBlock(tokens=self.latent_tokens(image[None])[0], grid=self.grid((image.shape[1], image.shape[2])))
+
+    @torch.no_grad()
+    def images(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Latent tokens [B, M, C] -> images float32 [B, 3, H, W] in [0, 1]."""
+        dtype = next(iter(self.autoencoder.parameters()), tokens).dtype
+        scale = self.config.autoencoder.downsample
+        latents = tokens_to_latents(tokens, (size[0] // scale, size[1] // scale), self.config.latent_patch_size)
+        return (self.autoencoder.decode(latents.to(dtype)).float() * 0.5 + 0.5).clamp(0, 1)
+
+    def blocks(self, context: Context, *, drop: str = "") -> list[Block]:
+        """The context's blocks in order. `drop`: `text` leaves out the texts after the last image (all texts where
+        there is no image; a plan goes with its prompt, a system prompt stays), `image` leaves out every image: the
+        two dropped contexts of guidance."""
+        out: list[Block] = []
+        last_image = max((i for i, piece in enumerate(context) if isinstance(piece, ImagePiece)), default=-1)
+        for i, piece in enumerate(context):
+            if isinstance(piece, ImagePiece):
+                if drop == "image":
+                    continue
+                if piece.use == "edit":
+                    out.append(self.latent_block(piece.image))
+                out.append(self.look_block(piece.image))
+            elif drop != "text" or i < last_image or piece.keep:
+                out.append(self.text_block(piece.text, piece.token_ids))
+        return out

@@ -1,0 +1,194 @@
+"""Images denoised for a batch of contexts, with guidance branches in one pass and some steps stochastic.
+
+Shapes: B rows, M latent tokens an image, C channels, S scored steps of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from r3_rl.flow.guidance import Guidance, combine
+from r3_rl.flow.schedule import shifted_schedule
+from r3_rl.flow.sde import euler_step, log_prob, sample, stochastic_step
+from r3_rl.policy.base import Drawing
+from r3_rl.policy.bagel.encoder import Encoded, encode, encode_rows
+from r3_rl.policy.bagel.model import Bagel
+from r3_rl.policy.bagel.packing import LatentBlock, Packed, pack
+from r3_rl.policy.bagel.reader import Reader
+from r3_rl.types import Context, ImageSegment
+
+
+@dataclass(kw_only=True, eq=False)
+class _Branches:
+    """The contexts of the full and the dropped branches, ready for the noisy block."""
+
+    full: Encoded
+    full_block: Packed
+    everything: Encoded | None
+    """Full, text-dropped and (where needed) image-dropped rows, one after the other."""
+    everything_block: Packed | None
+
+
+class Denoiser:
+    """Velocities of one batch of contexts at any state and time; the contexts are encoded once."""
+
+    def __init__(
+        self, model: Bagel, reader: Reader, contexts: Sequence[Context], grid: tuple[int, int], guidance: Guidance
+    ) -> None:
+        self.model, self.guidance = model, guidance
+        self.num_rows, self.num_tokens = len(contexts), grid[0] * grid[1]
+        everything = None
+        if guidance.needs_text_drop:
+            drops = ["", "text", *(["image"] if guidance.needs_image_drop else [])]
+            everything = _encode_dropped(model, reader, contexts, drops)
+            full = everything.select(torch.arange(self.num_rows, device=model.device))
+        else:
+            full = encode(model, reader, contexts)
+        self.branches = _Branches(
+            full=full,
+            full_block=self._block(full, grid),
+            everything=everything,
+            everything_block=self._block(everything, grid) if everything else None,
+        )
+
+    def _block(self, encoded: Encoded, grid: tuple[int, int]) -> Packed:
+        blank = torch.zeros(self.num_tokens, self.model.config.latent_channels)
+        rows = [[LatentBlock(tokens=blank, grid=grid, time=1.0, noisy=True)] for _ in encoded.next_position]
+        return pack(rows, self.model.config, start=encoded.next_position.tolist(), device=self.model.device)
+
+    def velocity(self, x: Tensor, time: float) -> Tensor:
+        """Guided velocity float32 [B, M, C] at x [B, M, C]; guidance acts inside its interval only."""
+        if self.guidance.active(time):
+            assert self.branches.everything is not None and self.branches.everything_block is not None
+            count = self.branches.everything.next_position.shape[0] // self.num_rows
+            v = self._forward(self.branches.everything_block, self.branches.everything, x.repeat(count, 1, 1), time)
+            full, *dropped = v.split(self.num_rows)
+            times = torch.full((self.num_rows,), time, device=x.device)
+            return combine(self.guidance, times, full, *dropped)
+        return self._forward(self.branches.full_block, self.branches.full, x, time)
+
+    def _forward(self, block: Packed, encoded: Encoded, x: Tensor, time: float) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        packed = block.with_latents(flat, torch.full((flat.shape[0],), time, device=x.device))
+        return self.model(packed, encoded.parts).velocity.view(x.shape)
+
+
+def _encode_dropped(model: Bagel, reader: Reader, contexts: Sequence[Context], drops: Sequence[str]) -> Encoded:
+    """All branches as rows of one cache; an empty row (everything dropped) holds no valid key."""
+    rows = [reader.blocks(c, drop=drop) for drop in drops for c in contexts]
+    full = [i for i, row in enumerate(rows) if row]
+    encoded = encode_rows(model, [rows[i] for i in full])
+    if len(full) == len(rows):
+        return encoded
+    part = encoded.parts[0]
+    place = torch.zeros(len(rows), dtype=torch.int64, device=model.device)
+    place[full] = torch.arange(len(full), device=model.device)
+    has = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
+    has[full] = True
+    spread = part.select(place)
+    valid = spread.valid if spread.valid is not None else has.new_ones(len(rows), spread.keys[0].shape[2])
+    spread.valid = valid & has[:, None]
+    return Encoded(parts=[spread], next_position=encoded.next_position[place] * has)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Denoised:
+    """A batch's walk from noise to data."""
+
+    final: Tensor
+    """float32 [B, M, C]."""
+    states: list[list[Tensor]]
+    """By row: x before each scored step."""
+    next_states: list[list[Tensor]]
+    log_probs: list[list[Tensor]]
+    steps: list[list[int]]
+    """By row: indices of the scored steps."""
+    times: Tensor
+    """float32 [T + 1] schedule."""
+
+
+@torch.no_grad()
+def denoise(denoiser: Denoiser, drawings: Sequence[Drawing], initial: Tensor, step_noise: Tensor) -> Denoised:
+    """Walks initial noise [B, M, C] to data. step_noise [B, most scored steps of a row, M, C]."""
+    first = drawings[0]
+    times = shifted_schedule(first.num_steps + 1, first.shift)
+    x = initial.to(denoiser.model.device, torch.float32)
+    step_noise = step_noise.to(x.device, torch.float32)
+    rows = x.shape[0]
+    states: list[list[Tensor]] = [[] for _ in range(rows)]
+    next_states: list[list[Tensor]] = [[] for _ in range(rows)]
+    log_probs: list[list[Tensor]] = [[] for _ in range(rows)]
+    steps: list[list[int]] = [[] for _ in range(rows)]
+    for i in range(first.num_steps):
+        t, t_next = float(times[i]), float(times[i + 1])
+        v = denoiser.velocity(x, t)
+        after = euler_step(x, v, torch.tensor(t), torch.tensor(t_next))
+        scored = [r for r in range(rows) if i in drawings[r].sde_steps]
+        if scored:
+            noise = torch.stack([step_noise[r, len(steps[r])] for r in scored])
+            ones = torch.ones(len(scored), device=x.device)
+            distribution = stochastic_step(
+                x[scored], v[scored], ones * t, ones * t_next, first.convention, first.eta, second_time=float(times[1])
+            )
+            drawn = sample(distribution, noise)
+            values = log_prob(distribution, drawn)
+            for j, r in enumerate(scored):
+                states[r].append(x[r])
+                next_states[r].append(drawn[j])
+                log_probs[r].append(values[j])
+                steps[r].append(i)
+            after = after.index_copy(0, torch.tensor(scored, device=x.device), drawn)
+        x = after
+    return Denoised(
+        final=x, states=states, next_states=next_states, log_probs=log_probs, steps=steps, times=times
+    )
+
+
+@torch.no_grad()
+def draw(
+    model: Bagel,
+    reader: Reader,
+    contexts: Sequence[Context],
+    drawings: Sequence[Drawing],
+    seeds: Sequence[int],
+    noise_seeds: Sequence[int] | None = None,
+) -> list[ImageSegment]:
+    """One image a context. `noise_seeds` lets rows share their initial noise while `seeds` keeps their steps apart."""
+    size = drawings[0].size
+    grid = reader.grid(size)
+    shape = (grid[0] * grid[1], model.config.latent_channels)
+    most = max(len(d.sde_steps) for d in drawings)
+    initial = row_noise(noise_seeds or seeds, 1, shape)[:, 0]
+    # drawn from other seeds than the initial noise, or both would be one sample
+    step_noise = row_noise([s + 1 for s in seeds], most, shape)
+    denoiser = Denoiser(model, reader, contexts, grid, drawings[0].guidance)
+    walk = denoise(denoiser, drawings, initial, step_noise)
+    images = reader.images(walk.final, size).cpu()
+    out = []
+    for r, context in enumerate(contexts):
+        scored = torch.tensor(walk.steps[r], dtype=torch.int64)
+        empty = torch.zeros(0, *shape)
+        out.append(
+            ImageSegment(
+                context=context,
+                image=images[r],
+                states=torch.stack(walk.states[r]).cpu() if walk.states[r] else empty,
+                next_states=torch.stack(walk.next_states[r]).cpu() if walk.states[r] else empty,
+                times=walk.times[scored],
+                next_times=walk.times[scored + 1],
+                log_probs=torch.stack(walk.log_probs[r]).cpu() if walk.states[r] else torch.zeros(0),
+                drawing=drawings[r],
+            )
+        )
+    return out
+
+
+def row_noise(seeds: Sequence[int], count: int, shape: tuple[int, int]) -> Tensor:
+    """float32 [B, count, *shape] standard normal, each row from its own seed, drawn on the CPU."""
+    return torch.stack(
+        [torch.randn(count, *shape, generator=torch.Generator().manual_seed(s % 2**63)) for s in seeds]
+    )

@@ -1,0 +1,61 @@
+"""Next-token and flow-matching losses of supervised examples in one packed pass.
+
+Flow: x_t = (1 - t) data + t noise, target velocity noise - data, t = sigmoid(normal(mean, 1)) shifted as configured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from r3_rl.policy.base import Example, SupervisedLoss
+from r3_rl.policy.bagel.model import Bagel
+from r3_rl.policy.bagel.packing import Block, LatentBlock, pack
+from r3_rl.policy.bagel.reader import Reader
+
+
+def supervised_loss(
+    model: Bagel, reader: Reader, examples: Sequence[Example], times: Tensor, noise: Tensor
+) -> SupervisedLoss:
+    """Losses of a batch. times float32 [images] in (0, 1), noise float32 [images, M, C], one for each target image."""
+    rows: list[list[Block]] = []
+    velocities = []
+    latents = _latents(reader, examples)
+    at = 0
+    for example in examples:
+        row = reader.blocks(example.context)
+        if example.answer is not None:
+            row.append(reader.text_block(example.answer, scored=True))
+        if example.image is not None:
+            t, data, eps = float(times[at]), latents[at], noise[at]
+            grid = reader.grid((example.image.shape[1], example.image.shape[2]))
+            row.append(LatentBlock(tokens=(1 - t) * data + t * eps, grid=grid, time=t, noisy=True))
+            velocities.append(eps - data)
+            at += 1
+        rows.append(row)
+    packed = pack(rows, model.config, device=model.device)
+    out = model(packed)
+    zero = out.velocity.new_zeros(())
+    flow = (out.velocity - torch.cat(velocities).to(model.device)).square().sum() if velocities else zero
+    num_text = packed.targets.shape[0]
+    text = F.cross_entropy(out.logits.float(), packed.targets, reduction="sum") if num_text else zero
+    return SupervisedLoss(flow=flow, num_flow=out.velocity.numel(), text=text, num_text=num_text)
+
+
+def _latents(reader: Reader, examples: Sequence[Example]) -> list[Tensor]:
+    images = [e.image for e in examples if e.image is not None]
+    if images and all(i.shape == images[0].shape for i in images):
+        return list(reader.latent_tokens(torch.stack(images)))
+    return [reader.latent_tokens(i[None])[0] for i in images]
+
+
+def shift_time(time: Tensor, shift: float) -> Tensor:
+    """t -> s t / (1 + (s - 1) t).
+
+    >>> shift_time(torch.tensor([0.5]), 3.0)
+    tensor([0.7500])
+    """
+    return shift * time / (1 + (shift - 1) * time)

@@ -1,0 +1,146 @@
+"""Texts sampled for a batch of contexts: static cache, rows seeded apart, finished rows leave.
+
+Shapes: B rows, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from r3_rl.policy.base import Sampling
+from r3_rl.policy.bagel.attention import CachePart
+from r3_rl.policy.bagel.encoder import Encoded, encode
+from r3_rl.policy.bagel.layers import Layout
+from r3_rl.policy.bagel.model import Bagel
+from r3_rl.policy.bagel.packing import Packed
+from r3_rl.policy.bagel.reader import Reader
+from r3_rl.types import Context, TextSegment
+
+
+@torch.no_grad()
+def write(
+    model: Bagel, reader: Reader, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]
+) -> list[TextSegment]:
+    """One text a context. The first token fed is bos at the context's next position; eos ends a text."""
+    encoded = encode(model, reader, contexts)
+    num_rows, limit = len(contexts), sampling.max_new_tokens
+    uniforms = row_uniforms(seeds, limit).to(model.device)
+    tokens: list[list[int]] = [[] for _ in range(num_rows)]
+    log_probs: list[list[float]] = [[] for _ in range(num_rows)]
+    kept: list[list[Tensor]] = [[] for _ in range(num_rows)]
+    active = torch.arange(num_rows, device=model.device)
+    own = _empty_part(model, num_rows, limit)
+    feed = torch.full((num_rows,), reader.bos, dtype=torch.int64, device=model.device)
+    running = torch.ones(num_rows, dtype=torch.bool, device=model.device)
+    for step in range(limit):
+        past = [*encoded.parts, *([_first(own, step)] if step else [])]
+        out = model(_one_token(model, feed, encoded.next_position + step), past, keep=True)
+        for layer, (k, v) in enumerate(zip(out.part.keys, out.part.values, strict=True)):
+            own.keys[layer][:, :, step : step + 1] = k
+            own.values[layer][:, :, step : step + 1] = v
+        chosen, chosen_log_probs, kept_mask = choose(out.logits, sampling, uniforms[active, step])
+        going = running.tolist()
+        rows, ids, values = active.tolist(), chosen.tolist(), chosen_log_probs.tolist()
+        for i, row in enumerate(rows):
+            if going[i]:
+                tokens[row].append(ids[i])
+                log_probs[row].append(values[i])
+                if kept_mask is not None:
+                    kept[row].append(kept_mask[i].cpu())
+        running = running & (chosen != reader.eos)
+        left = int(running.sum())
+        if left == 0:
+            break
+        feed = chosen
+        if left <= running.shape[0] // 2:  # copying the survivors' cache costs less than carrying the finished rows
+            stay = running.nonzero()[:, 0]
+            encoded, own, active, feed, running = (
+                encoded.select(stay), own.select(stay), active[stay], feed[stay], running[stay],
+            )
+    return [
+        TextSegment(
+            context=contexts[r],
+            token_ids=tuple(tokens[r]),
+            log_probs=torch.tensor(log_probs[r]),
+            text=reader.text(tokens[r]),
+            ended=tokens[r][-1] == reader.eos,
+            temperature=sampling.temperature or 1.0,
+            kept=torch.stack(kept[r]) if kept[r] else None,
+        )
+        for r in range(num_rows)
+    ]
+
+
+def row_uniforms(seeds: Sequence[int], count: int) -> Tensor:
+    """float32 [B, count] in [0, 1), each row from its own seed, drawn on the CPU so that every device agrees."""
+    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+
+def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Draws a token a row by the inverse of the cumulative distribution.
+
+    logits [B, V], uniform [B]. Returns ids [B], their log-probs [B] under the tempered and truncated distribution,
+    and the kept tokens bool [B, V] where truncation is on.
+    """
+    wide = logits.float()
+    if sampling.greedy:
+        best = wide.argmax(-1)
+        return best, wide.log_softmax(-1).gather(1, best[:, None])[:, 0], None
+    wide = wide / sampling.temperature
+    kept = None
+    if sampling.top_p < 1:
+        probs, order = wide.softmax(-1).sort(-1, descending=True)
+        inside = probs.cumsum(-1) - probs < sampling.top_p  # the likeliest token always stays
+        kept = torch.zeros_like(inside).scatter(1, order, inside)
+        wide = wide.masked_fill(~kept, float("-inf"))
+    log_probs = wide.log_softmax(-1)
+    cumulative = log_probs.exp().cumsum(-1)
+    # the sum of probabilities is 1 up to rounding: scaling the draw keeps it inside
+    draw = uniform[:, None] * cumulative[:, -1:]
+    ids = torch.searchsorted(cumulative, draw, right=True).clamp(max=wide.shape[1] - 1)
+    return ids[:, 0], log_probs.gather(1, ids)[:, 0], kept
+
+
+def _empty_part(model: Bagel, rows: int, length: int) -> CachePart:
+    config = model.config.llm
+    shape = (rows, config.num_key_value_heads, length, config.head_dim)
+    weight = model.llm2vae.weight
+
+    def tables() -> list[Tensor]:
+        return [weight.new_zeros(shape) for _ in range(config.num_hidden_layers)]
+
+    return CachePart(keys=tables(), values=tables(), valid=None)
+
+
+def _first(part: CachePart, length: int) -> CachePart:
+    return CachePart(
+        keys=[k[:, :, :length] for k in part.keys], values=[v[:, :, :length] for v in part.values], valid=None
+    )
+
+
+def _one_token(model: Bagel, ids: Tensor, position: Tensor) -> Packed:
+    """A packed batch of one token a row, its logits wanted; built directly since every step needs one."""
+    rows = ids.shape[0]
+    nothing = ids.new_zeros(0)
+    return Packed(
+        layout=Layout(
+            position=position, num_understanding=rows, slot=None, num_rows=rows, num_columns=1, mask=None
+        ),
+        token_ids=ids,
+        vit_index=nothing,
+        looks=(),
+        latents=model.llm2vae.weight.new_zeros(0, model.config.latent_channels),
+        latent_times=model.llm2vae.weight.new_zeros(0),
+        latent_position_ids=nothing,
+        noisy_index=nothing,
+        score_index=torch.arange(rows, device=ids.device),
+        targets=ids,
+        valid=None,
+        next_position=position + 1,
+    )
+
+
+__all__ = ["Encoded", "choose", "row_uniforms", "write"]

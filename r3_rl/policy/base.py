@@ -1,0 +1,124 @@
+"""What a backbone is to the rest of the toolkit: it writes, draws, and scores again what it wrote and drew.
+
+A backbone knows nothing of R3, groups or rewards. Rows are seeded one by one, so a batch gives what its rows would
+give alone, and the same seeds give the same texts and images on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from r3_rl.flow.guidance import Guidance
+from r3_rl.types import Context, ImageSegment, Segment, TextSegment
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a text is sampled.
+
+    >>> Sampling(temperature=0.0).greedy
+    True
+    """
+
+    max_new_tokens: int = 64
+    """Most tokens to write, end token included."""
+    temperature: float = 1.0
+    """>= 0; 0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Share of probability kept, (0, 1]."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How an image is drawn."""
+
+    num_steps: int = 8
+    """Network steps (a schedule of one point more)."""
+    shift: float = 1.0
+    """Time shift of the schedule, > 0."""
+    convention: str = "r3_monotonic"
+    """SDE convention, a name in `flow.sde.CONVENTIONS`."""
+    eta: float = 0.7
+    """Noise level of stochastic steps."""
+    sde_steps: tuple[int, ...] = ()
+    """Which steps are stochastic and scored; the others follow the ODE."""
+    guidance: Guidance = field(default_factory=Guidance)
+    size: tuple[int, int] = (36, 36)
+    """Height, width in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageReplay:
+    """The scored steps of one image under the current weights."""
+
+    log_probs: torch.Tensor
+    """float32 [S], with gradient."""
+    mean: torch.Tensor
+    """float32 [S, N, C], with gradient."""
+    std: torch.Tensor
+    """float32 [S]."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One supervised sample: a context, then an answer and / or an image to learn."""
+
+    context: Context
+    answer: str | None = None
+    """Text to learn after the context (plan, critique, answer)."""
+    image: torch.Tensor | None = None
+    """float32 [3, H, W] in [0, 1], image to learn after the context and the answer."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SupervisedLoss:
+    """Sums, so that micro-batches add up."""
+
+    flow: torch.Tensor
+    """Squared velocity error summed over latent dimensions."""
+    num_flow: int
+    """Latent dimensions."""
+    text: torch.Tensor
+    """Cross entropy summed over answer tokens."""
+    num_text: int
+    """Answer tokens."""
+
+
+class Policy(Protocol):
+    """The four methods of a backbone, and what the trainer needs to hold it."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The weights (what an adapter is attached to)."""
+        ...
+
+    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
+        """One text a context, without gradient."""
+        ...
+
+    def draw(self, contexts: Sequence[Context], drawings: Sequence[Drawing], seeds: Sequence[int]) -> list[ImageSegment]:
+        """One image a context, without gradient. Drawings of one call differ in their stochastic steps only."""
+        ...
+
+    def replay(self, segments: Sequence[Segment]) -> list[torch.Tensor | ImageReplay]:
+        """Scores segments under the current weights, with gradient: a tensor [T] a text, an `ImageReplay` an image."""
+        ...
+
+    def num_tokens(self, segment: Segment) -> int:
+        """Tokens that replaying the segment costs, its context included (micro-batches are packed by it)."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, the policy is the reference policy: its adapter is switched off."""
+        ...
