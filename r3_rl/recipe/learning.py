@@ -38,9 +38,7 @@ class TreeSection(Section):
     )
     perfect_ratio: Share = Field(0.15, description="Chance of a perfect image (node_choice `perfect_ratio`).")
     depth: int = Field(1, ge=1, description="From 2 on, refined images enter the pool too.")
-    synthetic_fraction: Share = Field(
-        0.0, description="Share of nodes drawn by the world, not by the policy (`shapes`)."
-    )
+    synthetic_fraction: Share = Field(0.0, description="Share of nodes drawn by the world, not the policy (`shapes`).")
 
 
 class AlgorithmSection(Section):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from r3_rl.recipe.base import Problem, Section
 
@@ -173,6 +174,9 @@ class RolloutSection(Section):
     critique: WritingSection = Field(WritingSection(), description="The text about an image.")
     refine: RefineSection = Field(RefineSection(), description="Rounds from 1 on.")
 
-    def problems(self) -> Iterator[Problem]:
-        if self.num_generations == 1:
-            yield Problem("num_generations", "a group of one has no peers to compare with; use 2 or more")
+    @field_validator("num_generations")
+    @classmethod
+    def _has_peers(cls, number: int) -> int:
+        if number == 1:
+            raise PydanticCustomError("group_of_one", "a group of one has no peers to compare with; use 2 or more")
+        return number

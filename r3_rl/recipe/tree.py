@@ -1,0 +1,173 @@
+"""YAML text -> plain tree that knows the line of every key, so that a mistake can be shown where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+
+Path = tuple[str | int, ...]
+"""Keys and list positions from the root of the recipe."""
+
+# A recipe has a few hundred values; aliases that multiply beyond this are a mistake or an attack.
+MAX_VALUES = 20_000
+
+
+class Place(NamedTuple):
+    """Where something was written: `recipe.yaml:12`, or an override (which has no line)."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+class Mistake(NamedTuple):
+    """One line for the user."""
+
+    place: Place
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        dotted = ".".join(map(str, self.path))
+        return f"{self.place}: {dotted}: {self.message}" if dotted else f"{self.place}: {self.message}"
+
+
+@dataclass
+class Tree:
+    """Values of a recipe as written, with the place of each."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[Path, Place] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def place_of(self, path: Path, default: Place) -> Place:
+        """Place of the value, or of the nearest value beside or around it that was written at all."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.places:
+                return self.places[path[:end]]
+            around = path[: end - 1]
+            if around and around not in self.places:
+                beside = [known for known in self.places if known[: end - 1] == around]
+                if beside:
+                    return self.places[beside[-1]]
+        return default
+
+    def forget(self, path: Path) -> None:
+        """Drop the places at and below the path: what stood there was replaced."""
+        for known in [known for known in self.places if known[: len(path)] == path]:
+            del self.places[known]
+
+    def overlay(self, other: Tree) -> None:
+        """Write the other tree over this one: sections are merged key by key, everything else is replaced."""
+        self.mistakes += other.mistakes
+        self._overlay(self.values, other.values, other, ())
+
+    def _overlay(self, below: dict[str, Any], above: dict[str, Any], other: Tree, path: Path) -> None:
+        for key, value in above.items():
+            here = (*path, key)
+            if isinstance(value, dict) and isinstance(below.get(key), dict):
+                self.places[here] = other.places[here]
+                self._overlay(below[key], value, other, here)
+                continue
+            self.forget(here)
+            below[key] = value
+            self.places.update({known: place for known, place in other.places.items() if known[: len(here)] == here})
+
+
+def parse_tree(text: str, source: str) -> Tree:
+    """Read YAML; mistakes (syntax, a key written twice, unknown tags) are collected in the tree, never raised.
+
+    >>> tree = parse_tree("training:\\n  seed: 1\\n  seed: 2", "r.yaml")
+    >>> print(tree.mistakes[0])
+    r.yaml:3: training.seed: written twice, first in line 2; keep one of them
+    """
+    tree, yaml = Tree(), YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(text)
+    except YAMLError as error:
+        tree.mistakes.append(_syntax(error, source))
+        return tree
+    if isinstance(root, MappingNode):
+        tree.values = _Builder(yaml, tree, source).build(root, ())
+    elif root is not None:
+        tree.mistakes.append(
+            Mistake(Place(source, 1), (), "a recipe is a mapping of sections; begin with 'version: 1'")
+        )
+    return tree
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override, read as YAML.
+
+    >>> parse_value("1e-4"), parse_value("[32, 64]"), parse_value("tree"), parse_value("")
+    (0.0001, [32, 64], 'tree', None)
+    """
+    tree = parse_tree(f"value: {text}" if text.strip() else "value: null", "")
+    if tree.mistakes or "value" not in tree.values or len(tree.values) > 1:
+        raise ValueError(f"cannot read {text!r} as a YAML value")
+    return tree.values["value"]
+
+
+def _syntax(error: YAMLError, source: str) -> Mistake:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    what = getattr(error, "problem", None) or getattr(error, "context", None) or str(error).splitlines()[0]
+    return Mistake(Place(source, mark.line + 1 if mark else 1), (), f"no valid YAML: {what}")
+
+
+class _Builder:
+    """Nodes -> plain values, noting lines. Two keys of one name are a mistake here, not the last one's victory."""
+
+    def __init__(self, yaml: YAML, tree: Tree, source: str) -> None:
+        self.constructor = yaml.constructor
+        self.tree = tree
+        self.source = source
+        self.inside: set[int] = set()
+        self.count = 0
+
+    def build(self, node: Node, path: Path) -> Any:
+        self.count += 1
+        if isinstance(node, ScalarNode):
+            return self._scalar(node, path)
+        if id(node) in self.inside or self.count > MAX_VALUES:
+            why = "an alias that contains itself" if id(node) in self.inside else f"more than {MAX_VALUES} values"
+            self._mistake(node, path, why)
+            return None
+        self.inside.add(id(node))
+        built = self._mapping(node, path) if isinstance(node, MappingNode) else self._sequence(node, path)
+        self.inside.discard(id(node))
+        return built
+
+    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+        built: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            here = (*path, str(key_node.value))
+            if here[-1] in built:
+                first = self.tree.places[here].line
+                self._mistake(key_node, here, f"written twice, first in line {first}; keep one of them")
+                continue
+            self.tree.places[here] = Place(self.source, key_node.start_mark.line + 1)
+            built[str(here[-1])] = self.build(value_node, here)
+        return built
+
+    def _sequence(self, node: Node, path: Path) -> list[Any]:
+        built = []
+        for index, item in enumerate(node.value):
+            self.tree.places[(*path, index)] = Place(self.source, item.start_mark.line + 1)
+            built.append(self.build(item, (*path, index)))
+        return built
+
+    def _scalar(self, node: ScalarNode, path: Path) -> Any:
+        try:
+            return self.constructor.construct_object(node)
+        except (YAMLError, ValueError) as error:
+            self._mistake(node, path, f"no valid YAML: {getattr(error, 'problem', None) or error}")
+            return None
+
+    def _mistake(self, node: Node, path: Path, message: str) -> None:
+        self.tree.mistakes.append(Mistake(Place(self.source, node.start_mark.line + 1), path, message))

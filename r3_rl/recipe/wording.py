@@ -1,0 +1,152 @@
+"""What pydantic found -> what a person reads: the value's name, what is wrong and how to put it right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from r3_rl.recipe import Recipe
+from r3_rl.recipe.tree import Path
+
+# Names that other tools use for the same thing.
+ELSEWHERE = {
+    "batch_size": "num_prompts",
+    "clip_range": "epsilon",
+    "group_size": "num_generations",
+    "kl_coef": "beta",
+    "logging_steps": "log_every",
+    "lora_alpha": "alpha",
+    "lora_r": "rank",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler",
+    "micro_batch_size": "token_budget",
+    "model_name_or_path": "path",
+    "steps": "max_steps",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+_WANTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "model_type": "a section (a mapping of keys)",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+
+
+def mistakes_of(error: ValidationError) -> Iterator[tuple[Path, str]]:
+    """Path and message of every mistake that the validation found."""
+    for found in error.errors(include_url=False):
+        path = tuple(found["loc"])
+        if found["type"] == "together":
+            for problem in found["ctx"]["problems"]:
+                yield (*path, *problem.path.split(".")), problem.message
+        else:
+            yield path, _message(path, found)
+
+
+def _message(path: Path, found: Any) -> str:
+    kind, value, context = found["type"], found["input"], found.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key{did_you_mean(path)}"
+    if kind == "missing":
+        return "missing; the list is too short" if isinstance(path[-1], int) else f"missing{_example(path)}"
+    if kind == "literal_error":
+        choices = [str(choice) for choice in get_args(_field(path).annotation)] if _field(path) else []
+        return f"{_show(value)} is none of {context['expected']}{_closest(str(value), choices)}"
+    if kind in _BOUNDS:
+        bound, words = _BOUNDS[kind]
+        return f"must be {words} {context[bound]:g}, not {_show(value)}"
+    if kind == "group_of_one":
+        return found["msg"]
+    if kind in _WANTED:
+        return f"expected {_WANTED[kind]}, got {_show(value)}{_unquote(kind, value)}"
+    return f"{found['msg'][:1].lower()}{found['msg'][1:]}, got {_show(value)}"
+
+
+def did_you_mean(path: Path) -> str:
+    """The hint for a key that the schema does not know, found among its neighbours, then among all sections.
+
+    >>> did_you_mean(("rollout", "num_promts"))
+    "; did you mean 'num_prompts'?"
+    >>> did_you_mean(("learning_rate",))
+    "; did you mean 'training.learning_rate'?"
+    """
+    key, section = str(path[-1]), section_at(path[:-1])
+    fields = list(section.model_fields) if section else []
+    familiar = [*fields, *(word for word, ours in ELSEWHERE.items() if ours in fields)]
+    if close := difflib.get_close_matches(key, familiar, n=1, cutoff=0.6):
+        return f"; did you mean '{close[0] if close[0] in fields else ELSEWHERE[close[0]]}'?"
+    wanted = ELSEWHERE.get(key, key)
+    homes = [dotted for dotted in _all_fields(Recipe) if dotted.rsplit(".", 1)[-1] == wanted]
+    if homes:
+        return "; did you mean " + " or ".join(f"'{home}'" for home in homes) + "?"
+    return f"; the keys here are {', '.join(fields)}" if fields else ""
+
+
+def section_at(path: Path) -> type[BaseModel] | None:
+    """The schema's section at the path; None where the path leads to a plain value or nowhere."""
+    section: type[BaseModel] | None = Recipe
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part) if section else None
+        section = _section_in(field.annotation) if field else None
+    return section
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+
+
+def _field(path: Path) -> Any:
+    section = section_at(path[:-1])
+    return section.model_fields.get(str(path[-1])) if section else None
+
+
+def _all_fields(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if (inner := _section_in(field.annotation)) and get_args(field.annotation) == ():
+            yield from _all_fields(inner, f"{prefix}{name}.")
+
+
+def _closest(word: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _example(path: Path) -> str:
+    return "; write 'version: 1'" if path == ("version",) else ""
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _unquote(kind: str, value: Any) -> str:
+    if not isinstance(value, str) or kind not in ("int_type", "float_type", "bool_type"):
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        return "; YAML knows only true and false" if value.lower() in ("yes", "no", "on", "off") else ""
+    return "; remove the quotes"

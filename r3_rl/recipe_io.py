@@ -1,0 +1,220 @@
+"""Recipe files: find, read with `extends` and overrides, check, write. All mistakes are reported at once, by line."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from r3_rl.errors import RecipeError
+from r3_rl.recipe import Recipe
+from r3_rl.recipe.tree import Mistake, Path, Place, Tree, parse_tree, parse_value
+from r3_rl.recipe.wording import mistakes_of
+
+_PACKAGE = FilePath(__file__).resolve().parent
+
+
+def shipped_folder() -> FilePath:
+    """Folder of the shipped recipes: the checkout's `recipes/` where the package runs from one, else the wheel's."""
+    checkout = _PACKAGE.parent / "recipes"
+    return checkout if (_PACKAGE.parent / "pyproject.toml").is_file() and checkout.is_dir() else _PACKAGE / "recipes"
+
+
+def shipped_recipes() -> dict[str, FilePath]:
+    """Shipped recipes by name, in alphabetical order."""
+    return {file.stem: file for file in sorted(shipped_folder().glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> FilePath:
+    """The file of a recipe.
+
+    Args:
+        name: path of a file, or name of a shipped recipe.
+
+    Raises:
+        RecipeError: neither a file nor a shipped recipe; the message names the closest ones.
+
+    >>> find_recipe("shapes_r3").name
+    'shapes_r3.yaml'
+    """
+    file, shipped = FilePath(name), shipped_recipes()
+    if file.is_file():
+        return file
+    if name in shipped:
+        return shipped[name]
+    if file.is_dir():
+        raise RecipeError(f"{name}: a folder; a recipe is a YAML file", hint=f"shipped recipes: {', '.join(shipped)}")
+    beside = [str(path) for path in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
+    close = difflib.get_close_matches(name, [*shipped, *beside], n=1, cutoff=0.6)
+    close = close or difflib.get_close_matches(file.stem, list(shipped), n=1, cutoff=0.6)
+    hint = f"did you mean '{close[0]}'?" if close else f"shipped recipes: {', '.join(shipped)}"
+    raise RecipeError(f"{name}: no such file and no shipped recipe", hint=hint)
+
+
+def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path_or_name: a YAML file or the name of a shipped recipe.
+        overrides: `a.b=c`, the value read as YAML; list items by position, `rewards.0.weight=0.5`.
+
+    Raises:
+        RecipeError: one line for each mistake, `file:line: path: message`.
+
+    >>> load_recipe("shapes_r3", ["training.seed=7", "rollout.draft.size=[32, 32]"]).training.seed
+    7
+    """
+    file = find_recipe(str(path_or_name))
+    tree = _read(file, ())
+    for override in overrides:
+        _override(tree, override)
+    _anchor(tree)
+    source = Place(str(file), 1)
+    try:
+        recipe = Recipe.model_validate(tree.values)
+        found = _outside(recipe)
+    except ValidationError as error:
+        recipe, found = None, mistakes_of(error)
+    mistakes = tree.mistakes + [Mistake(tree.place_of(path, source), path, message) for path, message in found]
+    if recipe is None or mistakes:
+        raise RecipeError("\n".join(map(str, sorted(set(mistakes), key=_order))))
+    return recipe
+
+
+def dump_resolved(recipe: Recipe) -> str:
+    """The whole recipe with every default as YAML; loading it gives an equal recipe.
+
+    >>> print(dump_resolved(load_recipe("shapes_r3")).splitlines()[0])
+    version: 1
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    stream = io.StringIO()
+    yaml.dump(recipe.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def headline(file: FilePath) -> str:
+    """What a recipe is for: the first comment of its file."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _order(mistake: Mistake) -> tuple[Any, ...]:
+    return (mistake.place.line is None, mistake.place.source, mistake.place.line or 0, str(mistake))
+
+
+def _read(file: FilePath, above: tuple[FilePath, ...]) -> Tree:
+    source, real = str(file), file.resolve()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise RecipeError(f"{source}: cannot be read: {reason}") from error
+    tree = parse_tree(text, source)
+    if "extends" not in tree.values:
+        return tree
+    place, base = tree.places.pop(("extends",)), tree.values.pop("extends")
+    try:
+        base_tree = _read(_base_file(base, file, (*above, real)), (*above, real))
+    except RecipeError as error:
+        tree.mistakes.append(Mistake(place, ("extends",), str(error)))
+        return tree
+    base_tree.overlay(tree)
+    return base_tree
+
+
+def _base_file(base: Any, file: FilePath, above: tuple[FilePath, ...]) -> FilePath:
+    if not isinstance(base, str):
+        raise RecipeError("expected the name of a recipe or a file beside this one")
+    beside = file.parent / base
+    found = beside if beside.is_file() else find_recipe(base)
+    if found.resolve() in above:
+        raise RecipeError(f"'{base}' leads back to a recipe that extends it")
+    return found
+
+
+def _override(tree: Tree, override: str) -> None:
+    place = Place(f"override '{override}'")
+    dotted, equals, text = override.partition("=")
+    parts: Path = tuple(int(part) if part.isdigit() else part for part in dotted.strip().split("."))
+    try:
+        if not equals or "" in parts:
+            raise ValueError("write key=value with a dotted key, for example training.seed=1")
+        _assign(tree.values, parts, parse_value(text))
+    except ValueError as error:
+        tree.mistakes.append(Mistake(place, (), str(error)))
+        return
+    tree.forget(parts)
+    tree.places[parts] = place
+
+
+def _assign(values: dict[str, Any], parts: Path, value: Any) -> None:
+    here: Any = values
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(here, list):
+            if not isinstance(part, int) or part >= len(here):
+                at = ".".join(map(str, parts[:depth]))
+                raise ValueError(f"{at} is a list of {len(here)}; give a position from 0 to {len(here) - 1}")
+        elif isinstance(here, dict):
+            part = str(part)
+            if not last and here.get(part) is None:
+                here[part] = {}
+        else:
+            raise ValueError(f"{'.'.join(map(str, parts[:depth]))} is a single value and has nothing below it")
+        if last:
+            here[part] = value
+        else:
+            here = here[part]
+
+
+def _anchor(tree: Tree) -> None:
+    """Paths are read from the folder of the recipe that names them, in an override from the working directory."""
+    for section in ("rewards", "eval_rewards"):
+        listed = tree.values.get(section)
+        for index, reward in enumerate(listed if isinstance(listed, list) else []):
+            file, colon, name = str(reward.get("scorer")).rpartition(":") if isinstance(reward, dict) else ("", "", "")
+            if file.endswith(".py"):
+                reward["scorer"] = f"{_anchored(tree, file, (section, index, 'scorer'))}{colon}{name}"
+    for section in ("data", "model"):
+        values = tree.values.get(section)
+        path = values.get("path") if isinstance(values, dict) else None
+        if isinstance(path, str) and values.get("revision") is None:
+            values["path"] = _anchored(tree, path, (section, "path"))
+
+
+def _anchored(tree: Tree, path: str, where: Path) -> str:
+    place = tree.place_of(where, Place(""))
+    folder = FilePath(place.source).parent if place.line is not None else FilePath()
+    return str((folder / FilePath(path).expanduser()).resolve())
+
+
+def _outside(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """What a recipe points to: files, folders and scorers have to be there before anything starts."""
+    # The registry knows what is installed; reading a recipe as such does not need it.
+    from r3_rl.scoring.registry import check_scorer
+
+    if recipe.data.path is not None:
+        yield from ((("data", "path"), message) for message in _prompt_file(FilePath(recipe.data.path)))
+    if recipe.model.path is not None and recipe.model.revision is None and not FilePath(recipe.model.path).is_dir():
+        yield ("model", "path"), f"no such folder: '{recipe.model.path}'"
+    for section in ("rewards", "eval_rewards"):
+        for index, reward in enumerate(getattr(recipe, section)):
+            where = (section, index, "scorer")
+            yield from ((where, message) for message in check_scorer(reward.scorer, reward.params))
+
+
+def _prompt_file(file: FilePath) -> Iterator[str]:
+    if not file.is_file():
+        yield f"no such file: '{file}'"
+        return
+    with file.open("rb") as lines:
+        if not any(line.strip() for line in lines):
+            yield f"'{file}' holds no prompts; it needs one JSON object a line"
