@@ -39,6 +39,8 @@ STANDARD_ARGUMENTS = (
 )
 """Keywords every call offers, before the data set's columns."""
 
+_NOT_IN_EVERY_BATCH = ("images", "draft_images", "critiques", "completion_ids")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerInfo:
@@ -105,8 +107,8 @@ def scorer_info(**fields: Any) -> Callable[[_Function], _Function]:
 def info_of(scorer: Any) -> ScorerInfo:
     """Return what a scorer declares, or the defaults of a plain reward function.
 
-    Without a declaration `needs` holds `images` when the signature demands them, and `conversational` is read from the
-    annotation of `completions` (`list[list[dict[str, str]]]` is how TRL's own conversational rewards are written).
+    Without a declaration `needs` holds what the signature demands of images and critiques, and `conversational` is read
+    from the annotation of `completions`: TRL's own conversational rewards are annotated `list[list[dict[str, str]]]`.
 
     >>> def plain(completions, **kwargs): ...
     >>> info_of(plain).needs
@@ -120,12 +122,11 @@ def info_of(scorer: Any) -> ScorerInfo:
     if declared is not None:
         raise TypeError(f"{scorer!r}: `info` must be a ScorerInfo, not {type(declared).__name__}")
     parameters = call_parameters(scorer)
-    images = parameters.get("images")
-    needs_images = images is not None and images.default is inspect.Parameter.empty
+    demanded = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     completions = parameters.get("completions")
     annotation = "" if completions is None else _annotation_text(completions.annotation)
     return ScorerInfo(
-        needs=("images",) if needs_images else (),
+        needs=tuple(name for name in demanded if name in _NOT_IN_EVERY_BATCH),
         conversational=annotation.lower().startswith(("list[list", "sequence[list")),
     )
 

@@ -1,7 +1,7 @@
 """Calling scorers so that none can hang the run: each call in a daemon thread or in one event loop, with a time limit.
 
-Python cannot end a thread. A call that ran into its limit is left behind: its late answer is dropped, and the process may
-exit while it still runs.
+Python cannot end a thread. A call that ran into its limit is left behind: its late answer is dropped, and the process
+may exit while it still runs.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
 
-class CallTimeout(Exception):
-    """A scorer took longer than its limit."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Outcome:
+class CallResult:
+    """What came of a call: an answer or an error, after some seconds of running."""
+
     answer: Any = None
     error: BaseException | None = None
+    seconds: float = 0.0
 
 
 class Caller:
@@ -52,42 +52,43 @@ class Caller:
         *,
         timeout_s: float,
         thread_safe: bool,
-    ) -> Any:
-        """Return the scorer's answer; raises what it raised, or `CallTimeout` after `timeout_s` seconds of running."""
+    ) -> CallResult:
+        """Call a scorer; the result holds what it raised, or a `TimeoutError` after `timeout_s` seconds of running."""
         if thread_safe:
             return await self._call(name, scorer, arguments, timeout_s)
         async with self._locks.setdefault(name, asyncio.Lock()):
             if name in self._threads and self._threads[name].is_alive():
-                raise CallTimeout("an earlier call that ran into its time limit is still running")
+                return CallResult(error=TimeoutError("an earlier call that ran into its time limit is still running"))
             return await self._call(name, scorer, arguments, timeout_s)
 
-    async def _call(self, name: str, scorer: Callable[..., Any], arguments: Mapping[str, Any], timeout_s: float) -> Any:
-        loop = asyncio.get_running_loop()
+    async def _call(
+        self, name: str, scorer: Callable[..., Any], arguments: Mapping[str, Any], timeout_s: float
+    ) -> CallResult:
         async with self._slots:
-            deadline = loop.time() + timeout_s
-            answer = await _within(self._in_thread(name, scorer, arguments), deadline, timeout_s)
-        if inspect.isawaitable(answer):  # what calling an `async def` gives, at once: it holds no slot while it waits
-            running = asyncio.wrap_future(self._scorers.submit(_outcome_of(answer)))
-            answer = await _within(running, deadline, timeout_s)
-        return answer
+            start = time.monotonic()
+            result = await _within(self._in_thread(name, scorer, arguments), timeout_s)
+        if inspect.isawaitable(result.answer):  # what calling an `async def` gives: it holds no slot while it waits
+            running = asyncio.wrap_future(self._scorers.submit(_finish(result.answer)))
+            result = await _within(running, timeout_s)
+        return replace(result, seconds=time.monotonic() - start)
 
     def _in_thread(
         self, name: str, scorer: Callable[..., Any], arguments: Mapping[str, Any]
-    ) -> asyncio.Future[_Outcome]:
+    ) -> asyncio.Future[CallResult]:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[_Outcome] = loop.create_future()
+        future: asyncio.Future[CallResult] = loop.create_future()
 
-        def settle(outcome: _Outcome) -> None:
+        def settle(result: CallResult) -> None:
             if not future.done():
-                future.set_result(outcome)
+                future.set_result(result)
 
         def work() -> None:
             try:
-                outcome = _Outcome(answer=scorer(**arguments))
+                result = CallResult(answer=scorer(**arguments))
             except BaseException as error:  # a SystemExit in a thread would vanish without a word
-                outcome = _Outcome(error=error)
+                result = CallResult(error=error)
             if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, outcome)
+                loop.call_soon_threadsafe(settle, result)
 
         thread = threading.Thread(target=work, name=f"r3-scorer-{name}", daemon=True)
         self._threads[name] = thread
@@ -100,23 +101,19 @@ class Caller:
         self._scorers.close()
 
 
-async def _within(future: asyncio.Future[_Outcome], deadline: float, timeout_s: float) -> Any:
-    remaining = max(0.0, deadline - asyncio.get_running_loop().time())
-    done, _ = await asyncio.wait({future}, timeout=remaining)
+async def _within(future: asyncio.Future[CallResult], timeout_s: float) -> CallResult:
+    done, _ = await asyncio.wait({future}, timeout=timeout_s)
     if not done:
         future.cancel()
-        raise CallTimeout(f"no answer within {timeout_s:g} s")
-    outcome = future.result()
-    if outcome.error is not None:
-        raise outcome.error
-    return outcome.answer
+        return CallResult(error=TimeoutError(f"no answer within {timeout_s:g} s"))
+    return future.result()
 
 
-async def _outcome_of(answer: Awaitable[Any]) -> _Outcome:
+async def _finish(answer: Awaitable[Any]) -> CallResult:
     try:
-        return _Outcome(answer=await answer)
-    except Exception as error:
-        return _Outcome(error=error)
+        return CallResult(answer=await answer)
+    except BaseException as error:
+        return CallResult(error=error)
 
 
 class _LoopThread:

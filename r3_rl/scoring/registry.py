@@ -46,6 +46,15 @@ class ScorerEntry:
     error: str = ""
 
 
+def short_name(scorer: str) -> str:
+    """Return what metrics call a scorer that the recipe gives no name.
+
+    >>> short_name("./my_score.py:redness"), short_name("jpeg_size")
+    ('redness', 'jpeg_size')
+    """
+    return scorer.rpartition(":")[2]
+
+
 def list_scorers() -> list[ScorerEntry]:
     """Return every installed scorer by name; one that fails to import is listed with its error."""
     return [_entry(point) for point in _entry_points().values()]

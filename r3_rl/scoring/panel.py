@@ -1,0 +1,216 @@
+"""The panel: asks every scorer, checks and weighs the answers, and says one verdict for each sample.
+
+Missing is missing. A score that failed is None, never 0, and a sample that lacks the score of one scorer with a weight
+has no total: a sum over fewer scorers would look like a bad image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Literal
+
+from r3_rl.errors import ScorerError
+from r3_rl.scoring.batch import ScoreBatch
+from r3_rl.scoring.cache import ScoreCache
+from r3_rl.scoring.calls import Caller
+from r3_rl.scoring.seat import Column, ScorerSpec, Seat
+from r3_rl.scoring.tally import Tally
+from r3_rl.types import Verdict
+
+Aggregate = Literal["sum_then_normalize", "normalize_then_sum"]
+_EPSILON = 1e-4  # TRL's, so that equal settings give equal rewards
+_LOG = logging.getLogger(__name__)
+
+
+class Panel:
+    """Scores batches while the caller goes on: total = sum over scorers of weight * score.
+
+    `max_failed_fraction` is the share of a scorer's samples in a step that may be missing before `metrics` stops the
+    run. `num_workers` limits the scorers that run at once (asynchronous ones are not counted). With `held_out` the
+    metrics are called `eval_rewards/...`. Threads belong to the panel: call `close`, or use it in a `with` block.
+
+    >>> from r3_rl.types import Prompt
+    >>> def brevity(completions, **columns):
+    ...     return [1 / len(text.split()) for text in completions]
+    >>> with Panel([ScorerSpec(name="brevity", scorer=brevity, weight=2.0)]) as panel:
+    ...     panel.score(ScoreBatch(prompts=[Prompt(text="a dog")], texts=["two words"]))[0].total
+    1.0
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ScorerSpec],
+        *,
+        aggregate: Aggregate = "sum_then_normalize",
+        max_failed_fraction: float = 0.1,
+        num_workers: int = 2,
+        cache: ScoreCache | None = None,
+        held_out: bool = False,
+    ) -> None:
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two scorers of the panel have one name: {', '.join(names)}")
+        self._caller = Caller(num_workers)
+        self._seats = [Seat(spec, self._caller, cache) for spec in specs]
+        self._aggregate = aggregate
+        self._max_failed_fraction = max_failed_fraction
+        self._held_out = held_out
+        self._num_submitted = 0
+        self._broken: ScorerError | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scorers in order."""
+        return tuple(seat.spec.name for seat in self._seats)
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Smallest and largest total when every scorer applies; None when a scorer with a weight declares no range."""
+        low = high = 0.0
+        for seat in self._seats:
+            if seat.spec.weight == 0:
+                continue
+            if seat.info.range is None:
+                return None
+            ends = [seat.spec.weight * end for end in seat.info.range]
+            low, high = low + min(ends), high + max(ends)
+        return low, high
+
+    def submit(self, batch: ScoreBatch) -> Future[list[Verdict]]:
+        """Start scoring a batch; the future's `result()` raises `ScorerError` for an answer against the contract."""
+        first = self._num_submitted
+        self._num_submitted += batch.count
+        return self._caller.submit(self._score(batch, first))
+
+    def score(self, batch: ScoreBatch) -> list[Verdict]:
+        """Score a batch and wait for it."""
+        return self.submit(batch).result()
+
+    def rewards(self, verdicts: Sequence[Verdict], groups: Sequence[Hashable]) -> list[float | None]:
+        """Return what the algorithm sees of each sample, None where the total is missing.
+
+        `sum_then_normalize`: reward = total.
+        `normalize_then_sum`: reward = sum over scorers of weight * (score - mean) / (std + 1e-4), mean and std (n - 1)
+        over the peers that have a total. Both are TRL's `multi_objective_aggregation`. `groups` holds one value for each verdict, equal for peers.
+        """
+        totals = [verdict.total for verdict in verdicts]
+        if self._aggregate == "sum_then_normalize":
+            return totals
+        peers: dict[Hashable, list[int]] = {}
+        for index, group in enumerate(groups):
+            if totals[index] is not None:
+                peers.setdefault(group, []).append(index)
+        weights = {seat.spec.name: seat.spec.weight for seat in self._seats if seat.spec.weight != 0}
+        rewards: list[float | None] = [None] * len(verdicts)
+        for members in peers.values():
+            for index, reward in zip(members, _normalized([verdicts[i] for i in members], weights), strict=True):
+                rewards[index] = reward
+        return rewards
+
+    def metrics(self) -> dict[str, float]:
+        """Close the step: return its metrics and start afresh.
+
+        Raises `ScorerError` when an answer broke the contract, when the share of missing scores of a scorer with a
+        weight is above `max_failed_fraction`, and when no scorer applied to anything.
+        """
+        return self._caller.submit(self._close_step()).result()
+
+    def close(self) -> None:
+        """End the panel's threads; a call that still runs is left behind."""
+        self._caller.close()
+
+    def __enter__(self) -> Panel:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    async def _score(self, batch: ScoreBatch, first: int) -> list[Verdict]:
+        asked = await asyncio.gather(*(seat.ask(batch, first) for seat in self._seats), return_exceptions=True)
+        columns: list[Column] = []
+        for answer in asked:
+            if isinstance(answer, BaseException):
+                if isinstance(answer, ScorerError) and self._broken is None:
+                    self._broken = answer
+                raise answer
+            columns.append(answer)
+        return [self._verdict(columns, index) for index in range(batch.count)]
+
+    def _verdict(self, columns: list[Column], index: int) -> Verdict:
+        counted = [
+            (seat.spec.weight, column.scores[index])
+            for seat, column in zip(self._seats, columns, strict=True)
+            if seat.spec.weight != 0 and column.applies[index]
+        ]
+        parts = [weight * score for weight, score in counted if score is not None]
+        total = math.fsum(parts) if counted and len(parts) == len(counted) else None
+        words = [(name, column.words[index]) for name, column in zip(self.names, columns, strict=True)]
+        said = [(name, text) for name, text in words if text]
+        return Verdict(
+            total=total,
+            scores={name: column.scores[index] for name, column in zip(self.names, columns, strict=True)},
+            words=said[0][1] if len(said) == 1 else "; ".join(f"{name}: {text}" for name, text in said),
+        )
+
+    async def _close_step(self) -> dict[str, float]:
+        tallies = [seat.tally for seat in self._seats]
+        broken, self._broken = self._broken, None
+        num_submitted, self._num_submitted = self._num_submitted, 0
+        for seat in self._seats:
+            seat.tally = Tally()
+        if broken is not None:
+            raise broken
+        self._guard(tallies, num_submitted)
+        values: dict[str, float] = {}
+        prefix = "eval_rewards" if self._held_out else "rewards"
+        for seat, tally in zip(self._seats, tallies, strict=True):
+            values |= tally.metrics(f"{prefix}/{seat.spec.name}")
+        if self._held_out:
+            return values
+        for seat in self._seats:
+            mean = values.get(f"rewards/{seat.spec.name}/mean")
+            if mean is not None and seat.spec.weight != 0:
+                values[f"weighted_rewards/{seat.spec.name}/mean"] = seat.spec.weight * mean
+        num_applicable = sum(tally.num_applicable for tally in tallies)
+        if num_applicable:
+            values["scores/missing_fraction"] = sum(tally.num_missing for tally in tallies) / num_applicable
+            values["scores/cache_hit_fraction"] = sum(tally.num_cached for tally in tallies) / num_applicable
+        return values
+
+    def _guard(self, tallies: list[Tally], num_submitted: int) -> None:
+        weighted = [tally for seat, tally in zip(self._seats, tallies, strict=True) if seat.spec.weight != 0]
+        if num_submitted and weighted and not any(tally.num_applicable for tally in weighted):
+            needs = "; ".join(f"'{seat.spec.name}' needs {', '.join(seat.info.needs)}" for seat in self._seats)
+            raise ScorerError(f"no scorer applies to any of {num_submitted} samples: {needs}",
+                              hint="add a scorer that fits, or the columns it needs")  # fmt: skip
+        for seat, tally in zip(self._seats, tallies, strict=True):
+            failure = tally.first_failure
+            if failure is None or tally.missing_fraction <= self._max_failed_fraction:
+                continue
+            message = (
+                f"scorer '{seat.spec.name}': {tally.num_missing} of {tally.num_applicable} scores are missing "
+                f"({tally.missing_fraction:.0%}, allowed {self._max_failed_fraction:.0%}); {failure.cause}; "
+                f"first at {failure.place}"
+            )
+            if seat.spec.weight != 0:
+                raise ScorerError(message) from failure.error
+            if not seat.warned:  # logged only: worth a line, not the run
+                seat.warned = True
+                _LOG.warning(message)
+
+
+def _normalized(verdicts: Sequence[Verdict], weights: Mapping[str, float]) -> list[float]:
+    rewards = [0.0] * len(verdicts)
+    for name, weight in weights.items():
+        scores = {i: score for i, verdict in enumerate(verdicts) if (score := verdict.scores[name]) is not None}
+        if len(scores) < 2:
+            continue
+        mean, std = statistics.fmean(scores.values()), statistics.stdev(scores.values())
+        for index, score in scores.items():
+            rewards[index] += weight * (score - mean) / (std + _EPSILON)
+    return rewards

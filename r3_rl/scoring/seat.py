@@ -1,0 +1,184 @@
+"""A seat on the panel: asks one scorer about a batch, with the cache before it and the checks behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import json
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from r3_rl.errors import ScorerError
+from r3_rl.scoring.answers import BrokenContract, check_answer, check_words
+from r3_rl.scoring.base import ScorerInfo, accepted_arguments, call_parameters, info_of
+from r3_rl.scoring.batch import CallParts, ScoreBatch, applicable, call_parts
+from r3_rl.scoring.cache import CachedScore, ScoreCache, content_key
+from r3_rl.scoring.calls import Caller
+from r3_rl.scoring.tally import RESERVED, Failure, Tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerSpec:
+    """A scorer's seat on the panel."""
+
+    name: str
+    """What metrics and verdicts call it."""
+    scorer: Any
+    """Ready to be called, as `load_scorer` returns it."""
+    weight: float = 1.0
+    """Factor in the total, any sign; 0 means logged only."""
+    info: ScorerInfo | None = None
+    """None takes what the scorer declares."""
+    params: Mapping[str, Any] | None = None
+    """What it was built with: part of the cache key. None means unknown, and nothing of it is cached."""
+    timeout_s: float = 300.0
+    """Seconds that one call may run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What one scorer said about a batch, one entry for each sample."""
+
+    scores: list[float | None]
+    words: list[str]
+    applies: list[bool]
+    """False where the sample lacks something that the scorer needs."""
+
+
+class Seat:
+    """One scorer, its declaration, and the tally of the step."""
+
+    def __init__(self, spec: ScorerSpec, caller: Caller, cache: ScoreCache | None) -> None:
+        self.spec = spec
+        self.info: ScorerInfo = spec.info or info_of(spec.scorer)
+        self.tally = Tally()
+        self.warned = False
+        self._caller = caller
+        # Peers change the score of a group-wise scorer, so a single sample's content does not decide it.
+        cacheable = self.info.deterministic and not self.info.group_wise and spec.params is not None
+        self._cache = cache if cacheable else None
+        self._identity = _identity(spec, self.info) if cacheable else ""
+
+    async def ask(self, batch: ScoreBatch, first: int) -> Column:
+        """Score what applies of a batch; `first` is the position of its first sample within the step."""
+        try:
+            parts = call_parts(batch, self.info)
+        except ValueError as error:
+            raise ScorerError(str(error)) from error
+        indices = applicable(batch, parts, self.info)
+        applies = [False] * batch.count
+        for index in indices:
+            applies[index] = True
+        column = Column(scores=[None] * batch.count, words=[""] * batch.count, applies=applies)
+        keys = self._recall(parts, indices, column)
+        left = [index for index in indices if column.scores[index] is None]
+        chunks = _by_group(left, batch, self.spec.name) if self.info.group_wise else [left]
+        await asyncio.gather(*(self._call(batch, parts, chunk, first, column) for chunk in chunks if chunk))
+        if self._cache is not None:
+            found = ((keys[i], column.scores[i], column.words[i]) for i in left if i in keys)
+            self._cache.put({key: CachedScore(score=s, words=w) for key, s, w in found if s is not None})
+        self.tally.scores += [score for score in column.scores if score is not None]
+        return column
+
+    def _recall(self, parts: CallParts, indices: list[int], column: Column) -> dict[int, str]:
+        """Fill in the scores that the cache holds; return the keys of the samples it lacks."""
+        keys: dict[int, str] = {}
+        if self._cache is None:
+            return keys
+        seen = accepted_arguments(self.spec.scorer, parts.samples)
+        for index in indices:
+            key = content_key(self._identity, {name: values[index] for name, values in seen.items()})
+            cached = self._cache.get(key) if key else None
+            if cached is not None:
+                column.scores[index], column.words[index] = cached.score, cached.words
+                self.tally.num_cached += 1
+            elif key:
+                keys[index] = key
+        return keys
+
+    async def _call(self, batch: ScoreBatch, parts: CallParts, chunk: list[int], first: int, column: Column) -> None:
+        spec = self.spec
+        logged: list[tuple[str, float]] = []
+        extras: dict[str, Any] = {}
+        offered: dict[str, Any] = {name: [values[i] for i in chunk] for name, values in parts.samples.items()}
+        offered |= parts.constants
+        offered["log_metric"] = lambda name, value: logged.append((name, float(value)))
+        offered["log_extra"] = extras.__setitem__
+
+        def failure(index: int, cause: str, error: BaseException | None = None) -> Failure:
+            return Failure(position=first + index, prompt=batch.prompts[index].text, cause=cause, error=error)
+
+        try:
+            arguments = accepted_arguments(spec.scorer, offered)
+            _require(spec.scorer, arguments, sorted(batch.columns()))
+            result = await self._caller.call(
+                spec.name, spec.scorer, arguments, timeout_s=spec.timeout_s, thread_safe=self.info.thread_safe
+            )
+            self.tally.seconds += result.seconds
+            if result.error is not None:
+                for index in chunk:
+                    self.tally.miss(failure(index, _cause(result.error), result.error))
+                return
+            checked = check_answer(result.answer, count=len(chunk), range=self.info.range)
+            reasons = check_words("reason", extras.get("reason", [""] * len(chunk)), len(chunk))
+            _log(self.tally, logged)
+        except BrokenContract as broken:
+            place = failure(chunk[broken.index or 0], broken.cause).place
+            raise ScorerError(f"scorer '{spec.name}': {broken.cause}; first at {place}") from broken
+        for local, index in enumerate(chunk):
+            column.scores[index] = checked.scores[local]
+            column.words[index] = str(reasons[local] or "")
+            if local in checked.causes:
+                self.tally.miss(failure(index, checked.causes[local]))
+
+
+def _identity(spec: ScorerSpec, info: ScorerInfo) -> str:
+    scorer = spec.scorer.func if isinstance(spec.scorer, partial) else spec.scorer
+    kind = scorer if inspect.isroutine(scorer) else type(scorer)
+    # Editing a scorer's file must not bring back the scores of the old one, whether or not `version` was changed.
+    try:
+        file = inspect.getsourcefile(kind)
+    except TypeError:  # built into the interpreter
+        file = None
+    source = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    params = json.dumps(spec.params, sort_keys=True, default=repr)
+    return f"{kind.__module__}:{kind.__qualname__} {info.version} {source} {params}"
+
+
+def _by_group(indices: list[int], batch: ScoreBatch, name: str) -> list[list[int]]:
+    if batch.groups is None:
+        raise ScorerError(f"scorer '{name}' compares peers, and this batch does not say who they are",
+                          hint="give ScoreBatch.groups")  # fmt: skip
+    groups: dict[Hashable, list[int]] = {}
+    for index in indices:
+        groups.setdefault(batch.groups[index], []).append(index)
+    return list(groups.values())
+
+
+def _require(scorer: Any, arguments: Mapping[str, Any], columns: list[str]) -> None:
+    for name, parameter in call_parameters(scorer).items():
+        optional = parameter.default is not inspect.Parameter.empty or parameter.kind in (
+            inspect.Parameter.VAR_KEYWORD,
+            inspect.Parameter.VAR_POSITIONAL,
+        )
+        if not optional and name not in arguments:
+            known = ", ".join(columns) or "none"
+            raise BrokenContract(f"it demands the column '{name}', which the data set lacks (it has: {known})")
+
+
+def _log(tally: Tally, logged: list[tuple[str, float]]) -> None:
+    for name, value in logged:
+        if name in RESERVED:
+            raise BrokenContract(f"log_metric({name!r}, ...) takes the name of a metric that every scorer has")
+        tally.logged.setdefault(name, []).append(value)
+
+
+def _cause(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, TypeError) and "string indices" in text:
+        text += " (a reward that reads messages declares `conversational=True` in its ScorerInfo)"
+    return text

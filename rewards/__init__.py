@@ -1,0 +1,1 @@
+"""Built-in scorers, one file each: exactly what a user would write."""
