@@ -95,12 +95,11 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("num_tokens", "tokens", "Text tokens processed since the start.", "last"),
     ),
     "Time": (
-        _metric("time/{stage}_s", "s", "Seconds of one stage of the step: plan, draft, critique, refine, score, update.",
-                "sum"),
+        _metric("time/{stage}_s", "s", "Seconds of one stage: plan, draft, critique, refine, score, update.", "sum"),
         _metric("time/step_s", "s", "Seconds of the whole step.", "sum"),
         _metric("memory/peak_bytes", "bytes", "Largest memory held so far.", "max"),
     ),
-}  # fmt: skip
+}
 
 METRICS: tuple[Metric, ...] = tuple(metric for section in SECTIONS.values() for metric in section)
 _EXACT = {metric.name: metric for metric in METRICS if "{" not in metric.name}
@@ -184,13 +183,13 @@ def metrics_page() -> str:
     lines = [
         "# Metrics",
         "",
-        "Every name that `metrics.jsonl` may hold. One line is one step; `step` counts from 1. Names are TRL's wherever",
-        "the meaning is the same. This page is written from `r3_rl/observe/metrics.py`: change the table there, then run",
-        "`python -m r3_rl.observe.metrics > docs/metrics.md`.",
+        "Every name that `metrics.jsonl` may hold. One line is one step; `step` counts from 1. Names are TRL's",
+        "wherever the meaning is the same. This page is written from the table in `r3_rl/observe/metrics.py`: change",
+        "it there, then run `python -m r3_rl.observe.metrics > docs/metrics.md`.",
         "",
-        "A value that was not finite is written as `null`, and its name stands in the line's `not_finite` list. A value",
-        "that did not occur in a step (no refinement was drawn, say) is absent, never 0. Names outside the table come",
-        "from a scorer's own `log_metric`.",
+        "A value that was not finite is written as `null`, and its name stands in the line's `not_finite` list. A",
+        "value that did not occur in a step (no refinement was drawn, say) is absent, never 0. Names outside the table",
+        "come from a scorer's own `log_metric`.",
     ]
     for title, section in SECTIONS.items():
         lines += ["", f"## {title}", "", "| name | unit | over a step | meaning |", "|---|---|---|---|"]

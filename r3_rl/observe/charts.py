@@ -1,0 +1,267 @@
+"""Curves and interval marks as inline SVG: small, sharp, coloured by the page's own style sheet."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from r3_rl.observe.alarms import Series
+from r3_rl.observe.markup import Html, element
+from r3_rl.observe.statistics import Interval
+
+WIDTH, HEIGHT = 360, 176
+LEFT, RIGHT, TOP, BOTTOM = 42, 10, 10, 22
+MAX_POINTS = 400
+"""Longer curves are averaged into this many points: a screen shows no more, and the page stays small."""
+SMOOTH_FROM = 12
+"""Shorter curves are drawn as they are."""
+NUM_COLOURS = 7
+LOG_FLOOR = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line of a chart."""
+
+    label: str
+    series: Series
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """How values become heights."""
+
+    percent: bool = False
+    """Print values as per cent."""
+    log: bool = False
+    """Decades; values below 1e-9 are drawn there."""
+    marks: tuple[float, ...] = ()
+    """Values that get a dashed rule and are always in sight, such as 0 for a gain."""
+
+
+def line_chart(title: str, curves: Sequence[Curve], *, axis: Axis | None = None, note: str = "") -> Html:
+    """A card with curves over steps: the raw values pale, a running mean strong, the last mean in the legend.
+
+    Args:
+        title: heading of the card.
+        curves: those without values are named as missing.
+        axis: how values become heights.
+        note: one line below the title.
+    """
+    axis = axis or Axis()
+    drawn = [Curve(label=this.label, series=_thin(this.series)) for this in curves if len(this.series)]
+    missing = [this.label for this in curves if not len(this.series)]
+    body: list[Html] = []
+    if drawn:
+        body = [_legend(drawn, axis), element("div", _svg(title, drawn, axis), _tip(), class_="plot")]
+    else:
+        body = [element("p", "Not measured in this run.", class_="missing")]
+    if drawn and missing:
+        body.append(element("p", f"Not measured: {', '.join(missing)}.", class_="missing"))
+    heading = element("h3", title)
+    return element("section", heading, element("p", note, class_="note") if note else None, body, class_="chart")
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential running mean that starts unbiased, over about a tenth of the curve.
+
+    m_k = sum_j a (1 - a)^(k - j) x_j / sum_j a (1 - a)^(k - j), a = 2 / (w + 1), w = max(5, n / 10)
+
+    >>> smooth(np.array([1.0, 1.0, 1.0])).round(6).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    keep = 1 - 2 / (max(5.0, values.size / 10) + 1)
+    total, weight, means = 0.0, 0.0, np.empty(values.size)
+    for index, value in enumerate(values):
+        total, weight = keep * total + value, keep * weight + 1
+        means[index] = total / weight
+    return means
+
+
+def interval_mark(before: Interval | None, after: Interval | None) -> Html:
+    """Two means with their intervals on a line from 0 to 1: before above, after below."""
+    width, height, inset = 150, 26, 5
+    parts = [
+        element("line", x1=x, x2=x, y1=2, y2=height - 2, class_="tick")
+        for x in (inset, width / 2, width - inset)
+    ]  # fmt: skip
+    for interval, y, kind in ((before, 8, "before"), (after, 18, "after")):
+        if interval is None:
+            continue
+        low, mean, high = (
+            round(inset + (width - 2 * inset) * min(1.0, max(0.0, value)), 1)
+            for value in (interval.low, interval.mean, interval.high)
+        )
+        parts.append(element("line", x1=low, x2=high, y1=y, y2=y, class_=f"whisker {kind}"))
+        parts.append(element("circle", cx=mean, cy=y, r=3.5, class_=kind))
+    return element("svg", parts, viewBox=f"0 0 {width} {height}", class_="mark", aria_hidden="true")
+
+
+def stacked_bar(parts: Sequence[tuple[str, float]]) -> Html:
+    """One bar split by share, with a legend that says the value and the share of each part.
+
+    Args:
+        parts: label and value (seconds, at least 0) of each part.
+    """
+    total = sum(value for _, value in parts)
+    assert total > 0
+    x, bars, legend = 0.0, [], []
+    for number, (label, value) in enumerate(parts):
+        width = 100 * value / total
+        colour = f"c{number % NUM_COLOURS + 1}"
+        bars.append(element("rect", x=round(x, 2), y=0, width=round(width, 2), height=10, class_=f"fill {colour}"))
+        x += width
+        swatch = element("i", class_=f"swatch {colour}")
+        cells = (element("td", swatch, label), element("td", f"{value:.2f} s"), element("td", f"{width:.0f} %"))
+        legend.append(element("tr", cells))
+    svg = element("svg", bars, viewBox="0 0 100 10", preserveAspectRatio="none", class_="stack", aria_hidden="true")
+    return element("div", svg, element("table", legend, class_="legend-table"), class_="stacked")
+
+
+def number(value: float, percent: bool = False) -> str:
+    """A number in few characters.
+
+    >>> number(0.5, percent=True), number(0.1234), number(12345.6), number(2e-6), number(0)
+    ('50 %', '0.123', '12,346', '2e-06', '0')
+    """
+    if percent:
+        return f"{100 * value:.0f} %" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.1f} %"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _thin(found: Series) -> Series:
+    if len(found) <= MAX_POINTS:
+        return found
+    bins = np.array_split(np.arange(len(found)), MAX_POINTS)
+    return Series(
+        steps=np.array([found.steps[these[-1]] for these in bins]),
+        values=np.array([found.values[these].mean() for these in bins]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scale:
+    """Where steps and values lie in the drawing."""
+
+    steps: tuple[int, int]
+    values: tuple[float, float]
+    log: bool
+
+    def x(self, step: float) -> float:
+        first, last = self.steps
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / max(1, last - first), 1)
+
+    def y(self, value: float) -> float:
+        low, high = self.values
+        if self.log:
+            value, low, high = (math.log10(max(v, LOG_FLOOR)) for v in (value, low, high))
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low), 1)
+
+
+def _scale(curves: Sequence[Curve], axis: Axis) -> tuple[_Scale, list[float]]:
+    steps = (min(int(c.series.steps[0]) for c in curves), max(int(c.series.steps[-1]) for c in curves))
+    values = np.concatenate([c.series.values for c in curves] + [np.array(axis.marks)])
+    if axis.log:
+        low = math.floor(math.log10(max(LOG_FLOOR, float(values.min()))))
+        high = max(low + 1, math.ceil(math.log10(max(LOG_FLOOR, float(values.max())))))
+        every = max(1, (high - low) // 3)
+        ticks = [10.0**power for power in range(low, high + 1, every)]
+        return _Scale(steps=steps, values=(10.0**low, 10.0**high), log=True), ticks
+    low, high = float(values.min()), float(values.max())
+    if high - low < 1e-12:
+        low, high = low - max(0.5 * abs(low), 1e-3), high + max(0.5 * abs(high), 1e-3)
+    room = 0.06 * (high - low)
+    inside = axis.percent and low >= 0
+    low, high = (max(0.0, low - room) if inside else low - room), high + room
+    return _Scale(steps=steps, values=(low, high), log=False), _ticks(low, high)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    rough = (high - low) / 3
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough)
+    first = math.ceil(low / step)
+    return [round(step * k, 12) for k in range(first, math.floor(high / step) + 1)]
+
+
+def _svg(title: str, curves: Sequence[Curve], axis: Axis) -> Html:
+    scale, ticks = _scale(curves, axis)
+    parts = []
+    for tick in ticks:
+        y = scale.y(tick)
+        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="rule"))
+        text = f"{tick:.0e}".replace("e-0", "e-") if axis.log else number(tick, axis.percent)
+        parts.append(element("text", text, x=LEFT - 6, y=y + 3.5, class_="label end"))
+    for mark in axis.marks:
+        y = scale.y(mark)
+        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="dashed"))
+    first, last = scale.steps
+    parts.append(element("text", f"step {first}", x=LEFT, y=HEIGHT - 6, class_="label"))
+    if last > first:
+        parts.append(element("text", f"{last:,}", x=WIDTH - RIGHT, y=HEIGHT - 6, class_="label end"))
+    for index, curve in enumerate(curves):
+        parts += _lines(curve, index, scale)
+    parts.append(element("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="guide", visibility="hidden"))
+    return element(
+        "svg",
+        parts,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=f"{title}, steps {first} to {last}",
+        data_chart=_hover_data(curves, scale, axis),
+    )
+
+
+def _lines(curve: Curve, index: int, scale: _Scale) -> list[Html]:
+    colour = f"c{index % NUM_COLOURS + 1}"
+    found = curve.series
+    raw = _points(found.steps, found.values, scale)
+    if len(found) == 1:
+        x, y = raw.split(",")
+        return [element("circle", cx=x, cy=y, r=3, class_=f"fill {colour}")]
+    if len(found) < SMOOTH_FROM:
+        return [element("polyline", points=raw, class_=f"line {colour}")]
+    mean = _points(found.steps, smooth(found.values), scale)
+    return [
+        element("polyline", points=raw, class_=f"raw {colour}"),
+        element("polyline", points=mean, class_=f"line {colour}"),
+    ]
+
+
+def _points(steps: np.ndarray, values: np.ndarray, scale: _Scale) -> str:
+    return " ".join(f"{scale.x(step):g},{scale.y(value):g}" for step, value in zip(steps, values, strict=True))
+
+
+def _hover_data(curves: Sequence[Curve], scale: _Scale, axis: Axis) -> str:
+    lines = [
+        {
+            "label": curve.label,
+            "steps": curve.series.steps.tolist(),
+            "x": [scale.x(step) for step in curve.series.steps],
+            "text": [number(value, axis.percent) for value in curve.series.values],
+        }
+        for curve in curves
+    ]
+    return json.dumps(lines, separators=(",", ":"))
+
+
+def _legend(curves: Sequence[Curve], axis: Axis) -> Html:
+    items = []
+    for index, curve in enumerate(curves):
+        values = curve.series.values
+        last = smooth(values)[-1] if values.size >= SMOOTH_FROM else values[-1]
+        swatch = element("i", class_=f"swatch c{index % NUM_COLOURS + 1}")
+        items.append(element("span", swatch, curve.label, " ", element("b", number(float(last), axis.percent))))
+    return element("div", items, class_="legend")
+
+
+def _tip() -> Html:
+    return element("div", class_="tip", hidden=True)

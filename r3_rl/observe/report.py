@@ -1,0 +1,381 @@
+"""One run as one offline HTML file: what changed, how it went, what it looks like, what it ran on."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from r3_rl.errors import InputError
+from r3_rl.observe.alarms import CHECKS, RATIO_TOLERANCE, find_alarms, series
+from r3_rl.observe.charts import NUM_COLOURS, Axis, Curve, line_chart, stacked_bar
+from r3_rl.observe.gallery import gallery
+from r3_rl.observe.markup import Html, element, join
+from r3_rl.observe.metrics import find_metric
+from r3_rl.observe.progress import duration
+from r3_rl.observe.recorder import Lines, read_lines, write_document
+from r3_rl.observe.style import SCRIPT, STYLE, colour_rules, tab_rules
+from r3_rl.observe.tables import Evaluation, before_after_table, headline, words_of
+
+NUM_TABS = 5
+WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError)
+FACTS = (
+    ("model", "kind"),
+    ("rollout", "schedule"),
+    ("algorithm", "gain"),
+    ("training", "max_steps"),
+    ("training", "seed"),
+)
+"""Places in the resolved recipe that tell a reader what kind of run this was, where they exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """Everything a run folder holds that the report shows; what is absent or broken is said in `faults`."""
+
+    name: str
+    metrics: Lines
+    trajectories: Lines
+    images: Path
+    evaluation: Evaluation | None
+    summary: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    recipe: str
+    resolved: str
+    faults: Sequence[str]
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write `report.html` into a run folder, from whatever the run has left there so far.
+
+    Args:
+        run_folder: as `new_run_folder` made it; a run that is still going or was cut off is fine.
+
+    Returns:
+        The path of the page. It needs no network: styles, script, charts and pictures are inside.
+
+    Raises:
+        InputError: when there is no such folder.
+        RunError: when the disk is full.
+    """
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise InputError(f"no run folder at {run_folder}", hint="give the folder that `r3 train` printed")
+    page = folder / "report.html"
+    write_document(page, str(render(read_run(folder))))
+    return page
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read a run folder; nothing that is missing or broken stops the page."""
+    faults: list[str] = []
+    summary = _document(folder / "summary.json", faults)
+    environment = _document(folder / "environment.json", faults)
+    evaluation = None
+    document = _document(folder / "evaluation.json", faults)
+    if document:
+        try:
+            evaluation = Evaluation.from_document(document)
+        except WRONG_SHAPE as error:
+            faults.append(f"evaluation.json does not have the expected shape: {error!r}")
+    metrics, trajectories = read_lines(folder / "metrics.jsonl"), read_lines(folder / "trajectories.jsonl")
+    for name, lines in (("metrics.jsonl", metrics), ("trajectories.jsonl", trajectories)):
+        if not (folder / name).is_file():
+            faults.append(f"{name} is missing.")
+        if lines.num_broken:
+            faults.append(f"{name}: {lines.num_broken} lines could not be read and are left out.")
+    return RunFiles(
+        name=folder.resolve().name,
+        metrics=metrics,
+        trajectories=trajectories,
+        images=folder / "images",
+        evaluation=evaluation,
+        summary=summary,
+        environment=environment,
+        recipe=_text(folder / "recipe.yaml", faults),
+        resolved=_text(folder / "recipe.resolved.yaml", faults),
+        faults=faults,
+    )
+
+
+def render(run: RunFiles) -> Html:
+    """The whole page."""
+    style = Html(STYLE + colour_rules(NUM_COLOURS) + tab_rules(NUM_TABS))
+    script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
+    # The page carries texts from strangers (prompts, critiques). Escaping keeps them text; this policy is the second
+    # lock: no request leaves the page and no script runs but ours.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"{run.name} - r3-rl report"),
+        element("style", style),
+    )
+    sections = (
+        _title(run),
+        _section("alarms", "Alarms", _alarms(run)),
+        _section("results", "Before and after training", _results(run)),
+        _section("curves", "Curves", _curves(run)),
+        _section("scorers", "Scorers", _scorers(run)),
+        _section("time", "Where the time goes", _time(run)),
+        _section("gallery", "Gallery", _gallery(run)),
+        _section("recipe", "Recipe", _recipe(run)),
+        _section("environment", "Environment", _environment(run)),
+    )
+    footer = element("footer", "Made by r3-rl from the files beside it. This page is complete in itself.")
+    body = element("body", element("main", sections, footer), element("script", Html(SCRIPT)))
+    return Html("<!doctype html>\n" + element("html", head, body, lang="en") + "\n")
+
+
+def _section(identity: str, title: str, *content: Any) -> Html:
+    return element("section", element("h2", title), content, id=identity)
+
+
+def _title(run: RunFiles) -> Html:
+    links = ("results", "curves", "scorers", "time", "gallery", "recipe", "environment")
+    return element(
+        "header",
+        element("p", "r3-rl run report", class_="eyebrow"),
+        element("h1", run.name),
+        element("p", ". ".join(_facts(run)) + ".", class_="lead"),
+        element("nav", [element("a", name.capitalize(), href=f"#{name}") for name in links]),
+        headline(run.evaluation) if run.evaluation else None,
+    )
+
+
+def _facts(run: RunFiles) -> list[str]:
+    """Short statements on what was run, each from a file that says so."""
+    recipe = _parsed(run.resolved or run.recipe)
+    settings = []
+    for section, key in FACTS:
+        block = recipe.get(section)
+        value = block.get(key) if isinstance(block, Mapping) else None
+        if isinstance(value, Mapping):
+            value = value.get("kind")
+        if value is not None:
+            settings.append(f"{words_of(key)} {value}")
+    facts = [", ".join(settings)] if settings else []
+    rows = run.metrics.rows
+    facts.append(f"{rows[-1]['step']:,} steps logged" if rows else "No step logged")
+    if "num_prompts" in run.summary:
+        facts.append(f"Measured on {run.summary['num_prompts']} held-out prompts")
+    if isinstance(run.summary.get("wall_s"), int | float):
+        facts.append(f"Took {duration(run.summary['wall_s'])}")
+    if not run.summary:
+        facts.append("No summary.json: the run is still going, or it ended early")
+    return [fact[0].upper() + fact[1:] for fact in facts]
+
+
+def _alarms(run: RunFiles) -> list[Html]:
+    parts = [
+        element("div", element("p", element("b", f"{CHECKS[alarm.name].capitalize()}. "), alarm.message),
+                element("p", alarm.advice), class_="alarm")
+        for alarm in find_alarms(run.metrics.rows)
+    ]  # fmt: skip
+    parts += [element("div", element("p", fault), class_="alarm") for fault in run.faults]
+    checks = "; ".join(CHECKS.values())
+    if not run.metrics.rows:
+        return [*parts, element("p", "No metrics, so nothing could be checked.", class_="note")]
+    quiet = "" if parts else "None. "
+    return [*parts, element("p", f"{quiet}Looked for: {checks}.", class_="note")]
+
+
+def _results(run: RunFiles) -> list[Html]:
+    if run.evaluation is None:
+        return [element("p", "No evaluation.json in this run folder, so there is no table. `r3 eval` makes one.",
+                        class_="missing")]  # fmt: skip
+    note = (
+        "95 % intervals below each figure: Wilson's for shares; for changes a bootstrap over prompts that keeps each "
+        "prompt's pair. A change is coloured when its interval excludes zero. In the marks, grey is before and blue is "
+        "after; n is the number of prompts, drafts or questions."
+    )
+    return [element("p", note, class_="note"), element("div", before_after_table(run.evaluation), class_="box")]
+
+
+CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...], Axis, str], ...] = (
+    ("Score", (("refine/draft_score", "draft"), ("refine/final_score", "final")), Axis(), ""),
+    ("Gain of a refinement", (("refine/gain_mean", "gain"),), Axis(marks=(0.0,)), "Read it beside the draft score."),
+    (
+        "What critiques do",
+        (("refine/frac_stopped", "stopped"), ("refine/frac_improved", "improved"), ("refine/frac_regressed", "worse")),
+        Axis(percent=True),
+        "",
+    ),
+    ("Reward", (("reward", "reward"), ("reward_std", "std in group")), Axis(), ""),
+    ("KL from the reference, text", (("kl", "k3 estimate"),), Axis(marks=(0.0,)), ""),
+    ("KL from the reference, image", (("image/kl", "per step"),), Axis(marks=(0.0,)), ""),
+    (
+        "Importance ratio on the first pass",
+        (("ratio/text_deviation", "text"), ("ratio/image_deviation", "image")),
+        Axis(log=True, marks=(RATIO_TOLERANCE,)),
+        "Largest |ratio - 1|; dashed: the float32 limit.",
+    ),
+    (
+        "Gradients of understanding and generation",
+        (("grad/cosine", "cosine"),),
+        Axis(marks=(0.0,)),
+        "Below 0 they conflict.",
+    ),
+    (
+        "Lost signal",
+        (("frac_reward_zero_std", "equal groups"), ("scores/missing_fraction", "missing scores")),
+        Axis(percent=True),
+        "Groups without spread and scores that failed.",
+    ),
+)  # fmt: skip
+
+
+def _curves(run: RunFiles) -> list[Html]:
+    rows = run.metrics.rows
+    if not rows:
+        return [element("p", "No metrics.jsonl, so there are no curves.", class_="missing")]
+    note = "Pale: as logged. Strong: running mean over about a tenth of the run; its last value stands in the legend."
+    cards = [
+        line_chart(title, [Curve(label=label, series=series(rows, key)) for key, label in keys], axis=axis, note=hint)
+        for title, keys, axis, hint in CHARTS
+    ]
+    shown = {name for _, names, _, _ in CHARTS for name, _ in names}
+    rest = [
+        name
+        for name in _names(rows)
+        if name not in shown and not name.startswith(("rewards/", "weighted_rewards/", "eval_rewards/", "time/"))
+    ]
+    parts = [element("p", note, class_="note"), element("div", cards, class_="charts")]
+    if rest:
+        more = [_single_chart(rows, name) for name in rest]
+        title = element("summary", f"All other metrics ({len(rest)})")
+        parts.append(element("details", title, element("div", more, class_="charts"), class_="fold"))
+    return parts
+
+
+def _single_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Html:
+    metric = find_metric(name)
+    axis = Axis(percent=metric is not None and metric.unit == "share")
+    hint = metric.meaning if metric else "Logged by a scorer."
+    return line_chart(name, [Curve(label="", series=series(rows, name))], axis=axis, note=hint)
+
+
+def _scorers(run: RunFiles) -> list[Html]:
+    rows = run.metrics.rows
+    cards = []
+    for prefix, title, hint in (
+        ("rewards", "Training scorers", "Raw scores, before weights."),
+        ("eval_rewards", "Held-out scorers", "Never part of the reward: they show whether the reward is being gamed."),
+    ):
+        names = [name for name in _names(rows) if name.startswith(f"{prefix}/") and name.endswith("/mean")]
+        curves = [Curve(label=name.split("/")[1], series=series(rows, name)) for name in names]
+        hint = hint if curves else f"{hint} The recipe names none under `{prefix}`, or none was logged."
+        cards.append(line_chart(title, curves, note=hint))
+    return [element("div", cards, class_="charts pair")]
+
+
+def _time(run: RunFiles) -> list[Html]:
+    rows = run.metrics.rows
+    names = [name for name in _names(rows) if name.startswith("time/") and name != "time/step_s"]
+    if not names:
+        return [element("p", "No seconds by stage were logged.", class_="missing")]
+    # Per logged step, so that a stage that runs in every other step counts half.
+    stages = [(words_of(name[5:-2]), float(series(rows, name).values.sum()) / len(rows)) for name in names]
+    stages = sorted((stage for stage in stages if stage[1] > 0), key=lambda stage: -stage[1])
+    bar = stacked_bar(stages) if stages else element("p", "Every stage took 0 s.", class_="missing")
+    card = element("section", element("h3", "Mean seconds of a step by stage"), bar, class_="chart")
+    curve = [Curve(label="step", series=series(rows, "time/step_s"))]
+    return [element("div", card, line_chart("Seconds per step", curve), class_="charts pair")]
+
+
+def _gallery(run: RunFiles) -> list[Html]:
+    rows = run.trajectories.rows
+    if not rows:
+        return [element("p", "No trajectories were kept, so there are no pictures.", class_="missing")]
+    note = (
+        "Each row reads from left to right: the draft with its score and what the scorers said, the critique that the "
+        "policy wrote about it and the edit it asked for, then the image drawn from that edit."
+    )
+    return [element("p", note, class_="note"), gallery(rows, run.images)]
+
+
+def _recipe(run: RunFiles) -> list[Html]:
+    parts = [element("pre", run.recipe)] if run.recipe else [element("p", "No recipe.yaml.", class_="missing")]
+    if run.resolved:
+        title = element("summary", "Resolved recipe: every value, defaults included")
+        parts.append(element("details", title, element("pre", run.resolved), class_="fold"))
+    return parts
+
+
+def _environment(run: RunFiles) -> list[Html]:
+    parts = []
+    if run.environment:
+        parts.append(_definitions(_flat(run.environment)))
+    else:
+        parts.append(element("p", "No environment.json.", class_="missing"))
+    if run.summary:
+        title = element("summary", "summary.json")
+        parts.append(element("details", title, _definitions(_flat(run.summary)), class_="fold"))
+    return parts
+
+
+def _definitions(pairs: Iterable[tuple[str, str]]) -> Html:
+    return element("dl", join([element("dt", key), element("dd", value)] for key, value in pairs), class_="facts")
+
+
+def _flat(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            text = ", ".join(f"{name} {inner}" for name, inner in value.items())
+        elif isinstance(value, list):
+            text = ", ".join(str(inner) for inner in value)
+        else:
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        pairs.append((words_of(str(key)), text))
+    return pairs
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Metrics that hold a number somewhere, in the order in which they first came."""
+    return list(
+        dict.fromkeys(
+            name for row in rows for name, value in row.items() if name != "step" and isinstance(value, int | float)
+        )
+    )
+
+
+def _document(path: Path, faults: list[str]) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        faults.append(f"{path.name} is not JSON: {error}")
+        return {}
+    if not isinstance(document, Mapping):
+        faults.append(f"{path.name} is not a JSON object.")
+        return {}
+    return document
+
+
+def _text(path: Path, faults: list[str]) -> str:
+    if not path.is_file():
+        faults.append(f"{path.name} is missing.")
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _parsed(recipe: str) -> Mapping[str, Any]:
+    try:
+        parsed = YAML(typ="safe").load(recipe)
+    except YAMLError:
+        return {}
+    return parsed if isinstance(parsed, Mapping) else {}
