@@ -66,7 +66,7 @@ def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> 
     Raises:
         RecipeError: one line for each mistake, `file:line: path: message`.
 
-    >>> load_recipe("shapes_r3", ["training.seed=7", "rollout.draft.size=[32, 32]"]).training.seed
+    >>> load_recipe("shapes_r3", ["training.seed=7", "rollout.draft.size=[36, 36]"]).training.seed
     7
     """
     file = find_recipe(str(path_or_name))
@@ -98,6 +98,19 @@ def dump_resolved(recipe: Recipe) -> str:
     stream = io.StringIO()
     yaml.dump(recipe.model_dump(mode="json"), stream)
     return stream.getvalue()
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a recipe file: the fields of `Recipe` and `extends`, with which `version` may be inherited.
+
+    >>> "extends" in json_schema()["properties"]
+    True
+    """
+    schema = Recipe.model_json_schema()
+    about = "A shipped recipe, or a file beside this one, whose settings hold where this file is silent."
+    schema["properties"]["extends"] = {"type": "string", "description": about}
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["extends"]}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def headline(file: FilePath) -> str:

@@ -46,7 +46,7 @@ class AlgorithmSection(Section):
 
     schedule: Literal["tree", "full", "draft_only", "critique_only", "cotrain"] = Field(
         "tree",
-        description="`tree` trains drafts and refinements in turn; `full` whole trajectories; the others are baselines.",
+        description="`tree` trains drafts and refinements in turn, `full` whole trajectories; others are baselines.",
     )
     tree: TreeSection = Field(TreeSection(), description="The node pool of schedule `tree`.")
     gain: Literal["paper", "released", "repair"] = Field("paper", description="What a refinement earns over its draft.")

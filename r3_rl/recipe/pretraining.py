@@ -11,19 +11,19 @@ from r3_rl.recipe.sampling import Share
 
 
 class ModelSizeSection(Section):
-    """Sizes of the model that is made; ignored nowhere, so a recipe that loads weights has no such section."""
+    """Sizes of the model that is made."""
 
     hidden_size: int = Field(192, ge=16, description="Width of both experts.")
     num_layers: int = Field(6, ge=1, description="Layers.")
     num_heads: int = Field(3, ge=1, description="Query heads.")
     num_kv_heads: int = Field(3, ge=1, description="Key and value heads.")
     intermediate_size: int = Field(512, ge=16, description="Width of the feed-forward part.")
-    latent_patch_size: int = Field(8, ge=1, description="Side of a latent token in pixels (identity autoencoder).")
+    latent_patch_size: int = Field(6, ge=1, description="Side of a latent token in pixels (identity autoencoder).")
     vit_hidden_size: int = Field(96, ge=16, description="Width of the understanding tower.")
     vit_num_layers: int = Field(2, ge=1, description="Layers of the understanding tower.")
     vit_num_heads: int = Field(3, ge=1, description="Heads of the understanding tower.")
     vit_intermediate_size: int = Field(256, ge=16, description="Width of the tower's feed-forward part.")
-    vit_patch_size: int = Field(8, ge=1, description="Side of a patch of the understanding tower in pixels.")
+    vit_patch_size: int = Field(6, ge=1, description="Side of a patch of the understanding tower in pixels.")
 
     def problems(self) -> Iterator[Problem]:
         for width, heads in (("hidden_size", "num_heads"), ("vit_hidden_size", "vit_num_heads")):
@@ -46,43 +46,32 @@ class MixSection(Section):
             yield Problem("text_to_image", "a step without any sample learns nothing; set one task above 0")
 
 
-class StagesSection(Section):
-    """Progressive training: generation and understanding apart, then a growing share of joint steps."""
-
-    apart_fraction: Share = Field(0.1, description="First share of the steps, in which each step trains one objective.")
-    ramp_fraction: Share = Field(0.2, description="Following share of the steps, in which joint steps become the rule.")
-
-    def problems(self) -> Iterator[Problem]:
-        if self.apart_fraction + self.ramp_fraction > 1:
-            yield Problem("ramp_fraction", "apart_fraction and ramp_fraction are shares of one run; their sum passes 1")
-
-
 class PretrainSection(Section):
     """Supervised pretraining in the embedded world. Seed, threads and output folder are those of `training`."""
 
     steps: int = Field(2000, ge=1, description="Updates of the weights.")
-    max_hours: float | None = Field(
-        None, gt=0, description="Hours after which pretraining ends early; null is no limit."
+    max_hours: float | None = Field(None, gt=0, description="Hours after which pretraining ends; null is no limit.")
+    warmup_steps: int = Field(50, ge=1, description="Steps of linear warm-up.")
+    decay_fraction: float = Field(0.3, gt=0, le=1, description="Last share of the run, in which the rates fall to 0.")
+    apart_fraction: Share = Field(
+        0.1, description="First share of the steps, in which drawing and understanding take turns."
     )
-    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up.")
-    cooldown_fraction: Share = Field(0.3, description="Last share of the steps, in which the learning rates fall to 0.")
+    ramp_fraction: Share = Field(0.2, description="Following share, in which steps of both become the rule.")
     batch: MixSection = Field(MixSection(), description="Samples of each task in a step.")
-    stages: StagesSection = Field(StagesSection(), description="Apart, then joint.")
     muon_lr: float = Field(0.02, ge=0, description="Muon's learning rate, for the matrices of the layers.")
     adam_lr: float = Field(2e-3, gt=0, description="AdamW's learning rate, for everything else.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of both.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    ema: float = Field(
-        0.998, ge=0, lt=1, description="Decay of the moving average that is saved; 0 saves the weights themselves."
-    )
-    image_loss_weight: float = Field(1.0, ge=0, description="Weight of the flow loss.")
-    text_loss_weight: float = Field(1.0, ge=0, description="Weight of the next-token loss.")
-    text_dropout: Share = Field(0.08, description="Chance to draw without text, for guidance.")
-    plan_noise: Share = Field(0.0, description="Chance that a plan word is replaced by another.")
-    image_noise: float = Field(0.05, ge=0, description="Standard deviation of the noise on images that are looked at.")
+    ema: float = Field(0.998, ge=0, lt=1, description="Decay of the moving average of the weights, which is saved.")
+    text_weight: float = Field(1.0, ge=0, description="Weight of the next-token loss beside the flow loss.")
+    time_mean: float = Field(0.4, description="m in t = sigmoid(m + N(0, 1)), the noise level that is trained.")
+    text_dropout: Share = Field(0.08, description="Chance to draw without context, which guidance needs.")
+    plan_noise: Share = Field(0.0, description="Chance that a plan names something else than what is drawn.")
+    image_noise: float = Field(0.04, ge=0, description="Strongest pixel noise on images that are looked at.")
     contradicting_fraction: Share = Field(
         0.3, description="Share of text-to-image scenes that contradict their prompt: deliberate headroom for R3."
     )
-    timestep_mean: float = Field(0.4, description="m in t = sigmoid(m + N(0, 1)), the noise level that is trained.")
     eval_every: int = Field(500, ge=1, description="Steps between two measurements.")
     model: ModelSizeSection = Field(ModelSizeSection(), description="Sizes of the model.")
+
+    def problems(self) -> Iterator[Problem]:
+        if self.apart_fraction + self.ramp_fraction > 1:
+            yield Problem("ramp_fraction", "apart_fraction and ramp_fraction are shares of one run; their sum passes 1")

@@ -113,7 +113,7 @@ class DrawingSection(Section):
 
     num_steps: int = Field(8, ge=1, description="Denoising steps, each one evaluation of the model.")
     timestep_shift: float = Field(
-        1.5, gt=0, description="s in t' = s t / (1 + (s - 1) t); above 1 spends more steps in noise."
+        1.0, gt=0, description="s in t' = s t / (1 + (s - 1) t); above 1 spends more steps in noise."
     )
     sde: Literal["r3_monotonic", "r3_constant", "flow_grpo", "dance", "cps"] = Field(
         "r3_monotonic", description="Convention of the stochastic step."
@@ -146,7 +146,7 @@ class DraftSection(DrawingSection):
     """Round 0."""
 
     size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = Field(
-        (32, 32), strict=False, description="[height, width] in pixels; refinements keep the size of their draft."
+        (36, 36), strict=False, description="[height, width] in pixels; refinements keep the size of their draft."
     )
 
 

@@ -1,0 +1,267 @@
+"""The verbs of `r3`. A verb imports its room when it runs, so that help and checks answer at once and load no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cyclopts import App, CycloptsError
+
+from r3_rl import __version__
+from r3_rl.errors import InputError, R3Error
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+app = App(
+    name="r3",
+    help="Reinforcement learning for models that draw, look at what they drew, and draw again.",
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+    print_error=False,
+    exit_on_error=False,
+)
+recipes = App(name="recipes", help="The shipped recipes: ls, show, copy.")
+rewards = App(name="rewards", help="The scorers: ls, new, test.")
+app.command(recipes)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb and leave with its exit code: 0 ok, 1 the run failed, 2 the input was wrong, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a verb and return its exit code; an error becomes lines on stderr."""
+    try:
+        result = app(list(arguments))
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except R3Error as error:
+        return _say(str(error), error.exit_code)
+    except CycloptsError as error:
+        return _say(f"r3: {' '.join(str(error).split())}", 2)
+    except KeyboardInterrupt:
+        return _say("r3: interrupted", 130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; without this Python complains once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _say(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def _verb(room: str, group: App = app) -> Callable[[Verb], Verb]:
+    """Register a verb once the file of its room is there."""
+
+    def register(verb: Verb) -> Verb:
+        if (Path(__file__).parent / room).is_file():
+            group.command(verb, name=verb.__name__.removesuffix("_"))
+        return verb
+
+    return register
+
+
+@_verb("evaluate/demo.py")
+def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> None:
+    """Train the embedded model with R3 for a few minutes and show before and after.
+
+    Args:
+        out: folder of the run: pictures, adapter, report.html, summary.json.
+        seed: seed of the run.
+        minutes: time for training and evaluation.
+    """
+    from r3_rl.process import prepare_process
+
+    prepare_process()
+    from r3_rl.evaluate.demo import demo as run_demo
+
+    run_demo(out=out, seed=seed, minutes=minutes)
+
+
+@_verb("training/run.py")
+def train(
+    recipe: str, /, *overrides: str, resume: str | None = None, dry_run: bool = False, rehearse: bool = False
+) -> None:
+    """Fine-tune a policy by a recipe.
+
+    Args:
+        recipe: a YAML file or the name of a shipped recipe.
+        overrides: settings to change, such as training.seed=1.
+        resume: folder of an interrupted run to go on with.
+        dry_run: write the resolved recipe and stop.
+        rehearse: one real trajectory, then memory, seconds per step and time to finish.
+    """
+    from r3_rl.recipe_io import dump_resolved, load_recipe
+
+    checked = load_recipe(recipe, overrides)
+    if dry_run:
+        print(dump_resolved(checked), end="")
+        return
+    from r3_rl.process import prepare_process
+
+    prepare_process(checked.training.num_threads)
+    from r3_rl.training.run import train as run_training
+
+    run_training(checked, resume=resume, rehearse=rehearse)
+
+
+@_verb("training/pretrain.py")
+def pretrain(recipe: str, /, *overrides: str) -> None:
+    """Make the embedded model: supervised pretraining by a recipe with a `pretrain` section.
+
+    Args:
+        recipe: a YAML file or the name of a shipped recipe.
+        overrides: settings to change, such as pretrain.steps=100.
+    """
+    from r3_rl.recipe_io import load_recipe
+
+    checked = load_recipe(recipe, overrides)
+    if checked.pretrain is None:
+        raise InputError(
+            f"{recipe}: no section 'pretrain'", hint="run it with `r3 train`, or start from shapes_pretrain"
+        )
+    from r3_rl.process import prepare_process
+
+    prepare_process(checked.training.num_threads)
+    from r3_rl.training.pretrain import pretrain as run_pretraining
+
+    run_pretraining(checked)
+
+
+@_verb("rollout/refiner.py")
+def refine(
+    prompt: str,
+    /,
+    *,
+    model: str | None = None,
+    adapter: str | None = None,
+    rounds: int = 2,
+    out: str = "refine.png",
+    seed: int = 0,
+) -> None:
+    """Draw a prompt, critique it and draw again; write draft, critiques and refinements as one picture.
+
+    Args:
+        prompt: what to draw.
+        model: folder of a policy; without it the embedded model.
+        adapter: folder of an adapter.
+        rounds: refinements at most.
+        out: the picture, a PNG file.
+        seed: seed of texts and noise.
+    """
+    from r3_rl.rollout.refiner import refine_command
+
+    refine_command(prompt=prompt, model=model, adapter=adapter, rounds=rounds, out=out, seed=seed)
+
+
+@_verb("export.py")
+def export(run: str, /, *, merge: bool = False) -> None:
+    """Write the adapter of a run with its model card, reload it and compare the outputs.
+
+    Args:
+        run: folder of a run.
+        merge: write full weights with the adapter merged in.
+    """
+    from r3_rl.export import export as run_export
+
+    run_export(run, merge=merge)
+
+
+@_verb("observe/report.py")
+def report(run: str, /) -> None:
+    """Write report.html of a run: curves, table, gallery; one file that needs no network.
+
+    Args:
+        run: folder of a run.
+    """
+    from r3_rl.observe.report import write_report
+
+    print(write_report(run))
+
+
+@app.command
+def check(recipe: str, /, *overrides: str, processes: int = 1) -> None:
+    """Check a recipe and say what a step of it is made of; nothing is loaded.
+
+    Args:
+        recipe: a YAML file or the name of a shipped recipe.
+        overrides: settings to change, such as training.seed=1.
+        processes: number of processes it will run on.
+    """
+    from r3_rl.recipe import geometry
+    from r3_rl.recipe_io import load_recipe
+
+    if processes < 1:
+        raise InputError(f"--processes {processes}: at least 1")
+    print(geometry(load_recipe(recipe, overrides), processes))
+    print("ok")
+
+
+@app.command
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors that complete and check YAML."""
+    import json
+
+    from r3_rl.recipe_io import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command
+def doctor() -> None:
+    """Say what this machine and installation can do: versions, speed, optional packages."""
+    from r3_rl.doctor import doctor as examine
+
+    examine()
+
+
+@recipes.command
+def ls() -> None:
+    """List the shipped recipes."""
+    from r3_rl.recipe_io import headline, shipped_recipes
+
+    files = shipped_recipes()
+    width = max(map(len, files), default=0)
+    for name, file in files.items():
+        print(f"{name:{width}}  {headline(file)}")
+
+
+@recipes.command
+def show(recipe: str, /, *, resolved: bool = False) -> None:
+    """Print a recipe as written, or with every default.
+
+    Args:
+        recipe: a YAML file or the name of a shipped recipe.
+        resolved: print every setting, inherited and default ones too.
+    """
+    from r3_rl.recipe_io import dump_resolved, find_recipe, load_recipe
+
+    print(dump_resolved(load_recipe(recipe)) if resolved else find_recipe(recipe).read_text(encoding="utf-8"), end="")
+
+
+@recipes.command
+def copy(recipe: str, /, to: str = ".") -> None:
+    """Copy a shipped recipe, to change it.
+
+    Args:
+        recipe: name of a shipped recipe.
+        to: file or folder.
+    """
+    from r3_rl.recipe_io import find_recipe
+
+    source, target = find_recipe(recipe), Path(to)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise InputError(f"{target}: already there", hint="name another file")
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: no such folder '{target.parent}'")
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"{target}: run it with `r3 train {target}`")
