@@ -28,6 +28,7 @@ app = App(
 recipes = App(name="recipes", help="The shipped recipes: ls, show, copy.")
 rewards = App(name="rewards", help="The scorers: ls, new, test.")
 app.command(recipes)
+app.command(rewards)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -265,3 +266,55 @@ def copy(recipe: str, /, to: str = ".") -> None:
         raise InputError(f"{target}: no such folder '{target.parent}'")
     target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     print(f"{target}: run it with `r3 train {target}`")
+
+
+@rewards.command(name="ls")
+def rewards_ls() -> None:
+    """List the installed scorers: range, needs, licence of their weights, origin."""
+    from r3_rl.scoring.commands import ls as list_installed
+
+    list_installed()
+
+
+@rewards.command
+def new(name: str, /, *, folder: str = ".") -> None:
+    """Write a scorer that works and a test that passes, to build yours from.
+
+    Args:
+        name: name of the scorer, such as my_score.
+        folder: where to write NAME.py and test_NAME.py.
+    """
+    from r3_rl.scoring.commands import new as write_new
+
+    write_new(name, folder)
+
+
+@rewards.command
+def test(
+    scorer: str, /, *images: str, prompt: str = "", text: str | None = None, params: str = "", columns: str = ""
+) -> None:
+    """Score images or a text and print scores and time; of two images the first is the draft of the second.
+
+    Args:
+        scorer: installed name, package.module:name or ./file.py:name.
+        images: image files or folders.
+        prompt: the prompt that the images were drawn for.
+        text: a text to score.
+        params: parameters of the scorer as YAML, such as "{half: 0.02}".
+        columns: columns of the data set as YAML.
+    """
+    from r3_rl.scoring.commands import test as score_files
+
+    score_files(scorer, images, prompt=prompt, text=text, params=_mapping(params), columns=_mapping(columns))
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    from r3_rl.recipe.tree import parse_value
+
+    try:
+        value = parse_value(text) if text else {}
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{text!r} is no YAML mapping", hint="write {name: value}")
+    return value

@@ -1,0 +1,64 @@
+# `make demo` and `make test` make what they need: an own .venv with a CPU build of torch. See `make help`.
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
+DEMO_OUT ?= runs/demo
+DEMO_MINUTES ?= 5
+SEED ?= 0
+
+.PHONY: help demo test check wheel clean
+
+help:
+	@echo "make demo    train the embedded model with R3 for $(DEMO_MINUTES) minutes, before and after in $(DEMO_OUT)/report.html"
+	@echo "make test    run every test"
+	@echo "make check   style, types, import contracts, spelling"
+	@echo "make wheel   build the wheel into dist/"
+	@echo "make clean   remove $(VENV), dist and caches (runs/ stays)"
+
+demo: $(VENV)/.train-ready
+	$(BIN)/r3 demo --out $(DEMO_OUT) --seed $(SEED) --minutes $(DEMO_MINUTES)
+
+test: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest -q -p no:cacheprovider
+
+check: $(VENV)/.dev-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+
+wheel: $(VENV)/.dev-ready
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# A stamp is newer than what it was made from, so nothing is installed again until that changes.
+$(VENV)/.train-ready: $(VENV)/.torch-ready pyproject.toml constraints-cpu.txt
+	$(PIP_INSTALL) --editable ".[train]"
+	@touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.train-ready pyproject.toml constraints-cpu.txt
+	$(PIP_INSTALL) --editable ".[train,balance,dev]"
+	@touch $@
+
+# torch first: the indexes that are set up may hold the CPU build; else PyTorch's own index does; else the pinned
+# version as it comes, which is larger and works too.
+$(VENV)/.torch-ready: $(VENV)/bin/python constraints-cpu.txt
+	@torch=$$(sed -n 's/^torch==//p' constraints-cpu.txt); \
+	if [ "$$(uname -s)" != Linux ]; then wanted="torch==$$torch"; else wanted="torch==$$torch+cpu"; fi; \
+	echo "installing $$wanted"; \
+	$(PIP_INSTALL) "$$wanted" 2>/dev/null \
+	|| { echo "not in the configured indexes; asking https://download.pytorch.org/whl/cpu"; \
+	     $(PIP_INSTALL) --retries 0 --timeout 20 --extra-index-url https://download.pytorch.org/whl/cpu "$$wanted" 2>/dev/null; } \
+	|| { echo "no CPU build found; installing torch==$$torch as it comes"; $(PIP_INSTALL) "torch==$$torch"; }
+	@touch $@
+
+$(VENV)/bin/python:
+	@for python in python3.11 python3.12 python3.13 python3; do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); fi; done; \
+	echo "no Python 3.11 or newer with venv found; install one (Debian, Ubuntu: apt install python3 python3-venv)" >&2; exit 1
