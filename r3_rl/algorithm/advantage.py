@@ -83,17 +83,13 @@ def advantages(
     due = torch.ones_like(rewards, dtype=torch.bool) if applies is None else applies
     rewards = torch.where(due, rewards.double(), torch.nan)
     peers = peer_statistics(rewards, groups)
-    values = _centred(rewards, peers)
     std = peers.std(unbiased=unbiased)
     known = rewards[rewards.isfinite()]
     batch_std = known.std(correction=int(unbiased)) if len(known) > int(unbiased) else known.new_tensor(0.0)
-    if scale == "group":
-        values = values / (std[peers.index] + eps).nan_to_num(nan=1.0)
-    elif scale == "batch":
-        values = values / (batch_std + eps)
+    divisor = {"none": known.new_tensor(1.0), "group": std[peers.index] + eps, "batch": batch_std + eps}[scale]
     reward_std = batch_std if scale == "batch" else std[peers.count > 0].mean()
     return Advantages(
-        values=values.float(),
+        values=_compared(rewards, peers, divisor).float(),
         missing=due & ~rewards.isfinite(),
         zero_variance_groups=peers.ids[peers.equal],
         num_groups=int((peers.count > 0).sum()),
@@ -152,8 +148,8 @@ def aggregate(
         peers = peer_statistics(scores[name], groups)
         present = scores[name].isfinite()
         if mode == "normalize_then_sum":
-            std = (peers.std(unbiased=unbiased) + eps)[peers.index].nan_to_num(nan=1.0)
-            part = _centred(scores[name].double(), peers) / std
+            divisor = peers.std(unbiased=unbiased)[peers.index] + eps
+            part = _compared(scores[name].double(), peers, divisor)
         else:
             part = scores[name].double()
             lacking |= ~present & (peers.count > 0)[peers.index]
@@ -162,7 +158,7 @@ def aggregate(
     return torch.where(spoken & ~lacking, total, torch.nan).float()
 
 
-def _centred(values: torch.Tensor, peers: PeerStatistics) -> torch.Tensor:
-    """Give values less their group's mean; exactly 0 where missing or where the group has no spread."""
+def _compared(values: torch.Tensor, peers: PeerStatistics, divisor: torch.Tensor) -> torch.Tensor:
+    """Give (value - mean of the group) / divisor; exactly 0 where missing or where the group has no spread."""
     useful = values.isfinite() & ~peers.equal[peers.index]
-    return torch.where(useful, values - peers.mean[peers.index], 0.0)
+    return torch.where(useful, (values - peers.mean[peers.index]) / divisor, 0.0)

@@ -1,18 +1,9 @@
 """Flow matching: schedule, stochastic steps, which steps are stochastic, guidance. Pure functions."""
 
+from r3_rl.flow.conventions import CONVENTIONS, StepDistribution, can_be_stochastic
 from r3_rl.flow.guidance import Guidance, combine
 from r3_rl.flow.schedule import shifted_schedule
-from r3_rl.flow.sde import (
-    CONVENTIONS,
-    StepDistribution,
-    can_be_stochastic,
-    euler_step,
-    kl_mean,
-    kl_velocity,
-    log_prob,
-    sample,
-    stochastic_step,
-)
+from r3_rl.flow.sde import euler_step, kl_mean, kl_velocity, log_prob, sample, stochastic_step
 from r3_rl.flow.windows import WINDOWS, choose_steps
 
 __all__ = [

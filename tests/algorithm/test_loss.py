@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+
+import pytest
+import torch
+
+from r3_rl.algorithm import clipped_surrogate, image_loss, k3, text_loss
+from r3_rl.errors import InputError, RunError
+from r3_rl.flow import Guidance, combine, kl_mean, log_prob, sample, shifted_schedule, stochastic_step
+
+TOLERANCE = {"rtol": 2e-6, "atol": 2e-6}
+
+
+@pytest.fixture
+def elements():
+    """New, old and reference log-probs and advantages of 24 elements."""
+    return torch.randn(4, 24, generator=torch.Generator().manual_seed(2)).mul(0.4).unbind()
+
+
+def test_recorded_losses(recorded):
+    if not recorded.get("losses"):
+        pytest.skip("the golden set holds no losses")
+    for case in recorded["losses"]:
+        new, old, weight = (torch.tensor(case[key]) for key in ("logp_new", "logp_old", "advantages"))
+        count, epsilon = len(new), case["clip"]
+        torch.testing.assert_close((new - old).exp(), torch.tensor(case["ratio"]), **TOLERANCE)
+        mean = clipped_surrogate(new, old, weight, epsilon).mean()
+        torch.testing.assert_close(mean, torch.tensor(case["mixgrpo_flow_loss"]), **TOLERANCE)
+        # R3 divides by the count plus 1e-4
+        for loss in (text_loss, image_loss):
+            found = loss(new, old, weight, normaliser=count + 1e-4, epsilon=epsilon)
+            torch.testing.assert_close(found.loss, torch.tensor(case["r3_loss"]), **TOLERANCE)
+        # the record counts every ratio outside the range, ours those that the clip holds back
+        outside = float(((torch.tensor(case["ratio"]) - 1).abs() > epsilon).float().mean())
+        assert outside == pytest.approx(case["clip_fraction"])
+        assert found.statistics.means()["clip_ratio/region"] <= outside + 1e-6
+
+
+@pytest.mark.parametrize("cuts", [(24,), (8, 8, 8), (1, 23), (5, 0, 19)])
+def test_micro_batches_add_up_to_the_whole(elements, cuts):
+    new, old, reference, weight = elements
+    for loss in (text_loss, image_loss):
+        whole_in, parts_in = new.clone().requires_grad_(True), new.clone().requires_grad_(True)
+
+        def run(log_probs, rows, loss=loss):
+            if loss is text_loss:
+                extra = {"reference_log_probs": reference[rows]}
+            else:
+                extra = {"kl": (log_probs - reference[rows]).square()}
+            return loss(
+                log_probs, old[rows], weight[rows], normaliser=24, epsilon=0.1, epsilon_high=0.3, beta=0.5, **extra
+            )
+
+        whole = run(whole_in, slice(None))
+        ends = torch.tensor(cuts).cumsum(0).tolist()
+        rows = [slice(end - size, end) for end, size in zip(ends, cuts, strict=True)]
+        parts = [run(parts_in[row], row) for row in rows]
+        whole.loss.backward()
+        for part in parts:
+            part.loss.backward()
+        torch.testing.assert_close(sum(part.loss for part in parts), whole.loss)
+        torch.testing.assert_close(parts_in.grad, whole_in.grad)
+        joined = reduce(add, (part.statistics for part in parts))
+        assert joined.means() == pytest.approx(whole.statistics.means(), rel=1e-5)
+        assert joined.means()["kl"] > 0 and joined.means()["clip_ratio/region"] > 0
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "advantage", "slope"),
+    [(0.0, 1.0, -1), (0.0, -1.0, 1), (0.5, 1.0, 0), (0.5, -1.0, 1), (-0.5, 1.0, -1), (-0.5, -1.0, 0), (0.25, 1.0, -1)],
+)
+def test_the_clip_holds_back_only_what_goes_too_far_the_right_way(log_ratio, advantage, slope):
+    new = torch.tensor([log_ratio], requires_grad=True)
+    found = text_loss(new, torch.zeros(1), torch.tensor([advantage]), normaliser=1, epsilon=0.2, epsilon_high=0.3)
+    found.loss.backward()
+    assert new.grad is not None and new.grad.sign().item() == slope
+    low, high = float(found.statistics.clipped_low), float(found.statistics.clipped_high)
+    assert (low, high) == (float(log_ratio < 0 and slope == 0), float(log_ratio > 0 and slope == 0))
+
+
+def test_on_the_first_pass_the_ratio_of_guided_steps_is_one():
+    # Sampled as one batch, scored again alone and in another order: unlike times, guidance on and off, two renorms.
+    schedule, generator = shifted_schedule(9, 3.0), torch.Generator().manual_seed(7)
+    x, full, text_dropped, image_dropped, noise = torch.randn(5, 6, 4, 3, generator=generator).unbind()
+    at = torch.tensor([0, 1, 2, 4, 6, 7])
+    for guidance in (Guidance(text=4.0), Guidance(text=4.0, image=1.5, renorm="text_channel")):
+
+        def step(rows, guidance=guidance):
+            velocity = combine(guidance, schedule[at[rows]], full[rows], text_dropped[rows], image_dropped[rows])
+            return stochastic_step(x[rows], velocity, schedule[at[rows]], schedule[at[rows] + 1], "r3_monotonic", 0.7)
+
+        everything = torch.arange(6)
+        drawn = sample(step(everything), noise)
+        old = log_prob(step(everything), drawn)
+        for order in (everything, everything.flip(0), torch.tensor([3])):
+            found = image_loss(log_prob(step(order), drawn[order]), old[order], torch.ones(len(order)), normaliser=6)
+            assert found.statistics.means()["ratio_deviation_max"] < 1e-5
+        # scoring without the guidance that was sampled with is what the statistic must betray
+        plain = stochastic_step(x, full, schedule[at], schedule[at + 1], "r3_monotonic", 0.7)
+        off = image_loss(log_prob(plain, drawn), old, torch.ones(6), normaliser=6)
+        assert off.statistics.means()["ratio_deviation_max"] > 1e-2
+        assert float(kl_mean(plain.mean, step(everything).mean, plain.std).max()) > 1e-3
+
+
+def test_on_policy_gradient_is_that_of_the_plain_policy_gradient(elements):
+    new, _, _, weight = elements
+    log_probs = new.clone().requires_grad_(True)
+    text_loss(log_probs, new, weight, normaliser=24).loss.backward()
+    torch.testing.assert_close(log_probs.grad, -weight / 24)
+
+
+def test_k3_is_the_divergence_in_expectation_and_never_negative(elements):
+    policy, reference = torch.randn(2, 9, generator=torch.Generator().manual_seed(4)).log_softmax(-1).unbind()
+    expected = (policy.exp() * (policy - reference)).sum()
+    torch.testing.assert_close((policy.exp() * k3(policy, reference)).sum(), expected)
+    assert bool((k3(elements[0], elements[2]) >= 0).all())
+    assert k3(policy, policy).abs().max() == 0
+
+
+def test_the_kl_term_pulls_towards_the_reference(elements):
+    new, _, reference, _ = elements
+    log_probs = new.clone().requires_grad_(True)
+    text_loss(log_probs, new, torch.zeros(24), normaliser=24, beta=1.0, reference_log_probs=reference).loss.backward()
+    assert log_probs.grad is not None
+    assert torch.equal(log_probs.grad.sign(), (new - reference).sign())
+
+
+def test_kl_without_a_coefficient_is_only_watched(elements):
+    new, old, reference, weight = elements
+    plain = text_loss(new, old, weight, normaliser=24)
+    watched = text_loss(new, old, weight, normaliser=24, reference_log_probs=reference)
+    assert torch.equal(plain.loss, watched.loss) and float(watched.statistics.kl) > 0 == float(plain.statistics.kl)
+    assert torch.equal(image_loss(new, old, weight, normaliser=24, kl=old.square()).loss, plain.loss)
+
+
+def test_a_micro_batch_without_elements_costs_nothing_and_can_be_differentiated():
+    new = torch.empty(0, requires_grad=True)
+    found = image_loss(new, torch.empty(0), torch.empty(0), normaliser=5)
+    found.loss.backward()
+    assert float(found.loss.detach()) == 0 and found.statistics.means() == {}
+
+
+def test_gradient_in_the_wrong_place_stops_the_run(elements):
+    new, old, reference, weight = elements
+    log_probs = new.clone().requires_grad_(True)
+    with pytest.raises(RunError, match="KL term of the images carries no gradient"):
+        image_loss(log_probs, old, weight, normaliser=24, beta=0.1, kl=torch.ones(24))
+    with pytest.raises(RunError, match="old_log_probs carries gradient"):
+        text_loss(log_probs, log_probs, weight, normaliser=24)
+    with pytest.raises(RunError, match="reference_log_probs carries gradient"):
+        text_loss(log_probs, old, weight, normaliser=24, beta=0.1, reference_log_probs=log_probs * 1)
+    with pytest.raises(InputError, match="reference"):
+        text_loss(log_probs, old, weight, normaliser=24, beta=0.1)
+    with pytest.raises(InputError, match="no kl"):
+        image_loss(log_probs, old, weight, normaliser=24, beta=0.1)
+    del reference
+
+
+@pytest.mark.parametrize("normaliser", [0, -1, float("nan")])
+def test_a_normaliser_that_is_not_positive_is_refused(elements, normaliser):
+    new, old, _, weight = elements
+    with pytest.raises(InputError, match="whole step"):
+        text_loss(new, old, weight, normaliser=normaliser)
+
+
+def test_shapes_that_would_broadcast_are_refused(elements):
+    new, old, _, weight = elements
+    for wrong in ({"old_log_probs": old[:, None]}, {"advantages": weight[:1]}):
+        with pytest.raises(InputError, match="vectors of one length"):
+            text_loss(**({"log_probs": new, "old_log_probs": old, "advantages": weight} | wrong), normaliser=24)
+
+
+@pytest.mark.parametrize("clip", [(-0.1, None), (1.5, None), (0.2, -0.1)])
+def test_senseless_clip_ranges_are_refused(elements, clip):
+    new, old, _, weight = elements
+    with pytest.raises(InputError, match="epsilon"):
+        clipped_surrogate(new, old, weight, *clip)
