@@ -1,0 +1,169 @@
+"""What is in a picture of the shapes world: objects on a 3 x 3 grid, and the five edits that change a scene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
+SHAPES = ("circle", "square", "triangle", "cross")
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "center", "right")
+CELLS = tuple((row, col) for row in range(3) for col in range(3))
+ROUGH_KINDS = ("faded", "half", "merged", "tinted", "smeared")
+UNCLEAR = "unclear"
+"""`Obj.rough` of an object that was read from pixels or words and found malformed, whatever the cause."""
+
+JITTER = 1.3
+RADIUS_RANGE = (3.6, 4.4)
+
+
+class Obj(NamedTuple):
+    """One object: what it is, the cell it is in, and how exactly it is drawn.
+
+    >>> Obj("red", "circle", 0, 2).malformed
+    False
+    """
+
+    color: str
+    shape: str
+    row: int
+    col: int
+    dx: float = 0.0
+    """Offset from the middle of the cell in pixels, as `dy`."""
+    dy: float = 0.0
+    radius: float = 4.0
+    """Half of the largest extent in pixels."""
+    rough: str = ""
+    """How it is malformed: one of ROUGH_KINDS when drawn so, UNCLEAR when seen so, empty for a clean object."""
+    wear: float = 0.0
+    """In [0, 1): fixes the details of a rough drawing, so that it can be drawn again exactly."""
+
+    @property
+    def malformed(self) -> bool:
+        """True for an object that no prompt is satisfied with."""
+        return bool(self.rough)
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """(row, column)."""
+        return self.row, self.col
+
+
+Scene = tuple[Obj, ...]
+"""Objects in separate cells. The order is the order of the plan: the prompt's, where the scene was made for one."""
+
+
+def reading_order(objects: Iterable[Obj]) -> Scene:
+    """Objects from top left to bottom right.
+
+    >>> [o.color for o in reading_order([Obj("red", "cross", 1, 0), Obj("blue", "cross", 0, 2)])]
+    ['blue', 'red']
+    """
+    return tuple(sorted(objects, key=lambda o: (o.row, o.col)))
+
+
+def free_cells(scene: Scene) -> list[tuple[int, int]]:
+    """Cells without an object, in reading order."""
+    taken = {(o.row, o.col) for o in scene}
+    return [cell for cell in CELLS if cell not in taken]
+
+
+def pick(options: tuple | list, rng: np.random.Generator):  # type: ignore[no-untyped-def]
+    """One of the options, uniformly. `Generator.choice` is twenty times slower and turns strings into numpy's."""
+    return options[int(rng.random() * len(options))]
+
+
+def new_object(color: str, shape: str, cell: tuple[int, int], rng: np.random.Generator | None = None) -> Obj:
+    """A clean object with a random place in its cell and a random size; centred and of mean size without `rng`."""
+    if rng is None:
+        return Obj(color, shape, cell[0], cell[1])
+    a, b, c = rng.random(3)
+    low, high = RADIUS_RANGE
+    return Obj(color, shape, *cell, (2 * a - 1) * JITTER, (2 * b - 1) * JITTER, low + (high - low) * c)
+
+
+def random_scene(num_objects: int, rng: np.random.Generator) -> Scene:
+    """Objects of any colour and shape in random cells, in reading order."""
+    cells = sorted(int(i) for i in rng.permutation(9)[:num_objects])
+    return tuple(new_object(pick(COLORS, rng), pick(SHAPES, rng), CELLS[i], rng) for i in cells)
+
+
+def roughen(scene: Scene, index: int, rng: np.random.Generator) -> Scene:
+    """The scene with one object malformed in a random way."""
+    worn = scene[index]._replace(rough=pick(ROUGH_KINDS, rng), wear=float(rng.random()))
+    return (*scene[:index], worn, *scene[index + 1 :])
+
+
+class Edit(NamedTuple):
+    """One change to a scene. `kind` is change (colour), turn (into a shape), add, remove or move.
+
+    For `add` the four first attributes say what comes where; otherwise they name the object that is there.
+    """
+
+    kind: str
+    color: str
+    """Empty where the words leave it out."""
+    shape: str
+    row: int
+    col: int
+    to_color: str = ""
+    to_shape: str = ""
+    to_row: int = -1
+    to_col: int = -1
+
+
+def apply_edit(scene: Scene, edit: Edit, rng: np.random.Generator | None = None) -> Scene | None:
+    """The scene after one edit; None when the edit does not fit it.
+
+    Whatever the edit names is drawn clean afterwards, so turning a malformed circle into a circle repairs it. All other
+    objects keep their exact place, size and looks.
+
+    >>> after = apply_edit((Obj("red", "circle", 0, 0),), Edit("change", "", "circle", 0, 0, to_color="blue"))
+    >>> after[0].color
+    'blue'
+    """
+    at = next((i for i, o in enumerate(scene) if (o.row, o.col) == (edit.row, edit.col)), None)
+    if edit.kind == "add":
+        if at is not None:
+            return None
+        return (*scene, new_object(edit.color, edit.shape, (edit.row, edit.col), rng))
+    if at is None:
+        return None
+    old = scene[at]
+    # What a malformed object is called is a guess, so its cell alone has to be right.
+    if not old.rough and (edit.shape != old.shape or edit.color not in ("", old.color)):
+        return None
+    if edit.kind == "remove":
+        return scene[:at] + scene[at + 1 :]
+    if edit.kind == "change":
+        new = old._replace(color=edit.to_color, rough="", wear=0.0)
+    elif edit.kind == "turn":
+        new = old._replace(shape=edit.to_shape, rough="", wear=0.0)
+    else:
+        if any((o.row, o.col) == (edit.to_row, edit.to_col) for o in scene):
+            return None
+        new = old._replace(row=edit.to_row, col=edit.to_col, rough="", wear=0.0)
+    return (*scene[:at], new, *scene[at + 1 :])
+
+
+def random_edit(scene: Scene, rng: np.random.Generator) -> Edit:
+    """An edit that fits the scene and changes it: any kind that the number of objects allows."""
+    free = free_cells(scene)
+    kinds = ["add"] if free else []
+    if scene:
+        kinds += ["change", "turn", "remove"] + (["move"] if free else [])
+    kind = pick(kinds, rng)
+    if kind == "add":
+        return Edit("add", pick(COLORS, rng), pick(SHAPES, rng), *pick(free, rng))
+    o = pick(scene, rng)
+    if kind == "change":
+        return Edit("change", "", o.shape, o.row, o.col, to_color=pick([c for c in COLORS if c != o.color], rng))
+    if kind == "turn":
+        return Edit("turn", "", o.shape, o.row, o.col, to_shape=pick([s for s in SHAPES if s != o.shape], rng))
+    if kind == "remove":
+        return Edit("remove", o.color, o.shape, o.row, o.col)
+    row, col = pick(free, rng)
+    return Edit("move", o.color, o.shape, o.row, o.col, to_row=row, to_col=col)
