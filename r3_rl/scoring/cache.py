@@ -127,12 +127,16 @@ class ScoreCache:
         assert self._path is not None
         if not self._path.exists():
             return
+        line = b"\n"
         with self._path.open("rb") as file:
             for line in file:
                 self._num_lines += 1
                 parsed = _parse(line)
                 if parsed is not None:
                     self._keep(*parsed)
+        if not line.endswith(b"\n"):  # torn: the next score must not run into it
+            with self._path.open("ab") as file:
+                file.write(b"\n")
 
 
 def _lines(scores: Mapping[str, CachedScore]) -> bytes:

@@ -96,7 +96,8 @@ class Panel:
 
         `sum_then_normalize`: reward = total.
         `normalize_then_sum`: reward = sum over scorers of weight * (score - mean) / (std + 1e-4), mean and std (n - 1)
-        over the peers that have a total. Both are TRL's `multi_objective_aggregation`. `groups` holds one value for each verdict, equal for peers.
+        over the peers that have a total. The names are those of TRL's `multi_objective_aggregation`. `groups` holds one
+        value for each verdict, equal for peers.
         """
         totals = [verdict.total for verdict in verdicts]
         if self._aggregate == "sum_then_normalize":

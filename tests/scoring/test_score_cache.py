@@ -1,0 +1,105 @@
+"""The cache: what a key depends on, what is kept, and a file that others may have spoilt."""
+
+import json
+
+import numpy as np
+import pytest
+
+from r3_rl.scoring.cache import FILE_NAME, CachedScore, ScoreCache, content_key
+
+
+def image(height=2, width=3, grey=0):
+    return np.full((height, width, 3), grey, dtype=np.uint8)
+
+
+def test_every_part_of_a_sample_is_in_the_key():
+    samples = [
+        {"prompts": "a", "images": image()},
+        {"prompts": "b", "images": image()},
+        {"prompts": "a", "images": image(grey=1)},
+        {"prompts": "a", "images": image(3, 2)},  # the same bytes in another shape
+        {"prompts": "a", "images": image(), "tag": None},
+        {"prompts": "a", "images": image(), "tag": "1"},
+        {"prompts": "a", "images": image(), "tag": 1},
+        {"prompts": "a", "images": None},
+        {"prompt": "a", "simages": None},
+    ]
+    keys = [content_key(identity, sample) for identity in ("x:1", "x:2") for sample in samples]
+    assert None not in keys
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_key_is_of_the_content_not_of_the_order_or_the_memory():
+    one = content_key("x", {"a": 1, "images": image(4, 4)[::2]})
+    other = content_key("x", {"images": image(2, 4), "a": 1})
+    assert one == other
+
+
+def test_what_has_no_stable_content_has_no_key():
+    assert content_key("x", {"a": object()}) is None
+    assert content_key("x", {"a": {1, 2}}) is None
+
+
+def test_the_least_recently_used_score_goes_first():
+    cache = ScoreCache(max_items=2)
+    cache.put({"a": CachedScore(score=1.0), "b": CachedScore(score=2.0)})
+    cache.get("a")
+    cache.put({"c": CachedScore(score=3.0)})
+    assert [cache.get(key) is not None for key in "abc"] == [True, False, True]
+
+
+def test_scores_outlive_the_run(tmp_path):
+    ScoreCache(folder=tmp_path / "cache").put({"a": CachedScore(score=0.1, words="two\nlines, ünder")})
+    assert ScoreCache(folder=tmp_path / "cache").get("a") == CachedScore(score=0.1, words="two\nlines, ünder")
+
+
+def test_the_file_is_bounded_and_keeps_what_was_used_last(tmp_path):
+    cache = ScoreCache(max_items=5, folder=tmp_path)
+    for index in range(100):
+        cache.put({f"k{index}": CachedScore(score=float(index))})
+        assert len((tmp_path / FILE_NAME).read_text().splitlines()) <= 10
+    again = ScoreCache(max_items=5, folder=tmp_path)
+    assert len(again) == 5
+    assert again.get("k99") == CachedScore(score=99.0)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_two_runs_share_a_folder(tmp_path):
+    one, other = ScoreCache(folder=tmp_path), ScoreCache(folder=tmp_path)
+    one.put({"a": CachedScore(score=1.0)})
+    other.put({"b": CachedScore(score=2.0)})
+    both = ScoreCache(folder=tmp_path)
+    assert both.get("a") is not None
+    assert both.get("b") is not None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "a", "sco',
+        "[]",
+        "3",
+        "\x00\xff",
+        json.dumps({"key": "a", "score": "high", "words": ""}),
+        json.dumps({"key": "a", "score": float("nan"), "words": ""}),
+        json.dumps({"key": 1, "score": 1.0, "words": ""}),
+        json.dumps({"key": "a", "score": 1.0, "words": None}),
+    ],
+)
+def test_spoilt_lines_are_skipped(tmp_path, line):
+    good = json.dumps({"key": "good", "score": 0.5, "words": ""})
+    (tmp_path / FILE_NAME).write_text(f"{line}\n{good}\n", encoding="latin-1")
+    cache = ScoreCache(folder=tmp_path)
+    assert len(cache) == 1
+    assert cache.get("good") == CachedScore(score=0.5)
+
+
+def test_a_torn_last_line_does_not_spoil_the_next_score(tmp_path):
+    (tmp_path / FILE_NAME).write_text('{"key": "a", "sco')
+    ScoreCache(folder=tmp_path).put({"b": CachedScore(score=1.0)})
+    assert ScoreCache(folder=tmp_path).get("b") == CachedScore(score=1.0)
+
+
+def test_a_cache_for_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        ScoreCache(max_items=0)

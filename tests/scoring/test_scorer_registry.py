@@ -1,0 +1,134 @@
+"""Finding scorers: installed names, modules, files, factories; and what the user reads when one is wrong."""
+
+import os
+
+import pytest
+
+from r3_rl.scoring.base import info_of
+from r3_rl.scoring.registry import ScorerInputError, check_scorer, find_scorer, list_scorers, load_scorer
+
+SCORER_FILE = """
+from r3_rl.scoring.base import ScorerInfo
+
+CONSTANT = 3
+
+def brightness(images, *, scale: float = 1.0, **columns):
+    return [float(image.mean()) * scale for image in images]
+
+class Distance:
+    info = ScorerInfo(range=(0.0, 255.0), needs=("images",))
+
+    def __init__(self, target: int, weights: tuple[float, ...] = ()):
+        self.target = target
+
+    def __call__(self, images, **columns):
+        return [abs(float(image.mean()) - self.target) for image in images]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "my_score.py").write_text(SCORER_FILE)
+    return tmp_path
+
+
+def test_installed_module_and_file(folder, image_batch):
+    assert load_scorer("jpeg_size").__name__ == "jpeg_size"
+    assert load_scorer("r3_rl.rewards.sharpness:sharpness").__name__ == "sharpness"
+    images = image_batch(10).images
+    assert load_scorer("./my_score.py:brightness", {"scale": 2.0}, folder)(images=images) == [20.0]
+    assert load_scorer("my_score.py:Distance", {"target": 4}, folder)(images=images) == [6.0]
+    assert load_scorer(f"{folder}/my_score.py:Distance", {"target": 4})(images=images) == [6.0]
+
+
+def test_a_trl_reward_and_a_trl_factory():
+    reward = load_scorer("trl.rewards:think_format_reward")
+    assert reward([[{"content": "<think>a</think> b"}], [{"content": "b"}]]) == [1.0, 0.0]
+    penalty = load_scorer("trl.rewards:get_soft_overlong_punishment", {"max_completion_len": 4, "soft_punish_cache": 2})
+    assert penalty(completion_ids=[[1], [1, 2, 3], [1] * 9]) == [0.0, -0.5, -1.0]
+
+
+def test_a_changed_file_is_read_again(folder):
+    assert not hasattr(find_scorer("my_score.py:brightness", folder), "changed")
+    path = folder / "my_score.py"
+    path.write_text(SCORER_FILE + "\nbrightness.changed = True\n")
+    os.utime(path, ns=(1, 1))
+    assert find_scorer("my_score.py:brightness", folder).changed
+
+
+def test_a_third_party_package(installed, image_batch):
+    source = "def constant(images, *, value: float = 0.5, **columns):\n    return [value] * len(images)\n"
+    installed("some_scores", source, "constant_score = some_scores:constant")
+    entry = next(entry for entry in list_scorers() if entry.name == "constant_score")
+    assert entry.origin == "some_scores 2.5"
+    assert entry.info.needs == ("images",)
+    assert load_scorer("constant_score", {"value": 0.25})(images=image_batch(1, 2).images) == [0.25, 0.25]
+
+
+def test_a_package_that_fails_to_import_is_listed_with_its_error(installed):
+    installed("broken_scores", "import no_such_package_at_all\n", "broken = broken_scores:score")
+    entries = {entry.name: entry for entry in list_scorers()}
+    assert "no_such_package_at_all" in entries["broken"].error
+    assert entries["jpeg_size"].info is not None
+    assert "no_such_package_at_all" in check_scorer("broken")[0]
+
+
+def test_a_package_that_exits_on_import_does_not_end_the_listing(installed):
+    installed("exiting_scores", "import sys\nsys.exit(3)\n", "exiting = exiting_scores:score")
+    assert next(entry for entry in list_scorers() if entry.name == "exiting").error.startswith("SystemExit")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "params", "said"),
+    [
+        ("jpeg_siz", {}, "did you mean 'jpeg_size'? known: format, jpeg_size, length"),
+        ("no_such_module_here:f", {}, "'no_such_module_here' fails to import: ModuleNotFoundError"),
+        ("r3_rl.rewards.sharpness:sharpnes", {}, "no 'sharpnes' in it; did you mean 'sharpness'?"),
+        ("./my_scor.py:brightness", {}, "did you mean 'my_score.py'?"),
+        ("./my_score.py:brightnes", {}, "did you mean 'brightness'?"),
+        ("./my_score.py", {}, "write './my_score.py:NAME'"),
+        ("./my_score.py:CONSTANT", {}, "'CONSTANT' is a int, not a function or class"),
+        ("./my_score.py:brightness", {"scal": 1.0}, "takes no parameter 'scal'; did you mean 'scale'? it takes: scale"),
+        ("./my_score.py:brightness", {"scale": "much"}, "parameter 'scale' = 'much': Input should be a valid number"),
+        ("./my_score.py:brightness", {"images": []}, "takes no parameter 'images'"),
+        ("./my_score.py:Distance", {}, "needs the parameter 'target'"),
+        ("./my_score.py:Distance", {"target": 1.5}, "parameter 'target' = 1.5"),
+        ("jpeg_size", {"prefer": "medium"}, "Input should be 'small' or 'large'"),
+        ("trl.rewards:get_soft_overlong_punishment", {"max_completion_len": 4}, "needs the parameter 'soft_punish"),
+    ],
+)
+def test_what_the_user_reads(folder, scorer, params, said):
+    problems = check_scorer(scorer, params, folder)
+    assert len(problems) == 1
+    assert said in problems[0]
+    assert "\n" not in problems[0]
+    with pytest.raises(ScorerInputError) as raised:
+        load_scorer(scorer, params, folder)
+    assert said in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
+def test_every_wrong_parameter_is_named(folder):
+    assert len(check_scorer("./my_score.py:Distance", {"targe": 1, "weights": [1.0, "x"]}, folder)) == 3
+
+
+def test_a_list_from_a_recipe_fits_a_tuple(folder):
+    assert check_scorer("./my_score.py:Distance", {"target": 1, "weights": [1.0, 2]}, folder) == []
+
+
+def test_a_file_that_is_no_python(folder):
+    (folder / "broken.py").write_text("def f(:\n")
+    assert "fails to import: SyntaxError" in check_scorer("./broken.py:f", {}, folder)[0]
+
+
+def test_checking_builds_nothing(folder):
+    (folder / "heavy.py").write_text("class Heavy:\n    def __init__(self): raise MemoryError('built')\n"
+                                     "    def __call__(self, images): return []\n")  # fmt: skip
+    assert check_scorer("./heavy.py:Heavy", {}, folder) == []
+
+
+def test_built_in_scorers_declare_themselves():
+    for name in ("format", "length", "jpeg_size", "sharpness"):
+        info = info_of(find_scorer(name))
+        assert info.range == (0.0, 1.0)
+        assert info.deterministic
