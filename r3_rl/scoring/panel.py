@@ -22,6 +22,8 @@ from r3_rl.scoring.seat import Column, ScorerSpec, Seat
 from r3_rl.scoring.tally import Tally
 from r3_rl.types import Verdict
 
+__all__ = ["Aggregate", "Panel", "ScoreBatch", "ScorerSpec"]
+
 Aggregate = Literal["sum_then_normalize", "normalize_then_sum"]
 _EPSILON = 1e-4  # TRL's, so that equal settings give equal rewards
 _LOG = logging.getLogger(__name__)
