@@ -1,7 +1,7 @@
 """What is wrong with a scene: the smallest set of edits to what a prompt asks for, and the verdict made of it.
 
 Assigning the objects that are there to the objects that are asked for, at the lowest cost, gives both. An object that
-fits costs 0, a wrong colour 1, a wrong shape 1, a malformed one at least 1; an object too many or too few costs 1; for a
+fits costs 0, a wrong colour 1, a wrong shape 1, a malformed one at least 1; one too many or too few costs 1; for a
 position prompt moves are counted on top. No edit is needed if and only if the prompt is satisfied exactly.
 """
 

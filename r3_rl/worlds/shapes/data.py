@@ -1,0 +1,226 @@
+"""Endless supervised data of the shapes world, from a seed; all images of a call are rendered at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from r3_rl.types import Prompt
+from r3_rl.worlds.shapes.drawing import render, roughen_pixels
+from r3_rl.worlds.shapes.judging import edits_needed, useful_edits
+from r3_rl.worlds.shapes.language import answer_text, critique_text, instruction_text, plan_text
+from r3_rl.worlds.shapes.prompts import sample_prompts, sample_scene
+from r3_rl.worlds.shapes.questions import QUESTION_KINDS, ask
+from r3_rl.worlds.shapes.scene import Edit, Scene, apply_edit, pick, random_edit, random_scene, roughen
+
+Tags = Sequence[str] | Mapping[str, float] | None
+
+
+class Drawn(NamedTuple):
+    """Text to image."""
+
+    prompt: str
+    plan: str
+    image: np.ndarray
+    """float32 [3, 36, 36] in [0, 1], as all images here."""
+
+
+class Edited(NamedTuple):
+    """An image, one instruction, and the image after it."""
+
+    source: np.ndarray
+    instruction: str
+    target: np.ndarray
+
+
+class Critiqued(NamedTuple):
+    """What to say about an image that was drawn for a prompt."""
+
+    image: np.ndarray
+    prompt: str
+    text: str
+
+
+class Answered(NamedTuple):
+    """A question without question mark; `text` is what is seen and then `answer`, one word."""
+
+    image: np.ndarray
+    question: str
+    text: str
+    answer: str
+
+
+class WrongDraft(NamedTuple):
+    """An image that does not satisfy its prompt, made without a model."""
+
+    prompt: Prompt
+    image: np.ndarray
+    scene: Scene
+    """What was drawn, for looking up what a critique should have said."""
+
+
+class ShapesStream:
+    """Samples for pretraining, reproducible from `seed` and the order of calls.
+
+    >>> stream = ShapesStream(seed=0)
+    >>> stream.text_to_image(2)[0].image.shape
+    (3, 36, 36)
+    """
+
+    def __init__(self, *, seed: int, split: str = "train", tags: Tags = None) -> None:
+        """`tags` are the kinds of prompts, with weights if a mapping; each method can be given others."""
+        self.rng = np.random.default_rng(seed)
+        self.split = split
+        self.tags = tags
+
+    def text_to_image(
+        self, n: int, *, plan_noise: float = 0.25, image_noise: float = 0.1, tags: Tags = None
+    ) -> list[Drawn]:
+        """Prompt, plan, image; partly wrong on purpose, so that reinforcement learning has something to gain.
+
+        Args:
+            n: how many.
+            plan_noise: share whose plan (and image with it) contradicts the prompt, by one or two random edits.
+            image_noise: share whose image departs from its plan by one random edit.
+            tags: kinds of prompts, with weights if a mapping.
+        """
+        rng, texts, plans, scenes = self.rng, [], [], []
+        for prompt in sample_prompts(n, split=self.split, tags=tags or self.tags, seed=rng):
+            scene = sample_scene(prompt, rng)
+            if rng.random() < plan_noise:
+                scene = corrupt(scene, prompt, rng, num_edits=1 + int(rng.random() * 2))
+            texts.append(prompt.text)
+            plans.append(plan_text(scene))
+            scenes.append(_edited(scene, rng) if rng.random() < image_noise else scene)
+        return [Drawn(*sample) for sample in zip(texts, plans, render(scenes), strict=True)]
+
+    def edits(self, n: int, *, rough_share: float = 0.3, max_noise: float = 0.04) -> list[Edited]:
+        """Source, instruction, target. What the instruction does not name stays as it is, pixel noise apart.
+
+        Args:
+            n: how many.
+            rough_share: share of sources with one or two malformed objects; half of these have one repaired.
+            max_noise: strongest pixel noise of a source.
+        """
+        rng, sources, instructions, targets = self.rng, [], [], []
+        for _ in range(n):
+            scene = random_scene(int(rng.random() * 7), rng)
+            if scene and rng.random() < rough_share:
+                scene = _worn(scene, rng)
+            rough = [o for o in scene if o.rough]
+            if rough and rng.random() < 0.5:
+                o = pick(rough, rng)
+                edit = Edit("turn", "", o.shape, o.row, o.col, to_shape=o.shape)
+            else:
+                edit = random_edit(scene, rng)
+            target = apply_edit(scene, edit, rng)
+            assert target is not None
+            sources.append(scene)
+            instructions.append(instruction_text(edit))
+            targets.append(target)
+        pixels = render(sources + targets)
+        return [
+            Edited(*sample)
+            for sample in zip(
+                roughen_pixels(pixels[:n], rng, max_noise=max_noise), instructions, pixels[n:], strict=True
+            )
+        ]
+
+    def critiques(
+        self, n: int, *, wrong_share: float = 0.5, rough_share: float = 0.25, max_noise: float = 0.04, tags: Tags = None
+    ) -> list[Critiqued]:
+        """Image, prompt, and what is seen followed by a useful edit instruction, or by "no further edit needed".
+
+        Args:
+            n: how many.
+            wrong_share: share of images with one to three errors.
+            rough_share: share of the wrong images with malformed objects among the errors.
+            max_noise: strongest pixel noise.
+            tags: kinds of prompts, with weights if a mapping.
+        """
+        rng, scenes, prompts, texts = self.rng, [], [], []
+        for prompt in sample_prompts(n, split=self.split, tags=tags or self.tags, seed=rng):
+            scene = sample_scene(prompt, rng)
+            if rng.random() < wrong_share:
+                scene = wrong_scene(scene, prompt, rng, rough_share=rough_share)
+            edits = useful_edits(scene, prompt, rng)
+            scenes.append(scene)
+            prompts.append(prompt.text)
+            texts.append(critique_text(scene, pick(edits, rng) if edits else None))
+        images = roughen_pixels(render(scenes), rng, max_noise=max_noise)
+        return [Critiqued(*sample) for sample in zip(images, prompts, texts, strict=True)]
+
+    def questions(self, n: int, *, max_noise: float = 0.04, kinds: Sequence[str] = QUESTION_KINDS) -> list[Answered]:
+        """Image, question, the answer's text (what is seen, then one word) and the word alone."""
+        rng = self.rng
+        scenes = [random_scene(int(rng.random() * 7), rng) for _ in range(n)]
+        asked = [ask(scene, pick(kinds, rng), rng) for scene in scenes]
+        images = roughen_pixels(render(scenes), rng, max_noise=max_noise)
+        return [
+            Answered(image, question.text, answer_text(scene, question.answer), question.answer)
+            for image, question, scene in zip(images, asked, scenes, strict=True)
+        ]
+
+
+def _edited(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene after one random edit."""
+    after = apply_edit(scene, random_edit(scene, rng), rng)
+    assert after is not None
+    return after
+
+
+def _exchanged(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Two objects exchange their colours, shapes or cells: the error of binding that drafts are full of."""
+    i, j = (int(k) for k in rng.permutation(len(scene))[:2])
+    names = pick((("color",), ("shape",), ("row", "col")), rng)
+    objects = list(scene)
+    objects[i] = scene[i]._replace(**{name: getattr(scene[j], name) for name in names})
+    objects[j] = scene[j]._replace(**{name: getattr(scene[i], name) for name in names})
+    return tuple(objects)
+
+
+def _worn(scene: Scene, rng: np.random.Generator) -> Scene:
+    """One malformed object, sometimes two."""
+    for _ in range(1 + (rng.random() < 0.25)):
+        scene = roughen(scene, int(rng.random() * len(scene)), rng)
+    return scene
+
+
+def corrupt(scene: Scene, prompt: Prompt, rng: np.random.Generator, *, num_edits: int) -> Scene:
+    """Edit a scene at random until it contradicts the prompt: at least `num_edits` times, one in four an exchange."""
+    done = 0
+    while done < num_edits or edits_needed(scene, prompt) == 0:
+        scene = _exchanged(scene, rng) if len(scene) > 1 and rng.random() < 0.25 else _edited(scene, rng)
+        done += 1
+    return scene
+
+
+def wrong_scene(scene: Scene, prompt: Prompt, rng: np.random.Generator, *, rough_share: float) -> Scene:
+    """A scene with one to three errors; in `rough_share` of the cases malformed objects are among them."""
+    num_errors = 1 + int(rng.random() * 3)
+    if rng.random() < rough_share:
+        if num_errors > 1:
+            scene = corrupt(scene, prompt, rng, num_edits=num_errors - 1)
+        return _worn(scene or _edited(scene, rng), rng)
+    return corrupt(scene, prompt, rng, num_edits=num_errors)
+
+
+def fixed_wrong_drafts(
+    n: int = 500, *, seed: int = 20_000, tags: Tags = None, rough_share: float = 0.25
+) -> list[WrongDraft]:
+    """The same wrong images for the same arguments, for held-out prompts: reflection is judged on them.
+
+    Own wrong drafts alone mislead: a policy that got better keeps only its hard ones.
+    """
+    rng = np.random.default_rng(seed)
+    prompts = sample_prompts(n, split="held_out", tags=tags, seed=rng)
+    scenes = [wrong_scene(sample_scene(prompt, rng), prompt, rng, rough_share=rough_share) for prompt in prompts]
+    images = roughen_pixels(render(scenes), rng)
+    return [WrongDraft(*draft) for draft in zip(prompts, images, scenes, strict=True)]
+
+
+def held_out_questions(n: int, seed: int, *, kinds: Sequence[str] = QUESTION_KINDS) -> list[Answered]:
+    """Questions about scenes of a seed of their own (scenes are random, so none is met in training)."""
+    return ShapesStream(seed=seed).questions(n, kinds=kinds)
