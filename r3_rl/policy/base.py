@@ -107,8 +107,17 @@ class Policy(Protocol):
         """One text a context, without gradient."""
         ...
 
-    def draw(self, contexts: Sequence[Context], drawings: Sequence[Drawing], seeds: Sequence[int]) -> list[ImageSegment]:
-        """One image a context, without gradient. Drawings of one call differ in their stochastic steps only."""
+    def draw(
+        self,
+        contexts: Sequence[Context],
+        drawings: Sequence[Drawing],
+        seeds: Sequence[int],
+        noise_seeds: Sequence[int] | None = None,
+    ) -> list[ImageSegment]:
+        """One image a context, without gradient. Drawings of one call differ in their stochastic steps only.
+
+        Rows with the same `noise_seeds` start from the same noise; `seeds` keep their stochastic steps apart.
+        """
         ...
 
     def replay(self, segments: Sequence[Segment]) -> list[torch.Tensor | ImageReplay]:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from r3_rl.policy.bagel.attention import CachePart, attend
 from r3_rl.policy.bagel.config import LanguageConfig
+from r3_rl.policy.bagel.kernels import rms_norm, rotate
 
 
 @dataclass(kw_only=True)
@@ -61,9 +62,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 def by_expert(x: Tensor, num_understanding: int, understanding: nn.Module, generation: nn.Module) -> Tensor:
@@ -72,22 +71,16 @@ def by_expert(x: Tensor, num_understanding: int, understanding: nn.Module, gener
         return understanding(x)
     if num_understanding == 0:
         return generation(x)
-    return torch.cat([understanding(x[:num_understanding]), generation(x[num_understanding:])])
+    # split, not two slices: its backward is one concatenation instead of two zero-filled copies
+    first, second = x.split([num_understanding, x.shape[0] - num_understanding])
+    return torch.cat([understanding(first), generation(second)])
 
 
 def rotary_tables(position: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [N, 1, dim] of the rotate-half form, frequencies theta^(-2i/dim), in float32."""
+    """cos and sin [N, 1, dim / 2], frequencies theta^(-2i/dim), in float32."""
     frequency = theta ** (-torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim)
-    angle = position.float()[:, None] * frequency
-    angle = torch.cat([angle, angle], -1)[:, None]
+    angle = (position.float()[:, None] * frequency)[:, None]
     return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [N, H, D]."""
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], -1)
-    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -1,0 +1,96 @@
+"""What the policy is told at each stage, and how its answers are read.
+
+Reason: [system, prompt] -> plan -> image. Reflect: [image, template(prompt)] -> critique. Refine: [image, edit
+instruction] -> image. A plan is `<think>...</think>`; a critique is `<think>what is wrong</think> one edit`, or the
+stop words. A critique that does not close its thoughts is malformed: it is not a stop, and nothing is drawn from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r3_rl.types import Context, Critique, ImagePiece, Prompt, TextPiece, TextSegment
+
+THINK, END_THINK = "<think>", "</think>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Templates of a language that the policy understands. `{prompt}` stands for the prompt's text."""
+
+    reason_system: str = ""
+    """Read before the prompt; empty for none."""
+    reflect_template: str
+    """Read after the image."""
+    stop_words: str = "no further edit needed"
+    """What a critique says instead of an instruction when the image is right (compared without case and dots)."""
+
+    def plan_well_formed(self, segment: TextSegment) -> bool:
+        """A plan ends by itself and is one closed thought with nothing after it."""
+        thought, rest = split_thought(segment.text)
+        return segment.ended and bool(thought) and rest == ""
+
+    def read_critique(self, segment: TextSegment) -> Critique:
+        """Reads a critique as sampled."""
+        thought, rest = split_thought(segment.text)
+        well_formed = segment.ended and bool(thought) and bool(rest)
+        stop = well_formed and rest.lower().strip(" .!") == self.stop_words
+        return Critique(
+            segment=segment, well_formed=well_formed, stop=stop, instruction=rest if well_formed and not stop else ""
+        )
+
+    def reason_context(self, prompt: Prompt) -> Context:
+        """What a plan is written from."""
+        system = (TextPiece(text=self.reason_system, keep=True),) if self.reason_system else ()
+        return (*system, TextPiece(text=prompt.text))
+
+    def reflect_pieces(self, prompt: Prompt) -> Context:
+        """What follows the image when it is looked at."""
+        return (TextPiece(text=self.reflect_template.format(prompt=prompt.text)),)
+
+    def refine_pieces(self, critique: Critique, prompt: Prompt, *, show_prompt: bool) -> Context:
+        """What follows the image when it is refined: the instruction, before it the prompt where that is asked for."""
+        shown = (TextPiece(text=prompt.text),) if show_prompt else ()
+        return (*shown, TextPiece(text=critique.instruction))
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """The thought and what follows it; both empty when the text is not one closed thought and a rest.
+
+    >>> split_thought("<think> a cross is missing </think> add a cross")
+    ('a cross is missing', 'add a cross')
+    >>> split_thought("<think> a cross is missing")
+    ('', '')
+    """
+    text = text.strip()
+    if not text.startswith(THINK) or text.count(THINK) != 1 or text.count(END_THINK) != 1:
+        return "", ""
+    thought, rest = text[len(THINK) :].split(END_THINK)
+    return thought.strip(), rest.strip()
+
+
+PROTOCOLS = {
+    "compact": Protocol(reflect_template="check {prompt}"),
+    "bagel": Protocol(
+        reason_system=(
+            "You should first think about the planning process in the mind and then generate the image. "
+            "The planning process is enclosed within <think> </think> tags."
+        ),
+        reflect_template=(
+            "The image above was drawn for this prompt: {prompt}\n"
+            "Compare them. Inside <think> </think> say what is wrong with the image, if anything. Then write one "
+            "concrete edit instruction that brings the image closer to the prompt, or exactly: No further edit needed."
+        ),
+    ),
+}
+"""Protocols by their name in a recipe."""
+
+
+def look(image: object) -> ImagePiece:
+    """The image as something to look at."""
+    return ImagePiece(image=image, use="look")  # type: ignore[arg-type]
+
+
+def edit(image: object) -> ImagePiece:
+    """The image as something to redraw."""
+    return ImagePiece(image=image, use="edit")  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""The shapes world's supervised examples for a backbone: contexts, answers and images to learn."""
+
+from __future__ import annotations
+
+import torch
+
+from r3_rl.policy.base import Example
+from r3_rl.types import ImagePiece, TextPiece
+from r3_rl.worlds.shapes.data import ShapesStream, Tags
+
+KINDS = ("text_to_image", "edit", "critique", "question", "plan")
+CHECK = "check {prompt}"
+"""What stands before a critique; the protocol `compact` uses the same words."""
+
+
+def question_text(question: str) -> str:
+    """A question as the model reads it.
+
+    >>> question_text("how many circles")
+    'how many circles ?'
+    """
+    return f"{question} ?"
+
+
+def examples(
+    stream: ShapesStream,
+    kind: str,
+    count: int,
+    *,
+    plan_noise: float = 0.25,
+    image_noise: float = 0.1,
+    tags: Tags = None,
+) -> list[Example]:
+    """`count` examples of one kind; `plan` is text to image without the image (cheap, for what words alone teach).
+
+    plan_noise, image_noise: shares of text-to-image scenes that are wrong on purpose (headroom for R3).
+    """
+    if kind in ("text_to_image", "plan"):
+        drawn = stream.text_to_image(count, plan_noise=plan_noise, image_noise=image_noise, tags=tags)
+        return [
+            Example(
+                context=(TextPiece(text=d.prompt),),
+                answer=d.plan,
+                image=torch.from_numpy(d.image) if kind == "text_to_image" else None,
+            )
+            for d in drawn
+        ]
+    if kind == "edit":
+        return [
+            Example(
+                context=(ImagePiece(image=torch.from_numpy(e.source), use="edit"), TextPiece(text=e.instruction)),
+                image=torch.from_numpy(e.target),
+            )
+            for e in stream.edits(count)
+        ]
+    if kind == "critique":
+        return [
+            Example(
+                context=(ImagePiece(image=torch.from_numpy(c.image)), TextPiece(text=CHECK.format(prompt=c.prompt))),
+                answer=c.text,
+            )
+            for c in stream.critiques(count, tags=tags)
+        ]
+    return [
+        Example(
+            context=(ImagePiece(image=torch.from_numpy(q.image)), TextPiece(text=question_text(q.question))),
+            answer=q.text,
+        )
+        for q in stream.questions(count)
+    ]
