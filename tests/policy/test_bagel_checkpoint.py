@@ -1,0 +1,234 @@
+"""Folders of weights: released layout, round trips, and what is said when something does not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from r3_rl.errors import CheckpointError
+from r3_rl.policy.bagel.autoencoder import Autoencoder
+from r3_rl.policy.bagel.checkpoint import fingerprint, load_autoencoder, load_bagel, random_bagel, save_bagel
+from r3_rl.policy.bagel.config import AutoencoderConfig, BagelConfig, LanguageConfig, VisionConfig
+from r3_rl.policy.bagel.model import Bagel
+from r3_rl.policy.bagel.vision import sincos_table
+
+LAYOUT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint_layout.json"
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "start_of_image": 3, "end_of_image": 4}
+CONFIG = BagelConfig(
+    llm=LanguageConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
+    ),
+    vit=VisionConfig(
+        hidden_size=12, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=12, patch_size=4
+    ),
+    autoencoder=AutoencoderConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=2, downsample=2),
+    max_latent_size=4,
+    vit_max_num_patch_per_side=3,
+    special_token_ids=IDS,
+)  # fmt: skip
+
+
+def tokenizer():
+    words = ["w", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+    made = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="w"))
+    made.add_special_tokens(words[1:])
+    return made
+
+
+@pytest.fixture
+def model():
+    return random_bagel(CONFIG, seed=3)
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    torch.manual_seed(1)
+    save_bagel(model, Autoencoder(CONFIG.autoencoder), tokenizer(), tmp_path)
+    return tmp_path
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def rewrite(folder, change, name="ema.safetensors"):
+    """Changes the tensors of a file in place."""
+    state = {key: tensor.clone() for key, tensor in load_file(folder / name).items()}
+    change(state)
+    save_file(state, folder / name)
+
+
+def test_the_released_checkpoint_fits_key_by_key():
+    released = json.loads(LAYOUT.read_text())["bagel"]
+    with torch.device("meta"):
+        state = Bagel(BagelConfig()).state_dict()
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == released
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saving_and_loading_round_trips_bit_for_bit(tmp_path, dtype):
+    model = random_bagel(CONFIG, seed=5, dtype=dtype)
+    autoencoder = Autoencoder(CONFIG.autoencoder)
+    save_bagel(model, autoencoder, tokenizer(), tmp_path)
+    again = load_bagel(tmp_path, dtype=dtype)
+    assert same(again.state_dict(), model.state_dict())
+    assert again.config == model.config
+    assert same(load_autoencoder(tmp_path).state_dict(), autoencoder.state_dict())
+    assert not (tmp_path / "ema.safetensors.partial").exists()
+
+
+def test_only_the_position_tables_are_frozen(folder):
+    frozen = {name for name, p in load_bagel(folder).named_parameters() if not p.requires_grad}
+    assert frozen == {"latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed"}
+    assert not any(p.requires_grad for p in load_autoencoder(folder).parameters())
+
+
+def test_loaded_weights_do_not_hang_on_the_file(folder):
+    model = load_bagel(folder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = folder / "ema.safetensors"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert same(model.state_dict(), before)
+
+
+def test_absent_position_tables_are_computed(folder, model):
+    rewrite(folder, lambda state: [state.pop(key) for key in list(state) if key.endswith("pos_embed")])
+    again = load_bagel(folder, dtype=torch.bfloat16)
+    assert torch.equal(again.latent_pos_embed.pos_embed, sincos_table(4, 16).bfloat16())
+    assert not again.latent_pos_embed.pos_embed.requires_grad
+
+
+def test_a_released_folder_needs_neither_of_our_files(folder, model):
+    """Without bagel_config.json the release's fixed values hold and one vision layer fewer than written is built."""
+    released = replace(CONFIG, max_latent_size=64, vit_max_num_patch_per_side=70, special_token_ids=None)
+    state = model.state_dict() | {
+        "latent_pos_embed.pos_embed": sincos_table(64, 16),
+        "vit_pos_embed.pos_embed": sincos_table(70, 16),
+    }
+    save_file(state, folder / "ema.safetensors")
+    (folder / "bagel_config.json").unlink()
+    vit = json.loads((folder / "vit_config.json").read_text())
+    (folder / "vit_config.json").write_text(json.dumps(vit | {"num_hidden_layers": vit["num_hidden_layers"] + 1}))
+    again = load_bagel(folder)
+    assert again.config == replace(released, special_token_ids=IDS)
+    assert same(again.state_dict(), state)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        load_bagel(folder)
+
+
+def test_every_misfit_is_named_at_once_with_its_nearest_name(folder):
+    def spoil(state):
+        state["llm2vae.wieght"] = state.pop("llm2vae.weight")
+        state["connector.fc1.bias"] = torch.zeros(7)
+        state["language_model.model.layers.9.mlp.up_proj.weight"] = torch.zeros(2, 2)
+        del state["vae2llm.bias"]
+
+    rewrite(folder, spoil)
+    with pytest.raises(CheckpointError) as error:
+        load_bagel(folder)
+    words = str(error.value)
+    assert "4 tensors of ema.safetensors do not fit" in words
+    assert "missing llm2vae.weight (the file has 'llm2vae.wieght')" in words
+    assert "missing vae2llm.bias" in words
+    assert "connector.fc1.bias: shape [7] in the file, [16] in the model" in words
+    surplus = "surplus language_model.model.layers.9.mlp.up_proj.weight"
+    assert f"{surplus} (the model has 'language_model.model.layers.0.mlp.up_proj.weight')" in words
+
+
+def test_the_autoencoder_says_what_does_not_fit_too(folder):
+    rewrite(folder, lambda state: state.pop("encoder.mid.attn_1.q.weight"), "ae.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing encoder\.mid\.attn_1\.q\.weight"):
+        load_autoencoder(folder)
+
+
+def shard(folder, index_name="model.safetensors.index.json"):
+    """Splits the weights over two files with an index; returns the two paths."""
+    state = load_file(folder / "ema.safetensors")
+    (folder / "ema.safetensors").unlink()
+    names, where = sorted(state), {}
+    for i, part in enumerate((names[::2], names[1::2])):
+        where.update(dict.fromkeys(part, f"model-{i}.safetensors"))
+        save_file({name: state[name] for name in part}, folder / f"model-{i}.safetensors")
+    (folder / index_name).write_text(json.dumps({"weight_map": where}))
+    return [folder / f"model-{i}.safetensors" for i in (0, 1)]
+
+
+def test_shards_are_one_checkpoint(folder, model):
+    whole = fingerprint(folder)
+    paths = shard(folder)
+    assert same(load_bagel(folder).state_dict(), model.state_dict())
+    assert fingerprint(folder) == whole
+    paths[1].unlink()
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors is missing"):
+        load_bagel(folder)
+
+
+def test_an_index_cannot_point_outside_its_folder(folder):
+    (folder / "ema.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+    with pytest.raises(CheckpointError, match="outside the folder"):
+        load_bagel(folder)
+
+
+def test_pickled_and_damaged_files_are_refused(folder):
+    path = folder / "ema.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors: not a whole safetensors file"):
+        load_bagel(folder)
+    path.rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is not read"):
+        load_bagel(folder)
+    with pytest.raises(CheckpointError, match=r"_config\.json is missing"):
+        load_bagel(folder / "nowhere")
+
+
+def test_the_fingerprint_sees_every_bit_and_only_weights(folder):
+    first = fingerprint(folder)
+    (folder / "notes.txt").write_text("x")
+    (folder / "ema.safetensors").rename(folder / "model.safetensors")
+    assert fingerprint(folder) == first
+    rewrite(folder, lambda state: state["llm2vae.bias"][0].add_(1e-7), "model.safetensors")
+    assert fingerprint(folder) != first
+
+
+def test_an_identity_autoencoder_has_no_file(tmp_path):
+    pixels = AutoencoderConfig(kind="identity", z_channels=3, downsample=1, scale_factor=1.0, shift_factor=0.0)
+    config = replace(CONFIG, autoencoder=pixels)
+    save_bagel(random_bagel(config), Autoencoder(pixels), None, tmp_path)
+    assert not (tmp_path / "ae.safetensors").exists()
+    assert load_autoencoder(tmp_path).config == pixels
+    load_bagel(tmp_path)
+    fingerprint(tmp_path)
+
+
+def test_a_model_with_an_adapter_is_not_saved_as_a_base(tmp_path, model):
+    model.connector.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match="merge or remove the adapter"):
+        save_bagel(model, Autoencoder(CONFIG.autoencoder), None, tmp_path)
+
+
+def test_random_weights_need_no_files_and_are_repeatable(folder):
+    (folder / "ema.safetensors").unlink()
+    (folder / "ae.safetensors").unlink()
+    first, second, other = (load_bagel(folder, random_init=True, seed=s, dtype=torch.bfloat16) for s in (1, 1, 2))
+    assert same(first.state_dict(), second.state_dict())
+    assert not torch.equal(first.vae2llm.weight, other.vae2llm.weight)
+    assert torch.equal(first.latent_pos_embed.pos_embed, sincos_table(4, 16).bfloat16())
+    images = load_autoencoder(folder, random_init=True).encode(torch.rand(1, 3, 8, 8))
+    assert bool(images.isfinite().all()) and images.std() > 0
+
+
+def test_special_tokens_outside_the_vocabulary_are_refused():
+    with pytest.raises(CheckpointError, match="outside the vocabulary of 20"):
+        random_bagel(replace(CONFIG, special_token_ids=None))
+    with pytest.raises(CheckpointError, match="lacks eos_token_id"):
+        random_bagel(replace(CONFIG, special_token_ids={k: v for k, v in IDS.items() if k != "eos_token_id"}))

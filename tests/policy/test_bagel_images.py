@@ -1,0 +1,149 @@
+"""Reading, resizing and cutting images."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from r3_rl.errors import DataError, InputError
+from r3_rl.policy.bagel.config import ResizeRule
+from r3_rl.policy.bagel.images import (
+    decode_image,
+    denormalise,
+    normalise,
+    patchify,
+    read_image,
+    resize,
+    resized_size,
+    to_float,
+    to_uint8,
+)
+
+RULE = ResizeRule(longest=64, shortest=32, stride=16)
+
+
+def noise_u8(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_8_bit_levels_survive_the_round_trip():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    assert np.array_equal(to_uint8(to_float(levels)), levels)
+    assert np.array_equal(to_uint8(to_float(Image.fromarray(levels))), levels)
+    assert torch.equal(to_float(torch.from_numpy(levels)), to_float(levels))
+
+
+def test_levels_are_truncated_and_clamped():
+    values = torch.tensor([-0.5, 0.0, 0.9999, 1.0, 7.0]).view(1, 1, 5).expand(3, 1, 5)
+    assert to_uint8(values)[0, :, 0].tolist() == [0, 0, 254, 255, 255]
+    assert to_uint8(values[None]).shape == (1, 1, 5, 3)
+
+
+def test_normalise_and_back():
+    x = torch.rand(2, 3, 4, 5)
+    assert normalise(x).min() >= -1
+    torch.testing.assert_close(denormalise(normalise(x)), x)
+    assert denormalise(torch.tensor([3.0])).item() == 1
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(3, 4, 4, dtype=torch.int64),
+        torch.zeros(4, 4, 3),
+        np.zeros((4, 4, 4), np.uint8),
+        torch.full((3, 2, 2), 2.0),
+    ],
+    ids=["integers", "channels last", "four channels", "beyond 1"],
+)
+def test_what_is_no_image_is_refused_with_the_fix(image):
+    with pytest.raises(InputError, match=r"give|divide"):
+        to_float(image)
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    image = torch.rand(3, 32, 48)
+    assert resize(image, RULE) is image
+
+
+@pytest.mark.parametrize("size", [(7, 9), (500, 20), (33, 47), (64, 64), (1, 1)])
+def test_every_size_ends_on_the_stride_within_the_limit(size):
+    image = resize(torch.rand(3, *size), RULE)
+    assert tuple(image.shape[1:]) == resized_size(*size, RULE)
+    assert all(side % RULE.stride == 0 and side <= RULE.longest for side in image.shape[1:])
+
+
+def test_height_and_width_are_not_swapped():
+    wide = torch.zeros(3, 20, 40)
+    wide[:, :, 20:] = 1
+    out = resize(wide, RULE)
+    assert out.shape[2] > out.shape[1]
+    assert out[:, :, 0].max() < 0.1 and out[:, :, -1].min() > 0.9
+
+
+def test_patches_of_a_batch_are_those_of_its_images():
+    images = torch.rand(3, 3, 8, 12)
+    batch = patchify(images, 4)
+    assert torch.equal(batch, torch.stack([patchify(image, 4) for image in images]))
+    # the second patch of the second row of patches starts at pixel (4, 4): red, green, blue of it, then the next pixel
+    assert torch.equal(batch[0, 4, :6], torch.cat([images[0, :, 4, 4], images[0, :, 4, 5]]))
+    with pytest.raises(InputError, match="does not divide"):
+        patchify(images, 5)
+
+
+def test_files_are_read_in_every_common_mode(tmp_path):
+    colours = Image.fromarray(noise_u8(6, 8))
+    for mode in ("RGB", "L", "RGBA", "P", "CMYK", "I;16"):
+        path = tmp_path / f"{mode[0]}.tiff"
+        (colours.convert("L").convert(mode) if mode == "I;16" else colours.convert(mode)).save(path)
+        assert read_image(path).shape == (3, 6, 8)
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png").min() == 1
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    picture = Image.fromarray(noise_u8(6, 8))
+    exif = picture.getexif()
+    exif[274] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    assert read_image(tmp_path / "turned.png").shape == (3, 8, 6)
+
+
+def png_header(width, height):
+    """The start of a PNG that claims a size and holds almost nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("side", [30_000, 9_000])
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, side):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(side, side))
+    with pytest.raises(DataError, match=r"bomb\.png: .*pixels"):
+        read_image(path)
+
+
+def test_errors_name_the_file(tmp_path):
+    words = tmp_path / "words.png"
+    words.write_text("no image at all")
+    with pytest.raises(DataError, match=r"words\.png: not an image"):
+        read_image(words)
+    with pytest.raises(DataError, match=r"gone\.png: no such"):
+        read_image(tmp_path / "gone.png")
+    whole = tmp_path / "whole.png"
+    Image.fromarray(noise_u8(40, 40)).save(whole)
+    with pytest.raises(DataError, match="half: the image cannot be read"):
+        decode_image(whole.read_bytes()[:600], name="half")
