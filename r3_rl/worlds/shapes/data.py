@@ -113,6 +113,8 @@ class ShapesStream:
             if rough and rng.random() < 0.5:
                 o = pick(rough, rng)
                 edit = Edit("turn", "", o.shape, o.row, o.col, to_shape=o.shape)
+                if o.rough == "tinted":
+                    edit = edit._replace(kind="change", to_color=o.color, to_shape="")
             else:
                 edit = random_edit(scene, rng)
             target = apply_edit(scene, edit, rng)

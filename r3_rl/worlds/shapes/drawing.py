@@ -108,27 +108,27 @@ def _rough_patches(
     cos, sin = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
 
     faded = rough == _ROUGH_INDEX["faded"]
-    alpha[faded] *= (0.22 + 0.26 * wear[faded])[:, None, None]
+    alpha[faded] *= (0.3 + 0.2 * wear[faded])[:, None, None]
 
     half = rough == _ROUGH_INDEX["half"]
     x = _PIXELS[None, None, :] - place[:, 0, None, None]
     y = _PIXELS[None, :, None] - place[:, 1, None, None]
-    cut = np.clip(0.5 + cos * x + sin * y + (1.2 * wear)[:, None, None], 0, 1)
+    cut = np.clip(0.5 + cos * x + sin * y + (0.6 * wear)[:, None, None], 0, 1)
     alpha[half] *= cut[half]
 
     merged = rough == _ROUGH_INDEX["merged"]
     if merged.any():
-        step = (2.0 + 1.5 * wear) * np.stack([np.cos(angle), np.sin(angle)])
+        step = (2.8 + 1.4 * wear) * np.stack([np.cos(angle), np.sin(angle)])
         twin_shape = (shape + 1 + (wear * (len(SHAPES) - 1)).astype(np.int64)) % len(SHAPES)
         twin = coverage(twin_shape, place[:, 0] + step[0], place[:, 1] + step[1], place[:, 2])
         under[merged] = _paint(under, twin, PALETTE[np.where(second < 0.2, color, other)])[merged]
 
     tinted = rough == _ROUGH_INDEX["tinted"]
-    rgb[tinted] = 0.5 * (rgb + PALETTE[other])[tinted]
+    rgb[tinted] = (0.65 * rgb + 0.35 * PALETTE[other])[tinted]
 
     smeared = rough == _ROUGH_INDEX["smeared"]
     if smeared.any():
-        alpha[smeared] = blur(alpha[smeared], passes=7)
+        alpha[smeared] = blur(alpha[smeared], passes=5)
     return _paint(under, alpha, rgb)
 
 

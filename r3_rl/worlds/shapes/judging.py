@@ -132,9 +132,11 @@ def useful_edits(scene: Scene, prompt: Prompt | Mapping[str, Any], rng: np.rando
             edits.append(Edit("remove", o.color, o.shape, o.row, o.col))
             continue
         slot = slots[kept[i]]
-        if slot.color not in ("", o.color):
+        # A tinted object is repaired by saying which colour, every other malformed one by saying which shape.
+        redrawn_by_color = o.rough == "tinted" and o.shape == slot.shape and slot.color != ""
+        if slot.color not in ("", o.color) or redrawn_by_color:
             edits.append(Edit("change", "", o.shape, o.row, o.col, to_color=slot.color))
-        if o.shape != slot.shape or (o.rough and slot.color in ("", o.color)):
+        if o.shape != slot.shape or (o.rough and not redrawn_by_color and slot.color in ("", o.color)):
             edits.append(Edit("turn", "", o.shape, o.row, o.col, to_shape=slot.shape))
     missing = [j for j in range(len(slots)) if j not in kept.values()]
     if request.relation:
