@@ -155,7 +155,7 @@ def _missing(rows: Sequence[Mapping[str, Any]]) -> Alarm | None:
         return None
     return Alarm(
         name="missing_scores",
-        message=f"Scores were missing in {hit} of {_steps(len(missing))}, {missing.values.mean():.1%} of all scores "
+        message=f"Scores were missing in {hit} of {_steps(len(missing))}, {missing.values.mean():.2%} of all scores "
         f"(worst step {missing.steps[np.argmax(missing.values)]}: {missing.values.max():.1%}). "
         "They left their group's statistics and were never counted as 0.",
         advice="Try the scorer alone with `r3 rewards test`; a remote one may be slow or down.",

@@ -13,7 +13,7 @@ from r3_rl.observe.alarms import Series
 from r3_rl.observe.markup import Html, element
 from r3_rl.observe.statistics import Interval
 
-WIDTH, HEIGHT = 360, 176
+WIDTH, WIDE, HEIGHT = 360, 560, 176
 LEFT, RIGHT, TOP, BOTTOM = 42, 10, 10, 22
 MAX_POINTS = 400
 """Longer curves are averaged into this many points: a screen shows no more, and the page stays small."""
@@ -43,7 +43,9 @@ class Axis:
     """Values that get a dashed rule and are always in sight, such as 0 for a gain."""
 
 
-def line_chart(title: str, curves: Sequence[Curve], *, axis: Axis | None = None, note: str = "") -> Html:
+def line_chart(
+    title: str, curves: Sequence[Curve], *, axis: Axis | None = None, note: str = "", width: int = WIDTH
+) -> Html:
     """A card with curves over steps: the raw values pale, a running mean strong, the last mean in the legend.
 
     Args:
@@ -51,13 +53,14 @@ def line_chart(title: str, curves: Sequence[Curve], *, axis: Axis | None = None,
         curves: those without values are named as missing.
         axis: how values become heights.
         note: one line below the title.
+        width: of the drawing in its own units, near the pixels it will fill, so that its text keeps its size.
     """
     axis = axis or Axis()
     drawn = [Curve(label=this.label, series=_thin(this.series)) for this in curves if len(this.series)]
     missing = [this.label for this in curves if not len(this.series)]
     body: list[Html] = []
     if drawn:
-        body = [_legend(drawn, axis), element("div", _svg(title, drawn, axis), _tip(), class_="plot")]
+        body = [_legend(drawn, axis), element("div", _svg(title, drawn, axis, width), _tip(), class_="plot")]
     else:
         body = [element("p", "Not measured in this run.", class_="missing")]
     if drawn and missing:
@@ -129,6 +132,8 @@ def number(value: float, percent: bool = False) -> str:
     ('50 %', '0.123', '12,346', '2e-06', '0')
     """
     if percent:
+        if 0 < abs(value) < 0.001:
+            return "< 0.1 %" if value > 0 else "> -0.1 %"
         return f"{100 * value:.0f} %" if abs(value) >= 0.1 or value == 0 else f"{100 * value:.1f} %"
     if value == 0:
         return "0"
@@ -154,10 +159,11 @@ class _Scale:
     steps: tuple[int, int]
     values: tuple[float, float]
     log: bool
+    width: int
 
     def x(self, step: float) -> float:
         first, last = self.steps
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / max(1, last - first), 1)
+        return round(LEFT + (self.width - LEFT - RIGHT) * (step - first) / max(1, last - first), 1)
 
     def y(self, value: float) -> float:
         low, high = self.values
@@ -166,55 +172,53 @@ class _Scale:
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low), 1)
 
 
-def _scale(curves: Sequence[Curve], axis: Axis) -> tuple[_Scale, list[float]]:
+def _scale(curves: Sequence[Curve], axis: Axis, width: int) -> tuple[_Scale, list[float]]:
     steps = (min(int(c.series.steps[0]) for c in curves), max(int(c.series.steps[-1]) for c in curves))
     values = np.concatenate([c.series.values for c in curves] + [np.array(axis.marks)])
     if axis.log:
-        low = math.floor(math.log10(max(LOG_FLOOR, float(values.min()))))
-        high = max(low + 1, math.ceil(math.log10(max(LOG_FLOOR, float(values.max())))))
-        every = max(1, (high - low) // 3)
-        ticks = [10.0**power for power in range(low, high + 1, every)]
-        return _Scale(steps=steps, values=(10.0**low, 10.0**high), log=True), ticks
+        bottom = math.floor(math.log10(max(LOG_FLOOR, float(values.min()))))
+        top = max(bottom + 1, math.ceil(math.log10(max(LOG_FLOOR, float(values.max())))))
+        ticks = [10.0**power for power in range(bottom, top + 1, max(1, (top - bottom) // 3))]
+        return _Scale(steps=steps, values=(10.0**bottom, 10.0**top), log=True, width=width), ticks
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-12:
         low, high = low - max(0.5 * abs(low), 1e-3), high + max(0.5 * abs(high), 1e-3)
-    room = 0.06 * (high - low)
-    inside = axis.percent and low >= 0
-    low, high = (max(0.0, low - room) if inside else low - room), high + room
-    return _Scale(steps=steps, values=(low, high), log=False), _ticks(low, high)
+    ticks = _ticks(low, high)
+    return _Scale(steps=steps, values=(ticks[0], ticks[-1]), log=False, width=width), ticks
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    rough = (high - low) / 3
+    """Round values at equal distances, the first at or below `low`, the last at or above `high`."""
+    rough = (high - low) / 4
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough)
-    first = math.ceil(low / step)
-    return [round(step * k, 12) for k in range(first, math.floor(high / step) + 1)]
+    return [round(step * k, 12) for k in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
-def _svg(title: str, curves: Sequence[Curve], axis: Axis) -> Html:
-    scale, ticks = _scale(curves, axis)
+def _svg(title: str, curves: Sequence[Curve], axis: Axis, width: int) -> Html:
+    scale, ticks = _scale(curves, axis, width)
     parts = []
     for tick in ticks:
         y = scale.y(tick)
-        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="rule"))
+        parts.append(element("line", x1=LEFT, x2=width - RIGHT, y1=y, y2=y, class_="rule"))
         text = f"{tick:.0e}".replace("e-0", "e-") if axis.log else number(tick, axis.percent)
         parts.append(element("text", text, x=LEFT - 6, y=y + 3.5, class_="label end"))
     for mark in axis.marks:
         y = scale.y(mark)
-        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="dashed"))
+        parts.append(element("line", x1=LEFT, x2=width - RIGHT, y1=y, y2=y, class_="dashed"))
     first, last = scale.steps
     parts.append(element("text", f"step {first}", x=LEFT, y=HEIGHT - 6, class_="label"))
     if last > first:
-        parts.append(element("text", f"{last:,}", x=WIDTH - RIGHT, y=HEIGHT - 6, class_="label end"))
+        parts.append(element("text", f"{last:,}", x=width - RIGHT, y=HEIGHT - 6, class_="label end"))
     for index, curve in enumerate(curves):
         parts += _lines(curve, index, scale)
     parts.append(element("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="guide", visibility="hidden"))
     return element(
         "svg",
         parts,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        viewBox=f"0 0 {width} {HEIGHT}",
         role="img",
+        class_="wide" if width > WIDTH else None,
         aria_label=f"{title}, steps {first} to {last}",
         data_chart=_hover_data(curves, scale, axis),
     )

@@ -18,10 +18,13 @@ from r3_rl.observe.tables import words_of
 from r3_rl.observe.trajectories import SeenRound, SeenTrajectory, load_trajectory
 
 SHOWN_PER_TAB = 8
+SHOWN_IN_TIME = 3
 EMBEDDED_PX = 256
 """Longest side of an image inside the page."""
 HARD_PIXELS_PX = 128
 """Images up to this side keep hard pixels when they are enlarged."""
+LONG_CRITIQUE = 240
+"""Characters of a critique that are shown unfolded."""
 NOT_A_TRAJECTORY = (KeyError, TypeError, ValueError, AttributeError, OSError)
 
 
@@ -50,7 +53,9 @@ def gallery(rows: Sequence[Mapping[str, Any]], images: Path) -> Html:
         late = 0.75 * max(row["step"] for row in pool)
         pool = [row for row in pool if row["step"] >= late]
     for kept_as in ("best", "worst", "random"):
-        chosen = [row for row in pool if row.get("kept_as") == kept_as][-SHOWN_PER_TAB:]
+        # Latest step first; within a step the recorder's order, which is by rank.
+        chosen = sorted((row for row in pool if row.get("kept_as") == kept_as), key=lambda row: -row["step"])
+        chosen = chosen[:SHOWN_PER_TAB]
         note = f"{kept_as.capitalize()} of {source}." if chosen else f"None kept among {source}."
         tabs.append(Tab(title=kept_as.capitalize(), note=note, cards=_cards([[row] for row in chosen], images)))
     tabs.append(_over_time(rows, images))
@@ -68,24 +73,35 @@ def gallery(rows: Sequence[Mapping[str, Any]], images: Path) -> Html:
 
 
 def _same_prompts(rows: Sequence[Mapping[str, Any]], images: Path) -> Tab:
-    before = {row.get("prompt"): row for row in rows if row.get("phase") == "before"}
-    after = {row.get("prompt"): row for row in rows if row.get("phase") == "after"}
+    by_prompt: dict[Any, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("phase") in ("before", "during", "after"):
+            by_prompt.setdefault(row.get("prompt"), {}).setdefault(row["step"], row)
+    histories = [[found[step] for step in sorted(found)] for found in by_prompt.values() if len(found) > 1]
     # Random ones first: prompts that were picked for being best or worst do not show what training did.
-    shared = sorted((p for p in before if p in after), key=lambda p: before[p].get("kept_as") != "random")
-    pairs = [[before[prompt], after[prompt]] for prompt in shared[:SHOWN_PER_TAB]]
+    histories.sort(key=lambda history: history[0].get("kept_as") != "random")
+    chosen = [[history[place] for place in _evenly(len(history), SHOWN_IN_TIME)] for history in histories]
     note = (
-        "The same held-out prompts, before and after training."
-        if pairs
+        "The same held-out prompts before, during and after training, as far as they were kept."
+        if chosen
         else "No prompt was kept both before and after training."
     )
-    return Tab(title="Before and after", note=note, cards=_cards(pairs, images))
+    return Tab(title="Same prompts", note=note, cards=_cards(chosen[:SHOWN_PER_TAB], images))
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most `most` places out of `count`, the first and the last among them.
+
+    >>> _evenly(9, 3), _evenly(2, 3)
+    ([0, 4, 8], [0, 1])
+    """
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
 
 
 def _over_time(rows: Sequence[Mapping[str, Any]], images: Path) -> Tab:
     kept = [row for row in rows if row.get("phase") == "train" and row.get("kept_as") == "random"]
     first_of_step = list({row["step"]: row for row in reversed(kept)}.values())[::-1]
-    places = np.unique(np.linspace(0, len(first_of_step) - 1, SHOWN_PER_TAB).round().astype(int)) if kept else []
-    chosen = [[first_of_step[place]] for place in places]
+    chosen = [[first_of_step[place]] for place in _evenly(len(first_of_step), SHOWN_PER_TAB)]
     note = "One random trajectory from each of several training steps." if chosen else "No training step was kept."
     return Tab(title="During training", note=note, cards=_cards(chosen, images))
 
@@ -104,7 +120,7 @@ def _card(group: Sequence[Mapping[str, Any]], images: Path) -> Html:
         except NOT_A_TRAJECTORY as error:
             bodies.append(element("p", f"This trajectory could not be read: {error!r}", class_="missing"))
             continue
-        label = f"step {row['step']}" if row.get("phase") == "train" else str(row.get("phase"))
+        label = str(row.get("phase")) if row.get("phase") in ("before", "after") else f"step {row['step']}"
         header = header or _header(seen, label if len(group) == 1 else "")
         outcome = element("div", element("span", label, class_="phase"), _outcome(seen), class_="outcome")
         bodies += [outcome if len(group) > 1 else Html(), _trajectory(seen)]
@@ -170,7 +186,11 @@ def _critique(this: SeenRound) -> list[Html]:
         verdict = element("p", "stop: no further edit", class_="instruction")
     else:
         verdict = element("p", element("i", "→ "), this.instruction, class_="instruction")
-    return [element("p", this.critique, class_="critique"), verdict]
+    thoughts = this.thoughts
+    if len(thoughts) <= LONG_CRITIQUE:
+        return [element("p", thoughts, class_="critique"), verdict]
+    summary = element("summary", f"{thoughts[:LONG_CRITIQUE].rstrip()} ...")
+    return [element("details", summary, element("p", thoughts), class_="critique"), verdict]
 
 
 def data_uri(pixels: np.ndarray) -> str:

@@ -137,8 +137,8 @@ class RunProgress:
             self._live.update(Group(self._bar, numbers))
         elif now - self._printed_at >= PLAIN_LINE_EVERY_S or step == self.total_steps:
             self._printed_at = now
-            numbers = "  ".join(f"{label} {text}" for label, text in shown.items())
-            self._plain(f"{self.title}  step {step}/{self.total_steps}  {numbers}")
+            words = "  ".join(f"{label} {text}" for label, text in shown.items())
+            self._plain(f"{self.title}  step {step}/{self.total_steps}  {words}")
 
     def note(self, text: str) -> None:
         """Print a line that stays, such as an alarm, above the live line."""

@@ -8,11 +8,9 @@ import io
 import json
 import math
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,9 @@ from r3_rl.errors import InputError, RunError
 from r3_rl.observe.trajectories import SeenRound, pick_trajectories, see
 from r3_rl.types import Trajectory
 
-PACKAGES = ("r3-rl", "torch", "transformers", "peft", "accelerate", "trl", "diffusers", "deepspeed", "torchjd", "numpy")
 KEPT_IMAGE_PX = 384
 """Longest side of a kept image; larger ones are scaled down, since a run may keep thousands."""
-PHASES = ("train", "before", "after")
+PHASES = ("train", "before", "during", "after")
 
 
 def new_run_folder(base: str | Path, name: str) -> Path:
@@ -161,7 +158,7 @@ class Recorder:
         Args:
             step: counts from 1; 0 before training.
             trajectory: with verdicts where it was scored.
-            phase: `train`, `before` or `after`; the last two are evaluations on held-out prompts.
+            phase: `train`, or an evaluation on held-out prompts: `before`, `during` or `after` training.
             kept_as: `best`, `worst` or `random`.
 
         Raises:
@@ -230,51 +227,6 @@ class Recorder:
         kept = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] <= last)
         if kept != path.read_text(encoding="utf-8", errors="replace"):
             write_document(path, kept)
-
-
-def environment(*, dtype: str, device: str = "cpu") -> dict[str, Any]:
-    """What the run's numbers depend on: versions, threads, processor, number format. No host names, no paths.
-
-    Args:
-        dtype: the number format that the policy computes in, such as `bfloat16`.
-        device: where the policy lives: `cpu`, `cuda`, ...
-
-    Returns:
-        What belongs into `environment.json`.
-    """
-    import torch
-
-    found = {name: _version(name) for name in PACKAGES}
-    described: dict[str, Any] = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": device,
-        "dtype": dtype,
-        "packages": {name: version for name, version in found.items() if version},
-    }
-    if device.startswith("cuda"):
-        described["accelerator"] = torch.cuda.get_device_name(device)
-        described["cuda"] = torch.version.cuda
-    return described
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def _plain(value: Any) -> float | int:

@@ -14,11 +14,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from r3_rl.errors import InputError
-from r3_rl.observe.alarms import CHECKS, RATIO_TOLERANCE, find_alarms, series
-from r3_rl.observe.charts import NUM_COLOURS, Axis, Curve, line_chart, stacked_bar
+from r3_rl.observe.alarms import CHECKS, find_alarms
+from r3_rl.observe.charts import NUM_COLOURS
+from r3_rl.observe.curves import curves_section, scorers_section, time_section
 from r3_rl.observe.gallery import gallery
 from r3_rl.observe.markup import Html, element, join
-from r3_rl.observe.metrics import find_metric
 from r3_rl.observe.progress import duration
 from r3_rl.observe.recorder import Lines, read_lines, write_document
 from r3_rl.observe.style import SCRIPT, STYLE, colour_rules, tab_rules
@@ -27,11 +27,12 @@ from r3_rl.observe.tables import Evaluation, before_after_table, headline, words
 NUM_TABS = 5
 WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError)
 FACTS = (
-    ("model", "kind"),
-    ("rollout", "schedule"),
-    ("algorithm", "gain"),
-    ("training", "max_steps"),
-    ("training", "seed"),
+    ("model", "kind", "{} model"),
+    ("algorithm", "schedule", "schedule {}"),
+    ("algorithm", "gain", "gain {}"),
+    ("rollout", "num_prompts", "{} prompts a step"),
+    ("rollout", "num_generations", "{} in a group"),
+    ("training", "seed", "seed {}"),
 )
 """Places in the resolved recipe that tell a reader what kind of run this was, where they exist."""
 
@@ -127,9 +128,9 @@ def render(run: RunFiles) -> Html:
         _title(run),
         _section("alarms", "Alarms", _alarms(run)),
         _section("results", "Before and after training", _results(run)),
-        _section("curves", "Curves", _curves(run)),
-        _section("scorers", "Scorers", _scorers(run)),
-        _section("time", "Where the time goes", _time(run)),
+        _section("curves", "Curves", curves_section(run.metrics.rows)),
+        _section("scorers", "Scorers", scorers_section(run.metrics.rows)),
+        _section("time", "Where the time goes", time_section(run.metrics.rows)),
         _section("gallery", "Gallery", _gallery(run)),
         _section("recipe", "Recipe", _recipe(run)),
         _section("environment", "Environment", _environment(run)),
@@ -159,13 +160,11 @@ def _facts(run: RunFiles) -> list[str]:
     """Short statements on what was run, each from a file that says so."""
     recipe = _parsed(run.resolved or run.recipe)
     settings = []
-    for section, key in FACTS:
+    for section, key, words in FACTS:
         block = recipe.get(section)
         value = block.get(key) if isinstance(block, Mapping) else None
-        if isinstance(value, Mapping):
-            value = value.get("kind")
-        if value is not None:
-            settings.append(f"{words_of(key)} {value}")
+        if isinstance(value, str | int):
+            settings.append(words.format(value))
     facts = [", ".join(settings)] if settings else []
     rows = run.metrics.rows
     facts.append(f"{rows[-1]['step']:,} steps logged" if rows else "No step logged")
@@ -181,7 +180,7 @@ def _facts(run: RunFiles) -> list[str]:
 def _alarms(run: RunFiles) -> list[Html]:
     parts = [
         element("div", element("p", element("b", f"{CHECKS[alarm.name].capitalize()}. "), alarm.message),
-                element("p", alarm.advice), class_="alarm")
+                element("p", _with_code(alarm.advice)), class_="alarm")
         for alarm in find_alarms(run.metrics.rows)
     ]  # fmt: skip
     parts += [element("div", element("p", fault), class_="alarm") for fault in run.faults]
@@ -192,107 +191,21 @@ def _alarms(run: RunFiles) -> list[Html]:
     return [*parts, element("p", f"{quiet}Looked for: {checks}.", class_="note")]
 
 
+def _with_code(text: str) -> list[Html | str]:
+    """Text with `words` between backticks as code."""
+    return [element("code", part) if place % 2 else part for place, part in enumerate(text.split("`"))]
+
+
 def _results(run: RunFiles) -> list[Html]:
     if run.evaluation is None:
-        return [element("p", "No evaluation.json in this run folder, so there is no table. `r3 eval` makes one.",
-                        class_="missing")]  # fmt: skip
+        missing = "No evaluation.json in this run folder, so there is no table. `r3 eval` makes one."
+        return [element("p", _with_code(missing), class_="missing")]
     note = (
         "95 % intervals below each figure: Wilson's for shares; for changes a bootstrap over prompts that keeps each "
         "prompt's pair. A change is coloured when its interval excludes zero. In the marks, grey is before and blue is "
         "after; n is the number of prompts, drafts or questions."
     )
     return [element("p", note, class_="note"), element("div", before_after_table(run.evaluation), class_="box")]
-
-
-CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...], Axis, str], ...] = (
-    ("Score", (("refine/draft_score", "draft"), ("refine/final_score", "final")), Axis(), ""),
-    ("Gain of a refinement", (("refine/gain_mean", "gain"),), Axis(marks=(0.0,)), "Read it beside the draft score."),
-    (
-        "What critiques do",
-        (("refine/frac_stopped", "stopped"), ("refine/frac_improved", "improved"), ("refine/frac_regressed", "worse")),
-        Axis(percent=True),
-        "",
-    ),
-    ("Reward", (("reward", "reward"), ("reward_std", "std in group")), Axis(), ""),
-    ("KL from the reference, text", (("kl", "k3 estimate"),), Axis(marks=(0.0,)), ""),
-    ("KL from the reference, image", (("image/kl", "per step"),), Axis(marks=(0.0,)), ""),
-    (
-        "Importance ratio on the first pass",
-        (("ratio/text_deviation", "text"), ("ratio/image_deviation", "image")),
-        Axis(log=True, marks=(RATIO_TOLERANCE,)),
-        "Largest |ratio - 1|; dashed: the float32 limit.",
-    ),
-    (
-        "Gradients of understanding and generation",
-        (("grad/cosine", "cosine"),),
-        Axis(marks=(0.0,)),
-        "Below 0 they conflict.",
-    ),
-    (
-        "Lost signal",
-        (("frac_reward_zero_std", "equal groups"), ("scores/missing_fraction", "missing scores")),
-        Axis(percent=True),
-        "Groups without spread and scores that failed.",
-    ),
-)  # fmt: skip
-
-
-def _curves(run: RunFiles) -> list[Html]:
-    rows = run.metrics.rows
-    if not rows:
-        return [element("p", "No metrics.jsonl, so there are no curves.", class_="missing")]
-    note = "Pale: as logged. Strong: running mean over about a tenth of the run; its last value stands in the legend."
-    cards = [
-        line_chart(title, [Curve(label=label, series=series(rows, key)) for key, label in keys], axis=axis, note=hint)
-        for title, keys, axis, hint in CHARTS
-    ]
-    shown = {name for _, names, _, _ in CHARTS for name, _ in names}
-    rest = [
-        name
-        for name in _names(rows)
-        if name not in shown and not name.startswith(("rewards/", "weighted_rewards/", "eval_rewards/", "time/"))
-    ]
-    parts = [element("p", note, class_="note"), element("div", cards, class_="charts")]
-    if rest:
-        more = [_single_chart(rows, name) for name in rest]
-        title = element("summary", f"All other metrics ({len(rest)})")
-        parts.append(element("details", title, element("div", more, class_="charts"), class_="fold"))
-    return parts
-
-
-def _single_chart(rows: Sequence[Mapping[str, Any]], name: str) -> Html:
-    metric = find_metric(name)
-    axis = Axis(percent=metric is not None and metric.unit == "share")
-    hint = metric.meaning if metric else "Logged by a scorer."
-    return line_chart(name, [Curve(label="", series=series(rows, name))], axis=axis, note=hint)
-
-
-def _scorers(run: RunFiles) -> list[Html]:
-    rows = run.metrics.rows
-    cards = []
-    for prefix, title, hint in (
-        ("rewards", "Training scorers", "Raw scores, before weights."),
-        ("eval_rewards", "Held-out scorers", "Never part of the reward: they show whether the reward is being gamed."),
-    ):
-        names = [name for name in _names(rows) if name.startswith(f"{prefix}/") and name.endswith("/mean")]
-        curves = [Curve(label=name.split("/")[1], series=series(rows, name)) for name in names]
-        hint = hint if curves else f"{hint} The recipe names none under `{prefix}`, or none was logged."
-        cards.append(line_chart(title, curves, note=hint))
-    return [element("div", cards, class_="charts pair")]
-
-
-def _time(run: RunFiles) -> list[Html]:
-    rows = run.metrics.rows
-    names = [name for name in _names(rows) if name.startswith("time/") and name != "time/step_s"]
-    if not names:
-        return [element("p", "No seconds by stage were logged.", class_="missing")]
-    # Per logged step, so that a stage that runs in every other step counts half.
-    stages = [(words_of(name[5:-2]), float(series(rows, name).values.sum()) / len(rows)) for name in names]
-    stages = sorted((stage for stage in stages if stage[1] > 0), key=lambda stage: -stage[1])
-    bar = stacked_bar(stages) if stages else element("p", "Every stage took 0 s.", class_="missing")
-    card = element("section", element("h3", "Mean seconds of a step by stage"), bar, class_="chart")
-    curve = [Curve(label="step", series=series(rows, "time/step_s"))]
-    return [element("div", card, line_chart("Seconds per step", curve), class_="charts pair")]
 
 
 def _gallery(run: RunFiles) -> list[Html]:
@@ -341,15 +254,6 @@ def _flat(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
         pairs.append((words_of(str(key)), text))
     return pairs
-
-
-def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Metrics that hold a number somewhere, in the order in which they first came."""
-    return list(
-        dict.fromkeys(
-            name for row in rows for name, value in row.items() if name != "step" and isinstance(value, int | float)
-        )
-    )
 
 
 def _document(path: Path, faults: list[str]) -> Mapping[str, Any]:

@@ -58,7 +58,7 @@ def strip(trajectory: Trajectory | SeenTrajectory, *, image_px: int = 176, colum
     # A critique column follows every image; the last one only if something was said about the last image.
     says_last = len(seen.rounds) < columns or seen.rounds[-1].critique is not None
     width = 2 * MARGIN + columns * (image_px + GAP) + (columns - 1 + says_last) * (layout.text_px + GAP) - GAP
-    title = _wrap(f"{seen.prompt}", layout.font, width - 2 * MARGIN)
+    title = _wrap(seen.prompt, layout.font, width - 2 * MARGIN)
     title_px = len(title) * layout.row_px + GAP // 2
     body_px = max(_column_px(this, layout) for this in seen.rounds)
     picture = Image.new("RGB", (width, MARGIN + title_px + body_px + MARGIN), BACKGROUND)
@@ -94,10 +94,10 @@ def grid(trajectories: Sequence[Trajectory | SeenTrajectory], *, columns: int = 
     draw = ImageDraw.Draw(picture)
     y = 0
     for row, height in zip(rows, heights, strict=True):
-        if y:
-            draw.line([(MARGIN, y), (picture.width - MARGIN, y)], LINE)
         for column, this in enumerate(row):
             picture.paste(this, (column * cell_width, y))
+        if y:
+            draw.line([(MARGIN, y), (picture.width - MARGIN, y)], LINE)
         y += height
     return picture
 
@@ -121,7 +121,7 @@ def round_name(number: int) -> str:
 
 def _column_px(this: SeenRound, layout: _Layout) -> int:
     words = _wrap(this.words, layout.small, layout.image_px)
-    critique = _wrap(this.critique or "", layout.small, layout.text_px)
+    critique = _wrap(this.thoughts, layout.small, layout.text_px)
     edit = _wrap(_said(this), layout.font, layout.text_px)
     text_rows = 1 + len(critique) + len(edit)
     return max(layout.image_px + (1 + len(words)) * layout.row_px, text_rows * layout.row_px) + GAP // 2
@@ -150,8 +150,7 @@ def _draw_critique(draw: ImageDraw.ImageDraw, this: SeenRound, at: tuple[int, in
     x, y = at
     draw.text((x, y), "critique", QUIET, layout.font)
     y += layout.row_px
-    thoughts = _wrap(this.critique or "", layout.small, layout.text_px)
-    for line in thoughts:
+    for line in _wrap(this.thoughts, layout.small, layout.text_px):
         draw.text((x, y), line, QUIET, layout.small)
         y += layout.row_px
     for line in _wrap(_said(this), layout.font, layout.text_px):
@@ -171,12 +170,12 @@ def score_label(score: float | None) -> tuple[str, tuple[int, int, int]]:
     """Words and ink for a score: right at 1, wrong at 0, the number in between.
 
     >>> score_label(0.3)[0], score_label(1.0)[0], score_label(None)[0]
-    ('0.30', '1.00 right', 'no score')
+    ('0.30', 'right', 'no score')
     """
     if score is None:
         return "no score", QUIET
     if score >= RIGHT_SCORE:
-        return f"{score:.2f} right", RIGHT
+        return "right", RIGHT
     return f"{score:.2f}", WRONG if score <= 0.5 else PARTIAL
 
 

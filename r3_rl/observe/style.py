@@ -49,7 +49,8 @@ table { border-collapse: collapse; width: 100%; }
 .results .group th { padding-top: 22px; font-size: 12px; font-weight: 600; color: var(--quiet); border: 0; }
 .results tbody tr:first-child th { padding-top: 8px; }
 .mark-cell { width: 174px; } .results thead .mark-cell { text-align: center; padding-right: 0; }
-.count-cell { color: var(--quiet); }
+.results td.count-cell { color: var(--quiet); font-size: 13px; }
+.alarm + .note { margin-top: 12px; }
 .mark { width: 150px; height: 26px; display: block; margin: 4px 0 0 8px; }
 .mark .tick { stroke: var(--line); } .mark .whisker { stroke-width: 2; stroke-linecap: round; }
 .mark .before { fill: var(--past); stroke: var(--past); } .mark .after { fill: var(--accent); stroke: var(--accent); }
@@ -58,12 +59,13 @@ table { border-collapse: collapse; width: 100%; }
 .alarm b { font-weight: 620; } .alarm p + p { color: var(--quiet); font-size: 14px; margin-top: 2px; }
 .charts { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 12px; margin-top: 14px; }
 .charts.pair { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-.chart { padding: 14px 14px 8px; min-width: 0; }
+.chart { padding: 14px 14px 8px; min-width: 0; display: flex; flex-direction: column; }
 .chart .note, .chart .missing { font-size: 12px; line-height: 1.4; margin-top: 2px; }
 .legend { display: flex; flex-wrap: wrap; gap: 1px 14px; font-size: 12px; color: var(--quiet); margin: 5px 0 6px; }
 .legend b { color: var(--ink); font-weight: 600; }
 .swatch { display: inline-block; width: 9px; height: 9px; border-radius: 2px; margin-right: 6px; }
-.plot { position: relative; } .plot svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
+.plot { position: relative; margin-top: auto; }
+.plot svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
 svg text { font-size: 10.5px; fill: var(--quiet); } svg .end { text-anchor: end; }
 .rule { stroke: var(--rule); } .dashed { stroke: var(--past); stroke-dasharray: 3 3; } .guide { stroke: var(--past); }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; } .raw { fill: none; stroke-width: 1; opacity: 0.3; }
@@ -103,6 +105,7 @@ figcaption b { font-weight: 620; } .words { font-size: 12px; color: var(--quiet)
 details summary { cursor: pointer; color: var(--quiet); }
 .plan { margin-top: 8px; font-size: 12px; color: var(--quiet); }
 .fold { margin-top: 12px; } .fold > summary { font-size: 14px; padding: 4px 0; color: var(--ink); }
+code { font: 0.93em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { margin: 8px 0 0; padding: 14px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   overflow-x: auto; font: 12.5px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: normal; }
 .facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 3px 22px; margin: 8px 0 0;
@@ -118,10 +121,17 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
   .charts, .charts.pair { grid-template-columns: 1fr; } .tile { padding: 12px; }
   .tile-figure { font-size: 18px; gap: 4px; }
   .tiles { gap: 8px; } .tile-figure i { font-size: 13px; } .tile-note { flex-direction: column; gap: 0; }
-  .box { padding: 2px 12px 8px; } .mark-cell, .count-cell { display: none; }
-  .results th, .results td { padding-left: 10px; font-size: 14px; } .results small { font-size: 11px; }
-  .round { grid-template-columns: 104px minmax(0, 1fr); } figure img, .no-image { width: 104px; height: 104px; }
-  .card header .phase { margin-left: 0; } }
+  .box { padding: 2px 14px 10px; } .results .mark-cell, .results .count-cell { display: none; }
+  .results thead th:first-child { display: none; } .results small { font-size: 11.5px; }
+  .results tr { display: grid; grid-template-columns: 4fr 4fr 5fr; border-top: 1px solid var(--rule); padding: 7px 0; }
+  .results th, .results td, .results tbody tr:first-child th { border: 0; padding: 0; }
+  .results tbody th { grid-column: 1 / -1; padding-bottom: 3px; } .results td.number { text-align: left; }
+  .results thead th { text-align: left; } .results thead tr, .results .group { border: 0; }
+  .results thead th.number { text-align: left; } .results .group th { padding-top: 12px; }
+  .wide text { font-size: 16px; } .card header .phase { margin-left: 0; }
+  .round { grid-template-columns: 104px minmax(0, 1fr); gap: 3px 12px; } .round figure { display: contents; }
+  figure img, .no-image { width: 104px; height: 104px; } figcaption { grid-column: 1; margin: 0; }
+  .said { grid-column: 2; grid-row: 1 / span 2; } .words { grid-column: 1 / -1; margin: 0; } }
 """
 
 SCRIPT = """

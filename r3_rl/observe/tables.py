@@ -107,9 +107,9 @@ def grouped_rows(evaluation: Evaluation) -> dict[str, list[Row]]:
     known = {name for metrics in GROUPS.values() for name in metrics}
     tags = list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(("draft/", "final/"))))
     by_tag = [
-        evaluation.row(f"{part}/{tag}", f"{words_of(tag)}: {part}")
+        evaluation.row(f"{part}/{tag}", words_of(tag), hint)
         for tag in tags
-        for part in ("draft", "final")
+        for part, hint in (("draft", "draft"), ("final", "after all rounds"))
         if f"{part}/{tag}" in names
     ]
     if by_tag:
@@ -148,7 +148,7 @@ def headline(evaluation: Evaluation) -> Html:
                 "div",
                 element("span", row.label, class_="tile-label"),
                 element("span", figure, class_="tile-figure"),
-                element("span", _difference(row), class_="tile-note"),
+                element("span", _difference(row, unit=" points" if row.is_share else ""), class_="tile-note"),
                 class_="tile",
             )
         )
@@ -160,7 +160,7 @@ def before_after_table(evaluation: Evaluation) -> Html:
     head = element(
         "tr",
         element("th", "", scope="col"),
-        [element("th", name, scope="col", class_="number") for name in ("before", "after", "change")],
+        [element("th", name, scope="col", class_="number") for name in ("before", "after", "change, points")],
         element("th", "0 – 100 %", scope="col", class_="mark-cell"),
         element("th", "n", scope="col", class_="number count-cell"),
     )
@@ -200,14 +200,14 @@ def _bounds(interval: Interval, row: Row) -> str:
     return f"{interval.low:.3f} – {interval.high:.3f}"
 
 
-def _difference(row: Row) -> list[Html]:
+def _difference(row: Row, unit: str = "") -> list[Html]:
     change = row.difference
     if change is None:
         return [element("span", "–", class_="missing")]
     factor, digits = (100, 1) if row.is_share else (1, 3)
     kind = "unsure" if not change.excludes_zero else "up" if change.mean > 0 else "down"
     bounds = f"{_signed(factor * change.low, digits)} to {_signed(factor * change.high, digits)}"
-    return [element("b", _signed(factor * change.mean, digits), class_=kind), element("small", bounds)]
+    return [element("b", _signed(factor * change.mean, digits) + unit, class_=kind), element("small", bounds)]
 
 
 def _signed(value: float, digits: int) -> str:

@@ -46,6 +46,11 @@ class SeenRound:
     well_formed: bool = True
     """False when the critique cannot be parsed, which ends the loop too."""
 
+    @property
+    def thoughts(self) -> str:
+        """The critique without the instruction at its end, which is shown apart."""
+        return (self.critique or "").removesuffix(self.instruction).rstrip()
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SeenTrajectory:
@@ -108,7 +113,7 @@ def to_pixels(image: Any) -> np.ndarray:
     array = image.detach().float().cpu().numpy() if hasattr(image, "detach") else np.asarray(image)
     assert array.ndim == 3 and array.shape[0] == 3, array.shape
     # NaN from a policy gone wrong is drawn black: a picture of the failure is worth more than a crash while saving it.
-    scaled = np.nan_to_num(array.astype(np.float32)) * 255
+    scaled = np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0) * 255
     return np.ascontiguousarray(scaled.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 

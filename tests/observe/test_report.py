@@ -1,0 +1,205 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from r3_rl.errors import InputError
+from r3_rl.observe.markup import element
+from r3_rl.observe.recorder import Recorder, new_run_folder
+from r3_rl.observe.report import write_report
+from r3_rl.types import Prompt, Trajectory
+from tests.observe.browser import find_browser, open_browser
+from tests.observe.runs import HOSTILE, critique, trajectory
+
+HOSTILE_CRITIQUE = '</p><img src=x onerror="alert(1)"><script>alert("critique")</script>'
+
+
+class Tags(HTMLParser):
+    """Every element of a page with its attributes, its text, and whether all that was opened was closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.text, self.open = [], "", []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(finished_run):
+    return write_report(finished_run).read_text(encoding="utf-8")
+
+
+def test_the_page_is_one_well_formed_offline_file(page):
+    tags = Tags(page)
+    assert tags.open == []
+    for tag, attributes in tags.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "form", "base")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href"):
+                assert value.startswith(("data:image/", "#")), value
+    assert "http://" not in page and "https://" not in page and "url(" not in page and "@import" not in page
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    elements = Tags(page).elements
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    targets = [attributes["href"][1:] for tag, attributes in elements if tag == "a"]
+    assert len(set(ids)) == len(ids) and targets and set(targets) <= set(ids)
+
+
+def test_figures_with_intervals_are_those_of_the_evaluation(page, finished_run):
+    document = json.loads((finished_run / "evaluation.json").read_text())
+    text = Tags(page).text
+    for phase in document["phases"].values():
+        for interval in phase.values():
+            assert f"{100 * interval['mean']:.1f} %" in text
+            assert f"{100 * interval['low']:.1f} – {100 * interval['high']:.1f}" in text
+    change = document["differences"]["draft"]
+    assert (
+        f"+{100 * change['mean']:.1f}" in text and f"+{100 * change['low']:.1f} to +{100 * change['high']:.1f}" in text
+    )
+    assert "color attribution" in text and "Edited by the base's critic" in text
+
+
+def test_every_section_is_there(page):
+    text = Tags(page).text
+    for words in (
+        "shapes_r3", "schedule tree", "320 held-out prompts", "4 min 31 s", "Missing scores.", "Score",
+        "Gain of a refinement", "Held-out scorers", "shapes_strict", "KL from the reference, image",
+        "Importance ratio", "cosine", "All other metrics", "Mean seconds of a step by stage",
+        "Best of held-out prompts",
+        "change the circle at center to red", "1 circle is blue, red was asked for", "bfloat16", "torch 2",
+        "# An example", "Resolved recipe",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_texts_from_strangers_stay_text(tmp_path):
+    folder = new_run_folder(tmp_path, "run <b>&")
+    recorder = Recorder(folder)
+    base = trajectory([0.3])
+    hostile = Trajectory(
+        prompt=Prompt(text=HOSTILE, columns={"tag": "<i>tag</i>"}),
+        rounds=base.rounds,
+        last_critique=critique(HOSTILE_CRITIQUE * 5, instruction=HOSTILE_CRITIQUE),
+    )
+    recorder.trajectory(1, hostile, phase="after")
+    recorder.metrics(1, {"rewards/<script>/mean": 0.5, "<img src=x>": 1.0, 'x" onload="y': 2.0})
+    recorder.document("recipe.yaml", "# </pre><script>alert('recipe')</script>\n")
+    recorder.document("environment.json", {"<script>": "<script>alert('env')</script>"})
+    recorder.document("evaluation.json", {"phases": {"after": {"<u>": dict(mean=1, low=0.5, high=2, count=3)}}})
+    tags = Tags(write_report(folder).read_text(encoding="utf-8"))
+    assert [tag for tag, _ in tags.elements].count("script") == 1
+    assert not {"i", "u", "b"} & {tag for tag, attributes in tags.elements if not attributes and tag == "u"}
+    assert all(attributes["src"].startswith("data:") for tag, attributes in tags.elements if tag == "img")
+    assert HOSTILE in tags.text and HOSTILE_CRITIQUE in tags.text and "<i>tag</i>" in tags.text
+
+
+def test_an_empty_run_folder_says_what_is_missing(tmp_path):
+    text = Tags(write_report(new_run_folder(tmp_path, "empty")).read_text(encoding="utf-8")).text
+    for words in (
+        "metrics.jsonl is missing", "trajectories.jsonl is missing", "No evaluation.json", "No metrics.jsonl",
+        "No seconds by stage", "No trajectories were kept", "No recipe.yaml", "No environment.json", "No step logged",
+        "ended early",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_broken_files_are_named_and_the_rest_is_shown(finished_run, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(finished_run, folder)
+    (folder / "evaluation.json").write_text('{"phases": {"before": {"draft": 0.5}}}')
+    (folder / "environment.json").write_text("{")
+    (folder / "summary.json").write_text("[]")
+    with (folder / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 61, "re')
+    with (folder / "trajectories.jsonl").open("a") as stream:
+        stream.write('{"step": 60, "phase": "after", "kept_as": "best", "prompt": "p", "tag": "", "rounds": [{}]}\n')
+    for image in (folder / "images").iterdir():
+        image.unlink()
+    text = Tags(write_report(folder).read_text(encoding="utf-8")).text
+    for words in (
+        "evaluation.json does not have the expected shape", "environment.json is not JSON",
+        "summary.json is not a JSON object", "metrics.jsonl: 1 lines could not be read",
+        "This trajectory could not be read", "image missing", "Gain of a refinement",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_unknown_measurements_and_one_phase_are_shown_under_their_own_name(tmp_path):
+    folder = new_run_folder(tmp_path, "run")
+    recorder = Recorder(folder)
+    fields = {"mean": 3.25, "low": 3.0, "high": 3.5, "count": 12}
+    recorder.document("evaluation.json", {"phases": {"after": {"aesthetic_score": fields}}})
+    text = Tags(write_report(folder).read_text(encoding="utf-8")).text
+    assert "aesthetic score" in text and "3.250" in text and "3.000 – 3.500" in text and "not measured" in text
+
+
+def test_a_long_run_stays_a_small_page(tmp_path):
+    folder = new_run_folder(tmp_path, "long")
+    recorder = Recorder(folder)
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": k, "reward": k % 7, "kl": 0.1, "grad/cosine": 0.0}) + "\n" for k in range(1, 20001))
+    )
+    for _ in range(40):
+        recorder.trajectory(1, trajectory([0.3, 0.6], side=512))
+    report = write_report(folder)
+    assert report.stat().st_size < 1_500_000
+
+
+def test_a_missing_run_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match="no run folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_attributes_and_children_are_escaped():
+    assert element("a", "<", title='">', data_x=1, hidden=False) == '<a title="&quot;&gt;" data-x="1">&lt;</a>'
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_browser() is None, reason="needs chromium")
+def test_a_browser_shows_the_page_without_errors_and_asks_for_nothing(finished_run):
+    report = write_report(finished_run)
+    with open_browser(find_browser()) as page:
+        for width, dark in ((1280, False), (390, True)):
+            page.open(report, width=width, dark=dark)
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            for tab in range(5):
+                page.evaluate(f"document.querySelector('label[for=tab-{tab}]').click()")
+                shown = page.evaluate("[...document.querySelectorAll('.panel')].map(p => p.offsetHeight > 0)")
+                assert shown == [place == tab for place in range(5)]
+            assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            page.evaluate("document.querySelector('svg[data-chart]').scrollIntoView()")
+            x, y = page.evaluate(
+                "(() => { const b = document.querySelector('svg[data-chart]').getBoundingClientRect();"
+                " return [b.left + b.width / 2, b.top + b.height / 2]; })()"
+            )
+            page.move_mouse(x, y)
+            tip = page.evaluate("document.querySelector('.tip:not([hidden])').textContent")
+            assert re.match(r"step \d+\ndraft  0\.\d+", tip), tip
+            assert page.complaints() == []
+            assert page.requests() == [report.resolve().as_uri()]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_browser() is None, reason="needs chromium")
+def test_the_browser_check_can_fail(tmp_path):
+    bad = tmp_path / "bad.html"
+    bad.write_text("<!doctype html><img src='missing.png'><script>console.error('x'); undefined_name()</script>")
+    with open_browser(find_browser()) as page:
+        page.open(bad, width=800)
+        assert len(page.complaints()) >= 2 and any("missing.png" in url for url in page.requests())
