@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from r3_rl.errors import RecipeError
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.tree import Mistake, Path, Place, Tree, parse_tree, parse_value
+from r3_rl.recipe.tree import Mistake, Path, Place, Tree, parse_tree, parse_value, split
 from r3_rl.recipe.wording import mistakes_of
 
 _PACKAGE = FilePath(__file__).resolve().parent
@@ -75,12 +75,17 @@ def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> 
         _override(tree, override)
     _anchor(tree)
     source = Place(str(file), 1)
+    recipe = None
     try:
         recipe = Recipe.model_validate(tree.values)
         found = _outside(recipe)
     except ValidationError as error:
-        recipe, found = None, mistakes_of(error)
-    mistakes = tree.mistakes + [Mistake(tree.place_of(path, source), path, message) for path, message in found]
+        found = mistakes_of(error, incomplete=() in tree.unreadable)
+    mistakes = tree.mistakes + [
+        Mistake(tree.place_of(path, source), path, message)
+        for path, message in found
+        if not any(wrong and path[: len(wrong)] == wrong for wrong in tree.unreadable)
+    ]
     if recipe is None or mistakes:
         raise RecipeError("\n".join(map(str, sorted(set(mistakes), key=_order))))
     return recipe
@@ -94,7 +99,7 @@ def dump_resolved(recipe: Recipe) -> str:
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
     yaml.dump(recipe.model_dump(mode="json"), stream)
     return stream.getvalue()
@@ -138,6 +143,7 @@ def _read(file: FilePath, above: tuple[FilePath, ...]) -> Tree:
         base_tree = _read(_base_file(base, file, (*above, real)), (*above, real))
     except RecipeError as error:
         tree.mistakes.append(Mistake(place, ("extends",), str(error)))
+        tree.unreadable.add(())
         return tree
     base_tree.overlay(tree)
     return base_tree
@@ -156,7 +162,7 @@ def _base_file(base: Any, file: FilePath, above: tuple[FilePath, ...]) -> FilePa
 def _override(tree: Tree, override: str) -> None:
     place = Place(f"override '{override}'")
     dotted, equals, text = override.partition("=")
-    parts: Path = tuple(int(part) if part.isdigit() else part for part in dotted.strip().split("."))
+    parts = split(dotted.strip())
     try:
         if not equals or "" in parts:
             raise ValueError("write key=value with a dotted key, for example training.seed=1")
@@ -198,8 +204,9 @@ def _anchor(tree: Tree) -> None:
                 reward["scorer"] = f"{_anchored(tree, file, (section, index, 'scorer'))}{colon}{name}"
     for section in ("data", "model"):
         values = tree.values.get(section)
-        path = values.get("path") if isinstance(values, dict) else None
-        if isinstance(path, str) and values.get("revision") is None:
+        if not isinstance(values, dict) or values.get("revision") is not None:
+            continue
+        if isinstance(path := values.get("path"), str):
             values["path"] = _anchored(tree, path, (section, "path"))
 
 

@@ -16,6 +16,15 @@ Path = tuple[str | int, ...]
 MAX_VALUES = 20_000
 
 
+def split(dotted: str) -> Path:
+    """The path that a dotted key stands for.
+
+    >>> split("rewards.0.weight")
+    ('rewards', 0, 'weight')
+    """
+    return tuple(int(part) if part.isdecimal() else part for part in dotted.split("."))
+
+
 class Place(NamedTuple):
     """Where something was written: `recipe.yaml:12`, or an override (which has no line)."""
 
@@ -45,6 +54,8 @@ class Tree:
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Path, Place] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
+    unreadable: set[Path] = field(default_factory=set)
+    """Where a value was written that could not be read; the empty path where a whole file could not."""
 
     def place_of(self, path: Path, default: Place) -> Place:
         """Place of the value, or of the nearest value beside or around it that was written at all."""
@@ -66,6 +77,7 @@ class Tree:
     def overlay(self, other: Tree) -> None:
         """Write the other tree over this one: sections are merged key by key, everything else is replaced."""
         self.mistakes += other.mistakes
+        self.unreadable |= other.unreadable
         self._overlay(self.values, other.values, other, ())
 
     def _overlay(self, below: dict[str, Any], above: dict[str, Any], other: Tree, path: Path) -> None:
@@ -92,6 +104,7 @@ def parse_tree(text: str, source: str) -> Tree:
         root = yaml.compose(text)
     except YAMLError as error:
         tree.mistakes.append(_syntax(error, source))
+        tree.unreadable.add(())
         return tree
     if isinstance(root, MappingNode):
         tree.values = _Builder(yaml, tree, source).build(root, ())
@@ -134,14 +147,20 @@ class _Builder:
         self.count += 1
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
-        if id(node) in self.inside or self.count > MAX_VALUES:
-            why = "an alias that contains itself" if id(node) in self.inside else f"more than {MAX_VALUES} values"
-            self._mistake(node, path, why)
-            return None
+        if why := self._refusal(node):
+            return self._unreadable(node, path, why)
         self.inside.add(id(node))
         built = self._mapping(node, path) if isinstance(node, MappingNode) else self._sequence(node, path)
         self.inside.discard(id(node))
         return built
+
+    def _refusal(self, node: Node) -> str:
+        if id(node) in self.inside:
+            return "an alias that contains itself"
+        if self.count > MAX_VALUES:
+            return f"more than {MAX_VALUES} values"
+        plain = "tag:yaml.org,2002:map" if isinstance(node, MappingNode) else "tag:yaml.org,2002:seq"
+        return "" if node.tag == plain else f"the tag '{node.tag}' has no meaning here"
 
     def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         built: dict[str, Any] = {}
@@ -166,8 +185,11 @@ class _Builder:
         try:
             return self.constructor.construct_object(node)
         except (YAMLError, ValueError) as error:
-            self._mistake(node, path, f"no valid YAML: {getattr(error, 'problem', None) or error}")
-            return None
+            return self._unreadable(node, path, f"no valid YAML: {getattr(error, 'problem', None) or error}")
+
+    def _unreadable(self, node: Node, path: Path, message: str) -> None:
+        self.tree.unreadable.add(path)
+        self._mistake(node, path, message)
 
     def _mistake(self, node: Node, path: Path, message: str) -> None:
         self.tree.mistakes.append(Mistake(Place(self.source, node.start_mark.line + 1), path, message))

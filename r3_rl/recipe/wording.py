@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.tree import Path
+from r3_rl.recipe.tree import Path, split
 
 # Names that other tools use for the same thing.
 ELSEWHERE = {
@@ -43,13 +43,20 @@ _WANTED = {
 }
 
 
-def mistakes_of(error: ValidationError) -> Iterator[tuple[Path, str]]:
-    """Path and message of every mistake that the validation found."""
+def mistakes_of(error: ValidationError, *, incomplete: bool = False) -> Iterator[tuple[Path, str]]:
+    """Path and message of every mistake that the validation found.
+
+    Args:
+        error: what pydantic raised.
+        incomplete: part of the recipe could not be read, so that nothing is said about what is missing.
+    """
     for found in error.errors(include_url=False):
+        if incomplete and found["type"] in ("missing", "together"):
+            continue
         path = tuple(found["loc"])
         if found["type"] == "together":
             for problem in found["ctx"]["problems"]:
-                yield (*path, *problem.path.split(".")), problem.message
+                yield (*path, *split(problem.path)), problem.message
         else:
             yield path, _message(path, found)
 

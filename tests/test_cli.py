@@ -1,0 +1,163 @@
+"""The verbs that need no policy: what they print, their exit codes, and that they stay light."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from r3_rl.cli import app
+from r3_rl.recipe_io import load_recipe, shipped_recipes
+
+HEAVY = ("torch", "transformers", "peft", "accelerate", "diffusers", "trl")
+RECIPE = "version: 1\nrewards:\n  - scorer: sharpness\n"
+
+
+@pytest.fixture
+def recipe(workplace: Path) -> str:
+    (workplace / "r.yaml").write_text(RECIPE)
+    return "r.yaml"
+
+
+def test_check_says_what_a_step_is_made_of(r3, recipe):
+    done = r3("check", recipe, "rollout.num_prompts=4", "--processes", "2")
+    assert done.code == 0
+    assert done.out.splitlines() == [
+        "4 prompts x 8 drafts = 32 rollouts a step, 2 processes of 2 prompts, micro-batches of at most 4096 tokens",
+        "ok",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["check", "r.yaml", "training.sed=1"],
+            "override 'training.sed=1': training.sed: unknown key; did you mean 'seed'?",
+        ),
+        (["check", "r.yaml", "--processes", "3"], "8 prompts do not divide over 3 processes; use 6 or 9"),
+        (["check", "r.yaml", "--processes", "0"], "--processes 0: at least 1"),
+        (["check", "r.yaml", "--processes", "two"], '--processes: unable to convert "two" into int'),
+        (["check", "nothing.yaml"], "nothing.yaml: no such file and no shipped recipe"),
+        (["check", "r.yaml", "rewards.0.scorer=sharpnes"], "did you mean 'sharpness'?"),
+        (["check"], "r3: "),
+        (["chek", "r.yaml"], 'r3: Unknown command "chek". Did you mean "check"?'),
+        (["check", "r.yaml", "--fast"], "r3: Unknown option"),
+        (["recipes", "show", "shapes_r4"], "did you mean 'shapes_r3'?"),
+        (["recipes", "copy", "shapes_r3", "no/folder/r.yaml"], "no such folder"),
+        (["rewards", "test", "sharpness", "no.png"], "no.png: no such file"),
+        (["rewards", "test", "sharpness", "no.png", "--params", "3"], "'3' is no YAML mapping"),
+        (["rewards", "test", "sharpness", "no.png", "--params", "{"], "cannot read '{' as a YAML value"),
+        (["rewards", "new", "2nd"], "'2nd' cannot be the name of a function"),
+    ],
+)
+def test_wrong_input_is_one_line_on_stderr_and_exit_2(r3, recipe, arguments, said):
+    done = r3(*arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 1
+    assert said in done.err
+
+
+def test_several_mistakes_are_several_lines(r3, recipe):
+    done = r3("check", recipe, "training.sed=1", "lora.rank=0")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 2
+
+
+def test_schema_is_json(r3):
+    assert json.loads(r3("schema").out)["properties"]["training"]
+
+
+def test_recipes_are_listed_shown_and_copied(r3, workplace):
+    listed = r3("recipes", "ls").out.splitlines()
+    assert [line.split()[0] for line in listed] == list(shipped_recipes())
+    assert all(len(line.split()) > 3 for line in listed), "every recipe begins with a comment that says what it is for"
+    assert r3("recipes", "show", "shapes_pretrain").out == shipped_recipes()["shapes_pretrain"].read_text()
+    resolved = r3("recipes", "show", "shapes_pretrain", "--resolved").out
+    assert "adam_beta2: 0.95" in resolved
+    assert r3("recipes", "copy", "shapes_pretrain").code == 0
+    assert load_recipe("shapes_pretrain.yaml") == load_recipe(str(shipped_recipes()["shapes_pretrain"]))
+    assert "already there" in r3("recipes", "copy", "shapes_pretrain").err
+
+
+def test_rewards_new_writes_a_scorer_that_a_recipe_can_name(r3, workplace):
+    assert r3("rewards", "new", "redness").code == 0
+    (workplace / "r.yaml").write_text("version: 1\nrewards:\n  - scorer: ./redness.py:redness\n")
+    assert r3("check", "r.yaml").code == 0
+    assert "redness" not in r3("rewards", "ls").out
+
+
+def test_every_verb_has_a_line_of_help(r3):
+    for verb in ("check", "schema", "doctor", "recipes", "rewards"):
+        assert app[verb].help, verb
+    assert "Usage: r3" in r3("--help").out
+    assert r3("--version").out.strip() == "0.1.0"
+
+
+def test_interrupt_leaves_with_130(r3, recipe, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("r3_rl.recipe.geometry", interrupted)
+    done = r3("check", recipe)
+    assert (done.code, done.err) == (130, "r3: interrupted\n")
+
+
+@pytest.mark.processes
+def test_reader_that_leaves_early_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "r3_rl", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(20) in (0, -signal.SIGPIPE)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["check", "r.yaml"],
+        ["check", "shapes_r3"],
+        ["recipes", "ls"],
+        ["recipes", "show", "shapes_r3"],
+        ["rewards", "ls"],
+        ["schema"],
+    ],
+)
+def test_light_verbs_load_no_heavy_package(arguments, python, tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    seen = python(
+        f"import sys; from r3_rl.cli import run; code = run({arguments!r}); assert code == 0, code\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert seen.splitlines()[-1] == "[]"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("arguments", "seconds"), [(["--help"], 0.3), (["check", "r.yaml"], 0.5)])
+def test_light_verbs_answer_at_once(arguments, seconds, recipe):
+    # Processor seconds, the best of several, on a machine whose bare interpreter starts in 50 ms: other programs that
+    # run beside the tests do not count.
+    bare = min(processor_seconds([sys.executable, "-c", "pass"]) for _ in range(5))
+    taken = min(processor_seconds([sys.executable, "-m", "r3_rl", *arguments]) for _ in range(5))
+    assert taken < seconds * max(1.0, bare / 0.05)
+
+
+def processor_seconds(command: list[str]) -> float:
+    started = time.monotonic()
+    before = os.times()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return min(used, time.monotonic() - started)

@@ -1,0 +1,87 @@
+"""The schema itself: strictness, problems between fields, geometry, descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from r3_rl.errors import RecipeError
+from r3_rl.recipe import Recipe, geometry
+from r3_rl.recipe.wording import section_at
+from r3_rl.recipe_io import json_schema
+
+
+def recipe(**sections) -> Recipe:
+    return Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}], **sections})
+
+
+def leaves(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name in section.model_fields:
+        inner = section_at((*path, name))
+        if inner is None:
+            yield (*path, name)
+        else:
+            yield from leaves(inner, (*path, name))
+
+
+def test_every_field_is_described():
+    assert len(list(leaves(Recipe))) > 100
+    for *around, name in leaves(Recipe):
+        section = section_at(tuple(around))
+        assert section.model_fields[name].description, (*around, name)
+
+
+def test_recipe_is_frozen_and_values_are_not_converted():
+    made = recipe()
+    with pytest.raises(ValidationError):
+        made.training.seed = 3
+    with pytest.raises(ValidationError):
+        recipe(training={"seed": True})
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"model": {"kind": "bagel"}}, "ships no weights"),
+        ({"model": {"random_init": True, "path": "x"}}, "contradict"),
+        ({"rollout": {"protocol": "bagel"}}, "only the protocol 'compact'"),
+        ({"rollout": {"refine": {"guidance": {"interval": [0.5, 0.5]}}}}, "no interval within"),
+        ({"rollout": {"draft": {"window": "first", "window_size": 4}}}, "does not read it"),
+        ({"rollout": {"draft": {"window_size": 1}}}, "does not fit into window_size 1"),
+        ({"data": {"tags": ["counting"], "exclude_tags": ["counting"]}}, "both kept and left out"),
+        ({"data": {"kind": "tiif", "path": "x", "prompt_key": "text"}}, "no column of TIIF"),
+        ({"algorithm": {"text_loss_weight": 0.0, "image_loss_weight": 0.0}}, "nothing would be learned"),
+        ({"algorithm": {"schedule": "critique_only", "text_loss_weight": 0.0}}, "learns from texts alone"),
+        ({"lora": {"branches": "understanding", "rank_generation": 4}}, "no adapter on the generation branch"),
+        ({"rewards": [{"scorer": "shapes", "weight": 0.0}]}, "every scorer weighs 0"),
+        ({"rewards": [{"scorer": "shapes", "remote": {"url": "localhost"}}]}, "pattern"),
+        ({"pretrain": {"model": {"hidden_size": 100}}}, "does not divide over 3 num_heads"),
+        ({"pretrain": {"apart_fraction": 0.6, "ramp_fraction": 0.6}}, "their sum passes 1"),
+    ],
+)
+def test_fields_that_contradict_each_other(sections, problem):
+    with pytest.raises(ValidationError, match=problem):
+        recipe(**sections)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_geometry_names_prompts_peers_and_processes(world_size):
+    sentence = geometry(recipe(), world_size)
+    assert sentence.startswith("8 prompts x 8 drafts = 64 rollouts a step, ")
+    assert f"{world_size} process" in sentence
+
+
+@pytest.mark.parametrize(("world_size", "hint"), [(3, "use 6 or 9"), (16, "use 16")])
+def test_geometry_that_does_not_divide_names_the_nearest_numbers(world_size, hint):
+    with pytest.raises(RecipeError, match=hint):
+        geometry(recipe(), world_size)
+
+
+def test_json_schema_explains_every_field_and_allows_extends():
+    schema = json_schema()
+    assert schema["$defs"]["TrainingSection"]["properties"]["seed"]["description"] == "Seed of the run."
+    assert schema["$defs"]["AlgorithmSection"]["properties"]["gain"]["enum"] == ["paper", "released", "repair"]
+    assert schema["additionalProperties"] is False
+    assert schema["anyOf"] == [{"required": ["version"]}, {"required": ["extends"]}]

@@ -1,0 +1,177 @@
+"""Recipe files: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from r3_rl.errors import RecipeError
+from r3_rl.recipe_io import dump_resolved, find_recipe, load_recipe, shipped_recipes
+
+GOOD = "version: 1\nrewards:\n  - scorer: sharpness\n"
+
+
+@pytest.fixture
+def write(workplace: Path):
+    def write_file(text: str, name: str = "r.yaml") -> str:
+        (workplace / name).write_text(text, encoding="utf-8")
+        return name
+
+    return write_file
+
+
+def refused(path: str, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_shipped_recipe_loads_and_its_resolved_form_is_the_same_recipe(name, write):
+    recipe = load_recipe(name)
+    assert load_recipe(write(dump_resolved(recipe))) == recipe
+
+
+def test_defaults_hold_where_a_recipe_is_silent(write):
+    recipe = load_recipe(write(GOOD))
+    assert (recipe.rollout.num_prompts, recipe.rollout.num_generations) == (8, 8)
+    assert recipe.pretrain is None
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("rollout:\n  num_promts: 4\n", "r.yaml:5: rollout.num_promts: unknown key; did you mean 'num_prompts'?"),
+        ("rollout:\n  group_sise: 4\n", "r.yaml:5: rollout.group_sise: unknown key; did you mean 'num_generations'?"),
+        ("max_steps: 4\n", "r.yaml:4: max_steps: unknown key; did you mean 'training.max_steps'?"),
+        ("rolout:\n  x: 4\n", "r.yaml:4: rolout: unknown key; did you mean 'rollout'?"),
+        ("training:\n  seed: 1.5\n", "r.yaml:5: training.seed: expected a whole number, got 1.5"),
+        ("training:\n  seed: '8'\n", "r.yaml:5: training.seed: expected a whole number, got '8'; remove the quotes"),
+        ("lora: 5\n", "r.yaml:4: lora: expected a section (a mapping of keys), got 5"),
+        ("lora:\n  enabled: yes\n", "expected true or false, got 'yes'; YAML knows only true and false"),
+        ("training:\n  learning_rate: 0\n", "r.yaml:5: training.learning_rate: must be above 0, not 0"),
+        ("training:\n  learning_rate: .nan\n", "r.yaml:5: training.learning_rate: "),
+        ("rollout:\n  num_generations: 1\n", "r.yaml:5: rollout.num_generations: a group of one has no peers"),
+        ("rollout:\n  draft:\n    sde: cpss\n", "r.yaml:6: rollout.draft.sde: 'cpss' is none of"),
+        ("rollout:\n  draft:\n    size: [32]\n", "r.yaml:6: rollout.draft.size.1: missing; the list is too short"),
+        (
+            "rollout:\n  draft:\n    num_sde_steps: 9\n",
+            "r.yaml:6: rollout.draft.num_sde_steps: 9 is more than the 8 steps",
+        ),
+        ("training:\n  seed: 1\n  seed: 2\n", "r.yaml:6: training.seed: written twice, first in line 5"),
+        ("data:\n  kind: jsonl\n  path: no.jsonl\n", "r.yaml:6: data.path: no such file"),
+        ("data:\n  kind: jsonl\n  path: empty.jsonl\n", "holds no prompts"),
+        ("data:\n  kind: geneval\n", "r.yaml:4: data.path: kind 'geneval' needs the path of a prompt file"),
+        ("model:\n  kind: bagel\n  path: nowhere\n", "r.yaml:6: model.path: no such folder"),
+        ("eval_rewards:\n  - scorer: sharpnes\n", "r.yaml:5: eval_rewards.0.scorer: no scorer is called 'sharpnes'"),
+        ("eval_rewards:\n  - scorer: sharpness\n    params: {haalf: 1}\n", "eval_rewards.0.scorer: "),
+        (
+            "eval_rewards:\n  - {scorer: length}\n  - {scorer: length}\n",
+            "r.yaml:6: eval_rewards.1: 'length' stands here twice",
+        ),
+        ("training: !!python/object:os.system {}\n", "r.yaml:4: training"),
+        ("training: &a {seed: *a}\n", "r.yaml:4: training.seed: an alias that contains itself"),
+        ("training: [1\n", "no valid YAML"),
+    ],
+)
+def test_mistake_is_named_at_its_line(text, line, write, workplace):
+    (workplace / "empty.jsonl").write_text("\n\n")
+    found = refused(write(GOOD + text))
+    assert len(found) == 1
+    assert line in found[0]
+
+
+def test_every_mistake_is_reported_at_once_in_the_order_of_the_file(write):
+    text = "version: 2\nrollout:\n  num_generations: 1\n  num_prompts: '8'\ntrainning: {}\nlora:\n  rank: 0\nlora: {}\n"
+    found = refused(write(text), "observe.galery=3", "seed", "algorithm.beta=-1")
+    assert [line.split(": ")[0] for line in found] == [
+        "r.yaml:1",
+        "r.yaml:3",
+        "r.yaml:4",
+        "r.yaml:5",
+        "r.yaml:7",
+        "r.yaml:8",
+        "override 'algorithm.beta=-1'",
+        "override 'observe.galery=3'",
+        "override 'seed'",
+    ]
+
+
+def test_no_reward_is_a_mistake_of_training_but_not_of_pretraining(write):
+    assert "no scorer to learn from" in refused(write("version: 1\n"))[0]
+    assert load_recipe(write("version: 1\npretrain: {steps: 3}\n")).pretrain.steps == 3
+
+
+def test_file_that_is_no_mapping_no_text_or_not_there(write, workplace):
+    assert refused(write("- 1\n"))[0].startswith("r.yaml:1: a recipe is a mapping of sections")
+    (workplace / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "no UTF-8 text" in refused("binary.yaml")[0]
+    assert "did you mean 'shapes_r3'?" in refused("shapes_r4")[0]
+    assert "did you mean 'shapes_r3'?" in refused("missing/shapes_r3.yml")[0]
+    assert "a folder" in refused(".")[0]
+
+
+def test_alias_bomb_is_refused(write):
+    lines = ["a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
+    assert any("more than 20000 values" in line for line in refused(write("\n".join(lines))))
+
+
+def test_extends_is_read_key_by_key_and_lists_are_replaced(write):
+    write(GOOD + "training:\n  seed: 5\n  max_steps: 7\n", "base.yaml")
+    recipe = load_recipe(write("extends: base.yaml\ntraining:\n  seed: 6\nrewards:\n  - scorer: length\n"))
+    assert (recipe.training.seed, recipe.training.max_steps) == (6, 7)
+    assert [reward.scorer for reward in recipe.rewards] == ["length"]
+
+
+def test_mistakes_of_an_extended_file_are_named_there(write):
+    write(GOOD + "training:\n  sed: 5\n", "base.yaml")
+    found = refused(write("extends: base.yaml\nlora:\n  rnk: 2\n"))
+    assert found == [
+        "base.yaml:5: training.sed: unknown key; did you mean 'seed'?",
+        "r.yaml:3: lora.rnk: unknown key; did you mean 'rank'?",
+    ]
+
+
+def test_extends_in_a_circle_or_to_nowhere(write):
+    write("extends: r.yaml\n", "base.yaml")
+    assert "leads back" in refused(write("extends: base.yaml\n"))[0]
+    assert refused(write("version: 1\nextends: shapes_bse\n"))[0].startswith(
+        "r.yaml:2: extends: shapes_bse: no such file"
+    )
+
+
+def test_overrides_reach_sections_list_items_and_absent_sections(write):
+    overrides = ["training.seed=3", "rewards.0.weight=0.5", "rollout.draft.size=[36, 72]", "pretrain.steps=4"]
+    recipe = load_recipe(write(GOOD), [*overrides, "data.tags=[counting]", "rollout.draft.guidance.text=2"])
+    assert recipe.training.seed == 3
+    assert recipe.rewards[0].weight == 0.5
+    assert recipe.rollout.draft.size == (36, 72)
+    assert recipe.pretrain.steps == 4
+    assert recipe.data.tags == ("counting",)
+    assert recipe.rollout.draft.guidance.text == 2.0
+
+
+def test_overrides_that_lead_nowhere(write):
+    found = refused(write(GOOD), "rewards.2.weight=1", "version.x=1", "a..b=1", "training.seed=[1", "=3")
+    assert all(line.startswith("override '") for line in found)
+    assert len(found) == 5
+
+
+def test_paths_are_read_from_the_folder_of_the_recipe_that_names_them(write, workplace):
+    (workplace / "inner").mkdir()
+    (workplace / "inner" / "mine.py").write_text("def mine(images, **columns):\n    return [0.0] * len(images)\n")
+    (workplace / "inner" / "prompts.jsonl").write_text('{"prompt": "a red circle"}\n')
+    text = "version: 1\ndata: {kind: jsonl, path: prompts.jsonl}\nrewards:\n  - scorer: ./mine.py:mine\n"
+    recipe = load_recipe(write(text, "inner/r.yaml"))
+    assert recipe.data.path == str((workplace / "inner" / "prompts.jsonl").resolve())
+    assert recipe.rewards[0].scorer == f"{(workplace / 'inner' / 'mine.py').resolve()}:mine"
+    moved = load_recipe("inner/r.yaml", ["rewards.0.scorer=inner/mine.py:mine"])
+    assert moved.rewards[0].scorer == recipe.rewards[0].scorer
+
+
+def test_a_file_is_found_before_a_shipped_recipe_of_its_name(workplace):
+    (workplace / "shapes_r3").write_text(GOOD)
+    assert find_recipe("shapes_r3") == Path("shapes_r3")

@@ -1,0 +1,57 @@
+"""A CPU torch beside a torchvision that was built for CUDA: the import fails alone and works behind the guard."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# What torchvision does on import: load its operators, whatever comes of it, then register shapes for them.
+PACKAGE = """
+import torch
+from pathlib import Path
+try:
+    torch.ops.load_library(str(Path(__file__).parent / "_C.so"))
+except OSError:
+    pass
+@torch.library.register_fake("torchvision::nms")
+def nms(dets, scores, iou_threshold):
+    return dets
+"""
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+try:
+    import torchvision
+except RuntimeError as error:
+    print("alone:", error)
+from r3_rl.torchvision_guard import guard
+assert guard() and guard()
+import torchvision
+print("guarded: imported")
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built for CUDA")
+def test_torchvision_built_for_cuda_can_be_imported(tmp_path: Path):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(PACKAGE)
+    (package / "_C.so").write_bytes(b"needs libcudart")
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["alone: operator torchvision::nms does not exist", "guarded: imported"], (
+        done.stderr
+    )
+
+
+@pytest.mark.processes
+def test_nothing_is_done_without_torchvision(tmp_path: Path):
+    code = (
+        "import sys; sys.modules['torchvision'] = None; from r3_rl.torchvision_guard import guard; assert not guard()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
