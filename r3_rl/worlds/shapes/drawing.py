@@ -90,7 +90,7 @@ def render(scenes: Sequence[Scene]) -> np.ndarray:
     return cells.transpose(0, 3, 1, 4, 2, 5).reshape(len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE)
 
 
-def _paint(under: np.ndarray, alpha: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+def _paint(under: np.ndarray | np.floating, alpha: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     """Lay colours [K, 3] over `under` where `alpha` [K, P, P] says: [K, 3, P, P]."""
     return under + alpha[:, None] * (rgb[:, :, None, None] - under)
 

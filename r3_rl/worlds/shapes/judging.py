@@ -2,7 +2,8 @@
 
 Assigning the objects that are there to the objects that are asked for, at the lowest cost, gives both. An object that
 fits costs 0, a wrong colour 1, a wrong shape 1, a malformed one at least 1; one too many or too few costs 1; for a
-position prompt moves are counted on top. No edit is needed if and only if the prompt is satisfied exactly.
+position prompt moves are counted on top. No edit is needed if and only if the prompt is satisfied exactly. Where a
+move also repairs a malformed object the count is one too high.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
+from r3_rl.errors import MissingPackageError
 from r3_rl.types import Prompt
 from r3_rl.worlds.shapes.language import cell_words, object_words
 from r3_rl.worlds.shapes.prompts import Group, Request, holds, request_of
@@ -39,7 +40,7 @@ class Judgement:
 
 
 def _slots(request: Request) -> list[Group]:
-    return [group._replace(count=1) for group in request.groups for _ in range(group.count)]
+    return [group._replace(number=1) for group in request.groups for _ in range(group.number)]
 
 
 def _cost(o: Obj, slot: Group) -> int:
@@ -49,6 +50,10 @@ def _cost(o: Obj, slot: Group) -> int:
 
 def _assign(scene: Scene, slots: Sequence[Group], jitter: np.ndarray | None) -> dict[int, int]:
     """Slot of each object that keeps its place; the others are removed, slots without an object are added."""
+    try:  # Here, because listing the scorers must work, and be quick, without it.
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise MissingPackageError("judging shapes needs scipy", hint="pip install 'r3-rl[train]'") from error
     m, n = len(slots), len(scene)
     costs = np.full((n + m, m + n), 1 + _TRIFLE)
     costs[n:, m:] = 0.0
@@ -89,7 +94,7 @@ def _assign_related(scene: Scene, request: Request, jitter: np.ndarray | None) -
         if first == second and first is not None:
             continue
         kept = [(i, j) for j, i in enumerate((first, second)) if i is not None]
-        cost = sum(_cost(scene[i], slots[j]) for i, j in kept)
+        cost = float(sum(_cost(scene[i], slots[j]) for i, j in kept))
         cost += _moves_needed(scene, request.relation, first, second)
         cost += (1 + _TRIFLE) * (len(scene) - len(kept) + 2 - len(kept))
         if jitter is not None:
@@ -185,7 +190,7 @@ def judge(scene: Sequence[Obj], prompt: Prompt | Mapping[str, Any]) -> Judgement
     request = request_of(prompt.columns if isinstance(prompt, Prompt) else prompt)
     scene = tuple(scene)
     needed = _edits_needed(scene, request)
-    size = sum(group.count for group in request.groups)
+    size = sum(group.number for group in request.groups)
     words = "correct" if needed == 0 else "; ".join(_complaints(scene, request))
     return Judgement(strict=needed == 0, partial=max(0.0, 1.0 - needed / size), words=words)
 
@@ -195,9 +200,9 @@ def _complaints(scene: Scene, request: Request) -> list[str]:
     out = [f"malformed {object_words(o._replace(rough=''))}" for o in scene if o.rough]
     for group in request.groups:
         found = sum(group.fits(o) for o in clean)
-        if found < group.count:
-            out.append(f"expected {group._replace(count=1).words()}>={group.count}, found {found}")
-    size = sum(group.count for group in request.groups)
+        if found < group.number:
+            out.append(f"expected {group._replace(number=1).words()}>={group.number}, found {found}")
+    size = sum(group.number for group in request.groups)
     if len(scene) > size:
         out.append(f"expected {size} objects in all, found {len(scene)}")
     if request.relation and not out:

@@ -30,15 +30,15 @@ _MIRROR = {"left of": "right of", "right of": "left of", "above": "below", "belo
 
 
 class Group(NamedTuple):
-    """`count` objects of one shape and, where `color` is not empty, of one colour."""
+    """`number` objects of one shape and, where `color` is not empty, of one colour."""
 
     shape: str
-    count: int = 1
+    number: int = 1
     color: str = ""
 
     def words(self) -> str:
         """Without number or article: "red circles"."""
-        noun = self.shape if self.count == 1 else plural(self.shape)
+        noun = self.shape if self.number == 1 else plural(self.shape)
         return f"{self.color} {noun}" if self.color else noun
 
     def fits(self, o: Obj) -> bool:
@@ -75,7 +75,7 @@ def holds(relation: str, first: tuple[int, int], second: tuple[int, int]) -> boo
 
 def _phrase(group: Group, tag: str) -> str:
     counted = tag in ("counting", "count_color", "multi_count", "multi_color_count")
-    return f"{NUMBERS[group.count] if counted else 'a'} {group.words()}"
+    return f"{NUMBERS[group.number] if counted else 'a'} {group.words()}"
 
 
 def _text(request: Request, tag: str) -> str:
@@ -86,7 +86,7 @@ def _text(request: Request, tag: str) -> str:
 
 
 def _include(group: Group) -> dict[str, Any]:
-    return {"class": group.shape, "count": group.count, **({"color": group.color} if group.color else {})}
+    return {"class": group.shape, "count": group.number, **({"color": group.color} if group.color else {})}
 
 
 def make_prompt(tag: str, groups: Sequence[Group], relation: str = "") -> Prompt:
@@ -103,7 +103,7 @@ def make_prompt(tag: str, groups: Sequence[Group], relation: str = "") -> Prompt
     include = [_include(group) for group in groups]
     if relation:
         include = [include[1], {**include[0], "position": [relation, 0]}]
-    counted = any(group.count > 1 for group in groups)
+    counted = any(group.number > 1 for group in groups)
     exclude = [{**item, "count": item["count"] + 1} for item in include] if counted else []
     return Prompt(text=text, columns={"tag": tag, "include": include, "exclude": exclude, "prompt": text})
 
@@ -150,7 +150,7 @@ def is_held_out(prompt: Prompt) -> bool:
     if request.relation in ("right of", "below"):
         request = Request(request.groups[::-1], _MIRROR[request.relation])
     groups = request.groups if request.relation else sorted(request.groups)
-    meaning = _SALT + ";".join(f"{g.count} {g.color} {g.shape}" for g in groups) + request.relation
+    meaning = _SALT + ";".join(f"{g.number} {g.color} {g.shape}" for g in groups) + request.relation
     return int(hashlib.sha256(meaning.encode()).hexdigest()[:8], 16) < HELD_OUT_SHARE * 16**8
 
 
@@ -174,11 +174,11 @@ def all_prompts(tag: str) -> tuple[Prompt, ...]:
     elif tag == "position":
         requests = [(pair, relation) for pair in pairs for relation in RELATIONS]
     elif tag == "count_color":
-        requests = [([g._replace(count=n)], "") for g in kinds for n in (2, 3, 4)]
+        requests = [([g._replace(number=n)], "") for g in kinds for n in (2, 3, 4)]
     elif tag == "multi_count":
         requests = [([Group(a, i), Group(b, j)], "") for a in SHAPES for b in SHAPES if a != b for i, j in counts]
     elif tag == "multi_color_count":
-        requests = [((a._replace(count=i), b._replace(count=j)), "") for a, b in pairs for i, j in counts]
+        requests = [((a._replace(number=i), b._replace(number=j)), "") for a, b in pairs for i, j in counts]
     elif tag == "multi_object":
         rng = np.random.default_rng(0)
         requests = [(_several(rng), "") for _ in range(6000)]
@@ -247,11 +247,11 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
     """A random scene that satisfies the prompt, its objects in the prompt's order (inside a group in reading order)."""
     request = request_of(prompt.columns)
     order = rng.permutation(9)
-    cells = [CELLS[i] for i in order[: sum(g.count for g in request.groups)]]
+    cells = [CELLS[i] for i in order[: sum(g.number for g in request.groups)]]
     while request.relation and not holds(request.relation, cells[0], cells[1]):
         cells = [CELLS[i] for i in rng.permutation(9)[:2]]
     scene: list[Obj] = []
     for group in request.groups:
-        here, cells = sorted(cells[: group.count]), cells[group.count :]
+        here, cells = sorted(cells[: group.number]), cells[group.number :]
         scene += [new_object(group.color or pick(COLORS, rng), group.shape, cell, rng) for cell in here]
     return tuple(scene)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -71,7 +73,7 @@ def free_cells(scene: Scene) -> list[tuple[int, int]]:
     return [cell for cell in CELLS if cell not in taken]
 
 
-def pick(options: tuple | list, rng: np.random.Generator):  # type: ignore[no-untyped-def]
+def pick(options: Sequence[T], rng: np.random.Generator) -> T:
     """One of the options, uniformly. `Generator.choice` is twenty times slower and turns strings into numpy's."""
     return options[int(rng.random() * len(options))]
 
