@@ -204,7 +204,7 @@ class Recorder:
         if max(image.size) > KEPT_IMAGE_PX:
             image.thumbnail((KEPT_IMAGE_PX, KEPT_IMAGE_PX))
         buffer = io.BytesIO()
-        image.save(buffer, format="PNG", optimize=True)
+        image.save(buffer, format="PNG")
         name = hashlib.sha256(buffer.getvalue()).hexdigest()[:32] + ".png"
         path = self.run_folder / "images" / name
         if not path.exists():

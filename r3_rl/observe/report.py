@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from r3_rl.errors import InputError
-from r3_rl.observe.alarms import CHECKS, find_alarms
+from r3_rl.observe.alarms import CHECKS, find_alarms, ratio_tolerance_of
 from r3_rl.observe.charts import NUM_COLOURS
 from r3_rl.observe.curves import curves_section, scorers_section, time_section
 from r3_rl.observe.gallery import gallery
@@ -51,6 +51,11 @@ class RunFiles:
     recipe: str
     resolved: str
     faults: Sequence[str]
+
+    @property
+    def ratio_tolerance(self) -> float:
+        """What rounding explains; a run that does not say its number format is held to float32."""
+        return ratio_tolerance_of(str(self.environment.get("dtype", "float32")))
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -128,7 +133,7 @@ def render(run: RunFiles) -> Html:
         _title(run),
         _section("alarms", "Alarms", _alarms(run)),
         _section("results", "Before and after training", _results(run)),
-        _section("curves", "Curves", curves_section(run.metrics.rows)),
+        _section("curves", "Curves", curves_section(run.metrics.rows, run.ratio_tolerance)),
         _section("scorers", "Scorers", scorers_section(run.metrics.rows)),
         _section("time", "Where the time goes", time_section(run.metrics.rows)),
         _section("gallery", "Gallery", _gallery(run)),
@@ -181,7 +186,7 @@ def _alarms(run: RunFiles) -> list[Html]:
     parts = [
         element("div", element("p", element("b", f"{CHECKS[alarm.name].capitalize()}. "), alarm.message),
                 element("p", _with_code(alarm.advice)), class_="alarm")
-        for alarm in find_alarms(run.metrics.rows)
+        for alarm in find_alarms(run.metrics.rows, ratio_tolerance=run.ratio_tolerance)
     ]  # fmt: skip
     parts += [element("div", element("p", fault), class_="alarm") for fault in run.faults]
     checks = "; ".join(CHECKS.values())

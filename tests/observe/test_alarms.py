@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from r3_rl.observe.alarms import CHECKS, find_alarms
+from r3_rl.observe.alarms import CHECKS, find_alarms, ratio_tolerance_of
 
 
 def run(draft, gain, *, steps=100, noise=0.03):
@@ -80,4 +80,5 @@ def test_equal_groups_missing_scores_ratio_and_non_finite_values():
     assert "80%" in found["equal_groups"]
     assert "10.00% of all scores" in found["missing_scores"] and "step 2: 50.0%" in found["missing_scores"]
     assert "image" in found["off_policy_ratio"] and "step 3" in found["off_policy_ratio"]
+    assert [a.name for a in find_alarms(rows[2:3], ratio_tolerance=ratio_tolerance_of("bfloat16"))] == ["equal_groups"]
     assert "kl" in found["not_finite"] and "step 4" in found["not_finite"]

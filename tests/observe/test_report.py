@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -104,7 +106,7 @@ def test_texts_from_strangers_stay_text(tmp_path):
     recorder.document("evaluation.json", {"phases": {"after": {"<u>": dict(mean=1, low=0.5, high=2, count=3)}}})
     tags = Tags(write_report(folder).read_text(encoding="utf-8"))
     assert [tag for tag, _ in tags.elements].count("script") == 1
-    assert not {"i", "u", "b"} & {tag for tag, attributes in tags.elements if not attributes and tag == "u"}
+    assert "u" not in {tag for tag, _ in tags.elements}
     assert all(attributes["src"].startswith("data:") for tag, attributes in tags.elements if tag == "img")
     assert HOSTILE in tags.text and HOSTILE_CRITIQUE in tags.text and "<i>tag</i>" in tags.text
 
@@ -153,9 +155,9 @@ def test_a_long_run_stays_a_small_page(tmp_path):
     folder = new_run_folder(tmp_path, "long")
     recorder = Recorder(folder)
     (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": k, "reward": k % 7, "kl": 0.1, "grad/cosine": 0.0}) + "\n" for k in range(1, 20001))
+        "".join(json.dumps({"step": k, "reward": k % 7, "kl": 0.1, "grad/cosine": 0.0}) + "\n" for k in range(1, 8001))
     )
-    for _ in range(40):
+    for _ in range(12):
         recorder.trajectory(1, trajectory([0.3, 0.6], side=512))
     report = write_report(folder)
     assert report.stat().st_size < 1_500_000
@@ -168,6 +170,12 @@ def test_a_missing_run_is_one_clear_line(tmp_path):
 
 def test_attributes_and_children_are_escaped():
     assert element("a", "<", title='">', data_x=1, hidden=False) == '<a title="&quot;&gt;" data-x="1">&lt;</a>'
+
+
+def test_the_report_loads_no_torch():
+    code = "import sys, r3_rl.observe.report, r3_rl.observe.progress; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.browser
