@@ -1,7 +1,7 @@
 """Reinforcement learning for models that draw, look at what they drew, and draw again.
 
-The public names live in their rooms (`r3_rl.recipe_io.load_recipe`, `r3_rl.training.R3Trainer`, ...). The most used ones
-are reachable from here too and are loaded on first use, so that importing the package itself loads no torch.
+The public names live in their rooms (`r3_rl.recipe_io.load_recipe`, `r3_rl.types.Trajectory`, ...). The most used
+ones are reachable from here too and are loaded on first use, so that importing the package itself loads no torch.
 
 >>> import r3_rl
 >>> r3_rl.Prompt(text="a red circle").text

@@ -289,8 +289,8 @@ def new(name: str, /, *, folder: str = ".") -> None:
     write_new(name, folder)
 
 
-@rewards.command
-def test(
+@rewards.command(name="test")
+def rewards_test(
     scorer: str, /, *images: str, prompt: str = "", text: str | None = None, params: str = "", columns: str = ""
 ) -> None:
     """Score images or a text and print scores and time; of two images the first is the draft of the second.

