@@ -1,0 +1,173 @@
+"""From prompts to scored groups: what a training step learns from.
+
+Shapes: P prompts (or nodes), G peers, R = P * G rollouts in order, peers side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from r3_rl.policy.base import Policy
+from r3_rl.rollout.episode import LoopSettings, make_critiques, make_drafts, make_refinements
+from r3_rl.rollout.tree import Node, NodeGroup
+from r3_rl.scoring.batch import ScoreBatch, to_uint8
+from r3_rl.types import Critique, ImageSegment, Prompt, Round, Verdict
+
+Score = Callable[[ScoreBatch], list[Verdict]]
+"""The panel's `score`."""
+
+
+@dataclass(kw_only=True)
+class Stopwatch:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to a stage."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drafts:
+    """Scored drafts, [R] each."""
+
+    prompts: tuple[Prompt, ...]
+    rounds: tuple[Round, ...]
+    groups: tuple[int, ...]
+    """Peers have one number."""
+    well_formed: tuple[bool, ...]
+    """Of the plans; True where plans are off."""
+
+    def node_groups(self) -> list[NodeGroup]:
+        """Groups for the pool; images without a score stay out."""
+        return _node_groups(self.groups, [
+            None if r.verdict is None or r.verdict.total is None else Node(
+                prompt=p, image=r.image.image, score=r.verdict.total, verdict=r.verdict
+            )
+            for p, r in zip(self.prompts, self.rounds, strict=True)
+        ])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Refinements:
+    """Scored critiques and refinements of nodes, [R] each."""
+
+    nodes: tuple[Node, ...]
+    critiques: tuple[Critique, ...]
+    images: tuple[ImageSegment | None, ...]
+    """None where the critique stopped or was malformed."""
+    verdicts: tuple[Verdict | None, ...]
+    """Of the refined images."""
+    groups: tuple[int, ...]
+
+    def node_groups(self) -> list[NodeGroup]:
+        """Refined images as nodes one deeper."""
+        found = []
+        for node, image, verdict in zip(self.nodes, self.images, self.verdicts, strict=True):
+            scored = image is not None and verdict is not None and verdict.total is not None
+            found.append(
+                Node(
+                    prompt=node.prompt, image=image.image, score=verdict.total, verdict=verdict, depth=node.depth + 1
+                )
+                if scored and image is not None and verdict is not None and verdict.total is not None
+                else None
+            )
+        return _node_groups(self.groups, found)
+
+
+def _node_groups(groups: Sequence[int], nodes: Sequence[Node | None]) -> list[NodeGroup]:
+    by_group: dict[int, list[Node]] = {}
+    for group, node in zip(groups, nodes, strict=True):
+        if node is not None:
+            by_group.setdefault(group, []).append(node)
+    return [NodeGroup(nodes=tuple(members)) for members in by_group.values()]
+
+
+@dataclass(kw_only=True)
+class Collector:
+    """Rollouts of a policy, scored by a panel."""
+
+    policy: Policy
+    score: Score
+    settings: LoopSettings
+    num_generations: int
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def drafts(self, prompts: Sequence[Prompt], *, seed: int, progress: float = 0.0) -> Drafts:
+        """G drafts a prompt, scored."""
+        g = self.num_generations
+        drawings = self.settings.draft.rows(len(prompts), g, seed, progress)
+        with self.watch.stage("draft"):
+            rounds = make_drafts(self.policy, prompts, self.settings, drawings, seed, group=g)
+        rows = [p for p in prompts for _ in range(g)]
+        groups = tuple(i // g for i in range(len(rows)))
+        with self.watch.stage("score"):
+            verdicts = self.score(
+                ScoreBatch(
+                    prompts=rows,
+                    images=[to_uint8(r.image.image) for r in rounds],
+                    texts=[r.plan.text if r.plan else "" for r in rounds],
+                    groups=groups,
+                )
+            )
+        protocol = self.settings.protocol
+        return Drafts(
+            prompts=tuple(rows),
+            rounds=tuple(
+                Round(image=r.image, plan=r.plan, verdict=v) for r, v in zip(rounds, verdicts, strict=True)
+            ),
+            groups=groups,
+            well_formed=tuple(r.plan is None or protocol.plan_well_formed(r.plan) for r in rounds),
+        )
+
+    def refinements(self, nodes: Sequence[Node], *, seed: int, progress: float = 0.0) -> Refinements:
+        """G critiques a node and a refinement of each that asks for one, scored."""
+        g = self.num_generations
+        with self.watch.stage("critique"):
+            critiques = make_critiques(
+                self.policy, [n.image for n in nodes], [n.prompt for n in nodes], self.settings, seed, group=g
+            )
+        rows = [n for n in nodes for _ in range(g)]
+        drawings = self.settings.refine.rows(len(nodes), g, seed, progress)
+        with self.watch.stage("refine"):
+            images = make_refinements(
+                self.policy, critiques, [n.image for n in rows], [n.prompt for n in rows], self.settings, drawings,
+                seed, group=g,
+            )
+        groups = tuple(i // g for i in range(len(rows)))
+        with self.watch.stage("score"):
+            verdicts = self._score_refined(rows, critiques, images, groups)
+        return Refinements(
+            nodes=tuple(rows), critiques=tuple(critiques), images=tuple(images), verdicts=verdicts, groups=groups
+        )
+
+    def _score_refined(
+        self,
+        rows: Sequence[Node],
+        critiques: Sequence[Critique],
+        images: Sequence[ImageSegment | None],
+        groups: Sequence[int],
+    ) -> tuple[Verdict | None, ...]:
+        drawn = [i for i, image in enumerate(images) if image is not None]
+        out: list[Verdict | None] = [None] * len(rows)
+        if drawn:
+            verdicts = self.score(
+                ScoreBatch(
+                    prompts=[rows[i].prompt for i in drawn],
+                    images=[to_uint8(image.image) for image in images if image is not None],
+                    texts=[critiques[i].segment.text for i in drawn],
+                    draft_images=[to_uint8(rows[i].image) for i in drawn],
+                    critiques=[critiques[i].segment.text for i in drawn],
+                    groups=[groups[i] for i in drawn],
+                )
+            )
+            for i, verdict in zip(drawn, verdicts, strict=True):
+                out[i] = verdict
+        return tuple(out)
