@@ -1,0 +1,200 @@
+"""How LoRA layers get into a module, how they are found in it, and how they step aside.
+
+PEFT puts a LoRA layer where a linear layer was. Bypassing or merging swaps that layer for a plain linear one and later
+puts it back: the base's tensors are never written, so nothing can drift, and no flag of PEFT's changes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+
+from r3_rl.errors import InputError
+
+NAME = "default"
+"""PEFT's name for a module's only adapter."""
+_LAYERS = r"language_model\.model\.layers\.\d+\."
+TARGETS = {
+    "understanding": _LAYERS + r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+    "generation": _LAYERS + r"(self_attn\.[qkvo]_proj_moe_gen|mlp_moe_gen\.(gate|up|down)_proj)",
+}
+"""The linear layers of each branch, as a pattern of their names."""
+_OF_GENERATION = ("_moe_gen", "vae2llm", "llm2vae", "time_embedder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    """Size and place of an adapter; the fields of a recipe's section `lora`.
+
+    >>> AdapterSettings(rank=8, alpha=16.0).scale
+    2.0
+    """
+
+    rank: int = 16
+    """>= 1."""
+    rank_generation: int | None = None
+    """Rank on the generation branch; None takes `rank`."""
+    alpha: float = 32.0
+    """The adapter is scaled by alpha / rank, on both branches alike."""
+    dropout: float = 0.0
+    """[0, 1), of the adapter's input, in training mode."""
+    branches: str = "both"
+    """`understanding`, `generation` or `both`: the experts of the decoder layers that get adapters."""
+    extra_targets: tuple[str, ...] = ()
+    """Names of further linear layers (`lm_head`, `llm2vae`, `vae2llm`); by default none."""
+
+    @property
+    def scale(self) -> float:
+        """What B A x is multiplied by."""
+        return self.alpha / self.rank
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The branches one by one. Raises InputError for a name that is none."""
+        if self.branches == "both":
+            return tuple(TARGETS)
+        if self.branches not in TARGETS:
+            raise InputError(f"lora.branches: {self.branches!r}", hint=f"choose one of {', '.join(TARGETS)}, both")
+        return (self.branches,)
+
+
+def branch_of(name: str) -> str:
+    """The branch a parameter or module belongs to, by its name.
+
+    >>> branch_of("layers.0.mlp_moe_gen.up_proj"), branch_of("lm_head")
+    ('generation', 'understanding')
+    """
+    return "generation" if any(mark in name for mark in _OF_GENERATION) else "understanding"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slot:
+    """A LoRA layer and where it hangs."""
+
+    parent: nn.Module
+    path: str
+    """Name within the whole module."""
+    layer: LoraLinear
+
+    @property
+    def leaf(self) -> str:
+        """Name within the parent."""
+        return self.path.rpartition(".")[2]
+
+    def put(self, layer: nn.Module) -> None:
+        """Hangs another layer in this place."""
+        setattr(self.parent, self.leaf, layer)
+
+
+class MergedLinear(nn.Linear):
+    """Stands in for a LoRA layer and remembers it, so that the adapter is still found and can be switched off."""
+
+    lora: list[LoraLinear]  # a list, because a module in an attribute would bring its parameters along
+
+
+def adapted_layers(module: nn.Module) -> dict[str, LoraLinear]:
+    """The module's LoRA layers by name, in order; empty without an adapter."""
+    return {slot.path: slot.layer for slot in _search(module)}
+
+
+def find_slots(module: nn.Module) -> list[Slot]:
+    """All places of the adapter. Raises InputError when there is none."""
+    found = list(_search(module))
+    if not found:
+        raise InputError("the model has no adapter", hint="attach or load one first")
+    return found
+
+
+def _search(module: nn.Module) -> Iterator[Slot]:
+    for path, parent in module.named_modules():
+        for leaf, child in parent.named_children():
+            layer = child.lora[0] if isinstance(child, MergedLinear) else child
+            if isinstance(layer, LoraLinear):
+                yield Slot(parent=parent, path=f"{path}.{leaf}" if path else leaf, layer=layer)
+
+
+@contextmanager
+def swapped(slots: Sequence[Slot], others: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, the other layers hang in these places; afterwards whatever hung there before."""
+    before = [getattr(slot.parent, slot.leaf) for slot in slots]
+    for slot, other in zip(slots, others, strict=True):
+        slot.put(other)
+    try:
+        yield
+    finally:
+        for slot, layer in zip(slots, before, strict=True):
+            slot.put(layer)
+
+
+@torch.no_grad()
+def merged_linear(layer: LoraLinear) -> MergedLinear:
+    """A linear layer with weight W + scale * B A, summed in float32, and the very bias of the base."""
+    base = layer.get_base_layer()
+    merged = MergedLinear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+    weight = (base.weight.float() + layer.get_delta_weight(NAME).float()).to(base.weight.dtype)
+    merged.weight = nn.Parameter(weight, requires_grad=False)
+    merged.bias = base.bias
+    merged.lora = [layer]
+    return merged.train(base.training)
+
+
+def lora_config(module: nn.Module, settings: AdapterSettings) -> LoraConfig:
+    """PEFT's configuration for these settings on this module. Raises InputError when something matches no layer."""
+    if adapted_layers(module):
+        raise InputError("the model has an adapter already", hint="merge it or load the base anew")
+    wanted = [TARGETS[branch] for branch in settings.chosen]
+    wanted += [rf"(.*\.)?{re.escape(name)}" for name in settings.extra_targets]
+    labels = [f"branch {branch!r}" for branch in settings.chosen] + [repr(name) for name in settings.extra_targets]
+    for label, pattern in zip(labels, wanted, strict=True):
+        if not matches(module, pattern):
+            raise InputError(f"lora: no linear layer belongs to {label}; {_nearest(module, label)}")
+    rank_generation = settings.rank_generation or settings.rank
+    unlike = rank_generation != settings.rank
+    generation = rf".*({'|'.join(_OF_GENERATION)}).*"
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="|".join(wanted),
+        # the scale stays alpha / rank: a larger rank is to give room, not a smaller step
+        rank_pattern={generation: rank_generation} if unlike else {},
+        alpha_pattern={generation: settings.scale * rank_generation} if unlike else {},
+    )
+
+
+def inject(module: nn.Module, config: PeftConfig) -> None:
+    """Lets PEFT put its layers in; their weights are float32 whatever the base's type."""
+    with torch.random.fork_rng(devices=[]):  # PEFT draws numbers that are overwritten; the caller's stream stays
+        inject_adapter_in_model(config, module, adapter_name=NAME)
+    for layer in adapted_layers(module).values():
+        layer.train(layer.get_base_layer().training)
+        for part in (layer.lora_A, layer.lora_B):
+            part.float()
+
+
+def remove(module: nn.Module) -> None:
+    """Puts the base's own layers back for good."""
+    for slot in find_slots(module):
+        slot.put(slot.layer.get_base_layer())
+    del module.peft_config
+
+
+def matches(module: nn.Module, pattern: str) -> bool:
+    """Whether any linear layer's name is the pattern's."""
+    return any(isinstance(m, nn.Linear) and re.fullmatch(pattern, name) for name, m in module.named_modules())
+
+
+def _nearest(module: nn.Module, label: str) -> str:
+    linear = sorted({re.sub(r"\.\d+\.", ".*.", name) for name, m in module.named_modules() if isinstance(m, nn.Linear)})
+    leaves = {name.rpartition(".")[2]: name for name in linear}
+    close = difflib.get_close_matches(label.strip("'"), leaves, n=3, cutoff=0.4)
+    shown = [leaves[leaf] for leaf in close] or linear[:6]
+    return f"the model's linear layers are named like {', '.join(shown)}" if shown else "the model has no linear layer"

@@ -1,0 +1,302 @@
+"""Adapters: where they sit, that they switch off and merge exactly, and that their files fit only their own base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from r3_rl.errors import CheckpointError, InputError
+from r3_rl.policy import adapters
+from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.policy.base import Drawing, Example, Sampling
+from r3_rl.types import ImagePiece, TextPiece
+from tests.policy.tiny_bagel import tiny_bagel, tiny_policy
+
+SETTINGS = AdapterSettings(rank=2, rank_generation=3, alpha=4.0)
+IMAGE = torch.linspace(0, 1, 3 * 16 * 16).view(3, 16, 16)
+
+
+def shake(module, seed=5):
+    """Gives B values, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in adapters.adapted_layers(module).values():
+            weight = layer.lora_B["default"].weight
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+    return module
+
+
+def adapted(settings=SETTINGS, seed=1, dtype=torch.float32):
+    return shake(adapters.attach(tiny_bagel(dtype=dtype), settings, seed=seed))
+
+
+def segments(policy):
+    """A plan, a draft, a critique and a refinement: every way a policy reads and answers."""
+    ask, check = TextPiece(text="draw a red circle"), TextPiece(text="check a red circle")
+    look, edit = ImagePiece(image=IMAGE), ImagePiece(image=IMAGE, use="edit")
+    texts = policy.write([(ask,), (look, check)], Sampling(max_new_tokens=5), [1, 2])
+    drawing = Drawing(num_steps=3, sde_steps=(0, 1), size=(16, 16))
+    return [*texts, *policy.draw([(ask,), (edit, check)], [drawing] * 2, [3, 4])]
+
+
+def outputs(module):
+    """What a fixed batch of both branches gives: logits' cross entropy and squared velocity error, with gradient."""
+    policy = tiny_policy(module)
+    example = Example(context=(ImagePiece(image=IMAGE), TextPiece(text="draw")), answer="a red circle", image=IMAGE)
+    noise = torch.randn(1, 4, 192, generator=torch.Generator().manual_seed(0))
+    loss = policy.supervised([example], torch.tensor([0.4]), noise)
+    return torch.stack([loss.text / loss.num_text, loss.flow / loss.num_flow])
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    "branches, counts",
+    [("both", {"understanding": 28, "generation": 28}), ("understanding", {"understanding": 28, "generation": 0}),
+     ("generation", {"understanding": 0, "generation": 28})],
+)  # fmt: skip
+def test_only_the_chosen_experts_of_the_decoder_train(branches, counts):
+    model = adapters.attach(tiny_bagel(), AdapterSettings(rank=2, branches=branches), seed=0)
+    found = adapters.trainable_parameters(model)
+    assert {branch: len(parameters) for branch, parameters in found.items()} == counts
+    names = [name for parameters in found.values() for name in parameters]
+    assert all(name.startswith("language_model.model.layers.") and ".lora_" in name for name in names)
+    outputs(model).sum().backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == set(names)
+    moved = {b: any(p.grad.abs().sum() > 0 for p in found[b].values()) for b in found}
+    assert moved == {branch: count > 0 for branch, count in counts.items()}
+
+
+def test_ranks_differ_by_branch_and_the_scale_does_not():
+    layers = adapters.adapted_layers(adapted())
+    ranks = {adapters.branch_of(name): layer.r["default"] for name, layer in layers.items()}
+    assert ranks == {"understanding": 2, "generation": 3}
+    assert {layer.scaling["default"] for layer in layers.values()} == {2.0}
+
+
+def test_extra_targets_are_adapted_by_name():
+    settings = AdapterSettings(rank=2, rank_generation=4, branches="generation", extra_targets=("lm_head", "llm2vae"))
+    layers = adapters.adapted_layers(adapters.attach(tiny_bagel(), settings, seed=0))
+    assert layers["language_model.lm_head"].r["default"] == 2
+    assert layers["llm2vae"].r["default"] == 4
+    assert "vae2llm" not in layers
+
+
+def test_nothing_matched_names_what_is_there():
+    with pytest.raises(InputError, match=r"no linear layer belongs to 'lmhead'.*language_model\.lm_head"):
+        adapters.attach(tiny_bagel(), AdapterSettings(extra_targets=("lmhead",)), seed=0)
+    with pytest.raises(InputError, match="branch 'understanding'; the model's linear layers are named like fc"):
+        adapters.attach(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)}), AdapterSettings(), seed=0)
+    with pytest.raises(InputError, match=r"lora\.branches: 'gen'; choose one of understanding, generation, both"):
+        adapters.attach(tiny_bagel(), AdapterSettings(branches="gen"), seed=0)
+    with pytest.raises(InputError, match="has an adapter already"):
+        adapters.attach(adapted(), SETTINGS, seed=0)
+
+
+def test_a_fresh_adapter_changes_nothing_and_leaves_the_random_stream_alone():
+    base = tiny_bagel()
+    before = outputs(base)
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    adapters.attach(base, SETTINGS, seed=3)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(outputs(base), before)
+
+
+def test_the_seed_decides_the_adapter():
+    first, again, other = (adapters.attach(tiny_bagel(), SETTINGS, seed=s) for s in (3, 3, 4))
+    assert same(state(first), state(again))
+    assert not same(state(first), state(other))
+
+
+def test_master_weights_are_float32_on_a_bfloat16_base():
+    model = adapted(dtype=torch.bfloat16)
+    trained = [p for part in adapters.trainable_parameters(model).values() for p in part.values()]
+    assert trained and {p.dtype for p in trained} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert outputs(model).isfinite().all()
+
+
+def test_switched_off_the_policy_is_its_base():
+    base, model = tiny_bagel(), adapted()
+    assert not torch.allclose(outputs(model), outputs(base), atol=1e-3)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    with adapters.adapter_disabled(model):
+        assert torch.equal(outputs(model), outputs(base))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    with pytest.raises(InputError, match="no adapter"), adapters.adapter_disabled(base):
+        pass
+
+
+def test_merged_for_rollout_gives_the_same_policy_and_restores_the_very_tensors():
+    model = adapted()
+    before, tensors = state(model), dict(model.named_parameters())
+    expected = outputs(model)
+    for _ in range(3):
+        with adapters.merged_for_rollout(model):
+            assert not any("lora" in name for name, _ in model.named_modules())
+            assert (outputs(model) - expected).abs().max() < 1e-5
+            rolled = segments(tiny_policy(model))
+    assert same(state(model), before)
+    after = dict(model.named_parameters())
+    assert after.keys() == tensors.keys() and all(after[name] is tensors[name] for name in after)
+    for segment, replayed in zip(rolled, tiny_policy(model).replay(rolled), strict=True):
+        log_probs = replayed if isinstance(replayed, torch.Tensor) else replayed.log_probs
+        assert ((log_probs - segment.log_probs).exp() - 1).abs().max() < 1e-4
+
+
+def test_the_reference_is_the_base_inside_a_merged_rollout_too():
+    model, base = adapted(), tiny_bagel()
+    with adapters.merged_for_rollout(model):
+        merged = outputs(model)
+        with adapters.adapter_disabled(model):
+            assert torch.equal(outputs(model), outputs(base))
+        assert torch.equal(outputs(model), merged)
+
+
+def test_an_error_inside_a_merged_rollout_restores_the_adapter():
+    model = adapted()
+    expected = outputs(model)
+    with pytest.raises(KeyboardInterrupt), adapters.merged_for_rollout(model):
+        raise KeyboardInterrupt
+    assert torch.equal(outputs(model), expected)
+
+
+def test_bfloat16_is_not_merged_for_rollouts():
+    model = adapted(dtype=torch.bfloat16)
+    with pytest.raises(InputError, match="bfloat16 weights is not merged"), adapters.merged_for_rollout(model):
+        pass
+
+
+def test_merge_leaves_a_plain_model():
+    model = adapted()
+    expected = outputs(model)
+    merged = adapters.merge(model)
+    assert merged.state_dict().keys() == tiny_bagel().state_dict().keys()
+    assert (outputs(merged) - expected).abs().max() < 1e-5
+    with pytest.raises(InputError, match="no adapter"):
+        adapters.merge(merged)
+
+
+def test_plain_peft_loads_what_was_saved(tmp_path):
+    model = adapted()
+    adapters.save_adapter(model, tmp_path / "adapter", fingerprint="abc", recipe_text="version: 1\n")
+    names = ["adapter_config.json", "adapter_model.safetensors", "base.json", "recipe.resolved.yaml"]
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == names
+    reloaded = PeftModel.from_pretrained(tiny_bagel(), str(tmp_path / "adapter"))
+    assert torch.equal(outputs(reloaded.get_base_model()), outputs(model))
+    assert not any(p.requires_grad for p in reloaded.parameters())
+
+
+def test_what_peft_saved_loads_here(tmp_path):
+    model = adapted()
+    adapters.save_adapter(model, tmp_path / "ours", fingerprint="abc")
+    PeftModel.from_pretrained(tiny_bagel(), str(tmp_path / "ours")).save_pretrained(str(tmp_path / "theirs"))
+    reloaded = adapters.load_adapter(tiny_bagel(), tmp_path / "theirs")
+    assert torch.equal(outputs(reloaded), outputs(model))
+    assert adapters.base_fingerprint(tmp_path / "theirs") is None
+    with pytest.raises(CheckpointError, match=r"base\.json is missing"):
+        adapters.load_adapter(tiny_bagel(), tmp_path / "theirs", fingerprint="abc")
+
+
+def test_loading_gives_frozen_weights_and_keeps_a_prepared_adapter_trainable(tmp_path):
+    model = adapted()
+    adapters.save_adapter(model, tmp_path, fingerprint="abc")
+    frozen = adapters.load_adapter(tiny_bagel(), tmp_path, fingerprint="abc")
+    assert same(state(frozen), state(model))
+    assert not any(p.requires_grad for p in frozen.parameters())
+    resumed = adapters.attach(tiny_bagel(), SETTINGS, seed=9)
+    parameters = [p for part in adapters.trainable_parameters(resumed).values() for p in part.values()]
+    adapters.load_adapter(resumed, tmp_path, fingerprint="abc")
+    assert same(state(resumed), state(model))
+    again = [p for part in adapters.trainable_parameters(resumed).values() for p in part.values()]
+    assert len(again) == 56 and all(a is b for a, b in zip(again, parameters, strict=True))
+
+
+def test_saving_again_replaces_the_files_and_leaves_others(tmp_path):
+    model = adapted()
+    adapters.save_adapter(model, tmp_path, fingerprint="abc")
+    (tmp_path / "README.md").write_text("card")
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "left-by-a-crash").write_text("x")
+    shake(model, seed=6)
+    adapters.save_adapter(model, tmp_path, fingerprint="abc")
+    assert same(state(adapters.load_adapter(tiny_bagel(), tmp_path)), state(model))
+    assert (tmp_path / "README.md").read_text() == "card"
+    assert not (tmp_path / ".partial").exists() and not (tmp_path / "left-by-a-crash").exists()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return adapters.save_adapter(adapted(), tmp_path / "adapter", fingerprint="abcdefabcdefabcdef")
+
+
+def test_another_base_is_refused(folder):
+    base = tiny_bagel()
+    with pytest.raises(CheckpointError, match=r"trained on another base \(weights abcdefabcdef, these are 012345"):
+        adapters.load_adapter(base, folder, fingerprint="012345")
+    assert not adapters.adapted_layers(base)
+    with pytest.raises(CheckpointError, match=r"layers that this model does not have.*layers"):
+        adapters.load_adapter(torch.nn.Sequential(torch.nn.Linear(2, 2)), folder)
+
+
+def test_an_adapter_of_other_settings_is_not_resumed(folder):
+    with pytest.raises(CheckpointError, match=r"not the adapter that this run trains: r 2 in the file, 5 here"):
+        adapters.load_adapter(adapters.attach(tiny_bagel(), AdapterSettings(rank=5), seed=0), folder)
+
+
+def edit_tensors(folder, change):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop(next(iter(t))), "1 tensors do not fit.*\n.*missing base_model.model.language_model"),
+        (lambda t: t.update(other=torch.zeros(1)), "1 tensors do not fit.*\n.*surplus other"),
+        (lambda t: t.update({next(iter(t)): torch.zeros(7, 7)}), r"shape \[7, 7\] in the file"),
+    ],
+)
+def test_every_tensor_must_fit(folder, change, message):
+    edit_tensors(folder, change)
+    base = tiny_bagel()
+    with pytest.raises(CheckpointError, match=message):
+        adapters.load_adapter(base, folder)
+    assert same(state(base), state(tiny_bagel()))
+
+
+def test_broken_files_are_named(folder, tmp_path):
+    def fails(message, break_it):
+        shutil.copytree(folder, tmp_path / "broken", dirs_exist_ok=True)
+        break_it(tmp_path / "broken")
+        with pytest.raises(CheckpointError, match=message):
+            adapters.load_adapter(tiny_bagel(), tmp_path / "broken", fingerprint="abcdefabcdefabcdef")
+        shutil.rmtree(tmp_path / "broken")
+
+    fails("holds no adapter_config.json", lambda f: (f / "adapter_config.json").unlink())
+    fails("not an adapter's configuration", lambda f: (f / "adapter_config.json").write_text("{"))
+    fails("adapter_model.safetensors is missing", lambda f: (f / "adapter_model.safetensors").unlink())
+    fails("not a whole safetensors file", lambda f: (f / "adapter_model.safetensors").write_bytes(b"123456789"))
+    fails("base.json: names no base", lambda f: (f / "base.json").write_text("[]"))
+
+    def dora(f):
+        config = json.loads((f / "adapter_config.json").read_text())
+        (f / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+
+    fails("not plain LoRA", dora)
