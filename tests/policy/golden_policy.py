@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 
-from r3_rl.flow import Guidance
 from r3_rl.policy.bagel.config import ResizeRule
 from r3_rl.policy.bagel.images import resized_size
 from r3_rl.policy.bagel.model import Bagel
@@ -137,10 +136,8 @@ def mixed(bagel: Bagel, mode: str) -> Iterator[Row]:
 
 
 def _drawing(**settings: Any) -> Drawing:
-    guidance: Guidance = drawing_checks.ROLLOUT_GUIDANCE
-    return Drawing(
-        num_steps=drawing_checks.ROLLOUT_POINTS - 1, shift=drawing_checks.ROLLOUT_SHIFT, guidance=guidance, **settings
-    )
+    num_points, shift = drawing_checks.rollout_schedule()
+    return Drawing(num_steps=num_points - 1, shift=shift, guidance=drawing_checks.ROLLOUT_GUIDANCE, **settings)
 
 
 def _size(bagel: Bagel, num_tokens: int) -> tuple[int, int]:
