@@ -172,6 +172,13 @@ def test_shards_are_one_checkpoint(folder, model):
         load_bagel(folder)
 
 
+def test_reopening_a_file_on_the_way_changes_nothing(folder, model, monkeypatch):
+    whole = fingerprint(folder)
+    monkeypatch.setattr("r3_rl.policy.bagel.weights._MAPPED_BYTES", 2000)
+    assert fingerprint(folder) == whole
+    assert same(load_bagel(folder).state_dict(), model.state_dict())
+
+
 def test_an_index_cannot_point_outside_its_folder(folder):
     (folder / "ema.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))

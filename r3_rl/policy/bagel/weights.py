@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from r3_rl.errors import CheckpointError
 MODEL_FILES = ("ema.safetensors", "model.safetensors", "bagel_tiny.safetensors")
 """Where the weights may lie, the released name first."""
 AUTOENCODER_FILES = ("ae.safetensors", "ae_tiny.safetensors")
+_MAPPED_BYTES = 256 * 1024**2
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -61,9 +63,17 @@ class WeightFiles:
             with _opened(path) as file:
                 where.update(dict.fromkeys(file.keys(), path))
         for path, names in _runs(sorted(where), where.__getitem__):
-            with _opened(path) as file:
-                for name in names:
-                    yield name, file.get_tensor(name)
+            waiting = deque(names)
+            while waiting:
+                # pages that were read stay with the process until their file is closed
+                with _opened(path) as file:
+                    num_bytes = 0
+                    while waiting and num_bytes < _MAPPED_BYTES:
+                        name = waiting.popleft()
+                        tensor = file.get_tensor(name)
+                        num_bytes += tensor.nbytes
+                        yield name, tensor
+                        del tensor
 
 
 def _runs(names: Iterable[str], path_of: Callable[[str], Path]) -> Iterator[tuple[Path, list[str]]]:
