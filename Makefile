@@ -31,7 +31,7 @@ check: $(VENV)/.dev-ready
 	$(BIN)/codespell
 
 wheel: $(VENV)/.dev-ready
-	$(BIN)/python -m build --wheel --no-isolation
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache

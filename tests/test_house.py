@@ -124,6 +124,33 @@ def checked(place: Path) -> str:
     return said
 
 
+@pytest.mark.processes
+def test_wheel_holds_recipes_and_scorers_and_works_away_from_the_repository(tmp_path):
+    source = tmp_path / "source"
+    hidden = shutil.ignore_patterns("__pycache__")
+    for folder in ("r3_rl", "rewards", "recipes"):
+        shutil.copytree(REPOSITORY / folder, source / folder, ignore=hidden)
+    for file in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(REPOSITORY / file, source)
+    build = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 20e6
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    (tmp_path / "empty").mkdir()
+    lines = (
+        "from r3_rl.cli import run; from r3_rl.recipe_io import shipped_folder\n"
+        "assert run(['check', 'shapes_r3']) == 0; print(shipped_folder())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    command = [sys.executable, "-c", lines]
+    done = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == [str(tmp_path / "installed" / "r3_rl" / "recipes")], done.stderr
+    weights = REPOSITORY / "r3_rl" / "worlds" / "shapes" / "weights"
+    for file in weights.glob("*"):
+        assert (tmp_path / "installed" / file.relative_to(REPOSITORY)).is_file(), file.name
+
+
 def test_ci_runs_the_tests_and_the_checks():
     script = REPOSITORY / ".ci" / "run"
     assert os.access(script, os.X_OK)
