@@ -1,0 +1,214 @@
+"""Prompt files as published, what is said about broken ones, and the order of prompts in a run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from r3_rl.errors import DataError, InputError
+from r3_rl.rollout.prompts import PromptStream, load_prompts
+from r3_rl.types import Prompt
+from r3_rl.worlds.shapes.prompts import sample_prompts
+
+GENEVAL = [
+    {"tag": "single_object", "include": [{"class": "kite", "count": 1}], "prompt": "a photo of a kite"},
+    {
+        "tag": "counting",
+        "include": [{"class": "spoon", "count": 2}],
+        "exclude": [{"class": "spoon", "count": 3}],
+        "prompt": "a photo of two spoons",
+    },
+    {
+        "tag": "position",
+        "include": [{"class": "lamp", "count": 1}, {"class": "owl", "count": 1, "position": ["above", 0]}],
+        "prompt": "a photo of an owl above a lamp",
+    },
+    {
+        "tag": "size_spatial_attr",
+        "include": [{"class": "drum", "count": 1, "region": "left", "size": "large", "color": "red"}],
+        "prompt": "A photo of a large red drum on the left",
+    },
+]
+TIIF = [
+    {
+        "type": "negation",
+        "short_description": "A table without a plate.",
+        "long_description": "In the quiet room a table stands, and nobody has set a plate on it.",
+        "yn_question_list": ["Is there a table?  ", "Is there a plate?"],
+        "yn_answer_list": ["yes", "No"],
+    }
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def call(rows, name="prompts.jsonl"):
+        text = rows if isinstance(rows, str) else "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return call
+
+
+def test_geneval_keeps_its_metadata(write):
+    prompts = load_prompts("geneval", write(GENEVAL))
+    assert [p.text for p in prompts] == [row["prompt"] for row in GENEVAL]
+    assert [dict(p.columns) for p in prompts] == GENEVAL
+
+
+def test_tiif_chooses_a_description_and_hands_on_its_questions(write):
+    (short,) = load_prompts("tiif", write(TIIF))
+    (long,) = load_prompts("tiif", write(TIIF), prompt_key="long_description")
+    assert short.text == "A table without a plate."
+    assert long.text.startswith("In the quiet room")
+    assert short.columns["yn_question_list"] == TIIF[0]["yn_question_list"]
+    assert short.columns["yn_answer_list"] == ["yes", "No"]
+    assert short.columns["tag"] == "negation"
+
+
+def test_plain_lines_with_another_column_blank_lines_and_a_byte_order_mark(write):
+    path = write('\ufeff{"caption": " a red cup ", "page": 3}\r\n\r\n{"caption": "a\u2028b"}\n')
+    first, second = load_prompts("jsonl", path, prompt_key="caption")
+    assert first == Prompt(text="a red cup", columns={"caption": " a red cup ", "page": 3})
+    assert second.text == "a\u2028b"
+
+
+def test_tags_choose(write):
+    path = write(GENEVAL)
+    tags = [p.columns["tag"] for p in load_prompts("geneval", path, tags=["position", "counting"])]
+    assert tags == ["counting", "position"]
+    rest = load_prompts("geneval", path, exclude_tags=["position", "counting"])
+    assert [p.columns["tag"] for p in rest] == ["single_object", "size_spatial_attr"]
+    assert [p.text for p in load_prompts("tiif", write(TIIF), tags=["negation"])] == ["A table without a plate."]
+
+
+@pytest.mark.parametrize(
+    "kind, content, message",
+    [
+        ("geneval", "", r"prompts.jsonl: no prompts in it; write one JSON object a line"),
+        ("jsonl", "\n \n", "no prompts in it"),
+        ("jsonl", '{"prompt": "a"}\n{"prompt": b}', r"prompts.jsonl:2: not JSON, expecting value at column 12"),
+        ("jsonl", '{"prompt": "a"}\n"b"', r'prompts.jsonl:2: "b" is no object'),
+        ("jsonl", '[{"prompt": "a"}]', r"prompts.jsonl:1: a JSON array, not JSON lines; .*jq -c"),
+        (
+            "jsonl",
+            '{"promt": "a"}\n' * 3,
+            r"prompts.jsonl:1: no column 'prompt'; did you mean 'promt'\?.*so in 3 lines",
+        ),
+        ("jsonl", '{"x": "a"}', r"no column 'prompt'; its columns are 'x' \(data.prompt_key chooses"),
+        ("jsonl", '{"prompt": 3}', "prompt: 3 is no text"),
+        ("jsonl", '{"prompt": " "}', "prompts.jsonl:1: prompt: the prompt is empty"),
+        ("jsonl", '{"prompt": "a", "images": []}', "column 'images' has the name of an argument"),
+        ("tiif", GENEVAL, "not a tiif file, its first line reads as geneval; set data.kind: geneval"),
+        ("geneval", TIIF, "first line reads as tiif"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_line(write, kind, content, message):
+    with pytest.raises(DataError, match=message):
+        load_prompts(kind, write(content))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"include": []}, r"include: \[\] is no list of objects"),
+        ({"include": "cup"}, 'include: "cup" is no list of objects'),
+        ({"include": ["cup"]}, r'include\[0\]: "cup" is no object'),
+        ({"include": [{"count": 1}]}, r"include\[0\]\.class: missing"),
+        ({"include": [{"class": "cup", "count": "2"}]}, r'include\[0\]\.count: "2" is no number of objects'),
+        ({"include": [{"class": "cup", "count": 1, "color": 3}]}, r"include\[0\]\.color: 3 is no text"),
+        ({"include": [{"class": "cup", "count": 1, "position": ["above", 4]}]}, r"include\[0\]\.position: .*index of"),
+        ({"exclude": {}}, r"exclude: \{\} is no list"),
+        ({"tag": None}, "tag: null is no text"),
+    ],
+)
+def test_geneval_objects_are_checked(write, change, message):
+    path = write([GENEVAL[0], GENEVAL[0] | change])
+    with pytest.raises(DataError, match=rf"prompts\.jsonl:2: {message}"):
+        load_prompts("geneval", path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"yn_answer_list": ["yes"]}, "2 questions in yn_question_list and 1 answers"),
+        ({"yn_answer_list": ["yes", "maybe"]}, r'yn_answer_list\[1\]: "maybe" is neither yes nor no'),
+        ({"yn_question_list": "Is it?"}, "yn_question_list: .* is no list of texts"),
+    ],
+)
+def test_tiif_questions_are_checked(write, change, message):
+    with pytest.raises(DataError, match=message):
+        load_prompts("tiif", write([TIIF[0] | change]))
+
+
+def test_many_faults_are_counted(write):
+    lines = [json.dumps({"prompt": n}) for n in range(12)]
+    with pytest.raises(DataError) as caught:
+        load_prompts("jsonl", write("\n".join(lines)))
+    shown = str(caught.value).splitlines()
+    assert len(shown) == 9 and shown[-1] == "and 4 more"
+
+
+def test_wrong_tags_and_files_are_named(write, tmp_path):
+    path = write(GENEVAL)
+    with pytest.raises(DataError, match=r"data\.tags: no prompt has the tag 'postion'; did you mean 'position'\?"):
+        load_prompts("geneval", path, tags=["position", "postion"])
+    with pytest.raises(DataError, match=r"data\.exclude_tags: no prompt has the tag 'x'; it has single_object, "):
+        load_prompts("geneval", path, exclude_tags=["x"])
+    with pytest.raises(DataError, match="no prompt is left"):
+        load_prompts("geneval", path, tags=["position"], exclude_tags=["position"])
+    with pytest.raises(DataError, match="no column 'tag', by which tags choose"):
+        load_prompts("jsonl", write('{"prompt": "a"}', "plain.jsonl"), tags=["a"])
+    with pytest.raises(DataError, match=r"promts\.jsonl: no such file; did you mean 'prompts\.jsonl'\?"):
+        load_prompts("geneval", tmp_path / "promts.jsonl")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_prompts("geneval", tmp_path)
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "café"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin\.jsonl: not UTF-8 text \(byte 15\)"):
+        load_prompts("jsonl", tmp_path / "latin.jsonl")
+    with pytest.raises(InputError, match=r"'shapes' reads no file; use one of geneval, tiif, jsonl"):
+        load_prompts("shapes", path)
+
+
+def prompts(count):
+    return [Prompt(text=str(n)) for n in range(count)]
+
+
+def texts(batches):
+    return [[p.text for p in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("count, num_prompts", [(10, 4), (3, 8), (8, 8), (1, 3)])
+def test_every_epoch_shows_each_prompt_once_in_a_new_order(count, num_prompts):
+    stream = PromptStream(prompts(count), num_prompts, seed=1)
+    flat = [text for batch in texts(map(stream.batch, range(3 * count))) for text in batch]
+    epochs = [flat[at : at + count] for at in range(0, len(flat), count)]
+    assert all(Counter(epoch) == Counter(map(str, range(count))) for epoch in epochs)
+    assert count < 8 or epochs[0] != epochs[1]
+
+
+def test_a_step_is_the_same_whatever_came_before():
+    stream, other = (PromptStream(prompts(7), 4, seed=2) for _ in range(2))
+    walked = texts(stream.batch(step) for step in range(20))
+    assert texts([other.batch(13), other.batch(2)]) == [walked[13], walked[2]]
+    assert texts([PromptStream(prompts(7), 4, seed=3).batch(13)]) != [walked[13]]
+
+
+@pytest.mark.parametrize("source", [prompts(10), lambda n, seed: sample_prompts(n, seed=seed)])
+def test_processes_share_the_batch_of_one(source):
+    stream = PromptStream(source, 6, seed=0)
+    for step in (0, 1, 5):
+        whole = stream.batch(step)
+        assert [p for rank in range(3) for p in stream.batch(step, rank, 3)] == whole
+    assert stream.batch(0) != stream.batch(1)
+    with pytest.raises(InputError, match="6 prompts cannot be shared by 4 processes; use a multiple of 4"):
+        stream.batch(0, 1, 4)
+
+
+def test_empty_sources_are_refused():
+    with pytest.raises(DataError, match="no prompts"):
+        PromptStream([], 2, seed=0)
+    with pytest.raises(InputError, match="num_prompts: 0"):
+        PromptStream(prompts(2), 0, seed=0)
