@@ -129,7 +129,16 @@ class Collector:
 
     def refinements(self, nodes: Sequence[Node], *, seed: int, progress: float = 0.0) -> Refinements:
         """G critiques a node and a refinement of each that asks for one, scored."""
-        g = self.num_generations
+        groups = [i for i in range(len(nodes)) for _ in range(self.num_generations)]
+        return self._branch(nodes, groups, self.num_generations, seed, progress)
+
+    def chain(self, nodes: Sequence[Node], groups: Sequence[int], *, seed: int, progress: float = 0.0) -> Refinements:
+        """One critique and refinement a node; `groups` says whose peers the nodes are (whole trajectories)."""
+        return self._branch(nodes, groups, 1, seed, progress)
+
+    def _branch(
+        self, nodes: Sequence[Node], groups: Sequence[int], g: int, seed: int, progress: float
+    ) -> Refinements:
         with self.watch.stage("critique"):
             critiques = make_critiques(
                 self.policy, [n.image for n in nodes], [n.prompt for n in nodes], self.settings, seed, group=g
@@ -141,11 +150,11 @@ class Collector:
                 self.policy, critiques, [n.image for n in rows], [n.prompt for n in rows], self.settings, drawings,
                 seed, group=g,
             )
-        groups = tuple(i // g for i in range(len(rows)))
         with self.watch.stage("score"):
             verdicts = self._score_refined(rows, critiques, images, groups)
         return Refinements(
-            nodes=tuple(rows), critiques=tuple(critiques), images=tuple(images), verdicts=verdicts, groups=groups
+            nodes=tuple(rows), critiques=tuple(critiques), images=tuple(images), verdicts=verdicts,
+            groups=tuple(groups),
         )
 
     def _score_refined(

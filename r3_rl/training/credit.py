@@ -14,9 +14,10 @@ import torch
 
 from r3_rl.algorithm.advantage import Advantages, advantages
 from r3_rl.algorithm.gain import Gains, gains
-from r3_rl.algorithm.rewards import Format, reason_rewards, refine_rewards
+from r3_rl.algorithm.rewards import Format, reason_rewards, refine_rewards, text_reward
 from r3_rl.rollout.collector import Drafts, Refinements
-from r3_rl.types import ImageSegment, Segment
+from r3_rl.rollout.tree import PERFECT, Node
+from r3_rl.types import Critique, ImageSegment, Segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def credit_drafts(drafts: Drafts, settings: CreditSettings) -> StageCredit:
         out.append(Credit(segment=r.image, advantage=float(image.values[i]), stage="draft"))
     metrics = {
         "refine/draft_score": _mean(score),
-        "plan/frac_well_formed": sum(drafts.well_formed) / len(drafts.well_formed),
+        "refine/frac_well_formed": sum(drafts.well_formed) / len(drafts.well_formed),
         **_common(score, text),
     }
     return _finish(out, metrics, image)
@@ -111,9 +112,42 @@ def _refine_metrics(
         "refine/frac_improved": _mean(gained.improved.float()),
         "refine/frac_regressed": _mean(gained.regressed.float()),
         "refine/frac_stopped": _mean(gained.stopped.float()),
-        "critique/frac_well_formed": _mean(well_formed.float()),
-        "refine/frac_drawn": _mean(drawn.float()),
+        "refine/frac_well_formed": _mean(well_formed.float()),
+        **decisions(before, stopped=gained.stopped, drawn=drawn),
     }
+
+
+def decisions(score: torch.Tensor, *, stopped: torch.Tensor, drawn: torch.Tensor) -> dict[str, float]:
+    """Shares of wrong images that a critique wants edited and of right images that it leaves alone."""
+    right = score >= PERFECT
+    return {
+        "refine/frac_wrong_edited": _mean(drawn[~right & ~score.isnan()].float()),
+        "refine/frac_right_kept": _mean(stopped[right].float()),
+    }
+
+
+def credit_critiques(nodes: Sequence[Node], critiques: Sequence[Critique], groups: Sequence[int],
+                     settings: CreditSettings) -> StageCredit:
+    """Critiques alone, without refinement: 1 for a decision that agrees with the panel (stop when the image is
+    perfect, an edit when it is not), else 0; the understanding-only baseline."""
+    score = _totals([n.score for n in nodes])
+    stopped = torch.tensor([c.stop for c in critiques])
+    well_formed = torch.tensor([c.well_formed for c in critiques])
+    agrees = (stopped == (score >= PERFECT)).float()
+    text = advantages(
+        text_reward(agrees, well_formed, settings.form), torch.tensor(groups), scale=settings.scale_rewards
+    )
+    out = [
+        Credit(segment=c.segment, advantage=float(text.values[i]), stage="critique") for i, c in enumerate(critiques)
+    ]
+    drawn = well_formed & ~stopped
+    metrics = {
+        "refine/frac_well_formed": _mean(well_formed.float()),
+        "refine/frac_stopped": _mean(stopped.float()),
+        **decisions(score, stopped=stopped, drawn=drawn),
+        **_common(score, text),
+    }
+    return _finish(out, metrics, text)
 
 
 def _common(score: torch.Tensor, text: Advantages) -> dict[str, float]:

@@ -7,7 +7,7 @@ that one pass scores both. Losses are normalised by the whole step, so any packi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,20 +41,29 @@ class UpdateStatistics:
     text: LossStatistics | None = None
     image: LossStatistics | None = None
     loss: float = 0.0
-    num_tokens: int = 0
     num_micro_batches: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+
+    def merged(self, other: UpdateStatistics) -> UpdateStatistics:
+        """Of both halves of a step."""
+        return UpdateStatistics(
+            text=_add(self.text, other.text),
+            image=_add(self.image, other.image),
+            loss=self.loss + other.loss,
+            num_micro_batches=self.num_micro_batches + other.num_micro_batches,
+        )
 
     def metrics(self) -> dict[str, float]:
         """The step's numbers by their names in docs/metrics.md."""
         out: dict[str, float] = {"loss": self.loss}
         if self.text is not None:
             means = self.text.means()
-            out |= {name: means[name] for name in ("clip_ratio/low", "clip_ratio/high", "clip_ratio/region", "kl")}
+            out |= {f"clip_ratio/{side}_mean": means[f"clip_ratio/{side}"] for side in ("low", "high", "region")}
+            out |= {"kl": means["kl"], "ratio/text_mean": means["ratio"]}
             out["ratio/text_deviation"] = means["ratio_deviation_max"]
         if self.image is not None:
             means = self.image.means()
-            out |= {"image/clip_ratio": means["clip_ratio/region"], "image/kl": means["kl"]}
+            out |= {f"image/clip_ratio/{side}_mean": means[f"clip_ratio/{side}"] for side in ("low", "high", "region")}
+            out |= {"image/kl": means["kl"], "ratio/image_mean": means["ratio"]}
             out["ratio/image_deviation"] = means["ratio_deviation_max"]
         return out
 

@@ -148,7 +148,12 @@ def _read(path: Path, *, required: bool = True) -> dict[str, Any]:
         if required:
             raise CheckpointError(f"{path} is missing", hint="a BAGEL folder holds llm_config.json and vit_config.json")
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})", hint="download the file again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object", hint="download the file again")
     return content
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from r3_rl.errors import InputError
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.layers import Layout
 
@@ -247,5 +248,6 @@ def table_rows(grid: tuple[int, int], side: int) -> np.ndarray:
     [0, 1, 2, 10, 11, 12]
     """
     high, wide = grid
-    assert high <= side and wide <= side, f"grid {grid} is larger than the position table ({side} x {side})"
+    if high > side or wide > side:
+        raise InputError(f"{high} x {wide} tokens do not fit the position table of {side} x {side}", hint="use a smaller image")
     return (np.arange(high)[:, None] * side + np.arange(wide)[None, :]).reshape(-1)

@@ -22,6 +22,9 @@ from r3_rl.policy.bagel.reader import Reader
 from r3_rl.types import Context, ImageSegment
 
 
+_STEP_NOISE = 0x5851F42D4C957F2D
+
+
 @dataclass(kw_only=True, eq=False)
 class _Branches:
     """The contexts of the full and the dropped branches, ready for the noisy block."""
@@ -163,8 +166,8 @@ def draw(
     shape = (grid[0] * grid[1], model.config.latent_channels)
     most = max(len(d.sde_steps) for d in drawings)
     initial = row_noise(noise_seeds or seeds, 1, shape)[:, 0]
-    # drawn from other seeds than the initial noise, or both would be one sample
-    step_noise = row_noise([s + 1 for s in seeds], most, shape)
+    # other seeds than the initial noise's, and far from those of the neighbouring rows, or samples would repeat
+    step_noise = row_noise([s ^ _STEP_NOISE for s in seeds], most, shape)
     denoiser = Denoiser(model, reader, contexts, grid, drawings[0].guidance)
     walk = denoise(denoiser, drawings, initial, step_noise)
     images = reader.images(walk.final, size).cpu()

@@ -1,0 +1,225 @@
+"""Recipe -> live objects: the only file that knows every room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from r3_rl.errors import CheckpointError
+from r3_rl.flow.guidance import Guidance
+from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.policy.bagel.checkpoint import fingerprint, load_autoencoder, load_bagel
+from r3_rl.policy.bagel.policy import BagelPolicy
+from r3_rl.policy.bagel.reader import Reader
+from r3_rl.policy.base import Drawing, Sampling
+from r3_rl.recipe import Recipe, RewardSection
+from r3_rl.recipe.learning import LoraSection
+from r3_rl.recipe.sampling import DrawingSection, ModelSection, RolloutSection, WritingSection
+from r3_rl.rollout.episode import DrawingPlan, LoopSettings
+from r3_rl.rollout.prompts import PromptStream, load_prompts
+from r3_rl.rollout.protocol import PROTOCOLS
+from r3_rl.scoring.cache import ScoreCache
+from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.scoring.registry import load_scorer, short_name
+from r3_rl.training.config import R3Config
+
+EMBEDDED_WEIGHTS = Path(__file__).parent / "worlds" / "shapes" / "weights"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedPolicy:
+    """A policy and where its base came from."""
+
+    policy: BagelPolicy
+    folder: Path
+    fingerprint: str
+    dtype: torch.dtype
+
+
+def base_folder(model: ModelSection) -> Path:
+    """The folder of a recipe's base weights."""
+    folder = Path(model.path) if model.path else EMBEDDED_WEIGHTS
+    if not (folder / "llm_config.json").is_file():
+        raise CheckpointError(f"{folder} is no BAGEL folder: it has no llm_config.json", hint="check model.path")
+    return folder
+
+
+def load_policy(model: ModelSection, *, device: str | None = None) -> LoadedPolicy:
+    """The base policy of a recipe, frozen and without an adapter."""
+    folder = base_folder(model)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = pick_dtype(model.dtype, place)
+    bagel = load_bagel(folder, dtype=dtype, device=place, random_init=model.random_init)
+    autoencoder = load_autoencoder(folder, device=place, random_init=model.random_init)
+    bagel.requires_grad_(False)
+    autoencoder.requires_grad_(False)
+    backend = model.attention
+    bagel.decoder.backend = ("matmul" if place == "cpu" else "sdpa") if backend == "auto" else backend
+    reader = Reader(config=bagel.config, tokenizer=load_tokenizer(folder), autoencoder=autoencoder)
+    return LoadedPolicy(
+        policy=BagelPolicy(bagel, reader), folder=folder, fingerprint=fingerprint(folder), dtype=dtype
+    )
+
+
+def load_tokenizer(folder: Path):  # type: ignore[no-untyped-def]
+    """The folder's `tokenizer.json`."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", hint="copy the tokenizer's files beside the weights")
+    return Tokenizer.from_file(str(path))
+
+
+def pick_dtype(name: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 where the device has units for it, else float32."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.startswith("cuda"):
+        return torch.bfloat16
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def loop_settings(rollout: RolloutSection) -> LoopSettings:
+    """How the policy writes and draws."""
+    return LoopSettings(
+        protocol=PROTOCOLS[rollout.protocol],
+        plan=_sampling(rollout.plan) if rollout.plan.enabled else None,
+        critique=_sampling(rollout.critique),
+        draft=_drawing(rollout.draft, rollout.draft.size),
+        refine=_drawing(rollout.refine, rollout.draft.size),
+        show_prompt=rollout.refine.context == "instruction+prompt",
+    )
+
+
+def _sampling(section: WritingSection) -> Sampling:
+    return Sampling(
+        max_new_tokens=section.max_new_tokens, temperature=section.temperature, top_p=section.top_p
+    )
+
+
+def _drawing(section: DrawingSection, size: tuple[int, int]) -> DrawingPlan:
+    guidance = section.guidance
+    return DrawingPlan(
+        drawing=Drawing(
+            num_steps=section.num_steps,
+            shift=section.timestep_shift,
+            convention=section.sde,
+            eta=section.eta,
+            guidance=Guidance(
+                text=guidance.text,
+                image=guidance.image,
+                interval=guidance.interval,
+                renorm=guidance.renorm,
+                renorm_min=guidance.renorm_min,
+            ),
+            size=(size[0], size[1]),
+        ),
+        window=section.window,
+        num_sde_steps=section.num_sde_steps,
+        window_size=section.window_size,
+        shared_noise=section.shared_noise,
+    )
+
+
+def adapter_settings(lora: LoraSection) -> AdapterSettings | None:
+    """None trains the full weights."""
+    if not lora.enabled:
+        return None
+    return AdapterSettings(
+        rank=lora.rank,
+        rank_generation=lora.rank_generation,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        branches=lora.branches,
+    )
+
+
+def build_panel(recipe: Recipe, rewards: Sequence[RewardSection], *, base: Path, held_out: bool = False) -> Panel:
+    """The scorers of a recipe, loaded. `base`: the folder that `./file.py:name` starts from."""
+    specs = [
+        ScorerSpec(
+            name=reward.name or short_name(reward.scorer),
+            scorer=load_scorer(reward.scorer, dict(reward.params), base),
+            weight=reward.weight,
+            params=dict(reward.params),
+        )
+        for reward in rewards
+    ]
+    return Panel(
+        specs,
+        aggregate=recipe.algorithm.multi_objective_aggregation,
+        max_failed_fraction=1.0 if held_out else recipe.algorithm.max_failed_fraction,
+        cache=ScoreCache(),
+        held_out=held_out,
+    )
+
+
+def prompt_stream(recipe: Recipe) -> PromptStream:
+    """The training prompts."""
+    data, count = recipe.data, recipe.rollout.num_prompts
+    if data.kind == "shapes":
+        from r3_rl.worlds.shapes.prompts import TAGS, sample_prompts
+
+        tags = [tag for tag in (data.tags or TAGS) if tag not in data.exclude_tags]
+        return PromptStream(
+            lambda n, seed: sample_prompts(n, split="train", tags=tags, seed=seed), num_prompts=count, seed=data.seed
+        )
+    prompts = load_prompts(
+        data.kind, data.path, prompt_key=data.prompt_key, tags=data.tags, exclude_tags=data.exclude_tags
+    )
+    return PromptStream(prompts, num_prompts=count, seed=data.seed)
+
+
+def trainer_arguments(recipe: Recipe, run_folder: Path) -> R3Config:
+    """The recipe's numbers under the trainer's names."""
+    t, a, r = recipe.training, recipe.algorithm, recipe.rollout
+    return R3Config(
+        output_dir=str(run_folder / "checkpoints"),
+        max_steps=t.max_steps,
+        learning_rate=t.learning_rate,
+        lr_scheduler_type=t.lr_scheduler,
+        warmup_steps=t.warmup_steps,
+        adam_beta1=t.adam_beta1,
+        adam_beta2=t.adam_beta2,
+        adam_epsilon=t.adam_epsilon,
+        weight_decay=t.weight_decay,
+        max_grad_norm=t.max_grad_norm,
+        seed=t.seed,
+        save_steps=t.save_steps,
+        save_total_limit=2,
+        logging_steps=recipe.observe.log_every,
+        report_to=list(recipe.observe.trackers) or "none",
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        optim="adamw_torch",
+        num_prompts=r.num_prompts,
+        num_generations=r.num_generations,
+        num_iterations=a.num_iterations,
+        beta=a.beta,
+        epsilon=a.epsilon,
+        epsilon_high=a.epsilon_high,
+        scale_rewards=a.scale_rewards,
+        image_beta=a.image_beta,
+        image_epsilon=a.image_epsilon,
+        image_loss_weight=a.image_loss_weight,
+        text_loss_weight=a.text_loss_weight,
+        schedule=a.schedule,
+        gain=a.gain,
+        format_mode=a.format_mode,
+        format_weight=a.format_weight,
+        refine_node_choice=a.tree.node_choice,
+        refine_perfect_ratio=a.tree.perfect_ratio,
+        refine_depth=a.tree.depth,
+        refine_synthetic_fraction=a.tree.synthetic_fraction,
+        rounds=r.rounds,
+        token_budget=t.token_budget,
+        max_zero_variance_steps=a.max_zero_variance_steps,
+        time_budget_s=t.time_budget_s,
+        probe_every=recipe.balance.probe_every,
+        aggregator=recipe.balance.aggregator,
+    )

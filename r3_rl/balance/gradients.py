@@ -1,0 +1,135 @@
+"""Understanding and generation as two objectives: their gradients measured, and combined where they conflict.
+
+Every `probe_every` steps (every step with an aggregator) each objective's gradient of the trained parameters is
+accumulated apart: cosine and norms are logged; an aggregator of torchjd may replace the plain sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from r3_rl.errors import MissingPackageError
+
+
+class HasObjective(Protocol):
+    """A credit, as far as balancing sees it."""
+
+    @property
+    def objective(self) -> str:
+        """understanding or generation."""
+        ...
+
+
+class Mergeable(Protocol):
+    """Statistics of an update that add up."""
+
+    def merged(self, other: Any) -> Any:
+        """Of both."""
+        ...
+
+
+CreditT = TypeVar("CreditT", bound=HasObjective)
+StatisticsT = TypeVar("StatisticsT", bound=Mergeable)
+
+OBJECTIVES = ("understanding", "generation")
+AGGREGATORS = {
+    "pcgrad": "PCGrad",
+    "mgda": "MGDA",
+    "upgrad": "UPGrad",
+    "cagrad": "CAGrad",
+    "config": "ConFIG",
+    "aligned_mtl": "AlignedMTL",
+}
+_INSTALL = "pip install 'r3-rl[balance]'"
+
+class Balancer:
+    """Accumulates a step's gradient, objective by objective where that is asked for."""
+
+    def __init__(self, module: nn.Module, *, aggregator: str, probe_every: int, seed: int) -> None:
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.probe_every = probe_every
+        self.aggregate = None if aggregator == "sum" else load_aggregator(aggregator)
+        self.generator_seed = seed
+        self._metrics: dict[str, float] = {}
+
+    def metrics(self) -> dict[str, float]:
+        """Cosine and norms of the last probed step; empty when it was not probed."""
+        return self._metrics
+
+    def accumulate(
+        self,
+        step: int,
+        credits: Sequence[CreditT],
+        run: Callable[[Sequence[CreditT], tuple[float, float]], StatisticsT],
+        normalisers: tuple[float, float],
+    ) -> StatisticsT:
+        """Leaves the combined gradient in the parameters. `run` accumulates some credits' gradient."""
+        self._metrics = {}
+        due = self.probe_every > 0 and step % self.probe_every == 0
+        parts = {o: [c for c in credits if c.objective == o] for o in OBJECTIVES}
+        if not (due or self.aggregate) or not all(parts.values()):
+            return run(credits, normalisers)
+        rows, total = [], None
+        for part in parts.values():
+            before = self._take()
+            statistics = run(part, normalisers)
+            rows.append(self._take())
+            self._give(before)
+            total = statistics if total is None else total.merged(statistics)
+        assert total is not None
+        self._metrics = compare(*rows)
+        if self.aggregate is None:
+            combined = rows[0] + rows[1]
+        else:
+            torch.manual_seed(self.generator_seed + step)  # PCGrad draws an order
+            combined = self.aggregate(torch.stack(rows)) * len(rows)
+        self._give(combined)
+        return total
+
+    def _take(self) -> Tensor:
+        """The gradient as one vector, and the parameters without it."""
+        flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.parameters]
+        for p in self.parameters:
+            p.grad = None
+        return torch.cat(flat)
+
+    def _give(self, vector: Tensor) -> None:
+        at = 0
+        for p in self.parameters:
+            part = vector[at : at + p.numel()].view_as(p)
+            p.grad = part.clone() if p.grad is None else p.grad + part
+            at += p.numel()
+
+
+def compare(understanding: Tensor, generation: Tensor) -> dict[str, float]:
+    """Cosine and norms of two gradients.
+
+    >>> compare(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.0]))["grad/cosine"]
+    -1.0
+    """
+    a, b = understanding.norm(), generation.norm()
+    product = float(a * b)
+    return {
+        **({"grad/cosine": float(understanding @ generation) / product} if product > 0 else {}),
+        "grad/norm_understanding": float(a),
+        "grad/norm_generation": float(b),
+    }
+
+
+def load_aggregator(name: str) -> Callable[[Tensor], Tensor]:
+    """An aggregator of torchjd: [objectives, n] -> [n], an average-like direction."""
+        try:
+        import torchjd.aggregation as aggregation
+    except ImportError as error:
+        raise MissingPackageError(
+            f"balance.aggregator '{name}' needs torchjd", hint=_INSTALL
+        ) from error
+    options: dict[str, Any] = {"c": 0.5} if name == "cagrad" else {}
+    try:
+        return getattr(aggregation, AGGREGATORS[name])(**options)  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise MissingPackageError(f"aggregator '{name}': {error}", hint=_INSTALL) from error

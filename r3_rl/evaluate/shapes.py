@@ -1,0 +1,137 @@
+"""The embedded world's measurements: loop, fixed drafts, swap test, questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from r3_rl.evaluate.reflection import (
+    CHUNK,
+    FixedDrafts,
+    Measured,
+    measure_fixed,
+    measure_loop,
+    own_drafts,
+    right,
+    swap_test,
+)
+from r3_rl.policy.base import Policy, Sampling
+from r3_rl.rollout.episode import LoopSettings, row_seeds
+from r3_rl.rollout.protocol import split_thought
+from r3_rl.types import ImagePiece, Prompt, TextPiece, Verdict
+from r3_rl.worlds.shapes.data import ShapesStream, fixed_wrong_drafts, held_out_questions
+from r3_rl.worlds.shapes.drawing import render, roughen_pixels
+from r3_rl.worlds.shapes.inspector import inspect
+from r3_rl.worlds.shapes.judging import judge as judge_scene
+from r3_rl.worlds.shapes.pretraining import question_text
+from r3_rl.worlds.shapes.prompts import HARD_TAGS, sample_prompts, sample_scene
+
+ROUNDS = 2
+SEED = 77_001
+"""Of the held-out sets: the same for every run, so that runs can be compared."""
+
+
+def judge(images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[Verdict]:
+    """The exact inspector's verdict: 1 or 0, with words."""
+    if not images:
+        return []
+    seen = inspect(np.stack([image.numpy() for image in images]))
+    found = [judge_scene(s.objects, p) for s, p in zip(seen, prompts, strict=True)]
+    return [
+        Verdict(total=float(j.strict), scores={"strict": float(j.strict), "partial": j.partial}, words=j.words)
+        for j in found
+    ]
+
+
+@dataclass(kw_only=True, eq=False)
+class ShapesBench:
+    """The sets of one run: made once, measured before and after."""
+
+    num_prompts: int = 320
+    num_fixed: int = 500
+    """Wrong drafts of the fixed set: half synthetic, half the base's own (as far as it has so many)."""
+    num_right: int = 200
+    num_questions: int = 300
+    tags: tuple[str, ...] | None = None
+    rounds: int = ROUNDS
+    wrong: FixedDrafts | None = None
+    rights: FixedDrafts | None = None
+
+    def measure(self, policy: Policy, settings: LoopSettings) -> Measured:
+        """Everything, in one phase. The first call also fixes the drafts that both phases are judged on."""
+        prompts = sample_prompts(self.num_prompts, split="held_out", tags=self.tags, seed=SEED)
+        out = measure_loop(policy, prompts, settings, judge, rounds=self.rounds, seed=SEED, harder=HARD_TAGS)
+        if self.wrong is None or self.rights is None:
+            self.wrong, self.rights = self._fix(policy, settings, out)
+        out.values |= measure_fixed(policy, self.wrong, self.rights, settings, judge, seed=SEED + 1).values
+        out.values |= swap_test(policy, out.trajectories, settings, seed=SEED + 2).values
+        out.values["questions"] = measure_questions(policy, self.num_questions)
+        return out
+
+    def _fix(self, policy: Policy, settings: LoopSettings, measured: Measured) -> tuple[FixedDrafts, FixedDrafts]:
+        own_wrong = own_drafts(measured.trajectories, wanted=0.0, limit=self.num_fixed // 2)
+        synthetic = fixed_wrong_drafts(self.num_fixed - len(own_wrong.images), tags=self.tags)
+        wrong = FixedDrafts(
+            prompts=tuple(d.prompt for d in synthetic), images=tuple(torch.from_numpy(d.image) for d in synthetic)
+        )
+        own_right = own_drafts(measured.trajectories, wanted=1.0, limit=self.num_right // 2)
+        return wrong + own_wrong, self._right_renders(self.num_right - len(own_right.images)) + own_right
+
+    def _right_renders(self, count: int) -> FixedDrafts:
+        rng = np.random.default_rng(SEED + 3)
+        prompts = sample_prompts(count, split="held_out", tags=self.tags, seed=rng)
+        images = roughen_pixels(render([sample_scene(p, rng) for p in prompts]), rng)
+        return FixedDrafts(prompts=tuple(prompts), images=tuple(torch.from_numpy(i) for i in images))
+
+
+def measure_questions(policy: Policy, count: int) -> list[float]:
+    """Questions about images of the world, answered by the likeliest words: 1 where the last word is right."""
+    asked = held_out_questions(count, SEED + 4)
+    hits: list[float] = []
+    for start in range(0, count, CHUNK):
+        part = asked[start : start + CHUNK]
+        contexts = [
+            (ImagePiece(image=torch.from_numpy(q.image)), TextPiece(text=question_text(q.question))) for q in part
+        ]
+        texts = policy.write(
+            contexts, Sampling(max_new_tokens=64, temperature=0.0), row_seeds(SEED, start, len(contexts))
+        )
+        hits += [float(split_thought(t.text)[1] == q.answer) for t, q in zip(texts, part, strict=True)]
+    return hits
+
+
+def measure_edits(policy: Policy, count: int, settings: LoopSettings) -> list[float]:
+    """True instructions on images of the world: 1 where the drawn image shows what the target shows."""
+    edits = ShapesStream(seed=SEED + 5).edits(count)
+    hits: list[float] = []
+    for start in range(0, count, CHUNK):
+        part = edits[start : start + CHUNK]
+        contexts = [
+            (ImagePiece(image=torch.from_numpy(e.source), use="edit"), TextPiece(text=e.instruction)) for e in part
+        ]
+        drawn = policy.draw(contexts, [settings.refine.drawing] * len(part), row_seeds(SEED, start, len(part)))
+        got = inspect(np.stack([d.image.numpy() for d in drawn]))
+        want = inspect(np.stack([e.target for e in part]))
+        hits += [float(_names(a.objects) == _names(b.objects)) for a, b in zip(got, want, strict=True)]
+    return hits
+
+
+def _names(objects: Sequence[object]) -> list[tuple[object, ...]]:
+    return sorted((o.color, o.shape, o.row, o.col, bool(o.rough)) for o in objects)  # type: ignore[attr-defined]
+
+
+def synthetic_nodes(count: int, seed: int) -> list[tuple[Prompt, torch.Tensor]]:
+    """Wrong training-split images drawn by the world, for `tree.synthetic_fraction`."""
+    from r3_rl.worlds.shapes.data import wrong_scene
+
+    rng = np.random.default_rng(seed)
+    prompts = sample_prompts(count, split="train", seed=rng)
+    scenes = [wrong_scene(sample_scene(p, rng), p, rng, rough_share=0.25) for p in prompts]
+    images = roughen_pixels(render(scenes), rng)
+    return [(p, torch.from_numpy(i)) for p, i in zip(prompts, images, strict=True)]
+
+
+__all__ = ["ShapesBench", "judge", "measure_edits", "measure_questions", "right", "synthetic_nodes"]

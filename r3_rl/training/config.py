@@ -1,0 +1,41 @@
+"""Arguments of the trainer: transformers' own, TRL's names where the meaning is TRL's, ours prefixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class R3Config(TrainingArguments):
+    """What `R3Trainer` is told. One optimiser step is one step of the schedule.
+
+    Source of the names: TRL's GRPOConfig; `image_*` and `refine_*` are ours.
+    """
+
+    num_prompts: int = field(default=8, metadata={"help": "Prompts of a step, over all processes."})
+    num_generations: int = field(default=8, metadata={"help": "Peers of a group, at least 2."})
+    num_iterations: int = field(default=1, metadata={"help": "Updates on the same rollouts."})
+    beta: float = field(default=0.0, metadata={"help": "KL coefficient of texts."})
+    epsilon: float = field(default=0.2, metadata={"help": "Clip range of the text ratio."})
+    epsilon_high: float | None = field(default=None, metadata={"help": "Upper clip range; None takes epsilon."})
+    scale_rewards: str = field(default="none", metadata={"help": "none, group or batch."})
+    image_beta: float = field(default=0.0, metadata={"help": "KL coefficient of denoising steps."})
+    image_epsilon: float = field(default=0.2, metadata={"help": "Clip range of the image ratio."})
+    image_loss_weight: float = field(default=2.0, metadata={"help": "Weight of the image loss."})
+    text_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the text loss."})
+    schedule: str = field(default="tree", metadata={"help": "tree, full, draft_only, critique_only or cotrain."})
+    gain: str = field(default="released", metadata={"help": "paper, released or repair."})
+    format_mode: str = field(default="gate", metadata={"help": "gate or add."})
+    format_weight: float = field(default=0.1, metadata={"help": "Reward of a well-formed text."})
+    refine_node_choice: str = field(default="spread_only", metadata={"help": "Which nodes are refined."})
+    refine_perfect_ratio: float = field(default=0.15, metadata={"help": "Share of perfect nodes."})
+    refine_depth: int = field(default=1, metadata={"help": "From 2 on, refined images enter the pool."})
+    refine_synthetic_fraction: float = field(default=0.0, metadata={"help": "Share of nodes drawn by the world."})
+    rounds: int = field(default=1, metadata={"help": "Refinements of a trajectory (schedule full)."})
+    token_budget: int = field(default=4096, metadata={"help": "Tokens of a micro-batch."})
+    max_zero_variance_steps: int = field(default=20, metadata={"help": "Steps without spread that stop the run."})
+    time_budget_s: float | None = field(default=None, metadata={"help": "Seconds after which the run ends."})
+    probe_every: int = field(default=10, metadata={"help": "Steps between gradient probes; 0 is never."})
+    aggregator: str = field(default="sum", metadata={"help": "How the objectives' gradients become one."})

@@ -1,0 +1,282 @@
+"""R3Trainer: rollouts, rewards and losses of R3 on transformers' Trainer.
+
+Optimiser, schedule, precision, checkpoints, resume and callbacks are Trainer's. A step reads: collect -> accumulate ->
+balance -> step -> record.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+
+from r3_rl.balance.gradients import Balancer
+from r3_rl.errors import CheckpointError, RunError
+from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach, load_adapter, merged_for_rollout, save_adapter
+from r3_rl.policy.base import Policy
+from r3_rl.rollout.collector import Collector
+from r3_rl.rollout.episode import LoopSettings
+from r3_rl.rollout.prompts import PromptStream
+from r3_rl.rollout.protocol import PROTOCOLS
+from r3_rl.rollout.tree import NodePool
+from r3_rl.scoring.panel import Panel
+from r3_rl.training.config import R3Config
+from r3_rl.training.credit import CreditSettings
+from r3_rl.training.schedules import Collected, Schedule, SyntheticNodes
+from r3_rl.training.self_check import SelfCheck, self_check
+from r3_rl.training.update import LossSettings, accumulate, step_sizes
+
+POOL_TENSORS, POOL_NODES = "node_pool.safetensors", "node_pool.json"
+WEIGHTS = "model.safetensors"
+
+
+class R3Trainer(Trainer):
+    """Trains a policy with R3. Constructor order and names are TRL's GRPOTrainer's.
+
+    Args:
+        model: a `Policy` (its module is trained).
+        reward_funcs: the panel that is trained on.
+        args: `R3Config`.
+        train_dataset: `PromptStream` of prompts.
+        eval_dataset: unused here; evaluation of the loop lies in `r3_rl.evaluate`.
+        processing_class: the loop's settings (templates, sampling, drawing): what a tokenizer is to a text trainer.
+        callbacks, optimizers: as in Trainer.
+        peft_config: `AdapterSettings`; None trains the full weights.
+        eval_reward_funcs: held-out panel, scored and logged, never in the loss.
+        base_fingerprint: of the base's folder, kept beside every saved adapter.
+        synthetic: nodes that a world draws itself.
+        on_collected: called with every step's rollouts (recording).
+    """
+
+    args: R3Config
+
+    def __init__(
+        self,
+        model: Policy,
+        reward_funcs: Panel,
+        args: R3Config,
+        train_dataset: PromptStream,
+        eval_dataset: Any = None,
+        processing_class: LoopSettings | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: AdapterSettings | None = None,
+        *,
+        eval_reward_funcs: Panel | None = None,
+        base_fingerprint: str = "",
+        synthetic: SyntheticNodes | None = None,
+        on_collected: Callable[[int, Collected], None] | None = None,
+    ) -> None:
+        assert eval_dataset is None, "evaluation of the loop lies in r3_rl.evaluate"
+        self.policy, self.panel, self.held_out = model, reward_funcs, eval_reward_funcs
+        self.prompts, self.loop = train_dataset, processing_class or LoopSettings(protocol=PROTOCOLS["compact"])
+        self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
+        if peft_config is not None:
+            attach(model.module, peft_config, seed=args.seed)
+        super().__init__(
+            model=model.module,
+            args=args,
+            train_dataset=_Steps(args.max_steps),
+            callbacks=[*(callbacks or []), _TimeBudget(args.time_budget_s)],
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.schedule = _schedule(model, reward_funcs, self.loop, args, synthetic)
+        self.losses = LossSettings(
+            epsilon=args.epsilon,
+            epsilon_high=args.epsilon_high,
+            image_epsilon=args.image_epsilon,
+            beta=args.beta,
+            image_beta=args.image_beta,
+            text_weight=args.text_loss_weight,
+            image_weight=args.image_loss_weight,
+            token_budget=args.token_budget,
+        )
+        self.balancer = Balancer(model.module, aggregator=args.aggregator, probe_every=args.probe_every, seed=args.seed)
+        self.checked: SelfCheck | None = None
+        self.step_metrics: dict[str, float] = {}
+        self._collected: Collected | None = None
+        self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
+
+    def self_check(self) -> SelfCheck:
+        """Proves the ratio and the gradient on two rollouts; `train` calls it first."""
+        self.checked = self_check(self.policy, self.prompts.batch(0), self.loop, seed=self.args.seed)
+        return self.checked
+
+    def training_step(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One step of the schedule: its gradient stands in the parameters afterwards."""
+        step = int(inputs["step"])
+        begin = time.perf_counter()
+        collected = self._rollouts(step)
+        updating = time.perf_counter()
+        statistics = self.balancer.accumulate(
+            step,
+            collected.credits,
+            lambda credits, normalisers: accumulate(
+                self.policy, credits, self.losses, backward=self.accelerator.backward, normalisers=normalisers
+            ),
+            step_sizes(collected.credits),
+        )
+        done = time.perf_counter()
+        seconds = {f"time/{name}_s": value for name, value in self.schedule.collector.watch.seconds.items()}
+        self.schedule.collector.watch.seconds.clear()
+        self.step_metrics = {
+            **collected.metrics,
+            **statistics.metrics(),
+            **self.balancer.metrics(),
+            **seconds,
+            "time/update_s": done - updating,
+            "time/step_s": done - begin,
+            "tree/pool_size": float(sum(len(g.nodes) for g in self.schedule.pool.groups)),
+        }
+        return torch.tensor(statistics.loss)
+
+    def _rollouts(self, step: int) -> Collected:
+        """Fresh rollouts, or the last ones again for `num_iterations` updates."""
+        if self._collected is not None and step % self.args.num_iterations:
+            return self._collected
+        turn = step // self.args.num_iterations
+        with torch.no_grad(), self._fast_weights():
+            collected = self.schedule.collect(
+                turn,
+                self.prompts.batch(turn),
+                seed=self.args.seed * 1_000_003 + turn,
+                progress=step / max(self.args.max_steps, 1),
+            )
+        collected.metrics |= self.panel.metrics()
+        if self.held_out is not None:
+            collected.metrics |= self._held_out_scores(collected)
+        self._refuse_flat(collected)
+        if self.on_collected is not None:
+            self.on_collected(step, collected)
+        self._collected = collected
+        return collected
+
+    def _fast_weights(self) -> AbstractContextManager[None]:
+        """In float32 rollouts run on merged weights: the same numbers without the adapter's extra products."""
+        module = self.policy.module
+        if adapted_layers(module) and next(module.parameters()).dtype == torch.float32:
+            return merged_for_rollout(module)
+        return nullcontext()
+
+    def _held_out_scores(self, collected: Collected) -> dict[str, float]:
+        from r3_rl.scoring.batch import ScoreBatch, to_uint8
+
+        assert self.held_out is not None
+        if collected.drafts is None:
+            return {}
+        drafts = collected.drafts
+        self.held_out.score(
+            ScoreBatch(
+                prompts=drafts.prompts,
+                images=[to_uint8(r.image.image) for r in drafts.rounds],
+                texts=[r.plan.text if r.plan else "" for r in drafts.rounds],
+                groups=drafts.groups,
+            )
+        )
+        return self.held_out.metrics()
+
+    def _refuse_flat(self, collected: Collected) -> None:
+        self._flat_steps.append(collected.all_flat)
+        if len(self._flat_steps) == self._flat_steps.maxlen and all(self._flat_steps):
+            raise RunError(
+                f"all groups had equal rewards for {len(self._flat_steps)} steps: there is nothing to learn",
+                hint="use a scorer with finer scores, harder prompts, more peers or a higher temperature",
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's numbers and the step's."""
+        if "train_runtime" not in logs:
+            logs = {**self.step_metrics, **{k: v for k, v in logs.items() if k != "epoch"}}
+        super().log(logs, start_time)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Step numbers: the prompts of a step follow from its number, so that a resumed run sees the same ones."""
+        return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        module = self.policy.module
+        if adapted_layers(module):
+            save_adapter(module, folder, fingerprint=self.base_fingerprint)
+        else:
+            save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / WEIGHTS)
+        pool = self.schedule.pool.state()
+        save_file({str(i): images for i, images in enumerate(pool["images"])}, folder / POOL_TENSORS)
+        (folder / POOL_NODES).write_text(json.dumps(pool["nodes"]), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        module = self.policy.module
+        if adapted_layers(module):
+            load_adapter(module, folder, fingerprint=self.base_fingerprint or None)
+        elif (folder / WEIGHTS).is_file():
+            module.load_state_dict(load_file(folder / WEIGHTS))
+        else:
+            raise CheckpointError(f"{folder} holds no {WEIGHTS}", hint="was this run trained with an adapter?")
+        images = load_file(folder / POOL_TENSORS)
+        nodes = json.loads((folder / POOL_NODES).read_text(encoding="utf-8"))
+        self.schedule.pool.load({"images": [images[str(i)] for i in range(len(nodes))], "nodes": nodes})
+
+
+class _Steps(torch.utils.data.Dataset[dict[str, int]]):
+    """The numbers of the steps."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"step": index}
+
+
+class _TimeBudget(TrainerCallback):
+    """Ends the run after a number of seconds, at the end of a step."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds, self.begin = seconds, 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.begin = time.monotonic()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
+            control.should_training_stop = True
+
+
+def _schedule(
+    policy: Policy, panel: Panel, loop: LoopSettings, args: R3Config, synthetic: SyntheticNodes | None
+) -> Schedule:
+    collector = Collector(policy=policy, score=panel.score, settings=loop, num_generations=args.num_generations)
+    return Schedule(
+        name=args.schedule,
+        collector=collector,
+        credit=CreditSettings(
+            gain=args.gain,
+            format_mode=args.format_mode,  # type: ignore[arg-type]
+            format_weight=args.format_weight,
+            scale_rewards=args.scale_rewards,  # type: ignore[arg-type]
+        ),
+        pool=NodePool(
+            choice=args.refine_node_choice,
+            perfect_ratio=args.refine_perfect_ratio,
+            max_groups=4 * args.num_prompts,
+            max_depth=args.refine_depth,
+        ),
+        rounds=args.rounds,
+        synthetic=synthetic,
+        synthetic_fraction=args.refine_synthetic_fraction,
+    )
