@@ -204,9 +204,7 @@ def _anchor(tree: Tree) -> None:
                 reward["scorer"] = f"{_anchored(tree, file, (section, index, 'scorer'))}{colon}{name}"
     for section in ("data", "model"):
         values = tree.values.get(section)
-        if not isinstance(values, dict) or values.get("revision") is not None:
-            continue
-        if isinstance(path := values.get("path"), str):
+        if isinstance(values, dict) and isinstance(path := values.get("path"), str):
             values["path"] = _anchored(tree, path, (section, "path"))
 
 
@@ -223,7 +221,7 @@ def _outside(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 
     if recipe.data.path is not None:
         yield from ((("data", "path"), message) for message in _prompt_file(FilePath(recipe.data.path)))
-    if recipe.model.path is not None and recipe.model.revision is None and not FilePath(recipe.model.path).is_dir():
+    if recipe.model.path is not None and not FilePath(recipe.model.path).is_dir():
         yield ("model", "path"), f"no such folder: '{recipe.model.path}'"
     for section in ("rewards", "eval_rewards"):
         for index, reward in enumerate(getattr(recipe, section)):

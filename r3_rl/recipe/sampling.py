@@ -24,7 +24,6 @@ class ModelSection(Section):
         None,
         description="Folder of weights. Null takes the shipped ones of the embedded model; `bagel` needs a folder.",
     )
-    revision: str | None = Field(None, description="Revision of a hub repository, where `path` names one.")
     random_init: bool = Field(False, description="Start from random weights (pretraining, tests).")
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "float32",
