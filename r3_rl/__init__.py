@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Prompt": "r3_rl.types",
     "Trajectory": "r3_rl.types",
+    "R3Config": "r3_rl.training.config",
+    "R3Trainer": "r3_rl.training.trainer",
     "Recipe": "r3_rl.recipe",
     "load_recipe": "r3_rl.recipe_io",
     "R3Error": "r3_rl.errors",

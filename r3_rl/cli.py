@@ -87,10 +87,8 @@ def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> None
     run_demo(out=out, seed=seed, minutes=minutes)
 
 
-@_verb("training/run.py")
-def train(
-    recipe: str, /, *overrides: str, resume: str | None = None, dry_run: bool = False, rehearse: bool = False
-) -> None:
+@_verb("evaluate/run.py")
+def train(recipe: str, /, *overrides: str, resume: str | None = None, dry_run: bool = False) -> int:
     """Fine-tune a policy by a recipe.
 
     Args:
@@ -98,20 +96,20 @@ def train(
         overrides: settings to change, such as training.seed=1.
         resume: folder of an interrupted run to go on with.
         dry_run: write the resolved recipe and stop.
-        rehearse: one real trajectory, then memory, seconds per step and time to finish.
     """
     from r3_rl.recipe_io import dump_resolved, load_recipe
 
     checked = load_recipe(recipe, overrides)
     if dry_run:
         print(dump_resolved(checked), end="")
-        return
+        return 0
     from r3_rl.process import prepare_process
 
     prepare_process(checked.training.num_threads)
-    from r3_rl.training.run import train as run_training
+    from r3_rl.evaluate.run import train as run_training
 
-    run_training(checked, resume=resume, rehearse=rehearse)
+    done = run_training(checked, name=Path(recipe).stem, resume=resume)
+    return 130 if done.interrupted else 0
 
 
 @_verb("training/pretrain.py")
@@ -164,16 +162,18 @@ def refine(
 
 
 @_verb("export.py")
-def export(run: str, /, *, merge: bool = False) -> None:
+def export(run: str, /, *, out: str | None = None, merge: bool = False, base: str | None = None) -> None:
     """Write the adapter of a run with its model card, reload it and compare the outputs.
 
     Args:
-        run: folder of a run.
+        run: folder of a run, or of an adapter.
+        out: folder to write; without it the adapter is completed where it lies.
         merge: write full weights with the adapter merged in.
+        base: folder of the base, where the recipe's has moved.
     """
     from r3_rl.export import export as run_export
 
-    run_export(run, merge=merge)
+    run_export(run, out, merge=merge, base=base)
 
 
 @_verb("observe/report.py")

@@ -58,6 +58,7 @@ class PretrainSection(Section):
     )
     ramp_fraction: Share = Field(0.2, description="Following share, in which steps of both become the rule.")
     batch: MixSection = section("Samples of each task in a step.")
+    micro_batch: int = Field(32, ge=1, description="Samples of one pass; small ones stay in the processor's cache.")
     muon_lr: float = Field(0.02, ge=0, description="Muon's learning rate, for the matrices of the layers.")
     adam_lr: float = Field(2e-3, gt=0, description="AdamW's learning rate, for everything else.")
     ema: float = Field(0.998, ge=0, lt=1, description="Decay of the moving average of the weights, which is saved.")
