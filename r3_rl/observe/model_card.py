@@ -85,7 +85,8 @@ def _front_matter(facts: CardFacts) -> str:
 def _introduction(facts: CardFacts) -> str:
     what = "Full weights with a LoRA adapter merged in" if facts.merged else "A LoRA adapter in PEFT's layout"
     return (
-        f"{what}, trained by reinforcement learning on the policy's own drafts, critiques and refinements with r3-rl.\n\n"
+        f"{what}, trained with r3-rl by reinforcement learning on the policy's own drafts, critiques and refinements."
+        "\n\n"
         f"Base: {escape(facts.base)}, SHA-256 of its weights `{facts.base_fingerprint}`."
     )
 
@@ -122,7 +123,8 @@ def _line(row: Row) -> str:
 
     counts = dict.fromkeys(str(this.count) for this in (row.before, row.after) if this is not None)
     change = cell(row.difference, "+", " points" if row.is_share else "") if row.difference else ""
-    return f"| {escape(row.label)} | {cell(row.before)} | {cell(row.after)} | {change} | {' / '.join(counts)} |"
+    label = f"{row.label} ({row.hint})" if row.hint else row.label
+    return f"| {escape(label)} | {cell(row.before)} | {cell(row.after)} | {change} | {' / '.join(counts)} |"
 
 
 def _training(recipe: Mapping[str, Any], run: RunFiles | None) -> str:

@@ -205,12 +205,12 @@ def load_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str | No
 
 
 def base_fingerprint(folder: str | Path) -> str | None:
-    """The fingerprint of the base that the adapter in `folder` remembers; None when PEFT itself wrote the folder."""
+    """The fingerprint of the base that the adapter in `folder` remembers; None when nobody wrote one down."""
     path = Path(folder) / BASE_FILE
     if not path.is_file():
         return None
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
+        return str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"]) or None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: names no base ({error!r})", hint="save the adapter again") from error
 

@@ -1,0 +1,256 @@
+"""What a run leaves to others: an adapter (or merged weights) with its base's fingerprint, recipe and model card.
+
+Nothing counts as exported before it was read back: the files are loaded onto a base that was loaded anew, the adapter
+by plain peft, and must give the outputs of the policy that was trained.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r3_rl.errors import InputError, RunError
+from r3_rl.observe.model_card import CardFacts, write_model_card
+from r3_rl.observe.report import read_run
+from r3_rl.policy import adapters
+from r3_rl.policy.adapters import RECIPE_FILE
+from r3_rl.policy.bagel.checkpoint import fingerprint, load_autoencoder, load_bagel, save_bagel
+from r3_rl.policy.bagel.config import BagelConfig
+from r3_rl.policy.bagel.model import Bagel
+from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, TextBlock, pack
+from r3_rl.worlds.shapes.shipped import weights_folder
+
+_ADAPTER = "adapter_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+                    "added_tokens.json", "generation_config.json")  # fmt: skip
+_CLOSE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written and how it compares."""
+
+    folder: Path
+    difference: float
+    """Largest difference of an output between what was read back and the policy that was trained."""
+    change: float
+    """Largest difference of an output between the policy and its base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where everything lies."""
+
+    adapter: Path
+    run: Path | None
+    recipe_text: str
+    recipe: Mapping[str, Any]
+    base: Path
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        return (self.run or self.adapter).resolve().name
+
+
+def export(
+    run: str | Path, out: str | Path | None = None, *, merge: bool = False, base: str | Path | None = None
+) -> Exported:
+    """Writes a run's adapter with its model card, reads it back and compares the outputs.
+
+    Args:
+        run: folder of a run, or of an adapter.
+        out: folder to write; None completes the adapter where it lies, with `merge` it is `merged` beside it.
+        merge: write full weights with the adapter added, which load without peft.
+        base: folder of the base; None takes the recipe's.
+
+    Raises InputError when the folder holds no adapter or the base is not its base, and RunError when the adapter
+    changes nothing or what was read back differs from the policy.
+    """
+    source = _find(Path(run), Path(base) if base is not None else None)
+    folder = Path(out) if out is not None else _default_folder(source, merged=merge)
+    if merge and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder}: already there and not empty", hint="name another folder")
+    print(f"{'merged weights' if merge else 'adapter'} of {source.adapter} -> {folder}")
+    marks = fingerprint(source.base)
+    remembered = adapters.base_fingerprint(source.adapter)
+    if remembered is None:
+        print(f"the adapter names no base; taking {source.base} as given")
+    policy = load_bagel(source.base, dtype=source.dtype)
+    before = _outputs(policy)
+    adapters.load_adapter(policy, source.adapter, fingerprint=marks if remembered else None)
+    after = _outputs(policy)
+    change = _largest(before, after)
+    if change == 0:
+        raise RunError(
+            f"{source.adapter}: the adapter changes nothing", hint="was the run stopped before its first step?"
+        )
+    if merge:
+        _write_merged(policy, source, folder)
+    else:
+        adapters.save_adapter(policy, folder, fingerprint=marks, recipe_text=source.recipe_text or None)
+    del policy
+    difference = _largest(after, _read_back(folder, source, merged=merge))
+    done = Exported(folder=folder, difference=difference, change=change)
+    # sums in another order differ by rounding; merging in bfloat16 rounds each weight, then what was read back must at
+    # least be nearer to the policy than to the base
+    rounding = merge and source.dtype != torch.float32
+    allowed = 0.5 * change if rounding else _CLOSE * max(1.0, float(after.abs().max()))
+    if not difference <= allowed:
+        raise RunError(
+            f"{folder}: what was read back differs from the policy by {difference:.3g}, allowed {allowed:.3g}",
+            hint="bfloat16 rounds the adapter away; keep it apart from the weights" if rounding else "",
+        )
+    _write_card(done, source, marks, merged=merge)
+    print(f"read back: largest difference from the policy {difference:.3g}; the adapter moves outputs by {change:.3g}")
+    return done
+
+
+def _find(folder: Path, base: Path | None) -> _Source:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder", hint="give the folder of a run or of an adapter")
+    if (folder / _ADAPTER).is_file():
+        adapter, run = folder, folder.parent if (folder.parent / RECIPE_FILE).is_file() else None
+    else:
+        adapter, run = _adapter_of_run(folder), folder
+    near = [place / RECIPE_FILE for place in (adapter, run) if place is not None]
+    recipe_file = next((path for path in near if path.is_file()), None)
+    text = recipe_file.read_text(encoding="utf-8") if recipe_file else ""
+    recipe = _parsed(text)
+    model = recipe.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    dtype = torch.float32 if model.get("dtype", "float32") == "float32" else torch.bfloat16
+    return _Source(
+        adapter=adapter, run=run, recipe_text=text, recipe=recipe, base=base or _base_folder(model, folder), dtype=dtype
+    )
+
+
+def _adapter_of_run(run: Path) -> Path:
+    """The final adapter, or that of the last checkpoint of a run that was cut off."""
+    if (run / "adapter" / _ADAPTER).is_file():
+        return run / "adapter"
+    steps = {
+        int(path.name.rpartition("-")[2]): path
+        for path in run.glob("checkpoints/checkpoint-*")
+        if path.name.rpartition("-")[2].isdigit() and (path / _ADAPTER).is_file()
+    }
+    if not steps:
+        raise InputError(
+            f"{run}: neither adapter/ nor a checkpoint with an adapter in it",
+            hint="a run with `lora.enabled: false` has full weights already",
+        )
+    last = max(steps)
+    print(f"no adapter/ yet: taking the checkpoint of step {last}")
+    return steps[last]
+
+
+def _parsed(text: str) -> Mapping[str, Any]:
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise InputError(f"{RECIPE_FILE} is not YAML: {' '.join(str(error).split())}") from error
+    return content if isinstance(content, Mapping) else {}
+
+
+def _base_folder(model: Mapping[str, Any], folder: Path) -> Path:
+    if model.get("path") is not None:
+        return Path(str(model["path"]))
+    if model.get("kind", "embedded") == "embedded" and model:
+        return weights_folder()
+    raise InputError(
+        f"{folder}: no {RECIPE_FILE} says which base the adapter belongs to", hint="name it by base=FOLDER"
+    )
+
+
+def _default_folder(source: _Source, *, merged: bool) -> Path:
+    if source.run is not None:
+        return source.run / ("merged" if merged else "adapter")
+    return source.adapter.with_name(f"{source.adapter.name}-merged") if merged else source.adapter
+
+
+@torch.no_grad()
+def _outputs(model: Bagel) -> Tensor:
+    """Logits and velocities of one fixed row with every kind of token in it: texts, a looked-at image, latents."""
+    config: BagelConfig = model.config
+    generator = torch.Generator().manual_seed(0)
+    look = (min(2, config.vit_max_num_patch_per_side),) * 2
+    draw = (min(2, config.max_latent_size),) * 2
+    patch_size = config.vit.patch_size**2 * config.vit.num_channels
+    words = torch.randint(config.llm.vocab_size, (12,), generator=generator).tolist()
+    row: list[Block] = [
+        LookBlock(patches=torch.rand(look[0] * look[1], patch_size, generator=generator) * 2 - 1, grid=look),
+        TextBlock(ids=words, num_scored=len(words) - 1),
+        LatentBlock(
+            tokens=torch.randn(draw[0] * draw[1], config.latent_channels, generator=generator),
+            grid=draw,
+            time=0.5,
+            noisy=True,
+        ),
+    ]
+    out = model(pack([row], config, device=model.device))
+    found = torch.cat([out.logits.float().flatten(), out.velocity.float().flatten()]).cpu()
+    if not bool(found.isfinite().all()):
+        raise RunError("the policy's outputs are not finite numbers", hint="export an earlier checkpoint")
+    return found
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _write_merged(policy: Bagel, source: _Source, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    autoencoder = load_autoencoder(source.base, dtype=source.dtype)
+    adapters.merge(policy)
+    save_bagel(policy, autoencoder, None, folder)
+    for name in _TOKENIZER_FILES:
+        if (source.base / name).is_file():
+            shutil.copyfile(source.base / name, folder / name)
+    if source.recipe_text:
+        (folder / RECIPE_FILE).write_text(source.recipe_text, encoding="utf-8")
+
+
+def _read_back(folder: Path, source: _Source, *, merged: bool) -> Tensor:
+    if merged:
+        return _outputs(load_bagel(folder, dtype=source.dtype))
+    from peft import PeftModel
+
+    loaded = PeftModel.from_pretrained(load_bagel(source.base, dtype=source.dtype), str(folder))
+    return _outputs(loaded.get_base_model())
+
+
+def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) -> None:
+    model = source.recipe.get("model") or {}
+    shipped = bool(source.recipe) and model.get("kind", "embedded") == "embedded" and model.get("path") is None
+    facts = CardFacts(
+        title=f"{source.name}: {'merged weights' if merged else 'adapter'}",
+        base="the embedded model that ships with r3-rl" if shipped else f"{source.base.resolve().name}, BAGEL's layout",
+        base_fingerprint=marks,
+        loading=_loading(shipped=shipped, merged=merged),
+        proof=(
+            f"Read back on export: outputs differ from the trained policy's by at most {done.difference:.3g}; the "
+            f"adapter moves them by up to {done.change:.3g}."
+        ),
+        merged=merged,
+    )
+    write_model_card(done.folder, facts, read_run(source.run) if source.run is not None else None, source.recipe)
+
+
+def _loading(*, shipped: bool, merged: bool) -> str:
+    imports = ["from r3_rl.policy.bagel.checkpoint import load_bagel"]
+    if merged:
+        return "\n".join([*imports, "", 'model = load_bagel("merged")  # this folder'])
+    base = '"base"'
+    if shipped:
+        imports.append("from r3_rl.worlds.shapes.shipped import weights_folder")
+        base = "weights_folder()"
+    lines = [f"base = load_bagel({base})", 'model = PeftModel.from_pretrained(base, "adapter")  # this folder']
+    return "\n".join(["from peft import PeftModel", *imports, "", *lines])
