@@ -60,10 +60,10 @@ def test_the_card_says_what_was_measured(run):
     card = (run / "adapter" / "README.md").read_text()
     draft = evaluation()["phases"]["after"]["draft"]
     assert f"{100 * draft['mean']:.1f} % ({100 * draft['low']:.1f} to {100 * draft['high']:.1f})" in card
-    assert re.search(r"\| Draft right .first image.*\|.*\| \+?\S+ points \(.* to .*\) \| 320 \|", card)
+    assert re.search(r"\| Draft right \(first image.*\|.*\| \+?\S+ points \(.* to .*\) \| 320 \|", card)
     assert json.loads((run / "adapter" / "base.json").read_text())["fingerprint"] in card
     assert "- scorers: shapes" in card and "- adapter: rank 2" in card
-    assert "| color attribution \\(after all rounds\\) |" in card
+    assert "| color attribution (after all rounds) |" in card
     assert "<script>" not in card
     pictures = re.findall(r"\]\((pictures/\d\.png)\)", card)
     assert len(pictures) == 4 and all((run / "adapter" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)

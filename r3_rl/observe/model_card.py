@@ -17,7 +17,7 @@ from r3_rl.observe.trajectories import SeenTrajectory, load_trajectory
 
 PICTURES = "pictures"
 _MOST_PICTURES = 4
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$])")
 
 
 @dataclass(frozen=True, kw_only=True)
