@@ -122,7 +122,7 @@ def compare(understanding: Tensor, generation: Tensor) -> dict[str, float]:
 
 def load_aggregator(name: str) -> Callable[[Tensor], Tensor]:
     """An aggregator of torchjd: [objectives, n] -> [n], an average-like direction."""
-        try:
+    try:
         import torchjd.aggregation as aggregation
     except ImportError as error:
         raise MissingPackageError(

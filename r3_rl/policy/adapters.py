@@ -29,12 +29,12 @@ from r3_rl.policy.lora import (
     NAME,
     TARGETS,
     AdapterSettings,
+    MergedLinear,
     adapted_layers,
     branch_of,
     find_slots,
     inject,
     lora_config,
-    merged_linear,
     remove,
     swapped,
 )
@@ -120,7 +120,7 @@ def merged_for_rollout(module: nn.Module) -> Iterator[None]:
             f"an adapter on {', '.join(sorted(str(t) for t in types))} weights is not merged for rollouts",
             hint="use float32 weights, or roll out with the adapter beside them",
         )
-    with swapped(slots, [merged_linear(slot.layer) for slot in slots]):
+    with swapped(slots, [MergedLinear(slot.layer) for slot in slots]):
         yield
 
 
@@ -130,7 +130,7 @@ def merge(module: nn.Module) -> nn.Module:
     Raises InputError when the module has no adapter.
     """
     for slot in find_slots(module):
-        slot.layer.get_base_layer().weight = merged_linear(slot.layer).weight
+        slot.layer.get_base_layer().weight = MergedLinear(slot.layer).weight
     remove(module)
     return module
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from r3_rl.errors import InputError
 
@@ -94,10 +95,24 @@ class Slot:
         setattr(self.parent, self.leaf, layer)
 
 
-class MergedLinear(nn.Linear):
-    """Stands in for a LoRA layer and remembers it, so that the adapter is still found and can be switched off."""
+class MergedLinear(nn.Module):
+    """x -> (W + scale * B A) x + b in one product, summed in float32, with the base's own bias.
 
-    lora: list[LoraLinear]  # a list, because a module in an attribute would bring its parameters along
+    Stands in for a LoRA layer and remembers it, so that the adapter is still found and can be switched off.
+    """
+
+    @torch.no_grad()
+    def __init__(self, layer: LoraLinear) -> None:
+        super().__init__()
+        base = layer.get_base_layer()
+        a, b = (part[NAME].weight.float() for part in (layer.lora_A, layer.lora_B))
+        weight = torch.addmm(base.weight.float(), b, a, alpha=layer.scaling[NAME]).to(base.weight.dtype)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = base.bias
+        self.lora = [layer]  # a list, because a module in an attribute would bring its parameters along
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
 def adapted_layers(module: nn.Module) -> dict[str, LoraLinear]:
@@ -132,18 +147,6 @@ def swapped(slots: Sequence[Slot], others: Sequence[nn.Module]) -> Iterator[None
     finally:
         for slot, layer in zip(slots, before, strict=True):
             slot.put(layer)
-
-
-@torch.no_grad()
-def merged_linear(layer: LoraLinear) -> MergedLinear:
-    """A linear layer with weight W + scale * B A, summed in float32, and the very bias of the base."""
-    base = layer.get_base_layer()
-    merged = MergedLinear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-    weight = (base.weight.float() + layer.get_delta_weight(NAME).float()).to(base.weight.dtype)
-    merged.weight = nn.Parameter(weight, requires_grad=False)
-    merged.bias = base.bias
-    merged.lora = [layer]
-    return merged.train(base.training)
 
 
 def lora_config(module: nn.Module, settings: AdapterSettings) -> LoraConfig:

@@ -84,7 +84,7 @@ class R3Trainer(Trainer):
         if peft_config is not None:
             attach(model.module, peft_config, seed=args.seed)
         super().__init__(
-            model=model.module,
+            model=_Held(model.module),
             args=args,
             train_dataset=_Steps(args.max_steps),
             callbacks=[*(callbacks or []), _TimeBudget(args.time_budget_s)],
@@ -228,6 +228,14 @@ class R3Trainer(Trainer):
         images = load_file(folder / POOL_TENSORS)
         nodes = json.loads((folder / POOL_NODES).read_text(encoding="utf-8"))
         self.schedule.pool.load({"images": [images[str(i)] for i in range(len(nodes))], "nodes": nodes})
+
+
+class _Held(nn.Module):
+    """The policy's module as Trainer holds it: without our frozen `config`, which Trainer would write to."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
 
 
 class _Steps(torch.utils.data.Dataset[dict[str, int]]):

@@ -1,0 +1,228 @@
+"""A whole run: measure, train, measure again, export, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from r3_rl.assemble import (
+    LoadedPolicy,
+    adapter_settings,
+    build_panel,
+    load_policy,
+    loop_settings,
+    prompt_stream,
+    trainer_arguments,
+)
+from r3_rl.errors import InputError
+from r3_rl.evaluate.reflection import Measured, differences
+from r3_rl.evaluate.shapes import ShapesBench, judge, synthetic_nodes
+from r3_rl.observe.environment import environment
+from r3_rl.observe.progress import RunProgress, duration
+from r3_rl.observe.recorder import Recorder, new_run_folder
+from r3_rl.observe.report import write_report
+from r3_rl.observe.statistics import Interval
+from r3_rl.policy.adapters import adapted_layers, save_adapter
+from r3_rl.recipe import Recipe, geometry
+from r3_rl.recipe_io import dump_resolved
+from r3_rl.rollout.tree import Node
+from r3_rl.training.callbacks import InterruptCallback, RecordCallback
+from r3_rl.training.trainer import R3Trainer
+
+SUMMARY = {
+    "draft": "draft",
+    "final": "final",
+    "wrong_drafts_edited": "wrong_drafts_edited",
+    "wrong_drafts_repaired": "wrong_drafts_repaired",
+    "right_drafts_kept": "right_drafts_kept",
+    "questions": "questions",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunResult:
+    """What a run left."""
+
+    folder: Path
+    before: Measured | None
+    after: Measured | None
+    interrupted: bool
+
+
+def train(
+    recipe: Recipe,
+    *,
+    name: str = "r3",
+    resume: str | None = None,
+    bench: ShapesBench | None = None,
+    folder: Path | None = None,
+) -> RunResult:
+    """Runs a recipe. `resume`: folder of an interrupted run. `bench`: what is measured before and after (by default
+    the embedded world's sets, of `training.eval_prompts` prompts; other data are judged by their rewards alone)."""
+    begin = time.monotonic()
+    print(geometry(recipe))
+    folder = _folder(recipe, name, resume, folder)
+    loaded = load_policy(recipe.model)
+    settings = loop_settings(recipe.rollout)
+    trainer = build_trainer(recipe, loaded, folder)
+    checkpoint = _checkpoint(folder) if resume else None
+    recorder = Recorder(
+        folder,
+        keep_trajectories=recipe.observe.keep_trajectories,
+        resume_step=int(checkpoint.rpartition("-")[2]) if checkpoint else None,
+    )
+    recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
+    recorder.document("environment.json", environment(dtype=str(loaded.dtype).removeprefix("torch.")))
+    print(f"run folder {folder}")
+    print(trainer.self_check())
+    if bench is None and recipe.data.kind == "shapes":
+        bench = _bench(recipe)
+    before = _measure(bench, loaded, settings, recorder, "before", 0, base=True) if bench else None
+    interrupt = InterruptCallback()
+    with RunProgress(folder.name, total_steps=recipe.training.max_steps) as progress:
+        trainer.add_callback(RecordCallback(recorder, progress))
+        trainer.add_callback(interrupt)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.panel.close()
+    if interrupt.asked:
+        print(f"interrupted at step {trainer.state.global_step}; go on with --resume {folder}")
+        return RunResult(folder=folder, before=before, after=None, interrupted=True)
+    if adapted_layers(loaded.policy.module):
+        save_adapter(
+            loaded.policy.module,
+            folder / "adapter",
+            fingerprint=loaded.fingerprint,
+            recipe_text=dump_resolved(recipe),
+        )
+    else:
+        trainer.save_model(str(folder / "model"))
+    after = None
+    if bench and before:
+        after = _measure(bench, loaded, settings, recorder, "after", trainer.state.global_step)
+        _write_results(recorder, before, after, recipe, bench, time.monotonic() - begin)
+    print(f"report {write_report(folder)}")
+    return RunResult(folder=folder, before=before, after=after, interrupted=False)
+
+
+def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Trainer:
+    """The trainer of a recipe."""
+    panel = build_panel(recipe, recipe.rewards, base=Path.cwd())
+    held_out = build_panel(recipe, recipe.eval_rewards, base=Path.cwd(), held_out=True) if recipe.eval_rewards else None
+    peft_config = adapter_settings(recipe.lora)
+    if peft_config is None:
+        for parameter_name, parameter in loaded.policy.module.named_parameters():
+            parameter.requires_grad_(".layers." in parameter_name and "vit_model" not in parameter_name)
+    trainer = R3Trainer(
+        model=loaded.policy,
+        reward_funcs=panel,
+        args=trainer_arguments(recipe, folder),
+        train_dataset=prompt_stream(recipe),
+        processing_class=loop_settings(recipe.rollout),
+        peft_config=peft_config,
+        eval_reward_funcs=held_out,
+        base_fingerprint=loaded.fingerprint,
+        synthetic=_synthetic if recipe.data.kind == "shapes" else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _synthetic(count: int, seed: int) -> list[Node]:
+    pairs = synthetic_nodes(count, seed)
+    verdicts = judge([image for _, image in pairs], [prompt for prompt, _ in pairs])
+    return [
+        Node(prompt=prompt, image=image, score=verdict.total or 0.0, verdict=verdict)
+        for (prompt, image), verdict in zip(pairs, verdicts, strict=True)
+    ]
+
+
+def _folder(recipe: Recipe, name: str, resume: str | None, folder: Path | None) -> Path:
+    if resume:
+        if not Path(resume).is_dir():
+            raise InputError(f"no run folder at {resume}", hint="give the folder that `r3 train` printed")
+        return Path(resume)
+    return folder or new_run_folder(recipe.training.output_dir, name)
+
+
+def _checkpoint(folder: Path) -> str:
+    found = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
+    if found is None:
+        raise InputError(f"{folder} holds no checkpoint", hint="start the run again without --resume")
+    print(f"resuming from {found}: adapter, optimiser, schedule, random state, node pool, step")
+    return str(found)
+
+
+def _bench(recipe: Recipe) -> ShapesBench:
+    from r3_rl.worlds.shapes.prompts import TAGS
+
+    tags = tuple(tag for tag in (recipe.data.tags or TAGS) if tag not in recipe.data.exclude_tags)
+    return ShapesBench(num_prompts=recipe.training.eval_prompts, tags=tags)
+
+
+def _measure(
+    bench: ShapesBench,
+    loaded: LoadedPolicy,
+    settings: Any,
+    recorder: Recorder,
+    phase: str,
+    step: int,
+    *,
+    base: bool = False,
+) -> Measured:
+    """One phase; `base` measures with the adapter off, so that a resumed run measures the same base."""
+    begin = time.monotonic()
+    if base and adapted_layers(loaded.policy.module):
+        with loaded.policy.reference():
+            measured = bench.measure(loaded.policy, settings)
+    else:
+        measured = bench.measure(loaded.policy, settings)
+    recorder.trajectories(step, measured.trajectories, phase=phase)
+    print(f"measured {phase} training in {duration(time.monotonic() - begin)}")
+    return measured
+
+
+def _write_results(
+    recorder: Recorder, before: Measured, after: Measured, recipe: Recipe, bench: ShapesBench, wall_s: float
+) -> None:
+    changes = differences(before.values, after.values)
+    phases = {"before": before.intervals(), "after": after.intervals()}
+    recorder.document(
+        "evaluation.json",
+        {
+            "phases": {p: {n: i.as_dict() for n, i in intervals.items()} for p, intervals in phases.items()},
+            "differences": {n: i.as_dict() for n, i in changes.items()},
+        },
+    )
+    summary: dict[str, Any] = {}
+    for key, metric in SUMMARY.items():
+        for phase, intervals in phases.items():
+            if metric in intervals:
+                summary[f"{key}_{phase}"] = intervals[metric].mean
+        if metric in changes:
+            summary[f"{key}_difference"] = changes[metric].as_dict()
+    summary |= {"num_prompts": bench.num_prompts, "seeds": [recipe.training.seed], "wall_s": round(wall_s, 1)}
+    recorder.document("summary.json", summary)
+    print_table(phases["before"], phases["after"], changes)
+
+
+def print_table(before: dict[str, Interval], after: dict[str, Interval], changes: dict[str, Interval]) -> None:
+    """Before -> after with 95 % intervals, in per cent."""
+    for name in dict.fromkeys([*before, *after]):
+        if "/" in name:
+            continue
+        parts = [f"{name:24}"]
+        for interval in (before.get(name), after.get(name)):
+            parts.append(
+                f"{100 * interval.mean:5.1f} [{100 * interval.low:5.1f}, {100 * interval.high:5.1f}]"
+                if interval
+                else " " * 21
+            )
+        change = changes.get(name)
+        if change:
+            parts.append(f"{100 * change.mean:+5.1f} [{100 * change.low:+5.1f}, {100 * change.high:+5.1f}]")
+        print(parts[0] + "  ->  ".join(parts[1:3]) + ("   " + parts[3] if change else ""))

@@ -1,0 +1,55 @@
+"""What watches a run: metrics to disk and terminal, and Ctrl-C that ends a run at the end of its step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from r3_rl.observe.progress import RunProgress
+from r3_rl.observe.recorder import Recorder
+
+
+class RecordCallback(TrainerCallback):
+    """Every log goes to `metrics.jsonl` and to the progress line."""
+
+    def __init__(self, recorder: Recorder, progress: RunProgress) -> None:
+        self.recorder, self.progress = recorder, progress
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Trainer calls this after every `logging_steps` steps, and once at the end with totals (left out)."""
+        if logs and "train_runtime" not in logs:
+            self.recorder.metrics(state.global_step, {k: v for k, v in logs.items() if k != "step"})
+            self.progress.update(state.global_step, logs)
+
+
+class InterruptCallback(TrainerCallback):
+    """The first Ctrl-C finishes the step, saves and stops; the second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old: Any = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Takes the signal over."""
+        self._old = signal.signal(signal.SIGINT, self._handle)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Gives the signal back."""
+        signal.signal(signal.SIGINT, self._old)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stops on a whole step."""
+        if self.asked:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nfinishing the step, then saving (Ctrl-C again stops at once)", flush=True)
