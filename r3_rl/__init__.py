@@ -23,6 +23,7 @@ _HOMES = {
     "Recipe": "r3_rl.recipe",
     "load_recipe": "r3_rl.recipe_io",
     "R3Error": "r3_rl.errors",
+    "Refiner": "r3_rl.evaluate.refiner",
 }
 
 __all__ = ["__version__", *_HOMES]

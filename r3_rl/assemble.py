@@ -25,9 +25,7 @@ from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.training.config import R3Config
-
-EMBEDDED_WEIGHTS = Path(__file__).parent / "worlds" / "shapes" / "weights"
-
+from r3_rl.worlds.shapes.shipped import weights_folder
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedPolicy:
@@ -41,7 +39,7 @@ class LoadedPolicy:
 
 def base_folder(model: ModelSection) -> Path:
     """The folder of a recipe's base weights."""
-    folder = Path(model.path) if model.path else EMBEDDED_WEIGHTS
+    folder = Path(model.path) if model.path else weights_folder()
     if not (folder / "llm_config.json").is_file():
         raise CheckpointError(f"{folder} is no BAGEL folder: it has no llm_config.json", hint="check model.path")
     return folder

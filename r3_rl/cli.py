@@ -112,7 +112,7 @@ def train(recipe: str, /, *overrides: str, resume: str | None = None, dry_run: b
     return 130 if done.interrupted else 0
 
 
-@_verb("training/pretrain.py")
+@_verb("evaluate/pretrain.py")
 def pretrain(recipe: str, /, *overrides: str) -> None:
     """Make the embedded model: supervised pretraining by a recipe with a `pretrain` section.
 
@@ -130,12 +130,12 @@ def pretrain(recipe: str, /, *overrides: str) -> None:
     from r3_rl.process import prepare_process
 
     prepare_process(checked.training.num_threads)
-    from r3_rl.training.pretrain import pretrain as run_pretraining
+    from r3_rl.evaluate.pretrain import pretrain as run_pretraining
 
     run_pretraining(checked)
 
 
-@_verb("rollout/refiner.py")
+@_verb("evaluate/refiner.py")
 def refine(
     prompt: str,
     /,
@@ -156,7 +156,10 @@ def refine(
         out: the picture, a PNG file.
         seed: seed of texts and noise.
     """
-    from r3_rl.rollout.refiner import refine_command
+    from r3_rl.process import prepare_process
+
+    prepare_process()
+    from r3_rl.evaluate.refiner import refine_command
 
     refine_command(prompt=prompt, model=model, adapter=adapter, rounds=rounds, out=out, seed=seed)
 

@@ -32,7 +32,7 @@ from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.rollout.tree import Node
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
-from r3_rl.training.trainer import R3Trainer
+from r3_rl.training.trainer import R3Trainer, fast_weights
 
 SUMMARY = {
     "draft": "draft",
@@ -117,6 +117,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
     if peft_config is None:
         for parameter_name, parameter in loaded.policy.module.named_parameters():
             parameter.requires_grad_(".layers." in parameter_name and "vit_model" not in parameter_name)
+        loaded.policy.remember_base()
     trainer = R3Trainer(
         model=loaded.policy,
         reward_funcs=panel,
@@ -176,11 +177,12 @@ def _measure(
 ) -> Measured:
     """One phase; `base` measures with the adapter off, so that a resumed run measures the same base."""
     begin = time.monotonic()
-    if base and adapted_layers(loaded.policy.module):
+    if base:
         with loaded.policy.reference():
             measured = bench.measure(loaded.policy, settings)
     else:
-        measured = bench.measure(loaded.policy, settings)
+        with fast_weights(loaded.policy.module):
+            measured = bench.measure(loaded.policy, settings)
     recorder.trajectories(step, measured.trajectories, phase=phase)
     print(f"measured {phase} training in {duration(time.monotonic() - begin)}")
     return measured

@@ -29,10 +29,10 @@ def geometry(recipe: Recipe, world_size: int = 1) -> str:
     """
     if recipe.pretrain is not None:
         batch = recipe.pretrain.batch
-        total = batch.text_to_image + batch.edit + batch.critique + batch.question
+        total = batch.text_to_image + batch.edit + batch.critique + batch.question + batch.plan
         return (
             f"{batch.text_to_image} drawings + {batch.edit} edits + {batch.critique} critiques "
-            f"+ {batch.question} questions = {total} samples a step, {recipe.pretrain.steps} steps"
+            f"+ {batch.question} questions + {batch.plan} plans = {total} samples a step, {recipe.pretrain.steps} steps"
         )
     prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
     if prompts % world_size:

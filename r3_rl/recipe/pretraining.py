@@ -13,17 +13,17 @@ from r3_rl.recipe.sampling import Share
 class ModelSizeSection(Section):
     """Sizes of the model that is made."""
 
-    hidden_size: int = Field(192, ge=16, description="Width of both experts.")
+    hidden_size: int = Field(128, ge=16, description="Width of both experts.")
     num_layers: int = Field(6, ge=1, description="Layers.")
-    num_heads: int = Field(3, ge=1, description="Query heads.")
-    num_kv_heads: int = Field(3, ge=1, description="Key and value heads.")
-    intermediate_size: int = Field(512, ge=16, description="Width of the feed-forward part.")
-    latent_patch_size: int = Field(6, ge=1, description="Side of a latent token in pixels (identity autoencoder).")
-    vit_hidden_size: int = Field(96, ge=16, description="Width of the understanding tower.")
+    num_heads: int = Field(4, ge=1, description="Query heads.")
+    num_kv_heads: int = Field(2, ge=1, description="Key and value heads.")
+    intermediate_size: int = Field(384, ge=16, description="Width of the feed-forward part.")
+    latent_patch_size: int = Field(12, ge=1, description="Side of a latent token in pixels (identity autoencoder).")
+    vit_hidden_size: int = Field(128, ge=16, description="Width of the understanding tower.")
     vit_num_layers: int = Field(2, ge=1, description="Layers of the understanding tower.")
-    vit_num_heads: int = Field(3, ge=1, description="Heads of the understanding tower.")
-    vit_intermediate_size: int = Field(256, ge=16, description="Width of the tower's feed-forward part.")
-    vit_patch_size: int = Field(6, ge=1, description="Side of a patch of the understanding tower in pixels.")
+    vit_num_heads: int = Field(4, ge=1, description="Heads of the understanding tower.")
+    vit_intermediate_size: int = Field(384, ge=16, description="Width of the tower's feed-forward part.")
+    vit_patch_size: int = Field(12, ge=1, description="Side of a patch of the understanding tower in pixels.")
 
     def problems(self) -> Iterator[Problem]:
         for width, heads in (("hidden_size", "num_heads"), ("vit_hidden_size", "vit_num_heads")):
@@ -34,43 +34,46 @@ class ModelSizeSection(Section):
 
 
 class MixSection(Section):
-    """Samples of each task in a step."""
+    """Examples of each task in a step."""
 
-    text_to_image: int = Field(112, ge=0, description="Prompt and plan -> image.")
-    edit: int = Field(56, ge=0, description="Image and instruction -> image.")
-    critique: int = Field(48, ge=0, description="Image and prompt -> listing and instruction.")
-    question: int = Field(48, ge=0, description="Image and question -> answer.")
+    text_to_image: int = Field(96, ge=0, description="Prompt -> plan -> image.")
+    edit: int = Field(64, ge=0, description="Image and instruction -> image.")
+    critique: int = Field(96, ge=0, description="Image and prompt -> listing and instruction.")
+    question: int = Field(32, ge=0, description="Image and question -> listing and answer.")
+    plan: int = Field(32, ge=0, description="Prompt -> plan, without the image: cheap words, mostly positions.")
 
     def problems(self) -> Iterator[Problem]:
-        if not (self.text_to_image or self.edit or self.critique or self.question):
+        if not any((self.text_to_image, self.edit, self.critique, self.question, self.plan)):
             yield Problem("text_to_image", "a step without any sample learns nothing; set one task above 0")
 
 
 class PretrainSection(Section):
     """Supervised pretraining in the embedded world. Seed, threads and output folder are those of `training`."""
 
-    steps: int = Field(2000, ge=1, description="Updates of the weights.")
-    max_hours: float | None = Field(None, gt=0, description="Hours after which pretraining ends; null is no limit.")
-    warmup_steps: int = Field(50, ge=1, description="Steps of linear warm-up.")
-    decay_fraction: float = Field(0.3, gt=0, le=1, description="Last share of the run, in which the rates fall to 0.")
-    apart_fraction: Share = Field(
-        0.1, description="First share of the steps, in which drawing and understanding take turns."
+    steps: int = Field(1500, ge=1, description="Updates of the weights.")
+    max_hours: float | None = Field(
+        None, gt=0, description="Hours after which pretraining ends (the rates fall in time); null is no limit."
     )
-    ramp_fraction: Share = Field(0.2, description="Following share, in which steps of both become the rule.")
-    batch: MixSection = section("Samples of each task in a step.")
-    micro_batch: int = Field(32, ge=1, description="Samples of one pass; small ones stay in the processor's cache.")
+    start: str | None = Field(None, description="Folder of weights to go on from; null starts from random ones.")
+    warmup_steps: int = Field(40, ge=1, description="Steps of linear warm-up.")
+    decay_fraction: float = Field(0.4, gt=0, le=1, description="Last share of the run, in which the rates fall to 0.")
+    apart_fraction: Share = Field(
+        0.0, description="First share of the steps, in which drawing and understanding take turns."
+    )
+    ramp_fraction: Share = Field(0.0, description="Following share, in which steps of both become the rule.")
+    batch: MixSection = section("Examples of each task in a step.")
+    micro_batch: int = Field(32, ge=1, description="Examples of one pass; small ones stay in the processor's cache.")
     muon_lr: float = Field(0.02, ge=0, description="Muon's learning rate, for the matrices of the layers.")
     adam_lr: float = Field(2e-3, gt=0, description="AdamW's learning rate, for everything else.")
     ema: float = Field(0.998, ge=0, lt=1, description="Decay of the moving average of the weights, which is saved.")
     text_weight: float = Field(1.0, ge=0, description="Weight of the next-token loss beside the flow loss.")
     time_mean: float = Field(0.4, description="m in t = sigmoid(m + N(0, 1)), the noise level that is trained.")
-    text_dropout: Share = Field(0.08, description="Chance to draw without context, which guidance needs.")
-    plan_noise: Share = Field(0.0, description="Chance that a plan names something else than what is drawn.")
-    image_noise: float = Field(0.04, ge=0, description="Strongest pixel noise on images that are looked at.")
-    contradicting_fraction: Share = Field(
-        0.3, description="Share of text-to-image scenes that contradict their prompt: deliberate headroom for R3."
+    context_dropout: Share = Field(0.08, description="Chance to draw without context, which guidance needs.")
+    plan_noise: Share = Field(
+        0.25, description="Share of plans (and images with them) that contradict their prompt: headroom for R3."
     )
-    eval_every: int = Field(500, ge=1, description="Steps between two measurements.")
+    image_noise: Share = Field(0.1, description="Share of images that depart from their plan: headroom for R3.")
+    position_weight: float = Field(1.5, ge=0, description="Weight of position prompts; the other kinds weigh 1.")
     model: ModelSizeSection = section("Sizes of the model.")
 
     def problems(self) -> Iterator[Problem]:

@@ -6,11 +6,8 @@ steps ramps up to one.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,40 +15,14 @@ from torch import nn
 
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.base import Example
+from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.training.muon import Muon
 
 GENERATION = ("text_to_image", "edit")
 UNDERSTANDING = ("critique", "question", "plan")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainSettings:
-    """What supervised pretraining is told (the `pretrain` section of a recipe)."""
-
-    steps: int
-    batch: dict[str, int]
-    """Examples a step of each kind: text_to_image, edit, critique, question."""
-    muon_lr: float
-    adam_lr: float
-    ema: float
-    warmup_steps: int
-    decay_fraction: float
-    """Last share of the steps over which the learning rates fall to zero."""
-    apart_fraction: float
-    """First share of the steps in which the two objectives take turns."""
-    ramp_fraction: float
-    """Following share over which joint steps become the rule."""
-    text_weight: float
-    context_dropout: float
-    """Share of drawing examples that lose their texts (and, half as often, their images): guidance needs them."""
-    time_mean: float
-    micro_batch: int
-    """Examples of one pass."""
-    seed: int
-    max_seconds: float | None
-
-
-def objectives(step: int, settings: PretrainSettings, rng: np.random.Generator) -> tuple[str, ...]:
+def objectives(step: int, settings: PretrainSection, rng: np.random.Generator) -> tuple[str, ...]:
     """Which kinds of examples a step holds."""
     done = step / settings.steps
     ramp = max(settings.ramp_fraction, 1e-9)
@@ -77,7 +48,7 @@ def drop_contexts(examples: list[Example], share: float, rng: np.random.Generato
     return out
 
 
-def optimizers(module: nn.Module, settings: PretrainSettings) -> list[torch.optim.Optimizer]:
+def optimizers(module: nn.Module, settings: PretrainSection) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings, heads, biases and norms."""
     matrices, rest = [], []
     for name, parameter in module.named_parameters():
@@ -90,69 +61,63 @@ def optimizers(module: nn.Module, settings: PretrainSettings) -> list[torch.opti
     ]
 
 
-def rate(step: int, elapsed: float, settings: PretrainSettings) -> float:
-    """Learning-rate factor: linear warm-up, flat, linear decay at the end (by steps, or by time where that is short)."""
-    done = step / settings.steps
-    if settings.max_seconds:
-        done = max(done, elapsed / settings.max_seconds)
+def rate(step: int, done: float, settings: PretrainSection) -> float:
+    """Learning-rate factor: linear warm-up, flat, linear decay over the last share. `done`: share of the run, by steps
+    or by time, whichever is further."""
     return min(1.0, (step + 1) / settings.warmup_steps, max((1 - done) / settings.decay_fraction, 0.01))
 
 
 def run_pretraining(
     policy: BagelPolicy,
     batches: Callable[[str, int], list[Example]],
-    settings: PretrainSettings,
+    settings: PretrainSection,
     *,
-    on_step: Callable[[int, dict[str, float]], None],
-) -> Iterator[int]:
-    """Trains in place and yields after every step; at the end the weights are their moving average."""
+    seed: int,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Trains in place and yields each step's number and metrics; at the end the weights are their moving average."""
     module = policy.module
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(not name.endswith("pos_embed"))
+    module.requires_grad_(True)  # the position tables too: frozen in the release, they are small here and learn
     optims = optimizers(module, settings)
     base_rates = [o.param_groups[0]["lr"] for o in optims]
     average = {n: p.detach().clone() for n, p in module.named_parameters()}
-    rng = np.random.default_rng(settings.seed)
-    generator = torch.Generator().manual_seed(settings.seed)
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
+    limit = settings.max_hours * 3600 if settings.max_hours else None
     for step in range(settings.steps):
         begin = time.monotonic()
-        kinds = objectives(step, settings, rng)
         examples: list[Example] = []
-        for kind in kinds:
-            examples += drop_contexts(batches(kind, settings.batch[kind]), settings.context_dropout, rng)
+        for kind in objectives(step, settings, rng):
+            if count := getattr(settings.batch, kind):
+                examples += drop_contexts(batches(kind, count), settings.context_dropout, rng)
         made = time.monotonic()
-        flow, text = _backward(policy, examples, settings, generator)
+        means = _backward(policy, examples, settings, generator)
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        factor = rate(step, begin - started, settings)
+        done = max(step / settings.steps, (begin - started) / limit if limit else 0.0)
+        factor = rate(step, done, settings)
         for optim, base in zip(optims, base_rates, strict=True):
             optim.param_groups[0]["lr"] = base * factor
             optim.step()
             optim.zero_grad(set_to_none=True)
-        decay = min(settings.ema, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for n, p in module.named_parameters():
-                average[n].lerp_(p, 1 - decay)
-        numbers = {
-            "loss/flow": flow,
-            "loss/text": text,
-            "time/data_s": made - begin,
-            "time/step_s": time.monotonic() - begin,
-            "time/elapsed_s": time.monotonic() - started,
-            "learning_rate_factor": factor,
-        }
-        on_step(step, {k: v for k, v in numbers.items() if v or k.startswith("time")})
-        yield step
-        if settings.max_seconds and time.monotonic() - started > settings.max_seconds:
+        _average(module, average, min(settings.ema, (step + 1) / (step + 10)))
+        now = time.monotonic()
+        yield step, {**means, "learning_rate": factor, "time/data_s": made - begin, "time/step_s": now - begin}
+        if limit and now - started > limit:
             break
     with torch.no_grad():
         for n, p in module.named_parameters():
             p.copy_(average[n])
 
 
+@torch.no_grad()
+def _average(module: nn.Module, average: dict[str, torch.Tensor], decay: float) -> None:
+    for n, p in module.named_parameters():
+        average[n].lerp_(p, 1 - decay)
+
+
 def _backward(
-    policy: BagelPolicy, examples: list[Example], settings: PretrainSettings, generator: torch.Generator
-) -> tuple[float, float]:
+    policy: BagelPolicy, examples: list[Example], settings: PretrainSection, generator: torch.Generator
+) -> dict[str, float]:
     """Accumulates the gradient of mean flow loss + weighted mean text loss in micro-batches; returns the two means.
 
     Micro-batches hold examples of like length (they come sorted by kind) and stay small enough for the processor's
@@ -173,10 +138,5 @@ def _backward(
         (loss.flow / max(num_flow, 1) + settings.text_weight * loss.text / max(num_text, 1)).backward()
         flow += float(loss.flow.detach()) / max(num_flow, 1)
         text += float(loss.text.detach()) / max(num_text, 1)
-    return flow, text
-
-
-def append_json_line(path: Path, numbers: dict[str, float]) -> None:
-    """One line of metrics."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(numbers) + "\n")
+    means = {"image/loss": flow} if num_flow else {}
+    return {**means, "text/loss": text} if num_text else means

@@ -146,7 +146,7 @@ class R3Trainer(Trainer):
         if self._collected is not None and step % self.args.num_iterations:
             return self._collected
         turn = step // self.args.num_iterations
-        with torch.no_grad(), self._fast_weights():
+        with torch.no_grad(), fast_weights(self.policy.module):
             collected = self.schedule.collect(
                 turn,
                 self.prompts.batch(turn),
@@ -161,13 +161,6 @@ class R3Trainer(Trainer):
             self.on_collected(step, collected)
         self._collected = collected
         return collected
-
-    def _fast_weights(self) -> AbstractContextManager[None]:
-        """In float32 rollouts run on merged weights: the same numbers without the adapter's extra products."""
-        module = self.policy.module
-        if adapted_layers(module) and next(module.parameters()).dtype == torch.float32:
-            return merged_for_rollout(module)
-        return nullcontext()
 
     def _held_out_scores(self, collected: Collected) -> dict[str, float]:
         from r3_rl.scoring.batch import ScoreBatch, to_uint8
@@ -228,6 +221,13 @@ class R3Trainer(Trainer):
         images = load_file(folder / POOL_TENSORS)
         nodes = json.loads((folder / POOL_NODES).read_text(encoding="utf-8"))
         self.schedule.pool.load({"images": [images[str(i)] for i in range(len(nodes))], "nodes": nodes})
+
+
+def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
+    """In float32 rollouts run on merged weights: the same numbers without the adapter's extra products."""
+    if adapted_layers(module) and next(module.parameters()).dtype == torch.float32:
+        return merged_for_rollout(module)
+    return nullcontext()
 
 
 class _Held(nn.Module):

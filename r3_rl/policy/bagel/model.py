@@ -147,28 +147,37 @@ class Bagel(nn.Module):
 
 
 def init_weights(model: Bagel, *, seed: int = 0) -> Bagel:
-    """Random weights for training from nothing: normal(0.02), residual outputs scaled down, the generation expert a
-    copy of the understanding one (as the released model was started), a zero velocity head."""
+    """Random weights for training from nothing: normal, residual outputs scaled down, the generation expert a copy of
+    the understanding one (as the released model was started), a zero velocity head, positions that tell cells apart."""
     generator = torch.Generator().manual_seed(seed)
     depth = model.config.llm.num_hidden_layers
-    for name, parameter in model.named_parameters():
-        if name.endswith("pos_embed") or "norm" in name:
-            continue
-        with torch.no_grad():
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if name.endswith("pos_embed") or "norm" in name:
+                continue
             if name.endswith("bias"):
                 parameter.zero_()
                 continue
-            std = 0.02 if "embed" in name else min(0.06, parameter.shape[-1] ** -0.5)
-            if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")):
-                std = std / np.sqrt(2 * depth)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-    own = dict(model.named_parameters())
-    with torch.no_grad():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * _init_std(name, parameter, depth))
         for name, parameter in own.items():
             if "_moe_gen" in name:
                 parameter.copy_(own[name.replace("_moe_gen", "")])
         model.llm2vae.weight.zero_()
+        for table in (model.vit_pos_embed, model.latent_pos_embed):
+            # a small grid lies in the flat start of the sin-cos table, where all rows are nearly one vector
+            spread = sincos_table(table.side, table.pos_embed.shape[1], stretch=64 / table.side)
+            table.pos_embed.copy_((spread - spread.mean(0)) / spread.std(0).clamp(min=0.1))
     return model
+
+
+def _init_std(name: str, parameter: Tensor, depth: int) -> float:
+    if name.endswith("position_embedding.weight"):
+        return 0.5
+    std = 0.02 if "embed_tokens" in name else min(0.06, parameter.shape[-1] ** -0.5)
+    if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")):
+        return float(std / np.sqrt(2 * depth))
+    return std
 
 
 def token_log_probs(logits: Tensor, targets: Tensor, *, temperature: float = 1.0, kept: Tensor | None = None) -> Tensor:

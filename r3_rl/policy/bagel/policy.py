@@ -21,6 +21,7 @@ class BagelPolicy:
 
     def __init__(self, model: Bagel, reader: Reader) -> None:
         self.model, self.reader = model, reader
+        self._base: dict[str, Tensor] = {}
 
     @property
     def module(self) -> torch.nn.Module:
@@ -55,16 +56,25 @@ class BagelPolicy:
         """Tokens that replaying the segment costs."""
         return _replay.segment_tokens(self.reader, segment)
 
+    def remember_base(self) -> None:
+        """Keeps a copy of the weights that are about to be trained: without an adapter `reference` needs it."""
+        self._base = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, adapters are switched off: the policy is the base again."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
+        """Inside, the policy is the base again: its adapter is switched off, or the remembered weights are back."""
+        from r3_rl.policy.adapters import adapted_layers, adapter_disabled
 
-        layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
-        for layer in layers:
-            layer.enable_adapters(False)
+        if adapted_layers(self.model):
+            with adapter_disabled(self.model):
+                yield
+            return
+        trained = {n: p.data for n, p in self.model.named_parameters() if n in self._base}
+        own = dict(self.model.named_parameters())
         try:
+            for name, base in self._base.items():
+                own[name].data = base
             yield
         finally:
-            for layer in layers:
-                layer.enable_adapters(True)
+            for name, data in trained.items():
+                own[name].data = data

@@ -107,16 +107,16 @@ class Connector(VisionMLP):
         super().__init__(width, hidden, hidden)
 
 
-def sincos_table(side: int, dim: int) -> Tensor:
+def sincos_table(side: int, dim: int, *, stretch: float = 1.0) -> Tensor:
     """Fixed 2-D position table [side * side, dim]: row r * side + c holds (enc(c), enc(r)), the column first.
 
-    enc(x) = (sin(x w), cos(x w)) with w_k = 10000^(-k / (dim / 4)).
+    enc(x) = (sin(s x w), cos(s x w)) with w_k = 10000^(-k / (dim / 4)) and s = `stretch` (1 in the release).
 
     >>> sincos_table(2, 8).shape
     torch.Size([4, 8])
     """
     frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
+    angle = stretch * torch.arange(side, dtype=torch.float64)[:, None] * frequency
     code = torch.cat([angle.sin(), angle.cos()], 1)
     column = code[None].expand(side, side, -1)
     row = code[:, None].expand(side, side, -1)

@@ -1,0 +1,289 @@
+"""The loop as a pipeline: prompts in, pictures out, with every draft and critique on the way.
+
+    from r3_rl import Refiner
+
+    pipe = Refiner.from_pretrained(adapter="runs/demo/adapter")
+    pipe("two red circles and a cross", num_rounds=2, seed=0).images[0].save("final.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+
+from r3_rl.assemble import load_policy, loop_settings
+from r3_rl.errors import InputError
+from r3_rl.evaluate.shapes import judge
+from r3_rl.observe.strip import round_name, strip
+from r3_rl.observe.trajectories import to_pixels
+from r3_rl.policy.adapters import RECIPE_FILE, load_adapter
+from r3_rl.policy.base import Policy
+from r3_rl.recipe.sampling import ModelSection, RolloutSection
+from r3_rl.recipe.tree import parse_tree
+from r3_rl.rollout.episode import LoopSettings, run_loop
+from r3_rl.types import Prompt, Trajectory, Verdict
+from r3_rl.worlds.shapes.language import SPECIAL_TOKENS, WORDS
+from r3_rl.worlds.shapes.reading import read_prompt
+from r3_rl.worlds.shapes.shipped import weights_folder
+
+MAX_ROUNDS = 16
+
+_BAGEL = {
+    "protocol": "bagel",
+    "plan": {"max_new_tokens": 196},
+    "critique": {"max_new_tokens": 384},
+    "draft": {
+        "num_steps": 49,
+        "timestep_shift": 3.0,
+        "size": [512, 512],
+        "guidance": {"text": 4.0, "renorm": "global"},
+    },
+    "refine": {
+        "num_steps": 49,
+        "timestep_shift": 3.0,
+        "guidance": {"text": 4.0, "image": 1.5, "renorm": "text_channel"},
+    },
+}
+"""How BAGEL is evaluated with R3, for a folder without a recipe. Source: R3's released evaluation settings."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RefinerOutput:
+    """What the loop made of each prompt, in the order of the prompts."""
+
+    images: list[Image.Image]
+    """The last image of each prompt, RGB."""
+    rounds: list[list[Image.Image]]
+    """Every image of a prompt: the draft, then a refinement a round."""
+    critiques: list[list[str]]
+    """What was said about each image, as written; one fewer than images where the rounds ran out."""
+    scores: list[list[float] | None] | None
+    """1 or 0 for each image where its world can be inspected exactly: None for a prompt that the world cannot read,
+    and None in all for a model of no such world."""
+    stopped_after: list[int | None]
+    """Rounds after which the critique asked for no further edit; None where they ran out or it was malformed."""
+    trajectories: list[Trajectory] = field(repr=False)
+    """Everything, for `r3_rl.observe.strip` and for scorers."""
+
+
+class Refiner:
+    """Draws, looks and draws again with one policy.
+
+    Args:
+        policy: any backbone.
+        loop: how it writes and draws; stochastic steps and temperatures of training are not used.
+        tokenizer: tells which words of a prompt the policy does not know; None lets every word pass.
+    """
+
+    def __init__(self, policy: Policy, loop: LoopSettings, *, tokenizer: Tokenizer | None = None) -> None:
+        self.policy, self.loop, self.tokenizer = policy, loop, tokenizer
+        self.in_shapes_world = tokenizer is not None and _speaks_shapes(tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        adapter: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> Refiner:
+        """Load a policy, with an adapter or without.
+
+        How it writes and draws is read from the `recipe.resolved.yaml` beside the adapter or in the model's folder;
+        without one the defaults of the embedded model or of BAGEL hold.
+
+        Args:
+            model: folder of weights in BAGEL's layout; None takes the adapter's base, or the embedded model.
+            adapter: folder of an adapter, or of a run that left one.
+            device: such as `cuda`; None takes an accelerator where there is one.
+            dtype: `float32`, `bfloat16` or `auto`; None takes the recipe's, else `auto`.
+
+        Raises:
+            InputError: a folder that is not there or holds something else; CheckpointError where weights do not fit.
+        """
+        adapter_folder = None if adapter is None else _adapter_folder(Path(adapter))
+        sections = _recipe_beside(adapter_folder, None if model is None else Path(model))
+        section = _model_section(sections.get("model"), model, dtype)
+        loaded = load_policy(section, device=device)
+        tokenizer = loaded.policy.reader.tokenizer
+        if adapter_folder is not None:
+            load_adapter(loaded.policy.module, adapter_folder, fingerprint=loaded.fingerprint)
+        rollout = sections.get("rollout") or ({} if _speaks_shapes(tokenizer) else _BAGEL)
+        return cls(loaded.policy, loop_settings(_checked(RolloutSection, rollout)), tokenizer=tokenizer)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_rounds: int = 2,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 0.3,
+    ) -> RefinerOutput:
+        """Draft, then up to `num_rounds` rounds of critique and refinement; a prompt whose critique stops is done.
+
+        Args:
+            prompt: one prompt, or several drawn side by side; repeat a prompt for several images of it.
+            num_rounds: refinements at most, 0 to 16; 0 gives drafts.
+            seed: 0 or more; the same prompts with the same seed give the same images.
+            generator: gives the seed instead, another one at every call; without either torch's own does.
+            temperature: of the texts, 0 or more; 0 writes the likeliest words. Default: R3's evaluation.
+
+        Raises:
+            InputError: an empty prompt, words that the policy does not know, a number outside its range.
+        """
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        self.check(texts)
+        _check_numbers(num_rounds, seed, generator, temperature)
+        if seed is None:
+            seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device if generator else None))
+        prompts = [self._read(text) or Prompt(text=text) for text in texts]
+        walked = run_loop(self.policy, prompts, self.loop.for_evaluation(temperature), rounds=num_rounds, seed=seed)
+        return _output([self._judged(trajectory) for trajectory in walked], judged=self.in_shapes_world)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise InputError for an empty list, an empty prompt, or words that the policy does not know."""
+        if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
+            raise InputError("an empty prompt", hint='say what to draw, such as "a red circle"')
+        for text in prompts:
+            if unknown := self._unknown_words(text):
+                named = ", ".join(f"'{word}'" for word in unknown)
+                known = " ".join(sorted(filter(str.isalpha, self.tokenizer.get_vocab()))) if self.tokenizer else ""
+                raise InputError(f"the model does not know {named}", hint=f"its words are: {known}")
+
+    def _unknown_words(self, text: str) -> list[str]:
+        unknown = getattr(self.tokenizer.model, "unk_token", None) if self.tokenizer else None
+        if unknown is None:
+            return []
+        read = self.tokenizer.encode(text, add_special_tokens=False)  # type: ignore[union-attr]
+        spans = zip(read.tokens, read.offsets, strict=True)
+        return list(dict.fromkeys(text[start:end] for token, (start, end) in spans if token == unknown))
+
+    def _read(self, text: str) -> Prompt | None:
+        return read_prompt(text) if self.in_shapes_world else None
+
+    def _judged(self, trajectory: Trajectory) -> Trajectory:
+        if "include" not in trajectory.prompt.columns:
+            return trajectory
+        images = [this.image.image for this in trajectory.rounds]
+        verdicts = judge(images, [trajectory.prompt] * len(images))
+        rounds = [replace(this, verdict=verdict) for this, verdict in zip(trajectory.rounds, verdicts, strict=True)]
+        return replace(trajectory, rounds=tuple(rounds))
+
+
+def refine_command(
+    *, prompt: str, model: str | None, adapter: str | None, rounds: int, out: str, seed: int
+) -> RefinerOutput:
+    """What `r3 refine` does: run the loop on one prompt, print it round by round, save it as a labelled strip.
+
+    Args:
+        prompt, model, adapter, seed: as in `Refiner`.
+        rounds: refinements at most.
+        out: PNG file to write.
+    """
+    file = Path(out)
+    if file.suffix.lower() != ".png" or not file.parent.is_dir():
+        why = f"no such folder '{file.parent}'" if file.suffix.lower() == ".png" else "not a PNG file"
+        raise InputError(f"{out}: {why}", hint="name a .png file in a folder that exists")
+    if not prompt.strip():
+        raise InputError("an empty prompt", hint='say what to draw, such as "a red circle"')
+    _check_numbers(rounds, seed, None, 0.0)
+    source = " and ".join(str(place) for place in (model, adapter) if place) or "the embedded model"
+    print(f"drawing '{prompt}' with {source}: a draft and at most {rounds} rounds, seed {seed}")
+    output = Refiner.from_pretrained(model, adapter)(prompt, num_rounds=rounds, seed=seed)
+    for number, this in enumerate(output.trajectories[0].rounds):
+        print(f"{round_name(number):8} {_verdict_words(this.verdict)}".rstrip())
+        if number < len(output.critiques[0]):
+            print(f"critique {output.critiques[0][number]}")
+    strip(output.trajectories[0]).save(file)
+    print(f"picture  {file}")
+    return output
+
+
+def _verdict_words(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    return "right" if verdict.total == 1 else f"wrong: {verdict.words}"
+
+
+def _output(trajectories: list[Trajectory], *, judged: bool) -> RefinerOutput:
+    rounds = [[Image.fromarray(to_pixels(this.image.image)) for this in t.rounds] for t in trajectories]
+    critiques = [[this.critique for this in t.rounds[1:]] + [t.last_critique] for t in trajectories]
+    stops = [t.last_critique is not None and t.last_critique.stop for t in trajectories]
+    return RefinerOutput(
+        images=[images[-1] for images in rounds],
+        rounds=rounds,
+        critiques=[[critique.segment.text for critique in said if critique] for said in critiques],
+        scores=[_scores(t) for t in trajectories] if judged else None,
+        stopped_after=[len(t.rounds) - 1 if stop else None for t, stop in zip(trajectories, stops, strict=True)],
+        trajectories=trajectories,
+    )
+
+
+def _scores(trajectory: Trajectory) -> list[float] | None:
+    verdicts = [this.verdict for this in trajectory.rounds]
+    return [float(verdict.total) for verdict in verdicts if verdict and verdict.total is not None] or None
+
+
+def _check_numbers(num_rounds: int, seed: int | None, generator: torch.Generator | None, temperature: float) -> None:
+    if not 0 <= num_rounds <= MAX_ROUNDS:
+        raise InputError(f"{num_rounds} rounds", hint=f"0 to {MAX_ROUNDS}")
+    if seed is not None and generator is not None:
+        raise InputError("both a seed and a generator", hint="give one of them")
+    if seed is not None and seed < 0:
+        raise InputError(f"seed {seed}", hint="0 or more")
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature {temperature}", hint="0 or more")
+
+
+def _speaks_shapes(tokenizer: Tokenizer) -> bool:
+    return set(tokenizer.get_vocab()) == {*SPECIAL_TOKENS, *WORDS}
+
+
+def _adapter_folder(folder: Path) -> Path:
+    for place in (folder, folder / "adapter"):
+        if (place / "adapter_config.json").is_file():
+            return place
+    what = "holds no adapter" if folder.is_dir() else "no such folder"
+    raise InputError(f"{folder}: {what}", hint="give the adapter/ folder of a run")
+
+
+def _recipe_beside(adapter: Path | None, model: Path | None) -> Mapping[str, Any]:
+    """The sections of the first recipe found; its scorers may not be installed here, so only what is needed is read."""
+    places = [*([adapter, adapter.parent] if adapter else []), *([model] if model else [])]
+    file = next((place / RECIPE_FILE for place in places if (place / RECIPE_FILE).is_file()), None)
+    if file is None:
+        return {}
+    tree = parse_tree(file.read_text(encoding="utf-8"), str(file))
+    if tree.mistakes:
+        raise InputError(str(tree.mistakes[0]))
+    return tree.values
+
+
+def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> ModelSection:
+    wanted = dict(stored or {"dtype": "auto"}) | {"random_init": False} | ({} if dtype is None else {"dtype": dtype})
+    if model is not None:
+        if not Path(model).is_dir():
+            raise InputError(f"{model}: no such folder", hint="give a folder of weights; nothing is downloaded")
+        wanted |= {"kind": "bagel", "path": str(model)}
+    elif wanted.get("path") is None:
+        wanted["path"] = str(weights_folder())
+    return _checked(ModelSection, wanted)
+
+
+def _checked(section: Any, values: Any) -> Any:
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{RECIPE_FILE} or an argument: {place}: {first['msg']}") from error
