@@ -45,16 +45,14 @@ $(VENV)/.dev-ready: $(VENV)/.train-ready pyproject.toml constraints-cpu.txt
 	$(PIP_INSTALL) --editable ".[train,balance,dev]"
 	@touch $@
 
-# torch first: the indexes that are set up may hold the CPU build; else PyTorch's own index does; else the pinned
-# version as it comes, which is larger and works too.
+# torch first: the CPU build where the configured index has it, else the pinned version as it comes, which is larger and
+# works too. Point pip at PyTorch's own CPU index (PIP_EXTRA_INDEX_URL) to save the download.
 $(VENV)/.torch-ready: $(VENV)/bin/python constraints-cpu.txt
 	@torch=$$(sed -n 's/^torch==//p' constraints-cpu.txt); \
 	if [ "$$(uname -s)" != Linux ]; then wanted="torch==$$torch"; else wanted="torch==$$torch+cpu"; fi; \
 	echo "installing $$wanted"; \
 	$(PIP_INSTALL) "$$wanted" 2>/dev/null \
-	|| { echo "not in the configured indexes; asking https://download.pytorch.org/whl/cpu"; \
-	     $(PIP_INSTALL) --retries 0 --timeout 20 --extra-index-url https://download.pytorch.org/whl/cpu "$$wanted" 2>/dev/null; } \
-	|| { echo "no CPU build found; installing torch==$$torch as it comes"; $(PIP_INSTALL) "torch==$$torch"; }
+	|| { echo "no CPU build in the configured index; installing torch==$$torch as it comes"; $(PIP_INSTALL) "torch==$$torch"; }
 	@touch $@
 
 $(VENV)/bin/python:
