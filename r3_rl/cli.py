@@ -156,9 +156,6 @@ def refine(
         out: the picture, a PNG file.
         seed: seed of texts and noise.
     """
-    from r3_rl.process import prepare_process
-
-    prepare_process()
     from r3_rl.evaluate.refiner import refine_command
 
     refine_command(prompt=prompt, model=model, adapter=adapter, rounds=rounds, out=out, seed=seed)

@@ -1,10 +1,4 @@
-"""The loop as a pipeline: prompts in, pictures out, with every draft and critique on the way.
-
-    from r3_rl import Refiner
-
-    pipe = Refiner.from_pretrained(adapter="runs/demo/adapter")
-    pipe("two red circles and a cross", num_rounds=2, seed=0).images[0].save("final.png")
-"""
+"""The loop as a pipeline: prompts in, pictures out, with every draft and critique on the way."""
 
 from __future__ import annotations
 
@@ -74,7 +68,10 @@ class RefinerOutput:
 
 
 class Refiner:
-    """Draws, looks and draws again with one policy.
+    """Draws, looks and draws again with one policy, called like a diffusers pipeline.
+
+        pipe = Refiner.from_pretrained(adapter="runs/demo/adapter")
+        pipe("two red circles and a cross", num_rounds=2, seed=0).images[0].save("final.png")
 
     Args:
         policy: any backbone.
@@ -194,12 +191,12 @@ def refine_command(
     if file.suffix.lower() != ".png" or not file.parent.is_dir():
         why = f"no such folder '{file.parent}'" if file.suffix.lower() == ".png" else "not a PNG file"
         raise InputError(f"{out}: {why}", hint="name a .png file in a folder that exists")
-    if not prompt.strip():
-        raise InputError("an empty prompt", hint='say what to draw, such as "a red circle"')
     _check_numbers(rounds, seed, None, 0.0)
-    source = " and ".join(str(place) for place in (model, adapter) if place) or "the embedded model"
+    pipe = Refiner.from_pretrained(model, adapter)
+    pipe.check([prompt])
+    source = " and ".join(place for place in (model, adapter) if place) or "the embedded model"
     print(f"drawing '{prompt}' with {source}: a draft and at most {rounds} rounds, seed {seed}")
-    output = Refiner.from_pretrained(model, adapter)(prompt, num_rounds=rounds, seed=seed)
+    output = pipe(prompt, num_rounds=rounds, seed=seed)
     for number, this in enumerate(output.trajectories[0].rounds):
         print(f"{round_name(number):8} {_verdict_words(this.verdict)}".rstrip())
         if number < len(output.critiques[0]):
@@ -270,7 +267,8 @@ def _recipe_beside(adapter: Path | None, model: Path | None) -> Mapping[str, Any
 
 
 def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> ModelSection:
-    wanted = dict(stored or {"dtype": "auto"}) | {"random_init": False} | ({} if dtype is None else {"dtype": dtype})
+    wanted = dict(stored) if isinstance(stored, Mapping) else {"dtype": "auto"}
+    wanted |= {"random_init": False} | ({} if dtype is None else {"dtype": dtype})
     if model is not None:
         if not Path(model).is_dir():
             raise InputError(f"{model}: no such folder", hint="give a folder of weights; nothing is downloaded")

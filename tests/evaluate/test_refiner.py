@@ -1,0 +1,229 @@
+"""The refiner: the loop as people call it, with a tiny random model of the embedded world."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import r3_rl
+from r3_rl.errors import CheckpointError, InputError
+from r3_rl.evaluate import refiner
+from r3_rl.evaluate.refiner import Refiner
+from r3_rl.policy import adapters
+from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.policy.bagel.autoencoder import Autoencoder
+from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel, random_bagel, save_bagel
+from r3_rl.policy.bagel.config import ResizeRule
+from r3_rl.policy.bagel.policy import BagelPolicy
+from r3_rl.policy.bagel.reader import special_token_ids
+from r3_rl.worlds.shapes.language import build_tokenizer
+from tests.policy.tiny_bagel import CONFIG, tiny_folder
+
+SIDE = ResizeRule(longest=36, shortest=36, stride=12)
+STOP = "<think> a red circle top left </think> no further edit needed"
+EDIT = "<think> nothing </think> add a red circle top left"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folder of a model with the embedded world's sizes and words, and random weights."""
+    tokenizer = build_tokenizer()
+    config = replace(
+        CONFIG,
+        llm=replace(CONFIG.llm, vocab_size=tokenizer.get_vocab_size()),
+        vit=replace(CONFIG.vit, image_size=36, patch_size=12),
+        latent_patch_size=12,
+        max_latent_size=3,
+        vit_max_num_patch_per_side=3,
+        vae_resize=SIDE,
+        vit_resize=SIDE,
+        special_token_ids=special_token_ids(tokenizer),
+    )
+    folder = tmp_path_factory.mktemp("world")
+    save_bagel(random_bagel(config), Autoencoder(config.autoencoder), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(world):
+    loaded = Refiner.from_pretrained(world, dtype="float32")
+    brief = {"max_new_tokens": 4}
+    loop = replace(
+        loaded.loop, plan=replace(loaded.loop.plan, **brief), critique=replace(loaded.loop.critique, **brief)
+    )
+    return Refiner(loaded.policy, loop, tokenizer=loaded.tokenizer)
+
+
+class Scripted(BagelPolicy):
+    """Draws as the random weights do, and writes what it is told: plans first, then one critique a row and round."""
+
+    def __init__(self, policy, *critiques):
+        super().__init__(policy.model, policy.reader)
+        self.said = [["<think> </think>"], *critiques]
+
+    def write(self, contexts, sampling, seeds):
+        words = self.said.pop(0)
+        written = super().write(contexts, sampling, seeds)
+        return [replace(text, text=words[i % len(words)], ended=True) for i, text in enumerate(written)]
+
+
+def scripted(pipe, *critiques):
+    return Refiner(Scripted(pipe.policy, *critiques), pipe.loop, tokenizer=pipe.tokenizer)
+
+
+def pixels(images):
+    return [np.asarray(image).tolist() for image in images]
+
+
+def test_a_stop_ends_its_prompt_and_the_others_go_on(pipe):
+    out = scripted(pipe, [STOP, EDIT], [EDIT])(["a red circle", "two blue crosses"], num_rounds=2, seed=0)
+    assert [len(images) for images in out.rounds] == [1, 3]
+    assert out.stopped_after == [0, None]
+    assert out.critiques == [[STOP], [EDIT, EDIT]]
+    assert [image is images[-1] for image, images in zip(out.images, out.rounds, strict=True)] == [True, True]
+    assert all(image.size == (36, 36) and image.mode == "RGB" for image in out.images)
+
+
+def test_a_malformed_critique_ends_the_loop_and_is_no_stop(pipe):
+    out = scripted(pipe, ["<think> no further edit needed"])("a red circle", seed=0)
+    assert out.stopped_after == [None] and out.critiques == [["<think> no further edit needed"]]
+    assert len(out.rounds[0]) == 1
+
+
+def test_a_stop_after_a_refinement_counts_the_rounds(pipe):
+    assert scripted(pipe, [EDIT], [STOP])("a red circle", num_rounds=4, seed=0).stopped_after == [1]
+
+
+def test_zero_rounds_are_drafts(pipe):
+    out = pipe(["a cross", "a square"], num_rounds=0, seed=0)
+    assert [len(images) for images in out.rounds] == [1, 1]
+    assert out.critiques == [[], []]
+
+
+def test_the_same_seed_gives_the_same_images(pipe):
+    one, again, other = (pixels(pipe("a cross", num_rounds=0, seed=seed).images) for seed in (3, 3, 4))
+    assert one == again != other
+
+
+def test_a_generator_gives_another_seed_at_every_call_and_the_same_ones_again(pipe):
+    def two():
+        generator = torch.Generator().manual_seed(7)
+        return [pixels(pipe("a cross", num_rounds=0, generator=generator).images) for _ in range(2)]
+
+    first, second = two()
+    assert first != second
+    assert two() == [first, second]
+
+
+def test_without_a_seed_torch_s_own_decides(pipe):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        one = pixels(pipe("a cross", num_rounds=0).images)
+        torch.manual_seed(5)
+        assert pixels(pipe("a cross", num_rounds=0).images) == one
+
+
+def test_the_inspector_s_verdict_is_the_score_where_the_world_can_read_the_prompt(pipe):
+    out = scripted(pipe, [EDIT])(["a red circle", "draw what is there"], num_rounds=1, seed=0)
+    assert out.scores == [[0.0, 0.0], None]
+    assert "expected red circle>=1" in out.trajectories[0].final.verdict.words
+
+
+def test_a_model_of_no_exact_world_has_no_scores_and_the_defaults_of_bagel(tmp_path, monkeypatch):
+    brief = {"max_new_tokens": 4}
+    small = {**refiner._BAGEL, "plan": brief, "draft": {"num_steps": 2, "size": [16, 16]}, "refine": {"num_steps": 2}}
+    monkeypatch.setattr(refiner, "_BAGEL", small)
+    pipe = Refiner.from_pretrained(tiny_folder(tmp_path), dtype="float32")
+    assert not pipe.in_shapes_world
+    assert pipe.loop.protocol.reason_system
+    assert pipe("a red circle", num_rounds=0, seed=0).scores is None
+
+
+def test_defaults_of_bagel_are_a_rollout(pipe):
+    from r3_rl.recipe.sampling import RolloutSection
+
+    section = RolloutSection.model_validate(refiner._BAGEL)
+    assert (section.draft.guidance.text, section.refine.guidance.image) == (4.0, 1.5)
+
+
+def adapted(world, folder, recipe=""):
+    model = adapters.attach(load_bagel(world), AdapterSettings(rank=2), seed=0)
+    with torch.no_grad():
+        for layer in adapters.adapted_layers(model).values():
+            layer.lora_B["default"].weight.fill_(0.2)
+    return adapters.save_adapter(model, folder, fingerprint=fingerprint(world), recipe_text=recipe or None)
+
+
+def test_an_adapter_changes_the_images_and_brings_its_settings_and_its_base(pipe, world, tmp_path):
+    recipe = (
+        f"model: {{kind: embedded, path: {world}}}\nrollout: {{draft: {{num_steps: 3}}, refine: {{num_steps: 4}}}}\n"
+    )
+    adapted(world, tmp_path / "run" / "adapter", recipe)
+    tuned = Refiner.from_pretrained(adapter=tmp_path / "run")
+    assert (tuned.loop.draft.drawing.num_steps, tuned.loop.refine.drawing.num_steps) == (3, 4)
+    bare = Refiner(pipe.policy, tuned.loop, tokenizer=pipe.tokenizer)
+    assert pixels(tuned("a cross", num_rounds=0, seed=0).images) != pixels(bare("a cross", num_rounds=0, seed=0).images)
+
+
+def test_an_adapter_of_another_base_is_refused(world, tmp_path):
+    folder = adapted(world, tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="trained on another base"):
+        Refiner.from_pretrained(tiny_folder(tmp_path / "other"), folder)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "said"),
+    [
+        ("", {}, "an empty prompt"),
+        ([], {}, "an empty prompt"),
+        (["a cross", "  "], {}, "an empty prompt"),
+        ("two hexagons and a Purpel cross", {}, "does not know 'hexagons', 'Purpel'; its words are: a above add"),
+        ("a cross", {"num_rounds": -1}, "-1 rounds; 0 to 16"),
+        ("a cross", {"seed": -1}, "seed -1; 0 or more"),
+        ("a cross", {"seed": 1, "generator": torch.Generator()}, "both a seed and a generator"),
+        ("a cross", {"temperature": -0.1}, "temperature -0.1; 0 or more"),
+    ],
+)
+def test_bad_input_is_one_line(pipe, prompt, arguments, said):
+    with pytest.raises(InputError, match=said) as caught:
+        pipe(prompt, **arguments)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_verb_writes_a_strip_and_says_what_it_does(r3, world, workplace):
+    done = r3("refine", "a red circle", "--model", str(world), "--rounds", "1", "--out", "strip.png", "--seed", "3")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0] == f"drawing 'a red circle' with {world}: a draft and at most 1 rounds, seed 3"
+    assert lines[1].startswith("draft    wrong: ") and lines[-1] == "picture  strip.png"
+    with Image.open(workplace / "strip.png") as picture:
+        assert picture.width > 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["", "--model", "WORLD"], "an empty prompt"),
+        (["a hexagon", "--model", "WORLD"], "the model does not know 'hexagon'"),
+        (["a cross", "--model", "nowhere"], "nowhere: no such folder"),
+        (["a cross", "--model", "."], "no BAGEL folder"),
+        (["a cross", "--model", "WORLD", "--adapter", "nowhere"], "nowhere: no such folder"),
+        (["a cross", "--model", "WORLD", "--adapter", "."], "holds no adapter"),
+        (["a cross", "--out", "strip.jpg"], "strip.jpg: not a PNG file"),
+        (["a cross", "--out", "no/strip.png"], "no/strip.png: no such folder 'no'"),
+        (["a cross", "--rounds", "99"], "99 rounds; 0 to 16"),
+    ],
+)
+def test_the_verb_says_what_is_wrong_in_one_line(r3, world, workplace, arguments, said):
+    done = r3("refine", *[str(world) if argument == "WORLD" else argument for argument in arguments])
+    assert (done.code, done.out) == (2, "")
+    assert len(done.err.splitlines()) == 1
+    assert said in done.err
+
+
+def test_the_package_offers_it():
+    assert r3_rl.Refiner is Refiner
