@@ -133,9 +133,7 @@ class Bagel(nn.Module):
         self, packed: Packed, past: list[CachePart] | None = None, *, keep: bool = False, trace: bool = False
     ) -> BagelOutput:
         """One pass over a packed batch after the cached context `past`."""
-        decoded = self.decoder(
-            self.embed(packed), packed.layout, past, keep=keep, valid=packed.valid, trace=trace
-        )
+        decoded = self.decoder(self.embed(packed), packed.layout, past, keep=keep, valid=packed.valid, trace=trace)
         num_und = packed.layout.num_understanding
         logits = self.language_model.lm_head(decoded.hidden.index_select(0, packed.score_index))
         noisy = packed.noisy_index

@@ -207,7 +207,9 @@ def _flatten(
         token_ids=on(np.maximum(ids, 0)),
         vit_index=on(np.flatnonzero(ids == _VIT)),
         looks=tuple(looks),
-        latents=torch.cat([b.tokens.to(device) for b in latents]) if latents else torch.zeros(0, channels, device=device),
+        latents=torch.cat([b.tokens.to(device) for b in latents])
+        if latents
+        else torch.zeros(0, channels, device=device),
         latent_times=on(
             np.concatenate([np.full(b.tokens.shape[0], b.time, np.float32) for b in latents])
             if latents
@@ -249,5 +251,7 @@ def table_rows(grid: tuple[int, int], side: int) -> np.ndarray:
     """
     high, wide = grid
     if high > side or wide > side:
-        raise InputError(f"{high} x {wide} tokens do not fit the position table of {side} x {side}", hint="use a smaller image")
+        raise InputError(
+            f"{high} x {wide} tokens do not fit the position table of {side} x {side}", hint="use a smaller image"
+        )
     return (np.arange(high)[:, None] * side + np.arange(wide)[None, :]).reshape(-1)

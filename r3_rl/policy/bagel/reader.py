@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor
 from r3_rl.errors import CheckpointError
 from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens, tokens_to_latents
 from r3_rl.policy.bagel.config import BagelConfig
-from r3_rl.policy.bagel.images import patchify, resize
+from r3_rl.policy.bagel.images import patchify, resize, resized_size
 from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, TextBlock
-from r3_rl.types import Context, ImagePiece
+from r3_rl.types import Context, ImagePiece, Piece, TextPiece
 
 _SPECIAL = {
     "bos_token_id": "<|im_start|>",
@@ -29,7 +31,7 @@ def special_token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     missing = [_SPECIAL[key] for key, value in found.items() if value is None]
     if missing:
         raise CheckpointError(f"the tokenizer has no {', '.join(missing)}", hint="BAGEL needs a Qwen2.5 tokenizer")
-    return found
+    return {key: value for key, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,14 +108,34 @@ class Reader:
         there is no image; a plan goes with its prompt, a system prompt stays), `image` leaves out every image: the
         two dropped contexts of guidance."""
         out: list[Block] = []
-        last_image = max((i for i, piece in enumerate(context) if isinstance(piece, ImagePiece)), default=-1)
-        for i, piece in enumerate(context):
-            if isinstance(piece, ImagePiece):
-                if drop == "image":
-                    continue
-                if piece.use == "edit":
-                    out.append(self.latent_block(piece.image))
-                out.append(self.look_block(piece.image))
-            elif drop != "text" or i < last_image or piece.keep:
+        for piece in _kept(context, drop):
+            if isinstance(piece, TextPiece):
                 out.append(self.text_block(piece.text, piece.token_ids))
+                continue
+            if piece.use == "edit":
+                out.append(self.latent_block(piece.image))
+            out.append(self.look_block(piece.image))
         return out
+
+    def num_tokens(self, context: Context, *, drop: str = "") -> int:
+        """Tokens of `blocks`, counted without reading any image."""
+        total = 0
+        for piece in _kept(context, drop):
+            if isinstance(piece, TextPiece):
+                total += len(self.text_block(piece.text, piece.token_ids).ids)
+                continue
+            size = resized_size(piece.image.shape[1], piece.image.shape[2], self.config.vae_resize)
+            if piece.use == "edit":
+                total += math.prod(self.grid(size)) + 2
+            total += math.prod(resized_size(*size, self.config.vit_resize)) // self.config.vit.patch_size**2 + 2
+        return total
+
+
+def _kept(context: Context, drop: str) -> Iterator[Piece]:
+    last_image = max((i for i, piece in enumerate(context) if isinstance(piece, ImagePiece)), default=-1)
+    for i, piece in enumerate(context):
+        if isinstance(piece, ImagePiece):
+            if drop != "image":
+                yield piece
+        elif drop != "text" or i < last_image or piece.keep:
+            yield piece

@@ -16,11 +16,11 @@ from torch import Tensor
 from r3_rl.flow.guidance import combine
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import log_prob, stochastic_step
-from r3_rl.policy.base import ImageReplay
 from r3_rl.policy.bagel.model import Bagel, token_log_probs
 from r3_rl.policy.bagel.packing import Block, LatentBlock, TextBlock, num_tokens, pack
 from r3_rl.policy.bagel.reader import Reader
-from r3_rl.types import Context, ImageSegment, Segment, TextPiece, TextSegment
+from r3_rl.policy.base import ImageReplay
+from r3_rl.types import Context, ImagePiece, ImageSegment, Segment, TextPiece, TextSegment
 
 
 @dataclass(kw_only=True, eq=False)
@@ -69,7 +69,7 @@ def replay(model: Bagel, reader: Reader, segments: Sequence[Segment]) -> list[Te
 
 
 def _rows(reader: Reader, segments: Sequence[Segment]) -> list[_Row]:
-    """One row a text (with the image drawn after it, where that is replayed too), one an image, one a dropped branch."""
+    """One row a text (with the image drawn after it, where both are replayed), one an image, one a dropped branch."""
     rows: list[_Row] = []
     by_text: dict[int, _Row] = {}
     for i, segment in enumerate(segments):
@@ -87,9 +87,7 @@ def _rows(reader: Reader, segments: Sequence[Segment]) -> list[_Row]:
             rows.append(host)
         host.blocks.extend(_noisy_blocks(reader, segment, "full"))
         host.images.append((i, "full"))
-        guidance = segment.drawing.guidance
-        drops = [*(["text"] if guidance.needs_text_drop else []), *(["image"] if guidance.needs_image_drop else [])]
-        for drop in drops:
+        for drop in _dropped(segment):
             if _replayed_steps(segment, drop):
                 blocks = [*reader.blocks(segment.context, drop=drop), *_noisy_blocks(reader, segment, drop)]
                 rows.append(_Row(blocks=blocks, images=[(i, drop)]))
@@ -112,6 +110,13 @@ def _host(context: Context, by_text: dict[int, _Row], segments: Sequence[Segment
     before = segments[row.text].context
     same = len(before) == len(context) - 1 and all(a is b for a, b in zip(before, context, strict=False))
     return row if same else None
+
+
+def _dropped(segment: ImageSegment) -> list[str]:
+    """Branches replayed beside the full one; without an image in the context the image-dropped one is the full one."""
+    guidance = segment.drawing.guidance
+    image = guidance.needs_image_drop and any(isinstance(piece, ImagePiece) for piece in segment.context)
+    return [*(["text"] if guidance.needs_text_drop else []), *(["image"] if image else [])]
 
 
 def _replayed_steps(segment: ImageSegment, branch: str) -> list[int]:
@@ -140,6 +145,8 @@ def _image_replay(
         if (index, branch) in velocities:
             active = torch.tensor(_replayed_steps(segment, branch), device=device)
             dropped.append(torch.zeros_like(velocity).index_copy(0, active, velocities[index, branch]))
+    if len(dropped) == 1 and drawing.guidance.needs_image_drop:
+        dropped.append(velocity)
     velocity = combine(drawing.guidance, times, velocity, *dropped)
     step = stochastic_step(
         segment.states.to(device),
@@ -154,10 +161,12 @@ def _image_replay(
 
 
 def segment_tokens(reader: Reader, segment: Segment) -> int:
-    """Tokens that replaying the segment costs."""
-    own = reader.blocks(segment.context)
+    """Tokens that replaying the segment costs, the dropped branches of guidance included."""
     if isinstance(segment, TextSegment):
-        own.append(_scored(reader, segment))
-    else:
-        own.extend(_noisy_blocks(reader, segment, "full"))
-    return sum(num_tokens(block) for block in own)
+        return reader.num_tokens(segment.context) + num_tokens(_scored(reader, segment))
+    step = segment.states.shape[1] + 2
+    return sum(
+        reader.num_tokens(segment.context, drop="" if branch == "full" else branch) + steps * step
+        for branch in ("full", *_dropped(segment))
+        if (steps := len(_replayed_steps(segment, branch)))
+    )

@@ -14,13 +14,12 @@ from torch import Tensor
 from r3_rl.flow.guidance import Guidance, combine
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import euler_step, log_prob, sample, stochastic_step
-from r3_rl.policy.base import Drawing
 from r3_rl.policy.bagel.encoder import Encoded, encode, encode_rows
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import LatentBlock, Packed, pack
 from r3_rl.policy.bagel.reader import Reader
-from r3_rl.types import Context, ImageSegment
-
+from r3_rl.policy.base import Drawing
+from r3_rl.types import Context, ImagePiece, ImageSegment
 
 _STEP_NOISE = 0x5851F42D4C957F2D
 
@@ -46,7 +45,9 @@ class Denoiser:
         self.num_rows, self.num_tokens = len(contexts), grid[0] * grid[1]
         everything = None
         if guidance.needs_text_drop:
-            drops = ["", "text", *(["image"] if guidance.needs_image_drop else [])]
+            # without an image in any context the image-dropped branch is the full one
+            image = guidance.needs_image_drop and any(isinstance(piece, ImagePiece) for c in contexts for piece in c)
+            drops = ["", "text", *(["image"] if image else [])]
             everything = _encode_dropped(model, reader, contexts, drops)
             full = everything.select(torch.arange(self.num_rows, device=model.device))
         else:
@@ -70,6 +71,8 @@ class Denoiser:
             count = self.branches.everything.next_position.shape[0] // self.num_rows
             v = self._forward(self.branches.everything_block, self.branches.everything, x.repeat(count, 1, 1), time)
             full, *dropped = v.split(self.num_rows)
+            if self.guidance.needs_image_drop and len(dropped) == 1:
+                dropped.append(full)
             times = torch.full((self.num_rows,), time, device=x.device)
             return combine(self.guidance, times, full, *dropped)
         return self._forward(self.branches.full_block, self.branches.full, x, time)
@@ -84,6 +87,8 @@ def _encode_dropped(model: Bagel, reader: Reader, contexts: Sequence[Context], d
     """All branches as rows of one cache; an empty row (everything dropped) holds no valid key."""
     rows = [reader.blocks(c, drop=drop) for drop in drops for c in contexts]
     full = [i for i, row in enumerate(rows) if row]
+    if not full:
+        return encode_rows(model, rows)
     encoded = encode_rows(model, [rows[i] for i in full])
     if len(full) == len(rows):
         return encoded
@@ -146,9 +151,7 @@ def denoise(denoiser: Denoiser, drawings: Sequence[Drawing], initial: Tensor, st
                 steps[r].append(i)
             after = after.index_copy(0, torch.tensor(scored, device=x.device), drawn)
         x = after
-    return Denoised(
-        final=x, states=states, next_states=next_states, log_probs=log_probs, steps=steps, times=times
-    )
+    return Denoised(final=x, states=states, next_states=next_states, log_probs=log_probs, steps=steps, times=times)
 
 
 @torch.no_grad()
@@ -192,6 +195,4 @@ def draw(
 
 def row_noise(seeds: Sequence[int], count: int, shape: tuple[int, int]) -> Tensor:
     """float32 [B, count, *shape] standard normal, each row from its own seed, drawn on the CPU."""
-    return torch.stack(
-        [torch.randn(count, *shape, generator=torch.Generator().manual_seed(s % 2**63)) for s in seeds]
-    )
+    return torch.stack([torch.randn(count, *shape, generator=torch.Generator().manual_seed(s % 2**63)) for s in seeds])

@@ -1,6 +1,6 @@
 """Next-token and flow-matching losses of supervised examples in one packed pass.
 
-Flow: x_t = (1 - t) data + t noise, target velocity noise - data, t = sigmoid(normal(mean, 1)) shifted as configured.
+Flow: x_t = (1 - t) data + t noise, target velocity noise - data, t and noise are the caller's.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from r3_rl.policy.base import Example, SupervisedLoss
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import Block, LatentBlock, pack
 from r3_rl.policy.bagel.reader import Reader
+from r3_rl.policy.base import Example, SupervisedLoss
 
 
 def supervised_loss(
@@ -50,12 +50,3 @@ def _latents(reader: Reader, examples: Sequence[Example]) -> list[Tensor]:
     if images and all(i.shape == images[0].shape for i in images):
         return list(reader.latent_tokens(torch.stack(images)))
     return [reader.latent_tokens(i[None])[0] for i in images]
-
-
-def shift_time(time: Tensor, shift: float) -> Tensor:
-    """t -> s t / (1 + (s - 1) t).
-
-    >>> shift_time(torch.tensor([0.5]), 3.0)
-    tensor([0.7500])
-    """
-    return shift * time / (1 + (shift - 1) * time)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from r3_rl.policy.base import Sampling
 from r3_rl.policy.bagel.attention import CachePart
 from r3_rl.policy.bagel.encoder import Encoded, encode
 from r3_rl.policy.bagel.layers import Layout
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import Packed
 from r3_rl.policy.bagel.reader import Reader
+from r3_rl.policy.base import Sampling
 from r3_rl.types import Context, TextSegment
 
 
@@ -58,7 +58,11 @@ def write(
         if left <= running.shape[0] // 2:  # copying the survivors' cache costs less than carrying the finished rows
             stay = running.nonzero()[:, 0]
             encoded, own, active, feed, running = (
-                encoded.select(stay), own.select(stay), active[stay], feed[stay], running[stay],
+                encoded.select(stay),
+                own.select(stay),
+                active[stay],
+                feed[stay],
+                running[stay],
             )
     return [
         TextSegment(
@@ -126,9 +130,7 @@ def _one_token(model: Bagel, ids: Tensor, position: Tensor) -> Packed:
     rows = ids.shape[0]
     nothing = ids.new_zeros(0)
     return Packed(
-        layout=Layout(
-            position=position, num_understanding=rows, slot=None, num_rows=rows, num_columns=1, mask=None
-        ),
+        layout=Layout(position=position, num_understanding=rows, slot=None, num_rows=rows, num_columns=1, mask=None),
         token_ids=ids,
         vit_index=nothing,
         looks=(),
@@ -141,6 +143,3 @@ def _one_token(model: Bagel, ids: Tensor, position: Tensor) -> Packed:
         valid=None,
         next_position=position + 1,
     )
-
-
-__all__ = ["Encoded", "choose", "row_uniforms", "write"]

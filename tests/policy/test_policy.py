@@ -1,0 +1,430 @@
+"""A policy scores its own samples as it sampled them, whatever else shares the batch (traps 1-9 and 22)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r3_rl.errors import CheckpointError
+from r3_rl.flow.guidance import Guidance
+from r3_rl.policy.adapters import AdapterSettings, merged_for_rollout, trainable_parameters
+from r3_rl.policy.bagel.reader import special_token_ids
+from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling
+from r3_rl.rollout.episode import make_critiques, make_drafts, make_refinements
+from r3_rl.types import ImagePiece, TextPiece, TextSegment
+from tests.policy.tiny import PAPER_GUIDANCE, PROMPTS, loop, pictures, tiny_policy
+
+ADAPTER = AdapterSettings(rank=4, alpha=8.0)
+# little noise: then a wrong velocity cannot hide in it
+FAITHFUL = Drawing(num_steps=4, convention="r3_constant", eta=0.05, sde_steps=(0, 1, 2, 3))
+GUIDED = replace(FAITHFUL, guidance=PAPER_GUIDANCE)
+LONG = Sampling(max_new_tokens=64)
+
+
+def one_of_each(policy, drawing, *, plan=Sampling(max_new_tokens=6), critique=Sampling(max_new_tokens=9)):  # noqa: B008
+    """Segments of plan, draft, critique and refinement, peers and unlike lengths among them."""
+    settings = loop(plan=plan, critique=critique, size=drawing.size)
+    drafts = make_drafts(policy, PROMPTS, settings, [drawing] * 6, 3, group=2)
+    images = [d.image.image for d in drafts]
+    asked = [p for p in PROMPTS for _ in range(2)]
+    critiques = make_critiques(policy, images, asked, settings, 5)
+    refined = make_refinements(policy, critiques, images, asked, settings, [drawing] * 6, 5)
+    found = {
+        "plan": [d.plan for d in drafts],
+        "draft": [d.image for d in drafts],
+        "critique": [c.segment for c in critiques],
+        "refinement": [image for image in refined if image is not None],
+    }
+    assert all(found.values())
+    return found
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """For tests that leave the weights alone."""
+    return tiny_policy()
+
+
+def log_probs(result):
+    return result.log_probs if isinstance(result, ImageReplay) else result
+
+
+def deviation(policy, segments):
+    """Largest |ratio - 1|."""
+    pairs = zip(segments, policy.replay(segments), strict=True)
+    return max(float(((log_probs(new).detach() - s.log_probs).exp() - 1).abs().max()) for s, new in pairs)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "size", "backend"),
+    [
+        (Guidance(), (36, 36), "matmul"),
+        (PAPER_GUIDANCE, (36, 24), "matmul"),
+        (PAPER_GUIDANCE, (24, 36), "sdpa"),
+        (replace(PAPER_GUIDANCE, renorm="text_channel"), (36, 36), "matmul"),
+        (replace(PAPER_GUIDANCE, image=1.0), (36, 24), "sdpa"),
+    ],
+    ids=["plain", "global", "global_sdpa", "text_channel", "text_only"],
+)
+def test_on_policy_ratio_is_one(guidance, size, backend):
+    policy = tiny_policy(adapter=ADAPTER, moved=0.1, backend=backend)
+    with merged_for_rollout(policy.module):
+        stages = one_of_each(policy, replace(FAITHFUL, guidance=guidance, size=size))
+    for name, segments in stages.items():
+        assert deviation(policy, segments) < 1e-4, name
+    together = [s for segments in stages.values() for s in segments]
+    assert deviation(policy, together) < 1e-4
+
+
+@pytest.mark.parametrize("convention", ["r3_monotonic", "flow_grpo", "cps"])
+def test_every_convention_is_scored_as_drawn(policy, convention):
+    drawing = replace(GUIDED, convention=convention, eta=0.4, sde_steps=(0, 2), shift=3.0)
+    assert deviation(policy, one_of_each(policy, drawing)["refinement"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=7, temperature=0.6, top_p=0.7),
+        Sampling(max_new_tokens=7, temperature=1.7),
+        Sampling(max_new_tokens=2, top_p=0.9),
+    ],
+)
+def test_texts_are_scored_as_tempered_and_truncated(policy, sampling):
+    texts = one_of_each(policy, FAITHFUL, plan=sampling, critique=sampling)
+    assert deviation(policy, texts["plan"] + texts["draft"]) < 1e-4
+    assert deviation(policy, texts["critique"]) < 1e-4
+    assert not any(s.ended for s in texts["plan"]), "the limit is short, so these are cut texts"
+
+
+def test_a_difference_between_rollout_and_replay_shows_in_the_ratio(policy):
+    """The checks above would fail if replay forgot guidance, temperature, truncation or the image's shape."""
+    tempered = Sampling(max_new_tokens=6, temperature=0.6, top_p=0.7)
+    found = one_of_each(policy, replace(GUIDED, size=(36, 24)), plan=tempered)
+    plans, drafts = found["plan"], found["draft"]
+    assert deviation(policy, [replace(s, temperature=1.0) for s in plans]) > 1e-2
+    assert deviation(policy, [replace(s, kept=None) for s in plans]) > 1e-2
+    for other in (
+        replace(GUIDED, size=(24, 36)),
+        replace(GUIDED, size=(36, 24), guidance=Guidance()),
+        replace(GUIDED, size=(36, 24), guidance=replace(PAPER_GUIDANCE, text=4.1)),
+        replace(GUIDED, size=(36, 24), guidance=replace(PAPER_GUIDANCE, interval=(0.5, 1.0))),
+    ):
+        assert deviation(policy, [replace(s, drawing=other) for s in drafts]) > 1e-3, other
+
+
+def test_a_plan_and_its_draft_share_one_row_and_score_as_apart(policy):
+    found = one_of_each(policy, GUIDED)
+    plans, drafts = found["plan"], found["draft"]
+    seen = rows_of_passes(policy, lambda: policy.replay([*plans, *drafts]))
+    assert seen == [12], "six rows of plan and draft, six without the text; the context holds no image to drop"
+    together = policy.replay([*plans, *drafts])
+    apart = [*policy.replay(plans), *policy.replay(drafts)]
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(log_probs(a), log_probs(b), atol=2e-5, rtol=0)
+
+
+def rows_of_passes(policy, run):
+    """Rows of every pass through the model while `run` runs."""
+    seen = []
+    handle = policy.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].layout.num_rows))
+    try:
+        run()
+    finally:
+        handle.remove()
+    return seen
+
+
+def contexts_of_unlike_lengths():
+    images = pictures(2)
+    long = TextPiece(text="check two blue squares and a green cross , a circle")
+    return [
+        (TextPiece(text="a red circle"),),
+        (ImagePiece(image=images[0]), long),
+        (ImagePiece(image=images[1], use="edit"), TextPiece(text="add a cross")),
+        (long, TextPiece(text="a")),
+    ]
+
+
+def test_texts_of_a_batch_are_those_of_its_rows(policy):
+    contexts, sampling = contexts_of_unlike_lengths(), Sampling(max_new_tokens=12, top_p=0.9)
+    batch = policy.write(contexts, sampling, [1, 2, 3, 4])
+    for context, seed, row in zip(contexts, [1, 2, 3, 4], batch, strict=True):
+        (alone,) = policy.write([context], sampling, [seed])
+        assert alone.token_ids == row.token_ids
+        torch.testing.assert_close(alone.log_probs, row.log_probs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("drawing", [FAITHFUL, GUIDED], ids=["plain", "guided"])
+@pytest.mark.parametrize("size", [(36, 36), (24, 36)])
+def test_images_of_a_batch_are_those_of_its_rows(policy, drawing, size):
+    """Positions come from the row and not from the padding; renormalisation is per image."""
+    contexts, drawing = contexts_of_unlike_lengths(), replace(drawing, size=size)
+    batch = policy.draw(contexts, [drawing] * 4, [1, 2, 3, 4])
+    for context, seed, row in zip(contexts, [1, 2, 3, 4], batch, strict=True):
+        assert row.image.shape == (3, *size)
+        (alone,) = policy.draw([context], [drawing], [seed])
+        torch.testing.assert_close(alone.image, row.image, atol=2e-5, rtol=0)
+        torch.testing.assert_close(alone.states, row.states, atol=1e-4, rtol=0)
+
+
+def test_height_and_width_are_not_swapped(policy):
+    context = [contexts_of_unlike_lengths()[2]]
+    wide, high = (policy.draw(context, [replace(FAITHFUL, size=s)], [1])[0].image for s in ((24, 36), (36, 24)))
+    assert wide.shape == (3, 24, 36) and high.shape == (3, 36, 24)
+    assert not torch.allclose(wide.transpose(1, 2), high, atol=1e-2)
+    tall = ImagePiece(image=pictures(1, height=36, width=24)[0], use="edit")
+    latent, look = policy.reader.blocks((tall,))
+    assert latent.grid == look.grid == (3, 2)
+
+
+@pytest.mark.parametrize("drawing", [FAITHFUL, GUIDED], ids=["plain", "guided"])
+def test_what_a_group_shares_is_encoded_once_and_changes_nothing(policy, drawing):
+    head = [(ImagePiece(image=image, use="edit"), TextPiece(text="a red circle")) for image in pictures(2)]
+    tails = [TextPiece(text=t) for t in ("add a cross", "draw", "remove a blue square", "a", "a circle", "move")]
+    shared = [(*head[i // 3], tail) for i, tail in enumerate(tails)]
+    copies = [(replace(c[0]), replace(c[1]), c[2]) for c in shared]
+    for a, b in zip(policy.write(shared, LONG, range(6)), policy.write(copies, LONG, range(6)), strict=True):
+        assert a.token_ids == b.token_ids
+        torch.testing.assert_close(a.log_probs, b.log_probs, atol=2e-5, rtol=0)
+    drawn = policy.draw(shared, [drawing] * 6, range(6)), policy.draw(copies, [drawing] * 6, range(6))
+    for a, b in zip(*drawn, strict=True):
+        torch.testing.assert_close(a.image, b.image, atol=2e-5, rtol=0)
+
+
+def test_a_group_of_one_context_is_one_row_of_the_first_pass(policy):
+    context = (TextPiece(text="a red circle"),)
+    seen = rows_of_passes(policy, lambda: policy.write([context] * 8, Sampling(max_new_tokens=2), range(8)))
+    assert seen[0] == 1 and seen[1] == 8
+
+
+def test_finished_texts_leave_the_batch(policy):
+    texts = []
+    contexts = [(TextPiece(text="a red circle"),)] * 32
+    seen = rows_of_passes(policy, lambda: texts.extend(policy.write(contexts, LONG, range(32))))
+    assert any(t.ended for t in texts) and len({len(t.token_ids) for t in texts}) > 3
+    assert min(seen[1:]) < 32 and seen[1:] == sorted(seen[1:], reverse=True)
+    for step, rows in enumerate(seen[1:]):
+        running = sum(len(t.token_ids) > step for t in texts)
+        assert running <= rows < 2 * running + 1, "never more than twice what still runs"
+
+
+def test_the_end_token_is_part_of_an_ended_text_and_of_no_other(policy):
+    texts = policy.write([(TextPiece(text="a red circle"),)] * 24, LONG, range(24))
+    eos = policy.reader.eos
+    for text in texts:
+        assert (text.token_ids[-1] == eos) is text.ended
+        assert eos not in text.token_ids[:-1]
+        assert text.log_probs.shape == (len(text.token_ids),)
+        assert text.ended or len(text.token_ids) == LONG.max_new_tokens
+    assert {t.ended for t in texts} == {True, False}
+
+
+def test_seeds_make_samples_and_nothing_else_does(policy):
+    context = (TextPiece(text="a red circle"),)
+
+    def sampled(seeds, noise_seeds=None):
+        torch.rand(3)  # whatever the global generator has been used for
+        texts = policy.write([context] * 3, Sampling(max_new_tokens=8), seeds)
+        return [t.token_ids for t in texts], policy.draw([context] * 3, [FAITHFUL] * 3, seeds, noise_seeds)
+
+    texts, images = sampled([1, 2, 1])
+    again, images_again = sampled([1, 2, 1])
+    assert texts == again and all(torch.equal(a.image, b.image) for a, b in zip(images, images_again, strict=True))
+    assert texts[0] == texts[2] != texts[1]
+    torch.testing.assert_close(images[0].image, images[2].image, atol=1e-5, rtol=0)
+    assert not torch.allclose(images[0].image, images[1].image, atol=1e-2)
+    _, peers = sampled([1, 2, 3], [9, 9, 9])
+    starts = torch.stack([p.states[0] for p in peers])
+    assert torch.equal(starts[0], starts[1]), "peers with one noise seed start from the same noise"
+    assert not torch.equal(peers[0].next_states[0], peers[1].next_states[0]), "and part at the first stochastic step"
+
+
+def test_noise_of_the_steps_is_not_that_of_the_start(policy):
+    (drawn,) = policy.draw([(TextPiece(text="a"),)], [FAITHFUL], [7])
+    (result,) = policy.replay([drawn])
+    noise = (drawn.next_states - result.mean) / result.std[:, None, None]
+    flat = torch.cat([drawn.states[:1].flatten(1), noise.flatten(1)])
+    correlation = torch.corrcoef(flat.detach())
+    assert (correlation - torch.eye(5)).abs().max() < 0.05
+
+
+def test_ode_steps_carry_no_log_prob(policy):
+    context = [(TextPiece(text="a red circle"),)]
+    (some,) = policy.draw(context, [replace(FAITHFUL, sde_steps=(1, 3))], [1])
+    assert some.times.tolist() == [0.75, 0.25] and some.next_times.tolist() == [0.5, 0.0]
+    assert some.log_probs.shape == (2,) and some.states.shape == (2, 9, 432)
+    (none,) = policy.draw(context, [replace(FAITHFUL, sde_steps=())], [1])
+    assert none.log_probs.shape == (0,) and none.states.shape == (0, 9, 432)
+
+
+def test_what_is_stored_is_float32_under_bfloat16_weights():
+    policy = tiny_policy(dtype=torch.bfloat16, adapter=ADAPTER, moved=0.1)
+    found = one_of_each(policy, replace(FAITHFUL, eta=0.7))
+    draft, plan = found["draft"][0], found["plan"][0]
+    stored = (draft.states, draft.next_states, draft.log_probs, draft.image, plan.log_probs)
+    assert {x.dtype for x in stored} == {torch.float32}
+    for segments in found.values():
+        assert deviation(policy, segments) < 0.2, "these weights are sharper than trained ones"
+    masters = [p for parameters in trainable_parameters(policy.module).values() for p in parameters.values()]
+    assert {p.dtype for p in masters} == {torch.float32}
+
+
+@pytest.mark.parametrize("stage", ["plan", "draft", "critique", "refinement"])
+def test_gradient_reaches_the_experts(stage):
+    """Drawing trains the understanding expert too, through what the latents read."""
+    policy = tiny_policy()
+    segments = one_of_each(policy, GUIDED)[stage]
+    sum(log_probs(r).square().sum() for r in policy.replay(segments)).backward()
+    got = {name for name, p in policy.module.named_parameters() if p.grad is not None and float(p.grad.norm()) > 0}
+    understanding = {n for n in got if ".layers." in n and "vit" not in n and "_moe_gen" not in n}
+    generation = {n for n in got if "_moe_gen" in n}
+    assert len(understanding) > 10
+    assert (len(generation) > 10) is (stage in ("draft", "refinement"))
+    assert any("vit_model" in n for n in got) is (stage in ("critique", "refinement"))
+    assert any("lm_head" in n for n in got) is (stage in ("plan", "critique"))
+    assert any("vae2llm" in n for n in got) is (stage in ("draft", "refinement"))
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointed in (False, True):
+        policy = tiny_policy()
+        segments = one_of_each(policy, FAITHFUL)["draft"]
+        policy.model.decoder.gradient_checkpointing = checkpointed
+        sum(log_probs(r).square().sum() for r in policy.replay(segments)).backward()
+        gradients.append(policy.model.decoder.layers[0].mlp.up_proj.weight.grad)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_dropped_contexts_of_guidance(policy):
+    system = TextPiece(text="draw", keep=True)
+    prompt, plan = TextPiece(text="a red circle"), TextPiece(text="<think> red circle </think>")
+    image = ImagePiece(image=pictures(1)[0], use="edit")
+
+    def kinds(context, drop=""):
+        return [type(b).__name__ for b in policy.reader.blocks(context, drop=drop)]
+
+    reason, refine = (system, prompt, plan), (image, prompt, plan)
+    assert kinds(reason) == ["TextBlock"] * 3
+    (kept,) = policy.reader.blocks(reason, drop="text")
+    assert kept.ids == policy.reader.text_block("draw").ids, "a plan goes with its prompt, a system prompt stays"
+    assert kinds(reason, "image") == kinds(reason)
+    assert kinds(refine) == ["LatentBlock", "LookBlock", "TextBlock", "TextBlock"]
+    assert kinds(refine, "text") == ["LatentBlock", "LookBlock"]
+    assert kinds(refine, "image") == ["TextBlock", "TextBlock"]
+    assert kinds((prompt, image, plan), "text") == ["TextBlock", "LatentBlock", "LookBlock"]
+
+
+def test_guidance_pulls_away_from_the_dropped_contexts(policy):
+    """Scales of 1 are no guidance; outside the interval nothing changes; stronger text moves the image further."""
+    context = [contexts_of_unlike_lengths()[2]]
+
+    def image(guidance):
+        return policy.draw(context, [replace(FAITHFUL, sde_steps=(), guidance=guidance)], [1])[0].image
+
+    plain = image(Guidance())
+    assert torch.equal(image(Guidance(text=1.0, image=3.0)), plain)
+    torch.testing.assert_close(image(replace(PAPER_GUIDANCE, interval=(0.9, 0.95))), plain, atol=1e-5, rtol=0)
+    near, far = (image(Guidance(text=scale, renorm_min=1.0)) for scale in (1.5, 4.0))
+    assert 0 < (near - plain).norm() < (far - plain).norm()
+
+
+def test_drawing_without_any_context_is_possible_with_guidance(policy):
+    (plain,) = policy.draw([()], [FAITHFUL], [1])
+    (guided,) = policy.draw([()], [GUIDED], [1])
+    torch.testing.assert_close(plain.image, guided.image, atol=1e-5, rtol=0)
+    mixed = policy.draw([(), (TextPiece(text="a"),)], [GUIDED] * 2, [1, 2])
+    torch.testing.assert_close(mixed[0].image, guided.image, atol=1e-5, rtol=0)
+
+
+def test_edit_contexts_read_the_image_the_same_way_every_time(policy):
+    picture = pictures(1)[0]
+    tokens = policy.reader.latent_tokens(picture[None])
+    assert tokens.dtype == torch.float32 and torch.equal(tokens, policy.reader.latent_tokens(picture[None]))
+    torch.testing.assert_close(policy.reader.images(tokens, (36, 36))[0], picture)
+
+
+@pytest.mark.parametrize("drawing", [FAITHFUL, GUIDED], ids=["plain", "guided"])
+def test_num_tokens_is_what_a_replay_costs(policy, drawing):
+    for segments in one_of_each(policy, drawing).values():
+        for segment in segments[:2]:
+            seen = []
+            handle = policy.model.register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append(args[0].layout.position.shape[0])
+            )
+            policy.replay([segment])
+            handle.remove()
+            assert [policy.num_tokens(segment)] == seen
+
+
+def test_supervised_text_loss_is_the_replayed_log_prob(policy):
+    context = contexts_of_unlike_lengths()[1]
+    ids = (*policy.reader.token_ids("a red circle"), policy.reader.eos)
+    segment = TextSegment(context=context, token_ids=ids, log_probs=torch.zeros(4), text="a red circle", ended=True)
+    (replayed,) = policy.replay([segment])
+    loss = policy.supervised([Example(context=context, answer="a red circle")], torch.zeros(0), torch.zeros(0, 9, 432))
+    assert loss.num_text == 4 and loss.num_flow == 0
+    torch.testing.assert_close(loss.text, -replayed.sum(), atol=1e-4, rtol=0)
+
+
+def test_supervised_losses_add_up_over_micro_batches(policy):
+    images = pictures(3)
+    examples = [
+        Example(context=c, answer=a, image=i)
+        for c, a, i in zip(
+            contexts_of_unlike_lengths(), ("a cross", None, "a red circle", "up"), (*images, None), strict=True
+        )
+    ]
+    generator = torch.Generator().manual_seed(0)
+    times, noise = torch.rand(3, generator=generator), torch.randn(3, 9, 432, generator=generator)
+    whole = policy.supervised(examples, times, noise)
+    parts = [
+        policy.supervised(examples[:2], times[:2], noise[:2]),
+        policy.supervised(examples[2:], times[2:], noise[2:]),
+    ]
+    assert (whole.num_flow, whole.num_text) == (3 * 9 * 432, sum(p.num_text for p in parts))
+    torch.testing.assert_close(whole.flow, parts[0].flow + parts[1].flow, rtol=1e-5, atol=0)
+    torch.testing.assert_close(whole.text, parts[0].text + parts[1].text, rtol=1e-5, atol=0)
+
+
+def test_the_reference_is_the_base_however_it_is_asked_for():
+    policy = tiny_policy(adapter=ADAPTER, moved=0.2)
+    base, trained = tiny_policy(), tiny_policy(adapter=ADAPTER, moved=0.2)
+    segments = one_of_each(trained, FAITHFUL)["draft"]
+
+    def means(of):
+        return torch.cat([r.mean for r in of.replay(segments)]).detach()
+
+    with policy.reference():
+        torch.testing.assert_close(means(policy), means(base))
+        with policy.reference():
+            pass
+        torch.testing.assert_close(means(policy), means(base))
+    torch.testing.assert_close(means(policy), means(trained))
+    assert not torch.allclose(means(policy), means(base), atol=1e-3)
+    with merged_for_rollout(policy.module), policy.reference():
+        torch.testing.assert_close(means(policy), means(base))
+
+
+def test_full_weights_have_a_reference_too():
+    policy, base = tiny_policy(), tiny_policy()
+    segments = one_of_each(policy, FAITHFUL)["critique"]
+    policy.remember_base()
+    with torch.no_grad():
+        policy.model.language_model.lm_head.weight.mul_(1.5)
+    moved = policy.replay(segments)
+    with policy.reference(), torch.no_grad():
+        torch.testing.assert_close(torch.cat(policy.replay(segments)), torch.cat(base.replay(segments)))
+    sum(m.sum() for m in moved).backward()
+    assert policy.model.language_model.lm_head.weight.grad is not None
+    torch.testing.assert_close(torch.cat(policy.replay(segments)), torch.cat(moved))
+
+
+def test_a_tokenizer_without_the_special_tokens_is_refused():
+    from tokenizers import Tokenizer, models
+
+    with pytest.raises(CheckpointError, match=r"no <\|im_start\|>, <\|im_end\|>"):
+        special_token_ids(Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")))
