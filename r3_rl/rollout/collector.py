@@ -18,6 +18,13 @@ from r3_rl.types import Critique, ImageSegment, Prompt, Round, Verdict
 
 Score = Callable[[ScoreBatch], list[Verdict]]
 """The panel's `score`."""
+Rewards = Callable[[Sequence[Verdict], Sequence[int]], list[float | None]]
+"""The panel's `rewards`: verdicts and their groups -> one number each, None where it is missing."""
+
+
+def totals(verdicts: Sequence[Verdict], groups: Sequence[int]) -> list[float | None]:
+    """The verdicts' totals, whatever the groups."""
+    return [verdict.total for verdict in verdicts]
 
 
 @dataclass(kw_only=True)
@@ -30,8 +37,10 @@ class Stopwatch:
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time of the block to a stage."""
         begin = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +49,8 @@ class Drafts:
 
     prompts: tuple[Prompt, ...]
     rounds: tuple[Round, ...]
+    rewards: tuple[float | None, ...]
+    """What the algorithm compares: the scores' totals, or the normalised scores' sums."""
     groups: tuple[int, ...]
     """Peers have one number."""
     well_formed: tuple[bool, ...]
@@ -47,12 +58,15 @@ class Drafts:
 
     def node_groups(self) -> list[NodeGroup]:
         """Groups for the pool; images without a score stay out."""
-        return _node_groups(self.groups, [
-            None if r.verdict is None or r.verdict.total is None else Node(
-                prompt=p, image=r.image.image, score=r.verdict.total, verdict=r.verdict
-            )
-            for p, r in zip(self.prompts, self.rounds, strict=True)
-        ])
+        return _node_groups(
+            self.groups,
+            [
+                None
+                if r.verdict is None or r.verdict.total is None
+                else Node(prompt=p, image=r.image.image, score=r.verdict.total, verdict=r.verdict)
+                for p, r in zip(self.prompts, self.rounds, strict=True)
+            ],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,9 +87,7 @@ class Refinements:
         for node, image, verdict in zip(self.nodes, self.images, self.verdicts, strict=True):
             scored = image is not None and verdict is not None and verdict.total is not None
             found.append(
-                Node(
-                    prompt=node.prompt, image=image.image, score=verdict.total, verdict=verdict, depth=node.depth + 1
-                )
+                Node(prompt=node.prompt, image=image.image, score=verdict.total, verdict=verdict, depth=node.depth + 1)
                 if scored and image is not None and verdict is not None and verdict.total is not None
                 else None
             )
@@ -98,16 +110,18 @@ class Collector:
     score: Score
     settings: LoopSettings
     num_generations: int
+    rewards: Rewards = totals
+    """How verdicts of drafts become rewards; gains are always differences of totals."""
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def drafts(self, prompts: Sequence[Prompt], *, seed: int, progress: float = 0.0) -> Drafts:
         """G drafts a prompt, scored."""
         g = self.num_generations
-        drawings = self.settings.draft.rows(len(prompts), g, seed, progress)
+        groups = tuple(i // g for i in range(g * len(prompts)))
+        drawings = self.settings.draft.rows(groups, seed=seed, progress=progress)
         with self.watch.stage("draft"):
             rounds = make_drafts(self.policy, prompts, self.settings, drawings, seed, group=g)
         rows = [p for p in prompts for _ in range(g)]
-        groups = tuple(i // g for i in range(len(rows)))
         with self.watch.stage("score"):
             verdicts = self.score(
                 ScoreBatch(
@@ -120,9 +134,8 @@ class Collector:
         protocol = self.settings.protocol
         return Drafts(
             prompts=tuple(rows),
-            rounds=tuple(
-                Round(image=r.image, plan=r.plan, verdict=v) for r, v in zip(rounds, verdicts, strict=True)
-            ),
+            rounds=tuple(Round(image=r.image, plan=r.plan, verdict=v) for r, v in zip(rounds, verdicts, strict=True)),
+            rewards=tuple(self.rewards(verdicts, groups)),
             groups=groups,
             well_formed=tuple(r.plan is None or protocol.plan_well_formed(r.plan) for r in rounds),
         )
@@ -136,24 +149,31 @@ class Collector:
         """One critique and refinement a node; `groups` says whose peers the nodes are (whole trajectories)."""
         return self._branch(nodes, groups, 1, seed, progress)
 
-    def _branch(
-        self, nodes: Sequence[Node], groups: Sequence[int], g: int, seed: int, progress: float
-    ) -> Refinements:
+    def _branch(self, nodes: Sequence[Node], groups: Sequence[int], g: int, seed: int, progress: float) -> Refinements:
         with self.watch.stage("critique"):
             critiques = make_critiques(
                 self.policy, [n.image for n in nodes], [n.prompt for n in nodes], self.settings, seed, group=g
             )
         rows = [n for n in nodes for _ in range(g)]
-        drawings = self.settings.refine.rows(len(nodes), g, seed, progress)
+        drawings = self.settings.refine.rows(groups, seed=seed, progress=progress)
         with self.watch.stage("refine"):
             images = make_refinements(
-                self.policy, critiques, [n.image for n in rows], [n.prompt for n in rows], self.settings, drawings,
-                seed, group=g,
+                self.policy,
+                critiques,
+                [n.image for n in rows],
+                [n.prompt for n in rows],
+                self.settings,
+                drawings,
+                seed,
+                groups=groups,
             )
         with self.watch.stage("score"):
             verdicts = self._score_refined(rows, critiques, images, groups)
         return Refinements(
-            nodes=tuple(rows), critiques=tuple(critiques), images=tuple(images), verdicts=verdicts,
+            nodes=tuple(rows),
+            critiques=tuple(critiques),
+            images=tuple(images),
+            verdicts=verdicts,
             groups=tuple(groups),
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from torch import Tensor
 
 from r3_rl.flow.windows import choose_steps
 from r3_rl.policy.base import Drawing, Policy, Sampling
@@ -29,21 +30,29 @@ class DrawingPlan:
     shared_noise: bool = False
     """Peers start from the same noise."""
 
-    def rows(self, num_groups: int, num_generations: int, seed: int, progress: float) -> list[Drawing]:
-        """Drawings of a training step: peers share their stochastic steps, so only their samples differ."""
+    @property
+    def num_possible(self) -> int:
+        """Steps that can be stochastic: the first so many."""
+        return self.drawing.num_steps - (self.drawing.convention == "cps")
+
+    def rows(self, groups: Sequence[int], *, seed: int, progress: float) -> list[Drawing]:
+        """Drawings of a training step, one a row: peers (rows of one number) share their stochastic steps, so only
+        their samples differ."""
         rng = np.random.default_rng(seed)
-        most = self.drawing.num_steps - (self.drawing.convention == "cps")
-        within, window = most, self.window
-        size = self.window_size
-        if window == "random" and size is not None:
-            window = "first"
-        out = []
-        for _ in range(num_groups):
-            steps = choose_steps(
-                window, within, self.num_sde_steps, window_size=size, progress=progress, rng=rng
-            )
-            out += [replace(self.drawing, sde_steps=steps)] * num_generations
-        return out
+        window = "first" if self.window == "random" and self.window_size is not None else self.window
+        drawings: dict[int, Drawing] = {}
+        for group in groups:
+            if group not in drawings:
+                steps = choose_steps(
+                    window,
+                    self.num_possible,
+                    self.num_sde_steps,
+                    window_size=self.window_size,
+                    progress=progress,
+                    rng=rng,
+                )
+                drawings[group] = replace(self.drawing, sde_steps=steps)
+        return [drawings[group] for group in groups]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +70,27 @@ class LoopSettings:
 
     def for_evaluation(self, temperature: float) -> LoopSettings:
         """The same loop without exploration: ODE drawing, texts at `temperature` (0: the likeliest words)."""
-        calm = {"temperature": temperature, "top_p": 1.0}
         return replace(
             self,
-            plan=replace(self.plan, **calm) if self.plan else None,
-            critique=replace(self.critique, **calm),
+            plan=replace(self.plan, temperature=temperature, top_p=1.0) if self.plan else None,
+            critique=replace(self.critique, temperature=temperature, top_p=1.0),
         )
 
 
 def row_seeds(seed: int, stage: int, count: int) -> list[int]:
-    """Seeds of rows, far apart whatever the run's seed; `stage` keeps plan, draft, critique and refinement apart."""
+    """Seeds of rows, far apart whatever the run's seed; `stage` keeps plan, draft, critique and refinement apart.
+
+    A row's seed does not depend on how many rows follow it.
+
+    >>> row_seeds(0, 1, 3)[:2] == row_seeds(0, 1, 2)
+    True
+    """
     return [int(x) >> 2 for x in np.random.SeedSequence((seed, stage)).generate_state(count, np.uint64)]
+
+
+def _seeds_of(seed: int, stage: int, rows: Sequence[int]) -> list[int]:
+    seeds = row_seeds(seed, stage, max(rows, default=-1) + 1)
+    return [seeds[row] for row in rows]
 
 
 def make_drafts(
@@ -94,61 +113,95 @@ def make_drafts(
             (*c, TextPiece(text=p.text, token_ids=p.token_ids)) for c, p in zip(contexts, plans, strict=True) if p
         ]
     seeds = row_seeds(seed, 1, len(contexts))
-    images = policy.draw(contexts, drawings, seeds, _noise_seeds(settings.draft, seeds, group))
+    groups = [i // group for i in range(len(contexts))]
+    images = policy.draw(contexts, drawings, seeds, _noise_seeds(settings.draft, seeds, groups))
     return [Round(image=image, plan=plan) for image, plan in zip(images, plans, strict=True)]
 
 
 def make_critiques(
     policy: Policy,
-    images: Sequence[object],
+    images: Sequence[Tensor],
     prompts: Sequence[Prompt],
     settings: LoopSettings,
     seed: int,
     *,
     group: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> list[Critique]:
-    """`group` critiques an image, peers side by side. images: float tensors [3, H, W]."""
+    """`group` critiques an image, peers side by side.
+
+    Args:
+        policy: who writes.
+        images: float32 [3, H, W] in [0, 1].
+        prompts: one an image.
+        settings: templates and sampling.
+        seed: of the step.
+        group: critiques an image.
+        rows: which row's seed each critique takes; by default its own place. Rows left from a larger batch give
+            their places in it, so that a text does not depend on which others have stopped.
+    """
     contexts: list[Context] = []
     for image, prompt in zip(images, prompts, strict=True):
         contexts += [(look(image), *settings.protocol.reflect_pieces(prompt))] * group
-    texts = policy.write(contexts, settings.critique, row_seeds(seed, 2, len(contexts)))
+    texts = policy.write(contexts, settings.critique, _seeds_of(seed, 2, rows or range(len(contexts))))
     return [settings.protocol.read_critique(text) for text in texts]
 
 
 def make_refinements(
     policy: Policy,
     critiques: Sequence[Critique],
-    images: Sequence[object],
+    images: Sequence[Tensor],
     prompts: Sequence[Prompt],
     settings: LoopSettings,
     drawings: Sequence[Drawing],
     seed: int,
     *,
-    group: int = 1,
+    groups: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> list[ImageSegment | None]:
-    """One refinement a critique; None where the critique stops or is malformed. One image and prompt a critique."""
+    """One refinement a critique; None where the critique stops or is malformed.
+
+    Args:
+        policy: who draws.
+        critiques, images, prompts, drawings: one a row; peers' images are one object, so that it is encoded once.
+        settings: templates.
+        seed: of the step.
+        groups: peers have one number and may share their starting noise; by default every row stands alone.
+        rows: as in `make_critiques`.
+    """
     pieces = {id(image): edit(image) for image in images}
-    rows = [i for i, critique in enumerate(critiques) if critique.instruction]
+    drawn_rows = [i for i, critique in enumerate(critiques) if critique.instruction]
     contexts = [
         (
             pieces[id(images[i])],
             *settings.protocol.refine_pieces(critiques[i], prompts[i], show_prompt=settings.show_prompt),
         )
-        for i in rows
+        for i in drawn_rows
     ]
-    seeds = row_seeds(seed, 3, len(critiques))
-    noise = _noise_seeds(settings.refine, seeds, group) or seeds
-    drawn = policy.draw(contexts, [drawings[i] for i in rows], [seeds[i] for i in rows], [noise[i] for i in rows])
+    seeds = _seeds_of(seed, 3, rows or range(len(critiques)))
+    noise = _noise_seeds(settings.refine, seeds, groups or range(len(critiques))) or seeds
+    drawn = policy.draw(
+        contexts,
+        [drawings[i] for i in drawn_rows],
+        [seeds[i] for i in drawn_rows],
+        [noise[i] for i in drawn_rows],
+    )
     out: list[ImageSegment | None] = [None] * len(critiques)
-    for i, image in zip(rows, drawn, strict=True):
+    for i, image in zip(drawn_rows, drawn, strict=True):
         out[i] = image
     return out
 
 
-def _noise_seeds(plan: DrawingPlan, seeds: Sequence[int], group: int) -> list[int] | None:
+def _noise_seeds(plan: DrawingPlan, seeds: Sequence[int], groups: Sequence[int]) -> list[int] | None:
     if not plan.shared_noise:
         return None
-    return [seeds[i - i % group] for i in range(len(seeds))]
+    first: dict[int, int] = {}
+    return [first.setdefault(group, seed) for group, seed in zip(groups, seeds, strict=True)]
+
+
+def round_seed(seed: int, number: int) -> int:
+    """The seed of a round of a step, away from those of the next steps. Round 0 is the draft: it has the step's own."""
+    return seed + 100_003 * number
 
 
 def run_loop(
@@ -171,9 +224,10 @@ def run_loop(
             break
         images = [history[i][-1].image.image for i in active]
         asked = [prompts[i] for i in active]
-        critiques = make_critiques(policy, images, asked, settings, seed + 101 * (number + 1))
+        here = round_seed(seed, number + 1)
+        critiques = make_critiques(policy, images, asked, settings, here, rows=active)
         drawings = [settings.refine.drawing] * len(active)
-        drawn = make_refinements(policy, critiques, images, asked, settings, drawings, seed + 101 * (number + 1))
+        drawn = make_refinements(policy, critiques, images, asked, settings, drawings, here, rows=active)
         still = []
         for i, critique, image in zip(active, critiques, drawn, strict=True):
             if image is None:

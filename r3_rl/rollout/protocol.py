@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from r3_rl.types import Context, Critique, ImagePiece, Prompt, TextPiece, TextSegment
 
 THINK, END_THINK = "<think>", "</think>"
@@ -86,11 +88,11 @@ PROTOCOLS = {
 """Protocols by their name in a recipe."""
 
 
-def look(image: object) -> ImagePiece:
+def look(image: Tensor) -> ImagePiece:
     """The image as something to look at."""
-    return ImagePiece(image=image, use="look")  # type: ignore[arg-type]
+    return ImagePiece(image=image, use="look")
 
 
-def edit(image: object) -> ImagePiece:
+def edit(image: Tensor) -> ImagePiece:
     """The image as something to redraw."""
-    return ImagePiece(image=image, use="edit")  # type: ignore[arg-type]
+    return ImagePiece(image=image, use="edit")

@@ -65,8 +65,8 @@ class NodePool:
                 self.groups.append(group)
 
     def choose(self, count: int, rng: np.random.Generator) -> list[Node]:
-        """Draws `count` nodes, no group twice while the pool has others. Fewer come back when the pool is small, none
-        when no group qualifies (`spread_only` before any group is mixed)."""
+        """Draws `count` nodes, no group twice while there are others (then groups serve again); none when no group
+        qualifies (`spread_only` before any group is mixed)."""
         groups = list(self.groups)[::-1]
         if self.choice == "spread_only":
             groups = [g for g in groups if g.mixed]
@@ -99,8 +99,12 @@ class NodePool:
             "nodes": [
                 [
                     {
-                        "text": n.prompt.text, "columns": dict(n.prompt.columns), "score": n.score, "depth": n.depth,
-                        "scores": dict(n.verdict.scores), "words": n.verdict.words,
+                        "text": n.prompt.text,
+                        "columns": dict(n.prompt.columns),
+                        "score": n.score,
+                        "depth": n.depth,
+                        "scores": dict(n.verdict.scores),
+                        "words": n.verdict.words,
                     }
                     for n in g.nodes
                 ]

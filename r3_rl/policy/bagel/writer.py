@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from r3_rl.policy.bagel.attention import CachePart
-from r3_rl.policy.bagel.encoder import Encoded, encode
+from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.layers import Layout
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import Packed

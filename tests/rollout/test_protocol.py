@@ -1,0 +1,85 @@
+"""What the policy is told and how its answers are read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from r3_rl.rollout.protocol import PROTOCOLS, Protocol, edit, look, split_thought
+from r3_rl.types import Prompt, TextSegment
+
+COMPACT, BAGEL = PROTOCOLS["compact"], PROTOCOLS["bagel"]
+
+
+def said(text, ended=True):
+    return TextSegment(context=(), token_ids=(1, 2), log_probs=torch.zeros(2), text=text, ended=ended)
+
+
+@pytest.mark.parametrize(
+    ("text", "well_formed", "stop", "instruction"),
+    [
+        ("<think> red circle top </think> add a cross", True, False, "add a cross"),
+        ("<think> red circle top </think> no further edit needed", True, True, ""),
+        ("<think> all there </think> No Further Edit Needed.", True, True, ""),
+        (
+            "<think> all there </think> no further edit needed at the top",
+            True,
+            False,
+            "no further edit needed at the top",
+        ),
+        ("  <think>\nx\n</think>\nmake it red!  ", True, False, "make it red!"),
+        ("<think> no end of thought add a cross", False, False, ""),
+        ("no further edit needed", False, False, ""),
+        ("add a cross", False, False, ""),
+        ("<think> </think> add a cross", False, False, ""),
+        ("<think> a cross is missing </think>", False, False, ""),
+        ("<think> a </think> b </think> c", False, False, ""),
+        ("<think> a <think> b </think> c", False, False, ""),
+        ("add a cross <think> a </think> b", False, False, ""),
+        ("", False, False, ""),
+    ],
+)
+@pytest.mark.parametrize("protocol", [COMPACT, BAGEL], ids=["compact", "bagel"])
+def test_critiques(protocol, text, well_formed, stop, instruction):
+    critique = protocol.read_critique(said(text))
+    assert (critique.well_formed, critique.stop, critique.instruction) == (well_formed, stop, instruction)
+    assert critique.segment.text == text
+
+
+def test_a_cut_text_is_malformed_and_no_stop():
+    critique = COMPACT.read_critique(said("<think> fine </think> no further edit needed", ended=False))
+    assert not critique.well_formed and not critique.stop and not critique.instruction
+    assert not COMPACT.plan_well_formed(said("<think> red circle </think>", ended=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "well_formed"),
+    [
+        ("<think> red circle </think>", True),
+        ("<think> red circle </think> and more", False),
+        ("<think> </think>", False),
+        ("red circle", False),
+    ],
+)
+def test_plans(text, well_formed):
+    assert COMPACT.plan_well_formed(said(text)) is well_formed
+
+
+def test_what_stands_in_the_contexts():
+    prompt = Prompt(text="a {curly} circle")
+    assert [p.text for p in COMPACT.reason_context(prompt)] == ["a {curly} circle"]
+    system, asked = BAGEL.reason_context(prompt)
+    assert system.keep and "<think>" in system.text and not asked.keep
+    (template,) = COMPACT.reflect_pieces(prompt)
+    assert template.text == "check a {curly} circle"
+    assert "a {curly} circle" in BAGEL.reflect_pieces(prompt)[0].text
+    critique = COMPACT.read_critique(said("<think> x </think> add a cross"))
+    shown = [[p.text for p in COMPACT.refine_pieces(critique, prompt, show_prompt=s)] for s in (False, True)]
+    assert shown == [["add a cross"], ["a {curly} circle", "add a cross"]]
+    image = torch.zeros(3, 2, 2)
+    assert (look(image).use, edit(image).use) == ("look", "edit")
+
+
+def test_a_thought_is_split_once():
+    assert split_thought("<think>a</think>b") == ("a", "b")
+    assert Protocol(reflect_template="x", stop_words="done").read_critique(said("<think>a</think> Done!")).stop
