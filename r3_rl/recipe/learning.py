@@ -14,7 +14,7 @@ from r3_rl.recipe.sampling import Share
 class RemoteSection(Section):
     """A scorer that runs in a process of its own."""
 
-    url: str = Field(pattern=r"^https?://[^\s/]+", description="Address of `r3 rewards serve`.")
+    url: str = Field(pattern=r"^https?://[^\s/]+", description="Address of a server of scorers.")
 
 
 class RewardSection(Section):

@@ -15,15 +15,11 @@ from r3_rl.evaluate import refiner
 from r3_rl.evaluate.refiner import Refiner
 from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings
-from r3_rl.policy.bagel.autoencoder import Autoencoder
-from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel, random_bagel, save_bagel
-from r3_rl.policy.bagel.config import ResizeRule
+from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel
 from r3_rl.policy.bagel.policy import BagelPolicy
-from r3_rl.policy.bagel.reader import special_token_ids
-from r3_rl.worlds.shapes.language import build_tokenizer
-from tests.policy.tiny_bagel import CONFIG, tiny_folder
+from tests.docs import world as tiny
+from tests.policy.tiny_bagel import tiny_folder
 
-SIDE = ResizeRule(longest=36, shortest=36, stride=12)
 STOP = "<think> a red circle top left </think> no further edit needed"
 EDIT = "<think> nothing </think> add a red circle top left"
 
@@ -31,21 +27,7 @@ EDIT = "<think> nothing </think> add a red circle top left"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Folder of a model with the embedded world's sizes and words, and random weights."""
-    tokenizer = build_tokenizer()
-    config = replace(
-        CONFIG,
-        llm=replace(CONFIG.llm, vocab_size=tokenizer.get_vocab_size()),
-        vit=replace(CONFIG.vit, image_size=36, patch_size=12),
-        latent_patch_size=12,
-        max_latent_size=3,
-        vit_max_num_patch_per_side=3,
-        vae_resize=SIDE,
-        vit_resize=SIDE,
-        special_token_ids=special_token_ids(tokenizer),
-    )
-    folder = tmp_path_factory.mktemp("world")
-    save_bagel(random_bagel(config), Autoencoder(config.autoencoder), tokenizer, folder)
-    return folder
+    return tiny.world_folder(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
