@@ -57,7 +57,7 @@ def test_recipe_is_frozen_and_values_are_not_converted():
         ({"lora": {"branches": "understanding", "rank_generation": 4}}, "no adapter on the generation branch"),
         ({"rewards": [{"scorer": "shapes", "weight": 0.0}]}, "every scorer weighs 0"),
         ({"rewards": [{"scorer": "shapes", "remote": {"url": "localhost"}}]}, "pattern"),
-        ({"pretrain": {"model": {"hidden_size": 100}}}, "does not divide over 3 num_heads"),
+        ({"pretrain": {"model": {"hidden_size": 102}}}, "does not divide over 4 num_heads"),
         ({"pretrain": {"apart_fraction": 0.6, "ramp_fraction": 0.6}}, "their sum passes 1"),
     ],
 )

@@ -80,6 +80,12 @@ def test_a_stop_after_a_refinement_counts_the_rounds(pipe):
     assert scripted(pipe, [EDIT], [STOP])("a red circle", num_rounds=4, seed=0).stopped_after == [1]
 
 
+def test_a_prompt_is_drawn_alike_alone_and_beside_others_that_stop(pipe):
+    many = scripted(pipe, [EDIT, STOP, EDIT], [EDIT])(["a cross", "a square", "a circle"], num_rounds=2, seed=0)
+    one = scripted(pipe, [EDIT], [EDIT])("a cross", num_rounds=2, seed=0)
+    np.testing.assert_allclose(many.rounds[0], one.rounds[0], atol=1)  # 1 level: sums of a batch round differently
+
+
 def test_zero_rounds_are_drafts(pipe):
     out = pipe(["a cross", "a square"], num_rounds=0, seed=0)
     assert [len(images) for images in out.rounds] == [1, 1]
