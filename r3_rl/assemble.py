@@ -27,6 +27,7 @@ from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.training.config import R3Config
 from r3_rl.worlds.shapes.shipped import weights_folder
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedPolicy:
     """A policy and where its base came from."""
@@ -57,9 +58,7 @@ def load_policy(model: ModelSection, *, device: str | None = None) -> LoadedPoli
     backend = model.attention
     bagel.decoder.backend = ("matmul" if place == "cpu" else "sdpa") if backend == "auto" else backend
     reader = Reader(config=bagel.config, tokenizer=load_tokenizer(folder), autoencoder=autoencoder)
-    return LoadedPolicy(
-        policy=BagelPolicy(bagel, reader), folder=folder, fingerprint=fingerprint(folder), dtype=dtype
-    )
+    return LoadedPolicy(policy=BagelPolicy(bagel, reader), folder=folder, fingerprint=fingerprint(folder), dtype=dtype)
 
 
 def load_tokenizer(folder: Path):  # type: ignore[no-untyped-def]
@@ -94,9 +93,7 @@ def loop_settings(rollout: RolloutSection) -> LoopSettings:
 
 
 def _sampling(section: WritingSection) -> Sampling:
-    return Sampling(
-        max_new_tokens=section.max_new_tokens, temperature=section.temperature, top_p=section.top_p
-    )
+    return Sampling(max_new_tokens=section.max_new_tokens, temperature=section.temperature, top_p=section.top_p)
 
 
 def _drawing(section: DrawingSection, size: tuple[int, int]) -> DrawingPlan:
@@ -166,6 +163,7 @@ def prompt_stream(recipe: Recipe) -> PromptStream:
         return PromptStream(
             lambda n, seed: sample_prompts(n, split="train", tags=tags, seed=seed), num_prompts=count, seed=data.seed
         )
+    assert data.path is not None, "the recipe asks for the path of every other kind"
     prompts = load_prompts(
         data.kind, data.path, prompt_key=data.prompt_key, tags=data.tags, exclude_tags=data.exclude_tags
     )
@@ -203,6 +201,7 @@ def trainer_arguments(recipe: Recipe, run_folder: Path) -> R3Config:
         epsilon_high=a.epsilon_high,
         scale_rewards=a.scale_rewards,
         image_beta=a.image_beta,
+        image_kl=a.image_kl,
         image_epsilon=a.image_epsilon,
         image_loss_weight=a.image_loss_weight,
         text_loss_weight=a.text_loss_weight,

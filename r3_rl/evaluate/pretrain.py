@@ -118,9 +118,7 @@ def embedded_config(size: ModelSizeSection, vocab_size: int, special: dict[str, 
             image_size=IMAGE_SIZE,
             patch_size=size.vit_patch_size,
         ),
-        autoencoder=AutoencoderConfig(
-            kind="identity", z_channels=3, downsample=1, scale_factor=1.0, shift_factor=0.0
-        ),
+        autoencoder=AutoencoderConfig(kind="identity", z_channels=3, downsample=1, scale_factor=1.0, shift_factor=0.0),
         latent_patch_size=size.latent_patch_size,
         max_latent_size=IMAGE_SIZE // size.latent_patch_size,
         vit_max_num_patch_per_side=IMAGE_SIZE // size.vit_patch_size,

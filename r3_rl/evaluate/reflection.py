@@ -67,7 +67,7 @@ def measure_loop(
     for start in range(0, len(prompts), CHUNK):
         part = prompts[start : start + CHUNK]
         walked = run_loop(policy, part, settings, rounds=rounds, seed=seed + start)
-        out.trajectories += _judged(walked, judge)
+        out.trajectories += judged(walked, judge)
     tags = [str(t.prompt.columns.get("tag", "all")) for t in out.trajectories]
     for number in range(rounds + 1):
         name = "draft" if number == 0 else "final" if number == rounds else f"round_{number}"
@@ -81,7 +81,8 @@ def measure_loop(
     return out
 
 
-def _judged(walked: Sequence[Trajectory], judge: Judge) -> list[Trajectory]:
+def judged(walked: Sequence[Trajectory], judge: Judge) -> list[Trajectory]:
+    """The trajectories with a verdict for every image."""
     images = [r.image.image for t in walked for r in t.rounds]
     asked = [t.prompt for t in walked for _ in t.rounds]
     verdicts = iter(judge(images, asked))
@@ -122,9 +123,7 @@ def read(policy: Policy, drafts: FixedDrafts, settings: LoopSettings, seed: int)
     return out
 
 
-def swap_test(
-    policy: Policy, trajectories: Sequence[Trajectory], settings: LoopSettings, *, seed: int
-) -> Measured:
+def swap_test(policy: Policy, trajectories: Sequence[Trajectory], settings: LoopSettings, *, seed: int) -> Measured:
     """The policy's own wrong drafts, read by its own critic and, with the adapter off, by the base's."""
     wrong = own_drafts(trajectories, wanted=0.0)
     out = Measured()
@@ -141,9 +140,7 @@ def swap_test(
 def own_drafts(trajectories: Sequence[Trajectory], *, wanted: float, limit: int | None = None) -> FixedDrafts:
     """The drafts of trajectories that are right (`wanted` 1) or wrong (0)."""
     chosen = [t for t in trajectories if right(t.rounds[0].verdict) == wanted][:limit]
-    return FixedDrafts(
-        prompts=tuple(t.prompt for t in chosen), images=tuple(t.rounds[0].image.image for t in chosen)
-    )
+    return FixedDrafts(prompts=tuple(t.prompt for t in chosen), images=tuple(t.rounds[0].image.image for t in chosen))
 
 
 def differences(before: Mapping[str, list[float]], after: Mapping[str, list[float]]) -> dict[str, Interval]:

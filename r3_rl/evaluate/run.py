@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from r3_rl.assemble import (
     LoadedPolicy,
@@ -20,14 +21,16 @@ from r3_rl.assemble import (
     trainer_arguments,
 )
 from r3_rl.errors import InputError
+from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
 from r3_rl.evaluate.reflection import Measured, differences
-from r3_rl.evaluate.shapes import ShapesBench, judge, synthetic_nodes
+from r3_rl.evaluate.shapes import SEED, ShapesBench, judge, synthetic_nodes
 from r3_rl.observe.environment import environment
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
 from r3_rl.observe.statistics import Interval
 from r3_rl.policy.adapters import adapted_layers, save_adapter
+from r3_rl.policy.bagel.checkpoint import save_bagel
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.rollout.tree import Node
@@ -82,31 +85,55 @@ def train(
     print(trainer.self_check())
     if bench is None and recipe.data.kind == "shapes":
         bench = _bench(recipe)
-    before = _measure(bench, loaded, settings, recorder, "before", 0, base=True) if bench else None
+    gallery = _gallery(recipe, loaded, trainer, bench, recorder)
+    before = _measure(bench, loaded, settings, gallery, "before", 0, base=True) if bench else None
     interrupt = InterruptCallback()
-    with RunProgress(folder.name, total_steps=recipe.training.max_steps) as progress:
+    with RunProgress(folder.name, total_steps=recipe.training.max_steps) as progress, closing(trainer):
         trainer.add_callback(RecordCallback(recorder, progress))
         trainer.add_callback(interrupt)
+        if gallery.prompts:
+            trainer.add_callback(GalleryCallback(gallery, recipe.training.eval_steps))
         trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.panel.close()
     if interrupt.asked:
         print(f"interrupted at step {trainer.state.global_step}; go on with --resume {folder}")
         return RunResult(folder=folder, before=before, after=None, interrupted=True)
-    if adapted_layers(loaded.policy.module):
-        save_adapter(
-            loaded.policy.module,
-            folder / "adapter",
-            fingerprint=loaded.fingerprint,
-            recipe_text=dump_resolved(recipe),
-        )
-    else:
-        trainer.save_model(str(folder / "model"))
+    _save_result(recipe, loaded, folder)
     after = None
     if bench and before:
-        after = _measure(bench, loaded, settings, recorder, "after", trainer.state.global_step)
+        after = _measure(bench, loaded, settings, gallery, "after", trainer.state.global_step)
         _write_results(recorder, before, after, recipe, bench, time.monotonic() - begin)
     print(f"report {write_report(folder)}")
     return RunResult(folder=folder, before=before, after=after, interrupted=False)
+
+
+def _save_result(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> None:
+    """The adapter, or a whole folder of weights that `model.path` takes."""
+    policy = loaded.policy
+    if adapted_layers(policy.module):
+        text = dump_resolved(recipe)
+        save_adapter(policy.module, folder / "adapter", fingerprint=loaded.fingerprint, recipe_text=text)
+    else:
+        save_bagel(policy.model, policy.reader.autoencoder, policy.reader.tokenizer, folder / "model")
+
+
+def _gallery(
+    recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, bench: ShapesBench | None, recorder: Recorder
+) -> Gallery:
+    """The first `observe.gallery` prompts that are measured, or of the file where nothing is measured."""
+    count, batch = recipe.observe.gallery, recipe.rollout.num_prompts
+    if bench:
+        prompts = bench.prompts()[:count]
+    else:
+        prompts = [p for step in range(-(-count // batch)) for p in trainer.prompts.batch(step)][:count]
+    return Gallery(
+        policy=loaded.policy,
+        prompts=prompts,
+        settings=loop_settings(recipe.rollout),
+        rounds=bench.rounds if bench else recipe.rollout.rounds,
+        seed=SEED,
+        verdicts=by_judge(judge) if bench else by_panel(trainer.panel),
+        recorder=recorder,
+    )
 
 
 def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Trainer:
@@ -151,7 +178,12 @@ def _folder(recipe: Recipe, name: str, resume: str | None, folder: Path | None) 
 
 
 def _checkpoint(folder: Path) -> str:
-    found = get_last_checkpoint(str(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else None
+    """The last whole checkpoint: the trainer writes its state last, so one without it was cut off by a crash."""
+    whole = {
+        int(state.parent.name.rpartition("-")[2]): state.parent
+        for state in (folder / "checkpoints").glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
+    }
+    found = whole[max(whole)] if whole else None
     if found is None:
         raise InputError(f"{folder} holds no checkpoint", hint="start the run again without --resume")
     print(f"resuming from {found}: adapter, optimiser, schedule, random state, node pool, step")
@@ -162,14 +194,14 @@ def _bench(recipe: Recipe) -> ShapesBench:
     from r3_rl.worlds.shapes.prompts import TAGS
 
     tags = tuple(tag for tag in (recipe.data.tags or TAGS) if tag not in recipe.data.exclude_tags)
-    return ShapesBench(num_prompts=recipe.training.eval_prompts, tags=tags)
+    return ShapesBench(num_prompts=recipe.training.eval_prompts, tags=tags, rounds=recipe.rollout.rounds)
 
 
 def _measure(
     bench: ShapesBench,
     loaded: LoadedPolicy,
     settings: Any,
-    recorder: Recorder,
+    gallery: Gallery,
     phase: str,
     step: int,
     *,
@@ -183,7 +215,9 @@ def _measure(
     else:
         with fast_weights(loaded.policy.module):
             measured = bench.measure(loaded.policy, settings)
-    recorder.trajectories(step, measured.trajectories, phase=phase)
+    shown = len(gallery.prompts)  # the bench's first prompts: kept whatever came out, and not twice
+    gallery.record(step, measured.trajectories[:shown], phase)
+    gallery.recorder.trajectories(step, measured.trajectories[shown:], phase=phase)
     print(f"measured {phase} training in {duration(time.monotonic() - begin)}")
     return measured
 

@@ -60,10 +60,13 @@ class ShapesBench:
     wrong: FixedDrafts | None = None
     rights: FixedDrafts | None = None
 
+    def prompts(self) -> list[Prompt]:
+        """The held-out prompts of every phase."""
+        return sample_prompts(self.num_prompts, split="held_out", tags=self.tags, seed=SEED)
+
     def measure(self, policy: Policy, settings: LoopSettings) -> Measured:
         """Everything, in one phase. The first call also fixes the drafts that both phases are judged on."""
-        prompts = sample_prompts(self.num_prompts, split="held_out", tags=self.tags, seed=SEED)
-        out = measure_loop(policy, prompts, settings, judge, rounds=self.rounds, seed=SEED, harder=HARD_TAGS)
+        out = measure_loop(policy, self.prompts(), settings, judge, rounds=self.rounds, seed=SEED, harder=HARD_TAGS)
         if self.wrong is None or self.rights is None:
             self.wrong, self.rights = self._fix(policy, settings, out)
         out.values |= measure_fixed(policy, self.wrong, self.rights, settings, judge, seed=SEED + 1).values
@@ -88,7 +91,8 @@ class ShapesBench:
 
 
 def measure_questions(policy: Policy, count: int) -> list[float]:
-    """Questions about images of the world, answered by the likeliest words: 1 where the last word is right."""
+    """Questions about images of the world, answered by the likeliest words: 1 where the answer after the thought is
+    right."""
     asked = held_out_questions(count, SEED + 4)
     hits: list[float] = []
     for start in range(0, count, CHUNK):

@@ -67,7 +67,9 @@ class PretrainSection(Section):
     adam_lr: float = Field(2e-3, gt=0, description="AdamW's learning rate, for everything else.")
     ema: float = Field(0.998, ge=0, lt=1, description="Decay of the moving average of the weights, which is saved.")
     text_weight: float = Field(1.0, ge=0, description="Weight of the next-token loss beside the flow loss.")
-    time_mean: float = Field(0.4, description="m in t = sigmoid(m + N(0, 1)), the noise level that is trained.")
+    times_per_image: int = Field(2, ge=1, description="Noise levels at which each image is learned in a step.")
+    time_mean: float = Field(1.0, description="m in t = sigmoid(m + N(0, 1)), the noise level that is trained.")
+    soften_below: Share = Field(0.35, description="s: the flow loss at t < s weighs (t / s)^2; 0 leaves it as it is.")
     context_dropout: Share = Field(0.08, description="Chance to draw without context, which guidance needs.")
     plan_noise: Share = Field(
         0.25, description="Share of plans (and images with them) that contradict their prompt: headroom for R3."

@@ -125,16 +125,16 @@ def _backward(
     """
     config = policy.model.config
     num_text = sum(len(policy.reader.token_ids(e.answer)) + 1 for e in examples if e.answer is not None)
-    tokens = [e.image.numel() for e in examples if e.image is not None]
-    num_flow = sum(tokens)
+    count = settings.times_per_image
+    num_flow = count * sum(e.image.numel() for e in examples if e.image is not None)
     flow = text = 0.0
     for start in range(0, len(examples), settings.micro_batch):
         part = examples[start : start + settings.micro_batch]
         images = [e.image for e in part if e.image is not None]
-        times = torch.sigmoid(torch.randn(len(images), generator=generator) + settings.time_mean)
+        times = torch.sigmoid(torch.randn(len(images), count, generator=generator) + settings.time_mean)
         grid = policy.reader.grid((images[0].shape[1], images[0].shape[2])) if images else (1, 1)
-        noise = torch.randn(len(images), grid[0] * grid[1], config.latent_channels, generator=generator)
-        loss = policy.supervised(part, times, noise)
+        noise = torch.randn(len(images), count, grid[0] * grid[1], config.latent_channels, generator=generator)
+        loss = policy.supervised(part, times, noise, soften_below=settings.soften_below)
         (loss.flow / max(num_flow, 1) + settings.text_weight * loss.text / max(num_text, 1)).backward()
         flow += float(loss.flow.detach()) / max(num_flow, 1)
         text += float(loss.text.detach()) / max(num_text, 1)

@@ -48,9 +48,11 @@ class BagelPolicy:
         """Log-probs under the current weights, with gradient."""
         return _replay.replay(self.model, self.reader, segments)
 
-    def supervised(self, examples: Sequence[Example], times: Tensor, noise: Tensor) -> SupervisedLoss:
+    def supervised(
+        self, examples: Sequence[Example], times: Tensor, noise: Tensor, *, soften_below: float = 0.0
+    ) -> SupervisedLoss:
         """Summed losses of supervised examples."""
-        return supervised.supervised_loss(self.model, self.reader, examples, times, noise)
+        return supervised.supervised_loss(self.model, self.reader, examples, times, noise, soften_below=soften_below)
 
     def num_tokens(self, segment: Segment) -> int:
         """Tokens that replaying the segment costs."""

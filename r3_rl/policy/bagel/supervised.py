@@ -18,9 +18,20 @@ from r3_rl.policy.base import Example, SupervisedLoss
 
 
 def supervised_loss(
-    model: Bagel, reader: Reader, examples: Sequence[Example], times: Tensor, noise: Tensor
+    model: Bagel,
+    reader: Reader,
+    examples: Sequence[Example],
+    times: Tensor,
+    noise: Tensor,
+    *,
+    soften_below: float = 0.0,
 ) -> SupervisedLoss:
-    """Losses of a batch. times float32 [images] in (0, 1), noise float32 [images, M, C], one for each target image."""
+    """Losses of a batch. times float32 [images, K] in (0, 1) and noise float32 [images, K, M, C]: each target image is
+    denoised at K times after one reading of its context.
+
+    `soften_below` = s weighs the flow loss at t < s by (t / s)^2. A data prediction's velocity error is its own error
+    over t, so without it the last fine details outweigh what is drawn where.
+    """
     rows: list[list[Block]] = []
     velocities = []
     latents = _latents(reader, examples)
@@ -30,16 +41,21 @@ def supervised_loss(
         if example.answer is not None:
             row.append(reader.text_block(example.answer, scored=True))
         if example.image is not None:
-            t, data, eps = float(times[at]), latents[at], noise[at]
             grid = reader.grid((example.image.shape[1], example.image.shape[2]))
-            row.append(LatentBlock(tokens=(1 - t) * data + t * eps, grid=grid, time=t, noisy=True))
-            velocities.append(eps - data)
+            for t, eps in zip(times[at].tolist(), noise[at], strict=True):
+                row.append(LatentBlock(tokens=(1 - t) * latents[at] + t * eps, grid=grid, time=t, noisy=True))
+                velocities.append(eps - latents[at])
             at += 1
         rows.append(row)
     packed = pack(rows, model.config, device=model.device)
     out = model(packed)
     zero = out.velocity.new_zeros(())
-    flow = (out.velocity - torch.cat(velocities).to(model.device)).square().sum() if velocities else zero
+    flow = zero
+    if velocities:
+        error = (out.velocity - torch.cat(velocities).to(model.device)).square().sum(-1)
+        if soften_below > 0:
+            error = error * (packed.latent_times[packed.noisy_index] / soften_below).clamp(max=1).square()
+        flow = error.sum()
     num_text = packed.targets.shape[0]
     text = F.cross_entropy(out.logits.float(), packed.targets, reduction="sum") if num_text else zero
     return SupervisedLoss(flow=flow, num_flow=out.velocity.numel(), text=text, num_text=num_text)
