@@ -33,14 +33,9 @@ training:
   `recipe.resolved.yaml`.
 * `r3 schema > r3.schema.json` gives editors what they need to complete and check recipes.
 
-Keys marked *not read yet* are checked and change nothing so far.
-
 This page is written from the recipe's schema (`r3_rl/recipe/`): change it there, then run
 `python -m r3_rl.recipe.page > docs/recipes.md`.
 """
-
-NOT_READ_YET = ("remote.url", "image_kl", "multi_objective_aggregation", "eval_steps", "gallery")
-"""Ends of keys that are checked and that nothing acts on so far. A page that is silent about it would lie."""
 
 
 def recipes_page() -> str:
@@ -72,8 +67,7 @@ def _rows(section: Mapping[str, Any], prefix: str, schema: Mapping[str, Any]) ->
             continue
         default = "needed" if name in required else f"`{json.dumps(entry['default'])}`"
         key = f"{prefix}.{name}"
-        note = " **Not read yet.**" if key.endswith(NOT_READ_YET) else ""
-        yield f"| `{key}` | {_values(entry)} | {default} | {entry['description']}{note} |"
+        yield f"| `{key}` | {_values(entry)} | {default} | {entry['description']} |"
 
 
 def _section(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, bool]:

@@ -36,7 +36,17 @@ def place(workplace, tmp_path_factory, monkeypatch):
     return workplace
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/rewards.md", "docs/troubleshooting.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/rewards.md",
+        "docs/troubleshooting.md",
+        "r3_rl/flow/README.md",
+        "r3_rl/algorithm/README.md",
+    ],
+)
 def test_snippets_run(page, place, r3):
     namespace: dict[str, object] = {}
     for snippet in snippets(REPOSITORY / page):
