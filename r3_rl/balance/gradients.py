@@ -44,7 +44,10 @@ AGGREGATORS = {
     "config": "ConFIG",
     "aligned_mtl": "AlignedMTL",
 }
+_AVERAGING = ("mgda", "upgrad", "cagrad", "aligned_mtl")
+"""Aggregators that average: of two equal gradients they make one of them. The others add up."""
 _INSTALL = "pip install 'r3-rl[balance]'"
+
 
 class Balancer:
     """Accumulates a step's gradient, objective by objective where that is asked for."""
@@ -85,8 +88,9 @@ class Balancer:
         if self.aggregate is None:
             combined = rows[0] + rows[1]
         else:
-            torch.manual_seed(self.generator_seed + step)  # PCGrad draws an order
-            combined = self.aggregate(torch.stack(rows)) * len(rows)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.generator_seed + step)  # PCGrad draws an order
+                combined = self.aggregate(torch.stack(rows))
         self._give(combined)
         return total
 
@@ -121,15 +125,16 @@ def compare(understanding: Tensor, generation: Tensor) -> dict[str, float]:
 
 
 def load_aggregator(name: str) -> Callable[[Tensor], Tensor]:
-    """An aggregator of torchjd: [objectives, n] -> [n], an average-like direction."""
+    """An aggregator of torchjd: [objectives, n] -> [n], scaled so that gradients without conflict give their sum."""
     try:
         import torchjd.aggregation as aggregation
     except ImportError as error:
-        raise MissingPackageError(
-            f"balance.aggregator '{name}' needs torchjd", hint=_INSTALL
-        ) from error
+        raise MissingPackageError(f"balance.aggregator '{name}' needs torchjd", hint=_INSTALL) from error
     options: dict[str, Any] = {"c": 0.5} if name == "cagrad" else {}
     try:
-        return getattr(aggregation, AGGREGATORS[name])(**options)  # type: ignore[no-any-return]
+        aggregator = getattr(aggregation, AGGREGATORS[name])(**options)
     except ImportError as error:
         raise MissingPackageError(f"aggregator '{name}': {error}", hint=_INSTALL) from error
+    if name in _AVERAGING:
+        return lambda rows: aggregator(rows) * rows.shape[0]
+    return aggregator  # type: ignore[no-any-return]

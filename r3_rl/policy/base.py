@@ -68,6 +68,8 @@ class ImageReplay:
     """float32 [S, N, C], with gradient."""
     std: torch.Tensor
     """float32 [S]."""
+    velocity: torch.Tensor
+    """float32 [S, N, C], as guided, with gradient."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -61,10 +61,29 @@ class Recipe(Section):
             yield from _twice(panel, getattr(self, panel))
         if self.model.kind == "embedded" and self.rollout.protocol != "compact":
             yield Problem("rollout.protocol", "the embedded model knows 63 words and only the protocol 'compact'")
+        if self.training.save_steps % self.algorithm.num_iterations:
+            yield Problem(
+                "training.save_steps",
+                f"{self.training.save_steps} falls between the {self.algorithm.num_iterations} updates on the same "
+                f"rollouts; use {_nearest(self.training.save_steps, self.algorithm.num_iterations)}",
+            )
+        if self.lora.enabled and self.lora.branches == "generation" and self.algorithm.text_loss_weight > 0:
+            yield Problem(
+                "algorithm.text_loss_weight",
+                "adapters on the generation branch alone learn nothing from texts; set it to 0",
+            )
+        if not self.lora.enabled and self.model.dtype != "float32" and self.pretrain is None:
+            yield Problem("model.dtype", "full weights are trained in float32: smaller steps vanish in bfloat16")
         if self.algorithm.tree.synthetic_fraction > 0 and self.data.kind != "shapes":
             yield Problem(
                 "algorithm.tree.synthetic_fraction", "only the data 'shapes' can draw nodes itself; set it to 0"
             )
+
+
+def _nearest(number: int, divisor: int) -> str:
+    """The multiples around a number, as words."""
+    below = number // divisor * divisor
+    return " or ".join(str(multiple) for multiple in (below, below + divisor) if multiple)
 
 
 def _twice(panel: str, rewards: tuple[RewardSection, ...]) -> Iterator[Problem]:

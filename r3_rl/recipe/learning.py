@@ -11,12 +11,6 @@ from r3_rl.recipe.base import Problem, Section, section
 from r3_rl.recipe.sampling import Share
 
 
-class RemoteSection(Section):
-    """A scorer that runs in a process of its own."""
-
-    url: str = Field(pattern=r"^https?://[^\s/]+", description="Address of a server of scorers.")
-
-
 class RewardSection(Section):
     """One scorer of the panel."""
 
@@ -26,7 +20,6 @@ class RewardSection(Section):
     weight: float = Field(1.0, description="Share of this scorer in the panel's sum.")
     name: str | None = Field(None, min_length=1, description="Name in metrics and reports; null takes the scorer's.")
     params: dict[str, Any] = Field({}, description="Keywords handed to the scorer.")
-    remote: RemoteSection | None = Field(None, description="Call the scorer on a server instead of here.")
 
 
 class TreeSection(Section):
@@ -60,7 +53,8 @@ class AlgorithmSection(Section):
     )
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
         "sum_then_normalize",
-        description="Several scorers: weigh and sum, then compare with the peers, or the other way round.",
+        description="Several scorers: weigh and sum, then compare with the peers, or the other way round "
+        "(schedule `draft_only`, since a gain is a difference of sums).",
     )
     max_failed_fraction: Share = Field(0.25, description="A step with a larger share of missing scores stops the run.")
     max_zero_variance_steps: int = Field(
@@ -85,6 +79,11 @@ class AlgorithmSection(Section):
     def problems(self) -> Iterator[Problem]:
         if self.text_loss_weight == 0 and self.image_loss_weight == 0:
             yield Problem("image_loss_weight", "both losses weigh 0: nothing would be learned; set one above 0")
+        if self.multi_objective_aggregation == "normalize_then_sum" and self.schedule != "draft_only":
+            yield Problem(
+                "multi_objective_aggregation",
+                f"a gain is a difference of sums, so schedule '{self.schedule}' needs 'sum_then_normalize'",
+            )
         if self.schedule == "critique_only" and self.text_loss_weight == 0:
             yield Problem("text_loss_weight", "schedule 'critique_only' learns from texts alone; set it above 0")
 
@@ -120,8 +119,8 @@ class TrainingSection(Section):
     token_budget: int = Field(4096, ge=64, description="Tokens in a micro-batch at most: the lever for memory.")
     seed: int = Field(0, ge=0, description="Seed of the run.")
     save_steps: int = Field(50, ge=1, description="Steps between two checkpoints.")
-    eval_steps: int = Field(50, ge=1, description="Steps between two evaluations on held-out prompts.")
-    eval_prompts: int = Field(64, ge=1, description="Held-out prompts of an evaluation.")
+    eval_steps: int = Field(50, ge=1, description="Steps after which the prompts of observe.gallery are drawn again.")
+    eval_prompts: int = Field(64, ge=1, description="Held-out prompts measured before and after training (`shapes`).")
     output_dir: str = Field("runs", min_length=1, description="Folder in which each run gets a new folder of its own.")
     num_threads: int | None = Field(
         None, ge=1, description="Threads of a process on a CPU; null takes the physical cores."
@@ -131,7 +130,9 @@ class TrainingSection(Section):
 class LoraSection(Section):
     """Low-rank adapters."""
 
-    enabled: bool = Field(True, description="False trains the full weights; the reference policy is then a copy.")
+    enabled: bool = Field(
+        True, description="False trains the decoder's full weights (float32); the reference policy is then a copy."
+    )
     rank: int = Field(16, ge=1, description="Rank of the adapters.")
     rank_generation: int | None = Field(None, ge=1, description="Rank on the generation branch; null takes rank.")
     alpha: float = Field(32.0, gt=0, description="The adapter is scaled by alpha / rank.")
@@ -149,7 +150,9 @@ class ObserveSection(Section):
     """What a run leaves behind."""
 
     log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.")
-    gallery: int = Field(8, ge=0, description="Held-out prompts drawn at every evaluation, always the same.")
+    gallery: int = Field(
+        8, ge=0, description="Prompts drawn every training.eval_steps, always the same; held-out ones for `shapes`."
+    )
     keep_trajectories: int = Field(
         16, ge=0, description="Best, worst and random trajectories kept of every evaluation."
     )

@@ -43,8 +43,8 @@ class InterruptCallback(TrainerCallback):
         signal.signal(signal.SIGINT, self._old)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stops on a whole step."""
-        if self.asked:
+        """Stops on a whole step, and on rollouts that have had all their updates: a resumed run makes fresh ones."""
+        if self.asked and state.global_step % args.num_iterations == 0:
             control.should_save = True
             control.should_training_stop = True
 

@@ -17,14 +17,14 @@ from r3_rl.algorithm.gain import Gains, gains
 from r3_rl.algorithm.rewards import Format, reason_rewards, refine_rewards, text_reward
 from r3_rl.rollout.collector import Drafts, Refinements
 from r3_rl.rollout.tree import PERFECT, Node
-from r3_rl.types import Critique, ImageSegment, Segment
+from r3_rl.types import Critique, ImageSegment, Segment, TextSegment
 
 
 @dataclass(frozen=True, kw_only=True)
 class CreditSettings:
     """How scores become advantages (the `algorithm` section of a recipe)."""
 
-    gain: str = "released"
+    gain: str = "paper"
     format_mode: Literal["gate", "add"] = "gate"
     format_weight: float = 0.1
     scale_rewards: Literal["none", "group", "batch"] = "none"
@@ -57,14 +57,14 @@ class StageCredit:
     metrics: dict[str, float]
     num_groups: int
     num_flat_groups: int
-    """Groups whose rewards are all equal."""
+    """Groups without spread, in the rewards of texts and of images alike."""
 
 
 def credit_drafts(drafts: Drafts, settings: CreditSettings) -> StageCredit:
     """Plans and drafts, compared with the drafts of the same prompt."""
     score = _totals([r.verdict.total if r.verdict else None for r in drafts.rounds])
     groups = torch.tensor(drafts.groups)
-    rewards = reason_rewards(score, torch.tensor(drafts.well_formed), settings.form)
+    rewards = reason_rewards(_totals(drafts.rewards), torch.tensor(drafts.well_formed), settings.form)
     text = advantages(rewards.text, groups, scale=settings.scale_rewards)
     image = advantages(rewards.image, groups, scale=settings.scale_rewards)
     out: list[Credit] = []
@@ -77,7 +77,7 @@ def credit_drafts(drafts: Drafts, settings: CreditSettings) -> StageCredit:
         "refine/frac_well_formed": sum(drafts.well_formed) / len(drafts.well_formed),
         **_common(score, text),
     }
-    return _finish(out, metrics, image)
+    return _finish(out, metrics, drafts.groups, text, image)
 
 
 def credit_refinements(refinements: Refinements, settings: CreditSettings) -> StageCredit:
@@ -100,7 +100,8 @@ def credit_refinements(refinements: Refinements, settings: CreditSettings) -> St
         out.append(Credit(segment=critique.segment, advantage=float(text.values[i]), stage="critique"))
         if segment is not None:
             out.append(Credit(segment=segment, advantage=float(image.values[i]), stage="refinement"))
-    return _finish(out, {**_refine_metrics(gained, before, after, well_formed, drawn), **_common(after, text)}, text)
+    metrics = {**_refine_metrics(gained, before, after, well_formed, drawn), **_common(after, text)}
+    return _finish(out, metrics, refinements.groups, text, image)
 
 
 def _refine_metrics(
@@ -113,6 +114,7 @@ def _refine_metrics(
         "refine/frac_regressed": _mean(gained.regressed.float()),
         "refine/frac_stopped": _mean(gained.stopped.float()),
         "refine/frac_well_formed": _mean(well_formed.float()),
+        "tree/frac_perfect": _mean((before >= PERFECT).float()),
         **decisions(before, stopped=gained.stopped, drawn=drawn),
     }
 
@@ -126,16 +128,19 @@ def decisions(score: torch.Tensor, *, stopped: torch.Tensor, drawn: torch.Tensor
     }
 
 
-def credit_critiques(nodes: Sequence[Node], critiques: Sequence[Critique], groups: Sequence[int],
-                     settings: CreditSettings) -> StageCredit:
+def credit_critiques(
+    nodes: Sequence[Node], critiques: Sequence[Critique], groups: Sequence[int], settings: CreditSettings
+) -> StageCredit:
     """Critiques alone, without refinement: 1 for a decision that agrees with the panel (stop when the image is
     perfect, an edit when it is not), else 0; the understanding-only baseline."""
     score = _totals([n.score for n in nodes])
-    stopped = torch.tensor([c.stop for c in critiques])
-    well_formed = torch.tensor([c.well_formed for c in critiques])
+    stopped = torch.tensor([c.stop for c in critiques], dtype=torch.bool)
+    well_formed = torch.tensor([c.well_formed for c in critiques], dtype=torch.bool)
     agrees = (stopped == (score >= PERFECT)).float()
     text = advantages(
-        text_reward(agrees, well_formed, settings.form), torch.tensor(groups), scale=settings.scale_rewards
+        text_reward(agrees, well_formed, settings.form),
+        torch.tensor(groups, dtype=torch.int64),
+        scale=settings.scale_rewards,
     )
     out = [
         Credit(segment=c.segment, advantage=float(text.values[i]), stage="critique") for i, c in enumerate(critiques)
@@ -147,27 +152,48 @@ def credit_critiques(nodes: Sequence[Node], critiques: Sequence[Critique], group
         **decisions(score, stopped=stopped, drawn=drawn),
         **_common(score, text),
     }
-    return _finish(out, metrics, text)
+    return _finish(out, metrics, groups, text)
 
 
 def _common(score: torch.Tensor, text: Advantages) -> dict[str, float]:
     return {
         "reward": text.reward_mean,
         "reward_std": text.reward_std,
-        "frac_reward_zero_std": text.frac_zero_variance,
         "scores/missing_fraction": float(score.isnan().float().mean()),
     }
 
 
-def _finish(credits: list[Credit], metrics: dict[str, float], compared: Advantages) -> StageCredit:
+def _finish(
+    credits: list[Credit], metrics: dict[str, float], groups: Sequence[int], *compared: Advantages
+) -> StageCredit:
+    """`compared`: of texts and, where the stage draws, of images. A group that teaches either is not flat."""
     useful = tuple(c for c in credits if c.advantage != 0 and _trainable(c.segment))
-    clean = {k: v for k, v in metrics.items() if not math.isnan(v)}
+    num_groups = max(a.num_groups for a in compared)
+    learning = {group for a in compared for group, value in zip(groups, a.values.tolist(), strict=True) if value != 0}
+    num_flat = num_groups - len(learning)
+    metrics = {
+        **metrics,
+        **_lengths(credits),
+        "frac_reward_zero_std": num_flat / num_groups if num_groups else math.nan,
+    }
     return StageCredit(
         credits=useful,
-        metrics=clean,
-        num_groups=compared.num_groups,
-        num_flat_groups=len(compared.zero_variance_groups),
+        metrics={k: v for k, v in metrics.items() if not math.isnan(v)},
+        num_groups=num_groups,
+        num_flat_groups=num_flat,
     )
+
+
+def _lengths(credits: Sequence[Credit]) -> dict[str, float]:
+    texts = [c.segment for c in credits if isinstance(c.segment, TextSegment)]
+    images = sum(isinstance(c.segment, ImageSegment) for c in credits)
+    lengths = torch.tensor([float(len(t.token_ids)) for t in texts])
+    return {
+        **({"image/count": float(images)} if images else {}),
+        **({"completions/max_length": float(lengths.max())} if texts else {}),
+        "completions/mean_length": _mean(lengths),
+        "completions/clipped_ratio": _mean(torch.tensor([float(not t.ended) for t in texts])),
+    }
 
 
 def _trainable(segment: Segment) -> bool:

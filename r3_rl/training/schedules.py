@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from r3_rl.rollout.collector import Collector, Drafts, Refinements
-from r3_rl.rollout.episode import make_critiques
+from r3_rl.rollout.episode import make_critiques, round_seed
 from r3_rl.rollout.tree import Node, NodePool
 from r3_rl.training.credit import (
     Credit,
@@ -102,7 +102,7 @@ class Schedule:
             if not alive:
                 break
             refinements = self.collector.chain(
-                [node for node, _ in alive], [g for _, g in alive], seed=seed + number + 1, progress=progress
+                [node for node, _ in alive], [g for _, g in alive], seed=round_seed(seed, number + 1), progress=progress
             )
             stages.append(credit_refinements(refinements, self.credit))
             alive = [
@@ -126,8 +126,12 @@ class Schedule:
         count = self.collector.num_generations
         with self.collector.watch.stage("critique"):
             critiques = make_critiques(
-                self.collector.policy, [n.image for n in nodes], [n.prompt for n in nodes], self.collector.settings,
-                seed, group=count,
+                self.collector.policy,
+                [n.image for n in nodes],
+                [n.prompt for n in nodes],
+                self.collector.settings,
+                seed,
+                group=count,
             )
         rows = [n for n in nodes for _ in range(count)]
         groups = [i // count for i in range(len(rows))]

@@ -7,18 +7,21 @@ refinement; every trained branch gets gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 
 from r3_rl.errors import RunError
 from r3_rl.policy.adapters import trainable_parameters
-from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import LoopSettings, make_critiques, make_drafts
+from r3_rl.policy.base import Drawing, Policy
+from r3_rl.rollout.episode import DrawingPlan, LoopSettings, make_critiques, make_drafts, row_seeds
 from r3_rl.rollout.protocol import edit
 from r3_rl.types import Prompt, Segment, TextPiece
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+_COARSEST = 0.05
+_REFINEMENT = 3  # the stage of `row_seeds` that refinements are drawn with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,59 +39,89 @@ class SelfCheck:
         return f"self-check: |ratio - 1| {ratios}; gradient {norms}"
 
 
-def self_check(policy: Policy, prompts: Sequence[Prompt], settings: LoopSettings, *, seed: int = 0) -> SelfCheck:
-    """Two rollouts of every stage, replayed; raises RunError that says which stage or branch is wrong."""
-    prompts = list(prompts)[:2]
-    draft = replace(settings.draft.drawing, sde_steps=(0,))
-    rounds = make_drafts(policy, prompts, settings, [draft] * len(prompts), seed)
+def self_check(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    settings: LoopSettings,
+    *,
+    seed: int = 0,
+    rollout: AbstractContextManager[None] | None = None,
+) -> SelfCheck:
+    """Two rollouts of every stage, replayed as an update would replay them.
+
+    Args:
+        policy: as it will be trained.
+        prompts: the first two are used.
+        settings: of the run.
+        seed: of the rollouts.
+        rollout: what the run's rollouts happen in (merged weights, say).
+
+    Raises RunError that says which stage or branch is wrong.
+    """
+    with torch.no_grad(), rollout or nullcontext():
+        stages = _rollouts(policy, list(prompts)[:2], settings, seed)
+    tolerance = TOLERANCE.get(next(policy.module.parameters()).dtype, _COARSEST)
+    deviation: dict[str, float] = {}
+    for names in (("plan", "draft"), ("critique",), ("refinement",)):  # a plan and its draft are replayed in one row
+        deviation |= _replayed(policy, {name: stages[name] for name in names if stages[name]})
+    for name, value in deviation.items():
+        if not value <= tolerance:
+            raise RunError(
+                f"self-check: the {name} is scored differently from how it was sampled, |ratio - 1| = {value:.2g}",
+                hint="rollout and replay must use the same weights, guidance, temperature and truncation",
+            )
+    trained = {branch: p for branch, p in trainable_parameters(policy.module).items() if p}
+    norms = {branch: _norm(list(parameters.values())) for branch, parameters in trained.items()}
+    policy.module.zero_grad(set_to_none=True)
+    for branch, norm in norms.items():
+        if not norm > 0:
+            raise RunError(f"self-check: no gradient reaches the {branch} branch", hint="check lora.branches")
+    return SelfCheck(deviation=deviation, gradient_norm=norms)
+
+
+def _rollouts(policy: Policy, prompts: list[Prompt], settings: LoopSettings, seed: int) -> dict[str, list[Segment]]:
+    rounds = make_drafts(policy, prompts, settings, [_scored(settings.draft)] * len(prompts), seed)
     images = [r.image.image for r in rounds]
     critiques = make_critiques(policy, images, prompts, settings, seed)
     # whatever the critique says, a refinement is drawn from its words: the check must not depend on its opinion
     contexts = [
-        (edit(image), TextPiece(text=c.instruction or c.segment.text)) for image, c in zip(images, critiques, strict=True)
+        (edit(image), TextPiece(text=c.instruction or c.segment.text))
+        for image, c in zip(images, critiques, strict=True)
     ]
-    refine = replace(settings.refine.drawing, sde_steps=(0,))
-    refined = policy.draw(contexts, [refine] * len(contexts), [seed + 7, seed + 8])
-    stages: dict[str, list[Segment]] = {
+    drawings = [_scored(settings.refine)] * len(contexts)
+    refined = policy.draw(contexts, drawings, row_seeds(seed, _REFINEMENT, len(contexts)))
+    return {
         "plan": [r.plan for r in rounds if r.plan is not None],
         "draft": [r.image for r in rounds],
         "critique": [c.segment for c in critiques],
         "refinement": list(refined),
     }
-    dtype = next(policy.module.parameters()).dtype
-    deviation = {}
-    for name, segments in stages.items():
-        if segments:
-            deviation[name] = _deviation(policy, segments)
-            if not deviation[name] <= TOLERANCE.get(dtype, 0.05):
-                raise RunError(
-                    f"self-check: the {name} is scored differently from how it was sampled, |ratio - 1| = "
-                    f"{deviation[name]:.2g}",
-                    hint="rollout and replay must use the same weights, guidance, temperature and truncation",
-                )
-    norms = {branch: _norm(parameters.values()) for branch, parameters in trainable_parameters(policy.module).items()}
-    policy.module.zero_grad(set_to_none=True)
-    for branch, parameters in trainable_parameters(policy.module).items():
-        if parameters and not norms[branch] > 0:
-            raise RunError(f"self-check: no gradient reaches the {branch} branch", hint="check lora.branches")
-    return SelfCheck(deviation=deviation, gradient_norm={b: n for b, n in norms.items() if n > 0})
 
 
-def _deviation(policy: Policy, segments: Sequence[Segment]) -> float:
-    """Largest |ratio - 1|; leaves the gradient of the summed log-probs behind."""
-    worst = 0.0
-    total: torch.Tensor | None = None
-    for segment, result in zip(segments, policy.replay(segments), strict=True):
+def _scored(plan: DrawingPlan) -> Drawing:
+    """Stochastic at the first step, in the middle and at the end: with and without guidance, with much and little
+    noise, since a wrong velocity hides in much noise."""
+    last = plan.num_possible - 1
+    return replace(plan.drawing, sde_steps=tuple(sorted({0, last // 2, last})))
+
+
+def _replayed(policy: Policy, stages: dict[str, list[Segment]]) -> dict[str, float]:
+    """Largest |ratio - 1| by stage; leaves the gradient of the log-probs behind."""
+    names = [name for name, segments in stages.items() for _ in segments]
+    segments = [segment for of_stage in stages.values() for segment in of_stage]
+    worst = dict.fromkeys(names, 0.0)
+    total = torch.zeros(())
+    for name, segment, result in zip(names, segments, policy.replay(segments), strict=True):
         new = result if isinstance(result, torch.Tensor) else result.log_probs
-        ratio = (new.detach().cpu() - segment.log_probs).exp()
-        worst = max(worst, float((ratio - 1).abs().max()))
+        gap = float(((new.detach().cpu() - segment.log_probs).exp() - 1).abs().max())
+        worst[name] = gap if gap != gap else max(worst[name], gap)  # nan stays
         # squares, or the score function of on-policy samples could cancel
-        total = new.square().sum() if total is None else total + new.square().sum()
-    assert total is not None
-    total.backward()
+        total = total + new.square().sum().cpu()
+    if total.requires_grad:  # not so for texts of a run that trains the generation branch alone
+        total.backward()
     return worst
 
 
-def _norm(parameters: object) -> float:
-    squares = [p.grad.float().square().sum() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]
+def _norm(parameters: Sequence[torch.nn.Parameter]) -> float:
+    squares = [p.grad.float().square().sum() for p in parameters if p.grad is not None]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,34 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from r3_rl.balance.gradients import Balancer
-from r3_rl.errors import CheckpointError, RunError
-from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach, load_adapter, merged_for_rollout, save_adapter
+from r3_rl.errors import CheckpointError, InputError, RunError
+from r3_rl.observe.metrics import Averages
+from r3_rl.policy.adapters import (
+    AdapterSettings,
+    adapted_layers,
+    attach,
+    load_adapter,
+    merged_for_rollout,
+    save_adapter,
+)
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.collector import Collector
 from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.protocol import PROTOCOLS
 from r3_rl.rollout.tree import NodePool
-from r3_rl.scoring.panel import Panel
+from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.schedules import Collected, Schedule, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
+from r3_rl.types import Prompt
 
 POOL_TENSORS, POOL_NODES = "node_pool.safetensors", "node_pool.json"
 WEIGHTS = "model.safetensors"
+Scorer = Callable[..., Any]
+"""Called with keywords, `(prompts, completions, images, **columns) -> scores`; may be asynchronous."""
 
 
 class R3Trainer(Trainer):
@@ -45,10 +56,10 @@ class R3Trainer(Trainer):
 
     Args:
         model: a `Policy` (its module is trained).
-        reward_funcs: the panel that is trained on.
+        reward_funcs: what is trained on: a panel, or one or several scorers called as TRL calls reward functions.
         args: `R3Config`.
-        train_dataset: `PromptStream` of prompts.
-        eval_dataset: unused here; evaluation of the loop lies in `r3_rl.evaluate`.
+        train_dataset: prompts, as a list or as the `PromptStream` of a world.
+        eval_dataset: must be None; evaluation of the loop lies in `r3_rl.evaluate`.
         processing_class: the loop's settings (templates, sampling, drawing): what a tokenizer is to a text trainer.
         callbacks, optimizers: as in Trainer.
         peft_config: `AdapterSettings`; None trains the full weights.
@@ -56,6 +67,8 @@ class R3Trainer(Trainer):
         base_fingerprint: of the base's folder, kept beside every saved adapter.
         synthetic: nodes that a world draws itself.
         on_collected: called with every step's rollouts (recording).
+
+    Raises InputError for arguments that contradict each other.
     """
 
     args: R3Config
@@ -63,9 +76,9 @@ class R3Trainer(Trainer):
     def __init__(
         self,
         model: Policy,
-        reward_funcs: Panel,
+        reward_funcs: Panel | Scorer | Sequence[Scorer],
         args: R3Config,
-        train_dataset: PromptStream,
+        train_dataset: PromptStream | Sequence[Prompt],
         eval_dataset: Any = None,
         processing_class: LoopSettings | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -77,9 +90,11 @@ class R3Trainer(Trainer):
         synthetic: SyntheticNodes | None = None,
         on_collected: Callable[[int, Collected], None] | None = None,
     ) -> None:
-        assert eval_dataset is None, "evaluation of the loop lies in r3_rl.evaluate"
-        self.policy, self.panel, self.held_out = model, reward_funcs, eval_reward_funcs
-        self.prompts, self.loop = train_dataset, processing_class or LoopSettings(protocol=PROTOCOLS["compact"])
+        _refuse(args, eval_dataset, peft_config)
+        self.policy, self.held_out = model, eval_reward_funcs
+        self.panel = reward_funcs if isinstance(reward_funcs, Panel) else _panel(reward_funcs, args.reward_weights)
+        self.prompts = _stream(train_dataset, args)
+        self.loop = processing_class or LoopSettings(protocol=PROTOCOLS["compact"])
         self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
         if peft_config is not None:
             attach(model.module, peft_config, seed=args.seed)
@@ -91,27 +106,40 @@ class R3Trainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.schedule = _schedule(model, reward_funcs, self.loop, args, synthetic)
+        self.schedule = _schedule(model, self.panel, self.loop, args, synthetic)
         self.losses = LossSettings(
             epsilon=args.epsilon,
             epsilon_high=args.epsilon_high,
             image_epsilon=args.image_epsilon,
             beta=args.beta,
             image_beta=args.image_beta,
+            image_kl=args.image_kl,  # type: ignore[arg-type]
             text_weight=args.text_loss_weight,
             image_weight=args.image_loss_weight,
             token_budget=args.token_budget,
         )
         self.balancer = Balancer(model.module, aggregator=args.aggregator, probe_every=args.probe_every, seed=args.seed)
         self.checked: SelfCheck | None = None
-        self.step_metrics: dict[str, float] = {}
+        self.averages = Averages()
         self._collected: Collected | None = None
         self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
 
     def self_check(self) -> SelfCheck:
-        """Proves the ratio and the gradient on two rollouts; `train` calls it first."""
-        self.checked = self_check(self.policy, self.prompts.batch(0), self.loop, seed=self.args.seed)
+        """Proves the ratio and the gradient on two rollouts of every stage; to be called before `train`."""
+        self.checked = self_check(
+            self.policy,
+            self.prompts.batch(0),
+            self.loop,
+            seed=self.args.seed,
+            rollout=fast_weights(self.policy.module),
+        )
         return self.checked
+
+    def close(self) -> None:
+        """Ends the scorers' threads."""
+        self.panel.close()
+        if self.held_out is not None:
+            self.held_out.close()
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One step of the schedule: its gradient stands in the parameters afterwards."""
@@ -127,18 +155,20 @@ class R3Trainer(Trainer):
             ),
             step_sizes(collected.credits),
         )
+        self._refuse_broken_gradient()
         done = time.perf_counter()
         seconds = {f"time/{name}_s": value for name, value in self.schedule.collector.watch.seconds.items()}
         self.schedule.collector.watch.seconds.clear()
-        self.step_metrics = {
+        numbers = {
             **collected.metrics,
-            **statistics.metrics(),
+            **statistics.metrics(first_pass=step % self.args.num_iterations == 0),
             **self.balancer.metrics(),
             **seconds,
             "time/update_s": done - updating,
             "time/step_s": done - begin,
             "tree/pool_size": float(sum(len(g.nodes) for g in self.schedule.pool.groups)),
         }
+        self.averages.add(numbers)
         return torch.tensor(statistics.loss)
 
     def _rollouts(self, step: int) -> Collected:
@@ -187,10 +217,18 @@ class R3Trainer(Trainer):
                 hint="use a scorer with finer scores, harder prompts, more peers or a higher temperature",
             )
 
+    def _refuse_broken_gradient(self) -> None:
+        gradients = [p.grad for p in self.balancer.parameters if p.grad is not None]
+        if gradients and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise RunError(
+                "the gradient is not finite",
+                hint="lower training.learning_rate or eta; the last checkpoint is good",
+            )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's numbers and the step's."""
+        """Trainer's numbers and those of the steps since the last line."""
         if "train_runtime" not in logs:
-            logs = {**self.step_metrics, **{k: v for k, v in logs.items() if k != "epoch"}}
+            logs = {**self.averages.pop(), **{k: v for k, v in logs.items() if k != "epoch"}}
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -265,10 +303,52 @@ class _TimeBudget(TrainerCallback):
             control.should_training_stop = True
 
 
+def _refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> None:
+    if eval_dataset is not None:
+        raise InputError("R3Trainer takes no eval_dataset", hint="measure the loop with r3_rl.evaluate")
+    if args.num_generations < 2:
+        raise InputError("a group of one has no peers to compare with", hint="num_generations of 2 or more")
+    if args.save_steps % args.num_iterations:
+        raise InputError(
+            f"save_steps {args.save_steps:g} falls between the {args.num_iterations} updates on the same rollouts",
+            hint="make it a multiple of num_iterations",
+        )
+    if lora is not None and lora.branches == "generation" and args.text_loss_weight > 0:
+        raise InputError(
+            "adapters on the generation branch alone learn nothing from texts", hint="set text_loss_weight to 0"
+        )
+
+
+def _panel(scorers: Scorer | Sequence[Scorer], weights: Sequence[float] | None) -> Panel:
+    listed = list(scorers) if isinstance(scorers, Sequence) else [scorers]
+    if weights is not None and len(weights) != len(listed):
+        raise InputError(f"{len(weights)} reward_weights for {len(listed)} reward_funcs", hint="give one each")
+    names = [getattr(scorer, "__name__", type(scorer).__name__) for scorer in listed]
+    return Panel(
+        [
+            ScorerSpec(name=name, scorer=scorer, weight=weight)
+            for name, scorer, weight in zip(names, listed, weights or [1.0] * len(listed), strict=True)
+        ]
+    )
+
+
+def _stream(prompts: PromptStream | Sequence[Prompt], args: R3Config) -> PromptStream:
+    if isinstance(prompts, PromptStream):
+        return prompts
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return PromptStream(list(prompts), num_prompts=args.num_prompts, seed=seed)
+
+
 def _schedule(
     policy: Policy, panel: Panel, loop: LoopSettings, args: R3Config, synthetic: SyntheticNodes | None
 ) -> Schedule:
-    collector = Collector(policy=policy, score=panel.score, settings=loop, num_generations=args.num_generations)
+    collector = Collector(
+        policy=policy,
+        score=panel.score,
+        rewards=panel.rewards,
+        settings=loop,
+        num_generations=args.num_generations,
+    )
     return Schedule(
         name=args.schedule,
         collector=collector,

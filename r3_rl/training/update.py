@@ -6,15 +6,16 @@ that one pass scores both. Losses are normalised by the whole step, so any packi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from r3_rl.algorithm.loss import LossStatistics, image_loss, text_loss
+from r3_rl.algorithm.loss import LossStatistics, PolicyLoss, image_loss, text_loss
 from r3_rl.errors import RunError
-from r3_rl.flow.sde import kl_mean
+from r3_rl.flow.sde import kl_mean, kl_velocity
 from r3_rl.policy.base import ImageReplay, Policy
 from r3_rl.training.credit import Credit
 from r3_rl.types import ImageSegment, Segment, TextPiece, TextSegment
@@ -29,6 +30,7 @@ class LossSettings:
     image_epsilon: float = 0.2
     beta: float = 0.0
     image_beta: float = 0.0
+    image_kl: Literal["mean", "velocity"] = "mean"
     text_weight: float = 1.0
     image_weight: float = 2.0
     token_budget: int = 4096
@@ -41,6 +43,9 @@ class UpdateStatistics:
     text: LossStatistics | None = None
     image: LossStatistics | None = None
     loss: float = 0.0
+    text_loss: float = 0.0
+    image_loss: float = 0.0
+    """Both before their weights."""
     num_micro_batches: int = 0
 
     def merged(self, other: UpdateStatistics) -> UpdateStatistics:
@@ -49,27 +54,32 @@ class UpdateStatistics:
             text=_add(self.text, other.text),
             image=_add(self.image, other.image),
             loss=self.loss + other.loss,
+            text_loss=self.text_loss + other.text_loss,
+            image_loss=self.image_loss + other.image_loss,
             num_micro_batches=self.num_micro_batches + other.num_micro_batches,
         )
 
-    def metrics(self) -> dict[str, float]:
-        """The step's numbers by their names in docs/metrics.md."""
+    def metrics(self, *, first_pass: bool = True) -> dict[str, float]:
+        """The step's numbers by their names in docs/metrics.md. Only on the first pass over fresh rollouts does the
+        deviation of the ratio from 1 say that rollout and replay disagree."""
         out: dict[str, float] = {"loss": self.loss}
         if self.text is not None:
             means = self.text.means()
             out |= {f"clip_ratio/{side}_mean": means[f"clip_ratio/{side}"] for side in ("low", "high", "region")}
-            out |= {"kl": means["kl"], "ratio/text_mean": means["ratio"]}
-            out["ratio/text_deviation"] = means["ratio_deviation_max"]
+            out |= {"kl": means["kl"], "ratio/text_mean": means["ratio"], "text/loss": self.text_loss}
+            if first_pass:
+                out["ratio/text_deviation"] = means["ratio_deviation_max"]
         if self.image is not None:
             means = self.image.means()
             out |= {f"image/clip_ratio/{side}_mean": means[f"clip_ratio/{side}"] for side in ("low", "high", "region")}
-            out |= {"image/kl": means["kl"], "ratio/image_mean": means["ratio"]}
-            out["ratio/image_deviation"] = means["ratio_deviation_max"]
+            out |= {"image/kl": means["kl"], "ratio/image_mean": means["ratio"], "image/loss": self.image_loss}
+            if first_pass:
+                out["ratio/image_deviation"] = means["ratio_deviation_max"]
         return out
 
 
 def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) -> list[list[Credit]]:
-    """Packs credits up to the budget, first fit over segments sorted by stage and length; a plan stays with its draft."""
+    """Packs credits up to the budget, longest first, so that like lengths share a pass; a plan stays with its draft."""
     bundles = _bundles(credits)
     sized = sorted(((sum(policy.num_tokens(c.segment) for c in b), b) for b in bundles), key=lambda pair: -pair[0])
     batches: list[list[Credit]] = []
@@ -107,29 +117,42 @@ def accumulate(
     backward: Callable[[Tensor], None],
     normalisers: tuple[float, float] | None = None,
 ) -> UpdateStatistics:
-    """Adds the step's gradient to the parameters, micro-batch by micro-batch.
+    """Adds the step's gradient to the parameters, micro-batch by micro-batch. What weighs 0 is not replayed.
 
     `normalisers`: (text tokens, denoising steps) of the step over all processes; by default those of the credits.
     Raises RunError when a loss is not finite, before its gradient is taken.
     """
+    weights = {"understanding": settings.text_weight, "generation": settings.image_weight}
+    credits = [c for c in credits if weights[c.objective] > 0]
     num_text, num_image = normalisers or step_sizes(credits)
     statistics = UpdateStatistics()
     for batch in micro_batches(policy, credits, settings.token_budget):
         segments = [c.segment for c in batch]
         results = policy.replay(segments)
         reference = _reference(policy, segments, settings)
-        loss, text, image = _loss(batch, results, reference, settings, num_text, num_image)
+        text = _text_part(batch, results, reference, settings, num_text)
+        image = _image_part(batch, results, reference, settings, num_image)
+        parts = [(settings.text_weight, text), (settings.image_weight, image)]
+        loss = torch.stack([weight * part.loss for weight, part in parts if part is not None]).sum()
         if not torch.isfinite(loss):
             raise RunError(
                 "the loss is not finite",
                 hint="lower training.learning_rate or eta; the last checkpoint is good",
             )
         backward(loss)
-        statistics.loss += float(loss.detach())
-        statistics.num_micro_batches += 1
-        statistics.text = _add(statistics.text, text)
-        statistics.image = _add(statistics.image, image)
+        statistics = statistics.merged(_statistics(loss, text, image))
     return statistics
+
+
+def _statistics(loss: Tensor, text: PolicyLoss | None, image: PolicyLoss | None) -> UpdateStatistics:
+    return UpdateStatistics(
+        text=text.statistics if text else None,
+        image=image.statistics if image else None,
+        loss=float(loss.detach()),
+        text_loss=float(text.loss.detach()) if text else 0.0,
+        image_loss=float(image.loss.detach()) if image else 0.0,
+        num_micro_batches=1,
+    )
 
 
 def step_sizes(credits: Sequence[Credit]) -> tuple[float, float]:
@@ -143,66 +166,66 @@ def _add(total: LossStatistics | None, more: LossStatistics | None) -> LossStati
     return more if total is None else total if more is None else total + more
 
 
-def _reference(
-    policy: Policy, segments: Sequence[Segment], settings: LossSettings
-) -> Sequence[Tensor | ImageReplay] | None:
-    if settings.beta == 0 and settings.image_beta == 0:
-        return None
+def _reference(policy: Policy, segments: Sequence[Segment], settings: LossSettings) -> dict[int, Tensor | ImageReplay]:
+    """The reference policy's view of the segments that have a KL term, by their place; empty without one."""
+    wanted = [
+        i for i, s in enumerate(segments) if (settings.beta if isinstance(s, TextSegment) else settings.image_beta)
+    ]
+    if not wanted:
+        return {}
     with torch.no_grad(), policy.reference():
-        return policy.replay(segments)
+        return dict(zip(wanted, policy.replay([segments[i] for i in wanted]), strict=True))
 
 
-def _loss(
+def _text_part(
     batch: Sequence[Credit],
     results: Sequence[Tensor | ImageReplay],
-    reference: Sequence[Tensor | ImageReplay] | None,
+    reference: Mapping[int, Tensor | ImageReplay],
     settings: LossSettings,
-    num_text: float,
-    num_image: float,
-) -> tuple[Tensor, LossStatistics | None, LossStatistics | None]:
-    texts = [i for i, r in enumerate(results) if isinstance(r, Tensor)]
-    images = [i for i, r in enumerate(results) if isinstance(r, ImageReplay)]
-    terms: list[Tensor] = []
-    text_statistics = image_statistics = None
-    if texts:
-        new = [results[i] for i in texts]
-        out = text_loss(
-            torch.cat(new),  # type: ignore[arg-type]
-            torch.cat([batch[i].segment.log_probs for i in texts]).to(new[0].device),  # type: ignore[union-attr]
-            _spread(batch, texts, results),
-            normaliser=num_text,
-            epsilon=settings.epsilon,
-            epsilon_high=settings.epsilon_high,
-            beta=settings.beta,
-            reference_log_probs=torch.cat([reference[i] for i in texts]) if reference and settings.beta else None,  # type: ignore[misc]
-        )
-        terms.append(settings.text_weight * out.loss)
-        text_statistics = out.statistics
-    if images:
-        replays: list[ImageReplay] = [results[i] for i in images]  # type: ignore[misc]
-        kl = None
-        if reference and settings.image_beta:
-            others: list[ImageReplay] = [reference[i] for i in images]  # type: ignore[misc]
-            kl = torch.cat([kl_mean(a.mean, b.mean, a.std) for a, b in zip(replays, others, strict=True)])
-        out = image_loss(
-            torch.cat([r.log_probs for r in replays]),
-            torch.cat([batch[i].segment.log_probs for i in images]).to(replays[0].log_probs.device),
-            _spread(batch, images, results),
-            normaliser=num_image,
-            epsilon=settings.image_epsilon,
-            beta=settings.image_beta,
-            kl=kl,
-        )
-        terms.append(settings.image_weight * out.loss)
-        image_statistics = out.statistics
-    return torch.stack(terms).sum(), text_statistics, image_statistics
+    normaliser: float,
+) -> PolicyLoss | None:
+    new = {i: r for i, r in enumerate(results) if isinstance(r, Tensor)}
+    if not new:
+        return None
+    log_probs = torch.cat(list(new.values()))
+    base = [r for i in new if isinstance(r := reference.get(i), Tensor)]
+    return text_loss(
+        log_probs,
+        torch.cat([batch[i].segment.log_probs for i in new]).to(log_probs.device),
+        torch.cat([torch.full_like(r, batch[i].advantage, requires_grad=False) for i, r in new.items()]),
+        normaliser=normaliser,
+        epsilon=settings.epsilon,
+        epsilon_high=settings.epsilon_high,
+        beta=settings.beta,
+        reference_log_probs=torch.cat(base) if base else None,
+    )
 
 
-def _spread(batch: Sequence[Credit], rows: Sequence[int], results: Sequence[Tensor | ImageReplay]) -> Tensor:
-    """Each segment's advantage repeated over its tokens or steps."""
-    parts = []
-    for i in rows:
-        r = results[i]
-        values = r if isinstance(r, Tensor) else r.log_probs
-        parts.append(torch.full(values.shape, batch[i].advantage, device=values.device))
-    return torch.cat(parts)
+def _image_part(
+    batch: Sequence[Credit],
+    results: Sequence[Tensor | ImageReplay],
+    reference: Mapping[int, Tensor | ImageReplay],
+    settings: LossSettings,
+    normaliser: float,
+) -> PolicyLoss | None:
+    new = {i: r for i, r in enumerate(results) if isinstance(r, ImageReplay)}
+    if not new:
+        return None
+    log_probs = torch.cat([r.log_probs for r in new.values()])
+    base = [(new[i], r) for i in new if isinstance(r := reference.get(i), ImageReplay)]
+    return image_loss(
+        log_probs,
+        torch.cat([batch[i].segment.log_probs for i in new]).to(log_probs.device),
+        torch.cat([torch.full_like(r.log_probs, batch[i].advantage, requires_grad=False) for i, r in new.items()]),
+        normaliser=normaliser,
+        epsilon=settings.image_epsilon,
+        beta=settings.image_beta,
+        kl=torch.cat([_divergence(a, b, settings.image_kl) for a, b in base]) if base else None,
+    )
+
+
+def _divergence(replay: ImageReplay, base: ImageReplay, kind: str) -> Tensor:
+    """Of each step from the reference policy's, [S]: of the means over the variance, or of the velocities."""
+    if kind == "velocity":
+        return kl_velocity(replay.velocity, base.velocity)
+    return kl_mean(replay.mean, base.mean, replay.std)

@@ -157,7 +157,8 @@ def _image_replay(
         drawing.eta,
         second_time=float(shifted_schedule(drawing.num_steps + 1, drawing.shift)[1]),
     )
-    return ImageReplay(log_probs=log_prob(step, segment.next_states.to(device)), mean=step.mean, std=step.std)
+    log_probs = log_prob(step, segment.next_states.to(device))
+    return ImageReplay(log_probs=log_probs, mean=step.mean, std=step.std, velocity=velocity)
 
 
 def segment_tokens(reader: Reader, segment: Segment) -> int:
