@@ -14,7 +14,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    from embedded import find_weights
+
     peak = measure_peak()
     with tempfile.TemporaryDirectory() as folder:
         weights, origin = find_weights(args.model, Path(folder))
@@ -75,29 +76,6 @@ def main() -> None:
         if args.profile:
             profile(lambda: [run_half(trainer, policy, number, Half(), counts=False) for number in (0, 1)])
     report(args, origin, halves, images_per_s, drawing_flops, peak, trainer).show(args.out)
-
-
-def find_weights(model: str | None, scratch: Path) -> tuple[Path, str]:
-    """The folder to load and what to call it."""
-    from r3_rl.errors import CheckpointError
-    from r3_rl.evaluate.pretrain import embedded_config
-    from r3_rl.policy.bagel.autoencoder import Autoencoder
-    from r3_rl.policy.bagel.checkpoint import random_bagel, save_bagel
-    from r3_rl.policy.bagel.reader import special_token_ids
-    from r3_rl.recipe_io import load_recipe
-    from r3_rl.worlds.shapes.language import build_tokenizer
-    from r3_rl.worlds.shapes.shipped import weights_folder
-
-    if model is not None:
-        return Path(model), "weights given by --model"
-    with suppress(CheckpointError):
-        return weights_folder(), "shipped weights"
-    settings = load_recipe("shapes_pretrain").pretrain
-    assert settings is not None
-    tokenizer = build_tokenizer()
-    config = embedded_config(settings.model, tokenizer.get_vocab_size(), special_token_ids(tokenizer))
-    save_bagel(random_bagel(config), Autoencoder(config.autoencoder), tokenizer, scratch / "random")
-    return scratch / "random", "random weights of shapes_pretrain's sizes"
 
 
 def build(args: argparse.Namespace, weights: Path, scratch: Path) -> tuple[Any, Any]:
