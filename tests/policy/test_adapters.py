@@ -48,8 +48,8 @@ def outputs(module):
     """What a fixed batch of both branches gives: logits' cross entropy and squared velocity error, with gradient."""
     policy = tiny_policy(module)
     example = Example(context=(ImagePiece(image=IMAGE), TextPiece(text="draw")), answer="a red circle", image=IMAGE)
-    noise = torch.randn(1, 4, 192, generator=torch.Generator().manual_seed(0))
-    loss = policy.supervised([example], torch.tensor([0.4]), noise)
+    noise = torch.randn(1, 1, 4, 192, generator=torch.Generator().manual_seed(0))
+    loss = policy.supervised([example], torch.tensor([[0.4]]), noise)
     return torch.stack([loss.text / loss.num_text, loss.flow / loss.num_flow])
 
 

@@ -365,29 +365,35 @@ def test_supervised_text_loss_is_the_replayed_log_prob(policy):
     ids = (*policy.reader.token_ids("a red circle"), policy.reader.eos)
     segment = TextSegment(context=context, token_ids=ids, log_probs=torch.zeros(4), text="a red circle", ended=True)
     (replayed,) = policy.replay([segment])
-    loss = policy.supervised([Example(context=context, answer="a red circle")], torch.zeros(0), torch.zeros(0, 9, 432))
+    loss = policy.supervised(
+        [Example(context=context, answer="a red circle")], torch.zeros(0, 1), torch.zeros(0, 1, 9, 432)
+    )
     assert loss.num_text == 4 and loss.num_flow == 0
     torch.testing.assert_close(loss.text, -replayed.sum(), atol=1e-4, rtol=0)
 
 
 def test_supervised_losses_add_up_over_micro_batches(policy):
     images = pictures(3)
+    contexts = contexts_of_unlike_lengths()
     examples = [
-        Example(context=c, answer=a, image=i)
-        for c, a, i in zip(
-            contexts_of_unlike_lengths(), ("a cross", None, "a red circle", "up"), (*images, None), strict=True
+        Example(context=context, answer=answer, image=image)
+        for context, answer, image in zip(
+            contexts, ("a cross", None, "a red circle", "up"), (*images, None), strict=True
         )
     ]
     generator = torch.Generator().manual_seed(0)
-    times, noise = torch.rand(3, generator=generator), torch.randn(3, 9, 432, generator=generator)
+    times, noise = torch.rand(3, 2, generator=generator), torch.randn(3, 2, 9, 432, generator=generator)
     whole = policy.supervised(examples, times, noise)
-    parts = [
-        policy.supervised(examples[:2], times[:2], noise[:2]),
-        policy.supervised(examples[2:], times[2:], noise[2:]),
-    ]
-    assert (whole.num_flow, whole.num_text) == (3 * 9 * 432, sum(p.num_text for p in parts))
+    parts = [policy.supervised(examples[a:b], times[a:b], noise[a:b]) for a, b in ((0, 2), (2, 4))]
+    assert (whole.num_flow, whole.num_text) == (3 * 2 * 9 * 432, sum(p.num_text for p in parts))
     torch.testing.assert_close(whole.flow, parts[0].flow + parts[1].flow, rtol=1e-5, atol=0)
     torch.testing.assert_close(whole.text, parts[0].text + parts[1].text, rtol=1e-5, atol=0)
+    softer = policy.supervised(examples, times, noise, soften_below=0.5)
+    assert 0 < softer.flow < whole.flow
+    late = policy.supervised(examples, times.clamp(min=0.5), noise)
+    torch.testing.assert_close(
+        late.flow, policy.supervised(examples, times.clamp(min=0.5), noise, soften_below=0.5).flow
+    )
 
 
 def test_the_reference_is_the_base_however_it_is_asked_for():
