@@ -140,8 +140,8 @@ def run_half(trainer: Any, policy: Any, step: int, half: Half, *, counts: bool) 
     if collected.phase != expected:
         raise SystemExit(f"no group of drafts was mixed, so there was no {expected} step: use --work all")
     half.credits = len(collected.credits)
+    measured = trainer.averages.pop()
     if counts:
-        measured = trainer.step_metrics
         written = policy.seconds.get("write", 0.0)
         first = {"plan": written, "draft": measured.get("time/draft_s", 0.0) - written}
         second = {"critique": measured.get("time/critique_s", 0.0), "refinement": measured.get("time/refine_s", 0.0)}
