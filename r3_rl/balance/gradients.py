@@ -44,8 +44,9 @@ AGGREGATORS = {
     "config": "ConFIG",
     "aligned_mtl": "AlignedMTL",
 }
-_AVERAGING = ("mgda", "upgrad", "cagrad", "aligned_mtl")
-"""Aggregators that average: of two equal gradients they make one of them. The others add up."""
+_CAGRAD_RADIUS = 0.5
+_AVERAGED = {"mgda": 1.0, "upgrad": 1.0, "cagrad": 1 + _CAGRAD_RADIUS, "aligned_mtl": 1.0}
+"""Aggregators that average: what they make of equal gradients, in units of one of them. The others add up."""
 _INSTALL = "pip install 'r3-rl[balance]'"
 
 
@@ -130,11 +131,11 @@ def load_aggregator(name: str) -> Callable[[Tensor], Tensor]:
         import torchjd.aggregation as aggregation
     except ImportError as error:
         raise MissingPackageError(f"balance.aggregator '{name}' needs torchjd", hint=_INSTALL) from error
-    options: dict[str, Any] = {"c": 0.5} if name == "cagrad" else {}
+    options: dict[str, Any] = {"c": _CAGRAD_RADIUS} if name == "cagrad" else {}
     try:
         aggregator = getattr(aggregation, AGGREGATORS[name])(**options)
     except ImportError as error:
         raise MissingPackageError(f"aggregator '{name}': {error}", hint=_INSTALL) from error
-    if name in _AVERAGING:
-        return lambda rows: aggregator(rows) * rows.shape[0]
+    if name in _AVERAGED:
+        return lambda rows: aggregator(rows) * (rows.shape[0] / _AVERAGED[name])
     return aggregator  # type: ignore[no-any-return]

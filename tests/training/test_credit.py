@@ -1,0 +1,201 @@
+"""Credits against the reward table of the method, on cases small enough to do by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r3_rl.observe.metrics import unknown_names
+from r3_rl.policy.base import Drawing
+from r3_rl.rollout.collector import Drafts, Refinements
+from r3_rl.rollout.tree import Node
+from r3_rl.training.credit import CreditSettings, credit_critiques, credit_drafts, credit_refinements
+from r3_rl.types import Critique, ImageSegment, Prompt, Round, TextSegment, Verdict
+
+PLAIN = CreditSettings(gain="paper", format_mode="gate", format_weight=0.1)
+PROMPT = Prompt(text="a red circle")
+BLANK = torch.zeros(3, 2, 2)
+
+
+def text(ended=True):
+    return TextSegment(context=(), token_ids=(5, 6, 2), log_probs=torch.zeros(3), text="x", ended=ended)
+
+
+def image(steps=2):
+    zeros = torch.zeros(steps)
+    states = torch.zeros(steps, 4, 3)
+    return ImageSegment(
+        context=(), image=BLANK, states=states, next_states=states, times=zeros, next_times=zeros, log_probs=zeros,
+        drawing=Drawing(),
+    )  # fmt: skip
+
+
+def drafts(scores, *, well_formed=None, groups=None, plan=True):
+    count = len(scores)
+    return Drafts(
+        prompts=(PROMPT,) * count,
+        rounds=tuple(Round(image=image(), plan=text() if plan else None, verdict=Verdict(total=s)) for s in scores),
+        rewards=tuple(scores),
+        groups=tuple(groups or [0] * count),
+        well_formed=tuple(well_formed or [True] * count),
+    )
+
+
+def refinements(before, after, *, groups=None):
+    """`after`: a score, None for a missing one, "stop" or "malformed"."""
+    critiques = tuple(
+        Critique(
+            segment=text(),
+            well_formed=a != "malformed",
+            stop=a == "stop",
+            instruction="" if isinstance(a, str) else "e",
+        )
+        for a in after
+    )
+    drawn = [not isinstance(a, str) for a in after]
+    return Refinements(
+        nodes=tuple(Node(prompt=PROMPT, image=BLANK, score=b, verdict=Verdict(total=b)) for b in before),
+        critiques=critiques,
+        images=tuple(image() if d else None for d in drawn),
+        verdicts=tuple(Verdict(total=a) if d else None for a, d in zip(after, drawn, strict=True)),
+        groups=tuple(groups or [0] * len(before)),
+    )
+
+
+def found(stage, kind):
+    return [round(c.advantage, 5) for c in stage.credits if c.stage == kind]
+
+
+def test_drafts_earn_their_score_and_plans_their_form_too():
+    stage = credit_drafts(drafts([1.0, 0.0, 0.5], well_formed=[True, True, False]), PLAIN)
+    assert found(stage, "draft") == [0.5, -0.5], "V - mean; the middle one has none and is left out"
+    plans = torch.tensor([1.1, 0.1, 0.0])  # f (V + w)
+    assert found(stage, "plan") == pytest.approx((plans - plans.mean()).tolist(), abs=1e-4)
+    added = credit_drafts(drafts([1.0, 0.0, 0.5], well_formed=[True, True, False]), replace(PLAIN, format_mode="add"))
+    plans = torch.tensor([1.1, 0.1, 0.5])  # V + w f
+    assert found(added, "plan") == pytest.approx((plans - plans.mean()).tolist(), abs=1e-4)
+
+
+def test_drafts_are_compared_with_drafts_of_their_prompt_alone():
+    stage = credit_drafts(drafts([1.0, 0.0, 0.4, 0.2], groups=[0, 0, 1, 1]), PLAIN)
+    assert found(stage, "draft") == [0.5, -0.5, 0.1, -0.1]
+    assert (stage.num_groups, stage.num_flat_groups) == (2, 0)
+
+
+def test_without_plans_there_is_no_text_to_credit():
+    stage = credit_drafts(drafts([1.0, 0.0], plan=False), PLAIN)
+    assert found(stage, "plan") == [] and found(stage, "draft") == [0.5, -0.5]
+
+
+def test_missing_scores_are_in_no_statistic_and_teach_nothing():
+    stage = credit_drafts(drafts([1.0, None, 0.0]), PLAIN)
+    assert found(stage, "draft") == [0.5, -0.5] and found(stage, "plan") == [0.5, -0.5]
+    assert stage.metrics["scores/missing_fraction"] == pytest.approx(1 / 3)
+    assert stage.metrics["refine/draft_score"] == 0.5
+    nothing = credit_drafts(drafts([None, None]), PLAIN)
+    assert nothing.credits == () and nothing.num_groups == 0
+    assert not any(math.isnan(v) for v in nothing.metrics.values())
+
+
+def test_a_flat_group_is_counted_and_left_out():
+    stage = credit_drafts(drafts([0.5, 0.5, 1.0, 0.0], groups=[0, 0, 1, 1]), PLAIN)
+    assert (stage.num_groups, stage.num_flat_groups) == (2, 1)
+    assert len(stage.credits) == 4 and stage.metrics["frac_reward_zero_std"] == 0.5
+    form = credit_drafts(drafts([0.5, 0.5], well_formed=[True, False]), PLAIN)
+    assert form.num_flat_groups == 0, "equal images, but one plan is malformed: there is something to learn"
+    assert found(form, "draft") == [] and len(found(form, "plan")) == 2
+
+
+def test_normalised_rewards_replace_the_scores_of_drafts():
+    given = replace(drafts([1.0, 0.0]), rewards=(-1.0, 3.0))
+    assert found(credit_drafts(given, PLAIN), "draft") == [-2.0, 2.0]
+
+
+CASES = [  # V0, V1, paper, released
+    (0.5, 1.0, 0.5, 0.5),
+    (0.5, 0.25, -0.25, -0.25),
+    (0.5, "stop", 0.0, 0.0),
+    (1.0, "stop", 1.0, 1.0),
+    (1.0, 0.5, 0.0, -0.5),
+]
+
+
+@pytest.mark.parametrize(("kind", "column"), [("paper", 2), ("released", 3)])
+def test_critiques_earn_the_gain_and_their_form(kind, column):
+    stage = credit_refinements(
+        refinements([c[0] for c in CASES], [c[1] for c in CASES]), replace(PLAIN, gain=kind, format_weight=0.0)
+    )
+    gains = torch.tensor([c[column] for c in CASES])
+    assert found(stage, "critique") == pytest.approx([a for a in (gains - gains.mean()).tolist() if a], abs=1e-4)
+
+
+def test_refined_images_are_compared_with_refined_images_of_the_same_image():
+    before, after = [0.5] * 4, [1.0, "stop", 0.0, "malformed"]
+    stage = credit_refinements(refinements(before, after), PLAIN)
+    assert found(stage, "refinement") == [0.5, -0.5], "stops and malformed critiques drew nothing: they are no peers"
+    texts = torch.tensor([0.6, 0.1, -0.4, 0.0])  # f (C + w)
+    assert found(stage, "critique") == pytest.approx((texts - texts.mean()).tolist(), abs=1e-4)
+    two = credit_refinements(refinements(before, [1.0, 0.5, 0.0, 0.25], groups=[0, 0, 1, 1]), PLAIN)
+    assert found(two, "refinement") == [0.25, -0.25, -0.125, 0.125]
+
+
+def test_the_released_image_reward_is_the_score():
+    """On a perfect image the paper gives refinements no gain to compare; the released code still compares scores."""
+    broken = refinements([1.0, 1.0], [0.5, 0.0])
+    assert found(credit_refinements(broken, PLAIN), "refinement") == []
+    assert found(credit_refinements(broken, replace(PLAIN, gain="released")), "refinement") == [0.25, -0.25]
+
+
+def test_repair_puts_useless_refinements_last():
+    stage = credit_refinements(
+        refinements([0.5, 0.5, 0.5], [1.0, 0.5, 0.25]), replace(PLAIN, gain="repair", format_weight=0.0)
+    )
+    values = torch.tensor([0.5, -0.25, -0.25])
+    assert found(stage, "critique") == pytest.approx((values - values.mean()).tolist(), abs=1e-4)
+
+
+def test_a_missing_score_after_refinement_is_no_loss():
+    stage = credit_refinements(refinements([0.5, 0.5, 0.5], [1.0, None, 0.5]), PLAIN)
+    assert found(stage, "critique") == [0.25, -0.25] and found(stage, "refinement") == [0.25, -0.25]
+    assert stage.metrics["scores/missing_fraction"] == pytest.approx(1 / 3)
+
+
+def test_numbers_of_a_refine_step():
+    before, after = [0.5, 0.5, 1.0, 0.5], [1.0, 0.25, "stop", "malformed"]
+    m = credit_refinements(refinements(before, after), PLAIN).metrics
+    assert m["refine/frac_improved"] == m["refine/frac_regressed"] == m["refine/frac_stopped"] == 0.25
+    assert m["refine/frac_well_formed"] == 0.75 and m["tree/frac_perfect"] == 0.25
+    assert m["refine/gain_mean"] == pytest.approx(0.25 / 4) and m["refine/final_score"] == pytest.approx(2.75 / 4)
+    assert m["refine/frac_wrong_edited"] == pytest.approx(2 / 3) and m["refine/frac_right_kept"] == 1
+    assert m["image/count"] == 2 and m["completions/mean_length"] == 3 and m["completions/clipped_ratio"] == 0
+    assert unknown_names(m) == []
+
+
+def test_critiques_alone_are_judged_by_their_decision():
+    nodes = refinements([1.0, 1.0, 0.5, 0.5], ["stop"] * 4).nodes
+    says = refinements([1.0] * 4, ["stop", 0.0, "stop", 0.0]).critiques
+    stage = credit_critiques(nodes, says, [0, 0, 1, 1], replace(PLAIN, format_weight=0.0))
+    assert found(stage, "critique") == [0.5, -0.5, -0.5, 0.5]
+    assert stage.metrics["refine/frac_right_kept"] == stage.metrics["refine/frac_wrong_edited"] == 0.5
+    assert unknown_names(stage.metrics) == []
+    empty = credit_critiques([], [], [], PLAIN)
+    assert empty.credits == () and empty.num_groups == 0
+
+
+def test_scaling_divides_by_the_spread_of_the_peers():
+    stage = credit_drafts(drafts([1.0, 0.0, 0.6, 0.4], groups=[0, 0, 1, 1]), replace(PLAIN, scale_rewards="group"))
+    assert found(stage, "draft") == pytest.approx([0.7071, -0.7071, 0.7066, -0.7066], abs=1e-3)
+
+
+def test_images_without_stochastic_steps_are_not_trained():
+    given = drafts([1.0, 0.0])
+    still = replace(given, rounds=tuple(replace(r, image=image(0)) for r in given.rounds))
+    assert found(credit_drafts(still, PLAIN), "draft") == []
+
+
+def test_texts_are_understanding_and_images_generation():
+    stage = credit_drafts(drafts([1.0, 0.0]), PLAIN)
+    assert {c.stage: c.objective for c in stage.credits} == {"plan": "understanding", "draft": "generation"}

@@ -1,0 +1,178 @@
+"""The update: any packing gives one gradient, and the KL term pulls towards the base."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r3_rl.errors import RunError
+from r3_rl.observe.metrics import unknown_names
+from r3_rl.training.credit import Credit
+from r3_rl.training.update import LossSettings, accumulate, micro_batches, step_sizes
+from tests.policy.tiny import PAPER_GUIDANCE, loop
+from tests.training.rollouts import gradient, names, step_credits, trained_policy
+
+LOSSES = LossSettings(token_budget=100_000)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return trained_policy()
+
+
+@pytest.fixture(scope="module")
+def credits(policy):
+    return step_credits(policy)
+
+
+def updated(policy, credits, settings=LOSSES, **options):
+    statistics = accumulate(policy, credits, settings, backward=lambda loss: loss.backward(), **options)
+    return statistics, gradient(policy)
+
+
+@pytest.mark.parametrize("budget", [64, 150, 400])
+def test_any_packing_gives_the_gradient_of_one_batch(policy, credits, budget):
+    whole, expected = updated(policy, credits)
+    cut, got = updated(policy, credits, replace(LOSSES, token_budget=budget))
+    assert whole.num_micro_batches == 1 < cut.num_micro_batches
+    assert expected.norm() > 0
+    torch.testing.assert_close(got, expected, atol=2e-5 * float(expected.norm()), rtol=0)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-3, abs=1e-5)
+    for name, value in whole.metrics().items():
+        assert cut.metrics()[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+def test_packing_with_guidance_and_kl_too(policy):
+    settings = replace(LOSSES, beta=0.1, image_beta=0.1)
+    guided = step_credits(policy, loop(guidance=PAPER_GUIDANCE))
+    _, expected = updated(policy, guided, settings)
+    _, got = updated(policy, guided, replace(settings, token_budget=200))
+    torch.testing.assert_close(got, expected, atol=2e-5 * float(expected.norm()), rtol=0)
+
+
+def test_parts_of_a_step_add_up_under_its_normalisers(policy, credits):
+    _, expected = updated(policy, credits)
+    sizes = step_sizes(credits)
+    parts = [updated(policy, part, normalisers=sizes)[1] for part in (credits[:5], credits[5:])]
+    torch.testing.assert_close(sum(parts), expected, atol=2e-5 * float(expected.norm()), rtol=0)
+
+
+def test_micro_batches_keep_the_budget_and_everything(policy, credits):
+    batches = micro_batches(policy, credits, 200)
+    assert sorted(id(c) for b in batches for c in b) == sorted(id(c) for c in credits)
+    for batch in batches:
+        assert sum(policy.num_tokens(c.segment) for c in batch) <= 200 or len(batch) <= 2
+
+
+def test_a_plan_travels_with_its_draft(policy, credits):
+    for batch in micro_batches(policy, credits, 1):
+        assert names(batch) in (["draft", "plan"], ["critique"], ["refinement"], ["plan"], ["draft"])
+        if names(batch) == ["draft", "plan"]:
+            plan, draft = sorted(batch, key=lambda c: c.stage, reverse=True)
+            assert draft.segment.context[-1].token_ids is plan.segment.token_ids
+    assert ["draft", "plan"] in [names(b) for b in micro_batches(policy, credits, 1)]
+
+
+def test_on_policy_the_loss_is_minus_the_mean_advantage(policy, credits):
+    statistics, _ = updated(policy, credits)
+    num_text, num_image = step_sizes(credits)
+    text = -sum(c.advantage * len(c.segment.token_ids) for c in credits if c.objective == "understanding") / num_text
+    image = -sum(c.advantage * len(c.segment.times) for c in credits if c.objective == "generation") / num_image
+    assert statistics.text_loss == pytest.approx(text, abs=1e-4)
+    assert statistics.image_loss == pytest.approx(image, abs=1e-4)
+    assert statistics.loss == pytest.approx(text + 2 * image, abs=1e-4)
+    metrics = statistics.metrics()
+    assert metrics["ratio/text_deviation"] < 1e-4 and metrics["ratio/image_deviation"] < 1e-4
+    assert unknown_names(metrics) == []
+    later = statistics.metrics(first_pass=False)
+    assert "ratio/text_deviation" not in later and "ratio/image_mean" in later
+
+
+def test_weights_scale_the_objectives(policy, credits):
+    both = updated(policy, credits, replace(LOSSES, text_weight=1.0, image_weight=2.0))[1]
+    text = updated(policy, credits, replace(LOSSES, text_weight=1.0, image_weight=0.0))[1]
+    image = updated(policy, credits, replace(LOSSES, text_weight=0.0, image_weight=1.0))[1]
+    torch.testing.assert_close(text + 2 * image, both, atol=2e-5 * float(both.norm()), rtol=0)
+
+
+def test_what_weighs_nothing_is_not_replayed(policy, credits):
+    statistics, _ = updated(policy, credits, replace(LOSSES, text_weight=0.0))
+    assert statistics.text is None and statistics.image is not None
+    assert "kl" not in statistics.metrics()
+
+
+@pytest.mark.parametrize("kind", ["mean", "velocity"])
+def test_kl_is_zero_at_the_base_and_pulls_back_elsewhere(credits, kind):
+    settings = replace(LOSSES, beta=1.0, image_beta=1.0, image_kl=kind)
+    fresh = trained_policy(moved=0.0)
+    start, _ = updated(fresh, step_credits(fresh), settings)
+    assert start.metrics()["kl"] == pytest.approx(0, abs=1e-6)
+    assert start.metrics()["image/kl"] == pytest.approx(0, abs=1e-6)
+
+    moved = trained_policy(moved=0.3)
+    still = [replace(c, advantage=0.0) for c in step_credits(moved)]
+    before, pull = updated(moved, still, settings)
+    kl = before.metrics()
+    assert kl["kl"] > 1e-3 and kl["image/kl"] > 1e-6
+    assert pull.norm() > 0, "the KL term alone has gradient"
+    assert before.text_loss == pytest.approx(kl["kl"], rel=1e-3)
+    assert before.image_loss == pytest.approx(kl["image/kl"], rel=1e-3)
+    _step(moved, pull, 1e-2 / float(pull.norm()))
+    after = updated(moved, still, settings)[0]
+    assert after.loss < before.loss
+
+
+def _step(policy, direction, size):
+    at = 0
+    with torch.no_grad():
+        for p in policy.module.parameters():
+            if p.requires_grad:
+                p -= size * direction[at : at + p.numel()].view_as(p)
+                at += p.numel()
+
+
+def test_kl_of_one_kind_leaves_the_other_alone(policy, credits):
+    passes = []
+    replay = policy.replay
+    policy.replay = lambda segments: (passes.append(len(segments)), replay(segments))[1]
+    try:
+        updated(policy, credits, replace(LOSSES, beta=0.5))
+    finally:
+        del policy.replay
+    assert passes == [len(credits), sum(c.objective == "understanding" for c in credits)]
+
+
+def test_a_step_uphill_raises_the_log_prob_of_what_was_better(credits):
+    policy = trained_policy()
+    mine = step_credits(policy)
+    _, direction = updated(policy, mine)
+    before = weighted_log_prob(policy, mine)
+    _step(policy, direction, 1e-3 / float(direction.norm()))
+    assert weighted_log_prob(policy, mine) > before
+
+
+def weighted_log_prob(policy, credits):
+    """Sum of advantage times mean log-prob, weighted as the loss weighs it."""
+    num_text, num_image = step_sizes(credits)
+    total = 0.0
+    with torch.no_grad():
+        for credit, result in zip(credits, policy.replay([c.segment for c in credits]), strict=True):
+            if isinstance(result, torch.Tensor):
+                total += credit.advantage * float(result.double().sum()) / num_text
+            else:
+                total += 2 * credit.advantage * float(result.log_probs.double().sum()) / num_image
+    return total
+
+
+def test_a_loss_that_is_not_finite_stops_before_its_gradient(policy, credits):
+    broken = [Credit(segment=c.segment, advantage=float("nan"), stage=c.stage) for c in credits[:2]]
+    with pytest.raises(RunError, match="the loss is not finite"):
+        updated(policy, broken)
+    assert gradient(policy).norm() == 0
+
+
+def test_nothing_to_learn_is_an_empty_update(policy):
+    statistics, got = updated(policy, [])
+    assert statistics.metrics() == {"loss": 0.0} and got.norm() == 0
