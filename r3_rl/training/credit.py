@@ -73,11 +73,17 @@ def credit_drafts(drafts: Drafts, settings: CreditSettings) -> StageCredit:
             out.append(Credit(segment=r.plan, advantage=float(text.values[i]), stage="plan"))
         out.append(Credit(segment=r.image, advantage=float(image.values[i]), stage="draft"))
     metrics = {
-        "refine/draft_score": _mean(score),
+        **draft_score(drafts),
         "refine/frac_well_formed": sum(drafts.well_formed) / len(drafts.well_formed),
         **_common(score, text),
     }
     return _finish(out, metrics, drafts.groups, text, image)
+
+
+def draft_score(drafts: Drafts) -> dict[str, float]:
+    """The mean score of the drafts, whatever is trained on them: a gain is to be read beside it."""
+    score = _mean(_totals([r.verdict.total if r.verdict else None for r in drafts.rounds]))
+    return {} if math.isnan(score) else {"refine/draft_score": score}
 
 
 def credit_refinements(refinements: Refinements, settings: CreditSettings) -> StageCredit:

@@ -21,6 +21,7 @@ from r3_rl.training.credit import (
     credit_critiques,
     credit_drafts,
     credit_refinements,
+    draft_score,
 )
 from r3_rl.types import Prompt
 
@@ -136,7 +137,9 @@ class Schedule:
         rows = [n for n in nodes for _ in range(count)]
         groups = [i // count for i in range(len(rows))]
         stage = credit_critiques(rows, critiques, groups, self.credit)
-        return _collected("critique", [stage], drafts=drafts)
+        collected = _collected("critique", [stage], drafts=drafts)
+        collected.metrics |= draft_score(drafts)
+        return collected
 
     def _nodes(self, count: int, seed: int) -> list[Node]:
         rng = np.random.default_rng(seed)

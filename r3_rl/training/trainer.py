@@ -233,7 +233,8 @@ class R3Trainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Step numbers: the prompts of a step follow from its number, so that a resumed run sees the same ones."""
-        return DataLoader(self.train_dataset, batch_size=None, shuffle=False)
+        # batches of one: a resumed Trainer skips batches by their sampler, which batch_size=None does without
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_alone)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -287,6 +288,10 @@ class _Steps(torch.utils.data.Dataset[dict[str, int]]):
 
     def __getitem__(self, index: int) -> dict[str, int]:
         return {"step": index}
+
+
+def _alone(batch: list[dict[str, int]]) -> dict[str, int]:
+    return batch[0]
 
 
 class _TimeBudget(TrainerCallback):

@@ -1,0 +1,363 @@
+"""A run: every schedule trains, the same seed is the same run, a resumed run is the uninterrupted one (traps 8-17)."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import PrinterCallback, TrainerCallback
+
+from r3_rl.errors import CheckpointError, InputError, RunError, ScorerError
+from r3_rl.observe.metrics import unknown_names
+from r3_rl.observe.recorder import Recorder, new_run_folder, read_lines
+from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.rollout.prompts import PromptStream
+from r3_rl.rollout.tree import Node
+from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.training.callbacks import InterruptCallback, RecordCallback
+from r3_rl.training.config import R3Config
+from r3_rl.training.trainer import R3Trainer
+from r3_rl.types import Verdict
+from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
+
+LORA = AdapterSettings(rank=2)
+
+
+def red(images, **columns):
+    """How red the image is."""
+    return [float(image[..., 0].mean()) / 255 for image in images]
+
+
+def reddish(images, **columns):
+    """1 for the redder ones, so that groups are mixed."""
+    return [float(score > 0.485) for score in red(images)]
+
+
+def make(folder, scorer=red, *, seed=0, policy=None, loop_settings=None, dataset=PROMPTS, lora=LORA, **options):
+    args = R3Config(
+        **{
+            "output_dir": str(folder),
+            "max_steps": 2,
+            "num_prompts": 2,
+            "num_generations": 3,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "save_steps": 1000,
+            "seed": seed,
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "refine_node_choice": "uniform",
+            **options,
+        }
+    )
+    trainer = R3Trainer(
+        policy or tiny_policy(),
+        scorer,
+        args,
+        list(dataset) if not isinstance(dataset, PromptStream) else dataset,
+        processing_class=loop_settings or loop(),
+        peft_config=lora,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def run(trainer, **options):
+    """Trains; the rows that were logged."""
+    trainer.train(**options)
+    trainer.close()
+    return [{k: v for k, v in row.items() if k != "step"} for row in trainer.state.log_history[:-1]]
+
+
+def weights(trainer):
+    return {n: p.detach().clone() for n, p in trainer.policy.module.named_parameters() if p.requires_grad}
+
+
+def assert_equal_weights(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def untimed(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith("_s")} for row in rows]
+
+
+@pytest.mark.parametrize("schedule", ["tree", "full", "draft_only", "critique_only", "cotrain"])
+def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
+    trainer = make(tmp_path, schedule=schedule, probe_every=1, rounds=2, beta=0.01, image_beta=0.01)
+    before = weights(trainer)
+    rows = run(trainer)
+    assert len(rows) == 2
+    for row in rows:
+        assert unknown_names(row) == []
+        assert row["grad_norm"] > 0 and row["time/step_s"] > 0 and row["rewards/red/mean"] > 0
+        assert row["ratio/text_deviation"] < 1e-4
+    stages = {name for row in rows for name in row if name.startswith(("refine/", "image/loss", "time/"))}
+    assert ("refine/gain_mean" in stages) is (schedule in ("tree", "full"))
+    assert ("image/loss" in stages) is (schedule != "critique_only")
+    assert ("time/critique_s" in stages) is (schedule != "draft_only")
+    assert "refine/draft_score" in stages
+    after = weights(trainer)
+    assert any(not torch.equal(before[n], after[n]) for n in before)
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert any("_moe_gen" in n for n in moved) is (schedule != "critique_only")
+
+
+def test_full_weights_train_with_a_reference_of_their_own(tmp_path):
+    policy = tiny_policy()
+    policy.remember_base()
+    trainer = make(tmp_path, policy=policy, lora=None, schedule="draft_only", beta=0.1, image_beta=0.1)
+    rows = run(trainer)
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[1]["kl"] > 1e-6
+
+
+def test_the_same_seed_is_the_same_run_bit_for_bit(tmp_path):
+    runs = [make(tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    rows = [untimed(run(trainer)) for trainer in runs]
+    assert rows[0] == rows[1] != rows[2]
+    assert_equal_weights(weights(runs[0]), weights(runs[1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "cut"),
+    [
+        ({"schedule": "tree", "scorer": reddish, "refine_node_choice": "spread_only", "refine_depth": 2}, 2),
+        ({"schedule": "cotrain", "num_iterations": 2}, 2),
+        ({"schedule": "draft_only", "lora": None}, 2),
+    ],
+    ids=["tree", "iterations", "full_weights"],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options, cut):
+    options = {"max_steps": 4, "save_steps": 1 if "num_iterations" not in options else 2, **options}
+    whole = make(tmp_path / "whole", **options)
+    rows = untimed(run(whole))
+    again = make(tmp_path / "again", **options)
+    resumed = untimed(run(again, resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{cut}")))
+    assert resumed[-(4 - cut) :] == rows[cut:]
+    assert_equal_weights(weights(whole), weights(again))
+    a, b = whole.schedule.pool.groups, again.schedule.pool.groups
+    assert [[n.score for n in g.nodes] for g in a] == [[n.score for n in g.nodes] for g in b]
+    images = [torch.stack([n.image for g in groups for n in g.nodes]) for groups in (a, b)]
+    assert torch.equal(*images)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
+    run(make(tmp_path / "a", max_steps=1, save_steps=1))
+    full = make(tmp_path / "b", lora=None)
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+        full.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
+
+
+def test_updates_on_the_same_rollouts_roll_out_once(tmp_path):
+    trainer = make(tmp_path, schedule="draft_only", num_iterations=2, max_steps=4)
+    drawn = []
+    trainer.on_collected = lambda step, collected: drawn.append((step, collected.phase))
+    rows = run(trainer)
+    assert drawn == [(0, "reason"), (2, "reason")]
+    assert ["ratio/text_deviation" in row for row in rows] == [True, False, True, False]
+    assert rows[1]["ratio/text_mean"] != 1.0 and rows[1]["refine/draft_score"] == rows[0]["refine/draft_score"]
+
+
+def test_steps_between_two_lines_are_averaged(tmp_path):
+    single = run(make(tmp_path / "a", max_steps=2))
+    (joint,) = run(make(tmp_path / "b", max_steps=2, logging_steps=2))
+    assert joint["refine/draft_score"] == single[0]["refine/draft_score"], "a reason step"
+    assert joint["refine/gain_mean"] == single[1]["refine/gain_mean"], "and a refine step in one line"
+    assert joint["reward"] == pytest.approx((single[0]["reward"] + single[1]["reward"]) / 2)
+
+
+def test_equal_rewards_stop_the_run_with_the_reason(tmp_path):
+    def flat(images, **columns):
+        return [0.5] * len(images)
+
+    trainer = make(tmp_path, flat, max_steps=9, schedule="draft_only", max_zero_variance_steps=2, format_weight=0.0)
+    trainer.loop = replace(trainer.loop, plan=None)
+    trainer.schedule.collector.settings = trainer.loop
+    with pytest.raises(RunError, match=r"equal rewards for 2 steps.*finer scores"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert trainer.state.log_history[0]["frac_reward_zero_std"] == 1.0
+    assert trainer.state.log_history[0]["grad_norm"] == 0
+
+
+def test_missing_scores_have_no_advantage_and_are_counted(tmp_path):
+    def sometimes(images, **columns):
+        return [None if i % 3 == 0 else value for i, value in enumerate(red(images))]
+
+    panel = Panel([ScorerSpec(name="sometimes", scorer=sometimes)], max_failed_fraction=0.5)
+    trainer = make(tmp_path, panel, schedule="draft_only", max_steps=1)
+    seen = []
+    trainer.on_collected = lambda step, collected: seen.append(collected)
+    (row,) = run(trainer)
+    assert row["scores/missing_fraction"] == pytest.approx(1 / 3)
+    assert row["rewards/sometimes/missing_fraction"] == pytest.approx(1 / 3)
+    missing = [id(r.image) for i, r in enumerate(seen[0].drafts.rounds) if i % 3 == 0]
+    assert not {id(c.segment) for c in seen[0].credits} & set(missing)
+
+
+def test_too_many_missing_scores_stop_the_run(tmp_path):
+    def broken(images, **columns):
+        raise OSError("the file is gone")
+
+    trainer = make(tmp_path, broken, schedule="draft_only")
+    with pytest.raises(ScorerError, match=r"6 of 6 scores are missing.*the file is gone"):
+        trainer.train()
+    trainer.close()
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path):
+    trainer = make(tmp_path, schedule="draft_only")
+    parameter = next(p for p in trainer.policy.module.parameters() if p.requires_grad)
+    parameter.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights(trainer)
+    with pytest.raises(RunError, match="the gradient is not finite"):
+        trainer.train()
+    trainer.close()
+    assert_equal_weights(before, weights(trainer))
+
+
+def test_a_time_budget_ends_the_run(tmp_path):
+    trainer = make(tmp_path, max_steps=50, time_budget_s=1e-6)
+    run(trainer)
+    assert trainer.state.global_step == 1
+
+
+def test_the_first_interrupt_finishes_and_saves(tmp_path, capsys):
+    trainer = make(tmp_path, max_steps=50, schedule="draft_only", num_iterations=2, save_steps=2)
+    interrupt = InterruptCallback()
+    trainer.add_callback(interrupt)
+    trainer.on_collected = lambda step, collected: signal.raise_signal(signal.SIGINT) if step == 2 else None
+    run(trainer)
+    assert interrupt.asked and trainer.state.global_step == 4, "rollouts that were begun get all their updates"
+    assert (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
+    assert "finishing the step" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_interrupt_stops_at_once(tmp_path):
+    trainer = make(tmp_path, max_steps=50, schedule="draft_only")
+    trainer.add_callback(InterruptCallback())
+    trainer.on_collected = lambda step, collected: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        trainer.close()
+
+
+def test_numbers_are_recorded_line_by_line(tmp_path):
+    folder = new_run_folder(tmp_path, "run")
+    progress = SimpleNamespace(seen=[], update=lambda step, logs: progress.seen.append(step))
+    trainer = make(folder / "checkpoints", max_steps=3)
+    trainer.add_callback(RecordCallback(Recorder(folder), progress))
+    run(trainer)
+    lines = read_lines(folder / "metrics.jsonl").rows
+    assert [line["step"] for line in lines] == [1, 2, 3] == progress.seen
+    for line in lines:
+        assert unknown_names(line.keys() - {"step", "not_finite"}) == []
+
+
+def test_held_out_scorers_are_scored_and_never_trained_on(tmp_path):
+    held_out = Panel([ScorerSpec(name="blue", scorer=lambda images, **c: [0.25] * len(images))], held_out=True)
+    trainer = make(tmp_path, schedule="tree")
+    trainer.held_out = held_out
+    rows = run(trainer)
+    assert rows[0]["eval_rewards/blue/mean"] == 0.25 and rows[0]["rewards/red/mean"] != 0.25
+    assert "eval_rewards/blue/mean" not in rows[1], "a refine step draws no draft to score"
+    assert unknown_names(rows[0]) == []
+
+
+def test_nodes_drawn_by_the_world_fill_their_share(tmp_path):
+    made = []
+
+    def synthetic(count, seed):
+        made.append(count)
+        return [Node(prompt=PROMPTS[0], image=i, score=0.2, verdict=Verdict(total=0.2)) for i in pictures(count)]
+
+    trainer = make(tmp_path, num_prompts=4, dataset=PROMPTS * 2, refine_synthetic_fraction=0.5)
+    trainer.schedule.synthetic = synthetic
+    seen = []
+    trainer.on_collected = lambda step, collected: seen.append(collected)
+    run(trainer)
+    assert made == [2]
+    before = [n.score for n in seen[1].refinements.nodes]
+    assert before.count(0.2) == 2 * 3 and len(before) == 4 * 3
+
+
+def test_a_tree_without_a_mixed_group_draws_more_drafts(tmp_path):
+    trainer = make(tmp_path, refine_node_choice="spread_only")
+    phases = []
+    trainer.on_collected = lambda step, collected: phases.append(collected.phase)
+    run(trainer)
+    assert phases == ["reason", "reason"]
+
+
+def test_plain_scorers_and_weights_make_a_panel(tmp_path):
+    def short(completions, **columns):
+        return [1 / len(text) for text in completions]
+
+    trainer = make(tmp_path, [red, short], reward_weights=[1.0, 0.5], schedule="draft_only", max_steps=1)
+    assert trainer.panel.names == ("red", "short")
+    (row,) = run(trainer)
+    assert row["weighted_rewards/short/mean"] == pytest.approx(0.5 * row["rewards/short/mean"])
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"num_generations": 1}, "no peers to compare with"),
+        ({"num_iterations": 2, "save_steps": 3}, "falls between the 2 updates"),
+        ({"reward_weights": [1.0, 2.0]}, "2 reward_weights for 1 reward_funcs"),
+        ({"lora": AdapterSettings(rank=2, branches="generation")}, "learn nothing from texts"),
+    ],
+)
+def test_arguments_that_contradict_each_other(tmp_path, options, problem):
+    with pytest.raises(InputError, match=problem):
+        make(tmp_path, **options)
+    with pytest.raises(InputError, match="takes no eval_dataset"):
+        R3Trainer(tiny_policy(), red, R3Config(output_dir=str(tmp_path), use_cpu=True), [], [1])
+
+
+@pytest.mark.parametrize("branches", ["understanding", "generation"])
+def test_one_branch_alone_can_be_trained(tmp_path, branches):
+    text_weight = 0.0 if branches == "generation" else 1.0
+    trainer = make(tmp_path, lora=AdapterSettings(rank=2, branches=branches), text_loss_weight=text_weight)
+    check = trainer.self_check()
+    assert list(check.gradient_norm) == [branches]
+    assert all(row["grad_norm"] >= 0 for row in run(trainer))
+    assert all(("_moe_gen" in name) is (branches == "generation") for name in weights(trainer))
+
+
+def test_a_checkpoint_holds_plain_files_alone(tmp_path):
+    run(make(tmp_path, max_steps=2, save_steps=2))
+    folder = tmp_path / "checkpoint-2"
+    names = {p.name for p in folder.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "node_pool.json", "node_pool.safetensors"} <= names
+    assert "training_args.bin" not in names and "model.safetensors" not in names
+    assert len(json.loads((folder / "node_pool.json").read_text())) == 2
+
+
+class _Watch(TrainerCallback):
+    """Looks at the policy between the steps."""
+
+    def __init__(self, policy):
+        self.policy, self.kinds = policy, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.kinds.append({type(m).__name__ for m in self.policy.module.modules()})
+
+
+def test_merged_weights_are_for_the_rollout_only(tmp_path):
+    trainer = make(tmp_path)
+    watch = _Watch(trainer.policy)
+    trainer.add_callback(watch)
+    run(trainer)
+    assert all("MergedLinear" not in kinds for kinds in watch.kinds) and len(watch.kinds) == 2
