@@ -17,7 +17,7 @@ from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.recipe import Recipe, RewardSection
 from r3_rl.recipe.learning import LoraSection
-from r3_rl.recipe.sampling import DrawingSection, ModelSection, RolloutSection, WritingSection
+from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection, WritingSection
 from r3_rl.rollout.episode import DrawingPlan, LoopSettings
 from r3_rl.rollout.prompts import PromptStream, load_prompts
 from r3_rl.rollout.protocol import PROTOCOLS
@@ -153,13 +153,20 @@ def build_panel(recipe: Recipe, rewards: Sequence[RewardSection], *, base: Path,
     )
 
 
+def shapes_tags(data: DataSection) -> tuple[str, ...]:
+    """The kinds of prompts of the embedded world that a recipe asks for."""
+    from r3_rl.worlds.shapes.prompts import TAGS
+
+    return tuple(tag for tag in (data.tags or TAGS) if tag not in data.exclude_tags)
+
+
 def prompt_stream(recipe: Recipe) -> PromptStream:
     """The training prompts."""
     data, count = recipe.data, recipe.rollout.num_prompts
     if data.kind == "shapes":
-        from r3_rl.worlds.shapes.prompts import TAGS, sample_prompts
+        from r3_rl.worlds.shapes.prompts import sample_prompts
 
-        tags = [tag for tag in (data.tags or TAGS) if tag not in data.exclude_tags]
+        tags = shapes_tags(data)
         return PromptStream(
             lambda n, seed: sample_prompts(n, split="train", tags=tags, seed=seed), num_prompts=count, seed=data.seed
         )

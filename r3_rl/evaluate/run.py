@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from r3_rl.assemble import (
     load_policy,
     loop_settings,
     prompt_stream,
+    shapes_tags,
     trainer_arguments,
 )
 from r3_rl.errors import InputError
@@ -154,14 +157,14 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
         peft_config=peft_config,
         eval_reward_funcs=held_out,
         base_fingerprint=loaded.fingerprint,
-        synthetic=_synthetic if recipe.data.kind == "shapes" else None,
+        synthetic=partial(_synthetic, tags=shapes_tags(recipe.data)) if recipe.data.kind == "shapes" else None,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _synthetic(count: int, seed: int) -> list[Node]:
-    pairs = synthetic_nodes(count, seed)
+def _synthetic(count: int, seed: int, *, tags: Sequence[str]) -> list[Node]:
+    pairs = synthetic_nodes(count, seed, tags=tags)
     verdicts = judge([image for _, image in pairs], [prompt for prompt, _ in pairs])
     return [
         Node(prompt=prompt, image=image, score=verdict.total or 0.0, verdict=verdict)
@@ -191,10 +194,9 @@ def _checkpoint(folder: Path) -> str:
 
 
 def _bench(recipe: Recipe) -> ShapesBench:
-    from r3_rl.worlds.shapes.prompts import TAGS
-
-    tags = tuple(tag for tag in (recipe.data.tags or TAGS) if tag not in recipe.data.exclude_tags)
-    return ShapesBench(num_prompts=recipe.training.eval_prompts, tags=tags, rounds=recipe.rollout.rounds)
+    return ShapesBench(
+        num_prompts=recipe.training.eval_prompts, tags=shapes_tags(recipe.data), rounds=recipe.rollout.rounds
+    )
 
 
 def _measure(

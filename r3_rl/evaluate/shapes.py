@@ -22,9 +22,9 @@ from r3_rl.policy.base import Policy, Sampling
 from r3_rl.rollout.episode import LoopSettings, row_seeds
 from r3_rl.rollout.protocol import split_thought
 from r3_rl.types import ImagePiece, Prompt, TextPiece, Verdict
-from r3_rl.worlds.shapes.data import ShapesStream, fixed_wrong_drafts, held_out_questions
+from r3_rl.worlds.shapes.data import ShapesStream, fixed_wrong_drafts, held_out_questions, wrong_scene
 from r3_rl.worlds.shapes.drawing import render, roughen_pixels
-from r3_rl.worlds.shapes.inspector import inspect
+from r3_rl.worlds.shapes.inspector import inspect, same_objects
 from r3_rl.worlds.shapes.judging import judge as judge_scene
 from r3_rl.worlds.shapes.pretraining import question_text
 from r3_rl.worlds.shapes.prompts import HARD_TAGS, sample_prompts, sample_scene
@@ -119,20 +119,14 @@ def measure_edits(policy: Policy, count: int, settings: LoopSettings) -> list[fl
         drawn = policy.draw(contexts, [settings.refine.drawing] * len(part), row_seeds(SEED, start, len(part)))
         got = inspect(np.stack([d.image.numpy() for d in drawn]))
         want = inspect(np.stack([e.target for e in part]))
-        hits += [float(_names(a.objects) == _names(b.objects)) for a, b in zip(got, want, strict=True)]
+        hits += [float(same_objects(a.objects, b.objects)) for a, b in zip(got, want, strict=True)]
     return hits
 
 
-def _names(objects: Sequence[object]) -> list[tuple[object, ...]]:
-    return sorted((o.color, o.shape, o.row, o.col, bool(o.rough)) for o in objects)  # type: ignore[attr-defined]
-
-
-def synthetic_nodes(count: int, seed: int) -> list[tuple[Prompt, torch.Tensor]]:
-    """Wrong training-split images drawn by the world, for `tree.synthetic_fraction`."""
-    from r3_rl.worlds.shapes.data import wrong_scene
-
+def synthetic_nodes(count: int, seed: int, *, tags: Sequence[str] | None = None) -> list[tuple[Prompt, torch.Tensor]]:
+    """Wrong images for prompts of the training split, drawn by the world, for `tree.synthetic_fraction`."""
     rng = np.random.default_rng(seed)
-    prompts = sample_prompts(count, split="train", seed=rng)
+    prompts = sample_prompts(count, split="train", tags=tags, seed=rng)
     scenes = [wrong_scene(sample_scene(p, rng), p, rng, rough_share=0.25) for p in prompts]
     images = roughen_pixels(render(scenes), rng)
     return [(p, torch.from_numpy(i)) for p, i in zip(prompts, images, strict=True)]

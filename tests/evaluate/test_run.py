@@ -1,0 +1,212 @@
+"""A run from recipe to report: what it leaves, how it goes on after an interrupt, what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from r3_rl.errors import InputError
+from r3_rl.evaluate import run as runs
+from r3_rl.evaluate.reflection import Measured
+from r3_rl.evaluate.run import print_table, train
+from r3_rl.evaluate.shapes import ShapesBench
+from r3_rl.observe.metrics import unknown_names
+from r3_rl.observe.recorder import read_lines
+from r3_rl.observe.statistics import share
+from r3_rl.policy.bagel.checkpoint import load_bagel
+from r3_rl.recipe_io import load_recipe
+from tests.docs.world import world_folder
+
+PLAIN = [
+    "rollout.num_prompts=2",
+    "rollout.num_generations=2",
+    "rollout.draft.num_steps=2",
+    "rollout.refine.num_steps=2",
+    "rollout.plan.max_new_tokens=4",
+    "rollout.critique.max_new_tokens=4",
+    "rollout.rounds=1",
+    "algorithm.schedule=draft_only",
+    "algorithm.tree.node_choice=uniform",
+    "training.max_steps=4",
+    "training.save_steps=2",
+    "training.eval_steps=2",
+    "training.learning_rate=0.01",
+    "observe.gallery=2",
+    "observe.keep_trajectories=3",
+]
+MEASURED = ("draft", "final", "wrong_drafts_edited", "wrong_drafts_repaired", "right_drafts_kept", "questions")
+SUMMARY = {f"{name}_{phase}" for name in MEASURED for phase in ("before", "after")} | {"num_prompts", "seeds", "wall_s"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return world_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def recipe(base, tmp_path_factory):
+    """A recipe with a scorer from a file beside it."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "red.py").write_text(
+        "def red(images, **columns):\n    return [float(image[..., 0].mean()) / 255 for image in images]\n"
+    )
+    (place / "mine.yaml").write_text("extends: shapes_r3\nrewards:\n  - scorer: ./red.py:red\n")
+    (place / "prompts.jsonl").write_text("".join(f'{{"prompt": "a {c} circle"}}\n' for c in ("red", "blue", "green")))
+
+    def made(*overrides):
+        return load_recipe(
+            "mine.yaml", [f"model.path={base}", f"training.output_dir={place / 'runs'}", *PLAIN, *overrides]
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        yield made
+
+
+@dataclass(frozen=True)
+class Said:
+    """A run and what it printed."""
+
+    folder: Path
+    text: str
+
+
+@pytest.fixture(scope="module")
+def whole(recipe):
+    """A run that nothing disturbs."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        folder = train(recipe(), bench=bench(), name="mine").folder
+    return Said(folder, out.getvalue())
+
+
+def bench():
+    return ShapesBench(num_prompts=4, num_fixed=4, num_right=2, num_questions=2, rounds=1)
+
+
+def test_a_run_leaves_everything_that_it_says(recipe, whole):
+    folder, said = whole.folder, whole.text
+    for line in ("2 prompts x 2 drafts = 4 rollouts", f"run folder {folder}", "self-check: |ratio - 1|", "report "):
+        assert line in said
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) >= SUMMARY and summary["seeds"] == [0] and summary["num_prompts"] == 4
+    measured = json.loads((folder / "evaluation.json").read_text())
+    assert set(measured["phases"]) == {"before", "after"} and "draft" in measured["differences"]
+    assert summary["draft_after"] == measured["phases"]["after"]["draft"]["mean"]
+    assert (folder / "report.html").stat().st_size > 5000 and (folder / "environment.json").is_file()
+    rows = read_lines(folder / "metrics.jsonl").rows
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(unknown_names(row.keys() - {"step", "not_finite"}) == [] for row in rows)
+    moved = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert any(bool(t.any()) for name, t in moved.items() if "lora_B" in name)
+    assert load_recipe(folder / "recipe.resolved.yaml") == recipe()
+
+
+def test_the_gallery_shows_the_same_prompts_over_time(whole):
+    folder = whole.folder
+    rows = read_lines(folder / "trajectories.jsonl").rows
+    shown = {(row["phase"], row["step"]): [] for row in rows}
+    for row in rows:
+        shown[row["phase"], row["step"]].append(row["prompt"])
+    assert set(shown) == {("before", 0), ("during", 2), ("after", 4)}, "the last step is measured, not drawn twice"
+    prompts = shown["during", 2]
+    assert len(prompts) == 2 and shown["before", 0][:2] == shown["after", 4][:2] == prompts
+    assert all(row["rounds"][0]["score"] in (0.0, 1.0) for row in rows)
+    assert "Same prompts" in (folder / "report.html").read_text()
+
+
+def test_the_gallery_changes_nothing_of_the_training(recipe, whole):
+    without = train(recipe("observe.gallery=0"), bench=bench()).folder
+    assert_same_adapter(whole.folder, without)
+    assert all(row["phase"] != "during" for row in read_lines(without / "trajectories.jsonl").rows)
+
+
+def assert_same_adapter(one, other):
+    a, b = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, other))
+    assert all(torch.equal(a[name], b[name]) for name in a) and a.keys() == b.keys()
+
+
+def test_an_interrupted_run_goes_on_where_it_was(recipe, whole, monkeypatch, capsys):
+    build = runs.build_trainer
+
+    def interrupting(*arguments):
+        trainer = build(*arguments)
+        trainer.on_collected = lambda step, collected: signal.raise_signal(signal.SIGINT) if step == 2 else None
+        return trainer
+
+    monkeypatch.setattr(runs, "build_trainer", interrupting)
+    stopped = train(recipe(), bench=bench())
+    assert stopped.interrupted and stopped.after is None
+    assert f"go on with --resume {stopped.folder}" in capsys.readouterr().out
+    monkeypatch.setattr(runs, "build_trainer", build)
+    cut_off = stopped.folder / "checkpoints" / "checkpoint-9"
+    shutil.copytree(stopped.folder / "checkpoints" / "checkpoint-3", cut_off)
+    (cut_off / "trainer_state.json").unlink()
+    (cut_off / "adapter_model.safetensors").write_bytes(b"half")
+    finished = train(recipe(), bench=bench(), resume=str(stopped.folder))
+    assert "resuming from" in capsys.readouterr().out
+    assert not finished.interrupted and finished.folder == stopped.folder
+    assert_same_adapter(whole.folder, finished.folder)
+    rows = read_lines(finished.folder / "metrics.jsonl").rows
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole.folder, finished.folder)]
+    for summary in summaries:
+        summary.pop("wall_s")
+    assert summaries[0] == summaries[1], "before is the base's, however late it is measured"
+
+
+def test_full_weights_leave_a_folder_that_loads(recipe, base):
+    folder = train(recipe("lora.enabled=false", "algorithm.beta=0.1", "training.max_steps=2"), bench=bench()).folder
+    trained, plain = load_bagel(folder / "model").state_dict(), load_bagel(base).state_dict()
+    moved = {name for name in plain if not torch.equal(trained[name], plain[name])}
+    assert moved and all(".layers." in name and "vit_model" not in name for name in moved)
+    assert (folder / "model" / "tokenizer.json").is_file()
+
+
+def test_prompts_from_a_file_are_judged_by_the_panel(recipe):
+    folder = train(recipe("data.kind=jsonl", "data.path=prompts.jsonl", "eval_rewards=[]", "observe.gallery=3")).folder
+    rows = read_lines(folder / "trajectories.jsonl").rows
+    assert {row["phase"] for row in rows} == {"during"} and len(rows) == 3
+    assert all(0 < row["rounds"][0]["scores"]["red"] < 1 for row in rows)
+    assert not (folder / "summary.json").exists(), "nothing was measured before and after"
+
+
+def test_what_cannot_be_resumed_is_refused(recipe, tmp_path):
+    with pytest.raises(InputError, match="no run folder at"):
+        train(recipe(), resume=str(tmp_path / "nowhere"))
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        train(recipe(), resume=str(tmp_path / "empty"))
+
+
+def test_scorers_end_with_the_run_even_when_it_fails(recipe, monkeypatch):
+    closed = []
+    build = runs.build_trainer
+
+    def failing(*arguments):
+        trainer = build(*arguments)
+        close = trainer.close
+        trainer.close = lambda: (closed.append(True), close())
+        trainer.on_collected = lambda step, collected: 1 / 0
+        return trainer
+
+    monkeypatch.setattr(runs, "build_trainer", failing)
+    with pytest.raises(ZeroDivisionError):
+        train(recipe(), bench=bench())
+    assert closed == [True]
+
+
+def test_the_table_names_every_measure_once(capsys):
+    phases = [Measured(values={"draft": v, "draft/counting": v}).intervals() for v in ([0.0, 1.0], [1.0, 1.0])]
+    print_table(*phases, {"draft": share([1.0, 0.0])})
+    printed = capsys.readouterr().out
+    assert printed.count("draft") == 1 and " 50.0 [" in printed and "100.0 [" in printed and "+50.0 [" in printed
