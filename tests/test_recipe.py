@@ -48,6 +48,7 @@ def test_recipe_is_frozen_and_values_are_not_converted():
         ({"model": {"random_init": True, "path": "x"}}, "contradict"),
         ({"rollout": {"protocol": "bagel"}}, "only the protocol 'compact'"),
         ({"rollout": {"refine": {"guidance": {"interval": [0.5, 0.5]}}}}, "no interval within"),
+        ({"rollout": {"refine": {"guidance": {"image": 1.5}}}}, "does nothing while guidance is off"),
         ({"rollout": {"draft": {"window": "first", "window_size": 4}}}, "does not read it"),
         ({"rollout": {"draft": {"window_size": 1}}}, "does not fit into window_size 1"),
         ({"data": {"tags": ["counting"], "exclude_tags": ["counting"]}}, "both kept and left out"),

@@ -147,7 +147,6 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
     if peft_config is None:
         for parameter_name, parameter in loaded.policy.module.named_parameters():
             parameter.requires_grad_(".layers." in parameter_name and "vit_model" not in parameter_name)
-        loaded.policy.remember_base()
     trainer = R3Trainer(
         model=loaded.policy,
         reward_funcs=panel,

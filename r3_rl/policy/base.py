@@ -130,6 +130,10 @@ class Policy(Protocol):
         """Tokens that replaying the segment costs, its context included (micro-batches are packed by it)."""
         ...
 
+    def remember_base(self) -> None:
+        """Keeps a copy of the weights that are about to be trained, where there is no adapter to switch off."""
+        ...
+
     def reference(self) -> AbstractContextManager[None]:
-        """Inside, the policy is the reference policy: its adapter is switched off."""
+        """Inside, the policy is the reference policy: its adapter is switched off, or the remembered base is back."""
         ...

@@ -100,6 +100,8 @@ class GuidanceSection(Section):
     renorm_min: Share = Field(0.0, description="The rescaling factor is clamped to [renorm_min, 1].")
 
     def problems(self) -> Iterator[Problem]:
+        if self.image > 1 and self.text == 1:
+            yield Problem("image", "does nothing while guidance is off; set text above 1")
         low, high = self.interval
         if not 0 <= low < high <= 1:
             yield Problem(

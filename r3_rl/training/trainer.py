@@ -98,6 +98,8 @@ class R3Trainer(Trainer):
         self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
         if peft_config is not None:
             attach(model.module, peft_config, seed=args.seed)
+        elif not adapted_layers(model.module):
+            model.remember_base()
         super().__init__(
             model=_Held(model.module),
             args=args,

@@ -111,9 +111,7 @@ def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
 
 
 def test_full_weights_train_with_a_reference_of_their_own(tmp_path):
-    policy = tiny_policy()
-    policy.remember_base()
-    trainer = make(tmp_path, policy=policy, lora=None, schedule="draft_only", beta=0.1, image_beta=0.1)
+    trainer = make(tmp_path, lora=None, schedule="draft_only", beta=0.1, image_beta=0.1)
     rows = run(trainer)
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-6) and rows[1]["kl"] > 1e-6
 

@@ -1,0 +1,148 @@
+"""A recipe's settings arrive: a value that is checked and then changes nothing would be a lie (trap 16)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from r3_rl import assemble
+from r3_rl.assemble import adapter_settings, build_panel, loop_settings, prompt_stream, shapes_tags, trainer_arguments
+from r3_rl.recipe import Recipe
+from r3_rl.training.config import R3Config
+
+DRAWING = {"window_size": 4, "guidance": {"text": 2.0}}
+BASE: dict[str, Any] = {
+    "version": 1,
+    "rewards": [{"scorer": "shapes"}],
+    "rollout": {"draft": DRAWING, "refine": DRAWING},
+    "algorithm": {"schedule": "draft_only"},
+}
+CHANGED = {
+    "rollout.protocol": "bagel",
+    "rollout.draft.window": None,  # with window_size 4 only `random` is right; tested among the loops
+    "rollout.refine.window": None,
+    "rollout.draft.size": [36, 24],
+    **{f"rollout.{stage}.guidance.{scale}": 3.0 for stage in ("draft", "refine") for scale in ("text", "image")},
+    "rollout.draft.guidance.interval": [0.2, 0.9],
+    "rollout.refine.guidance.interval": [0.2, 0.9],
+    "algorithm.num_iterations": 2,
+    "algorithm.epsilon_high": 0.3,
+    "training.time_budget_s": 5.0,
+    "lora.rank_generation": 4,
+    "lora.branches": "understanding",
+    "observe.trackers": ["tensorboard"],
+}
+ELSEWHERE = {
+    "training.eval_steps": "evaluate/run.py",
+    "training.eval_prompts": "evaluate/run.py",
+    "training.output_dir": "evaluate/run.py",
+    "training.num_threads": "cli.py",
+    "observe.gallery": "evaluate/run.py",
+    "observe.keep_trajectories": "evaluate/run.py",
+}
+"""Settings that are no arguments of the trainer or the loop, and the file that reads them."""
+
+
+def leaves(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from leaves(inner, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", field
+
+
+SECTIONS = ("rollout", "algorithm", "balance", "training", "lora", "observe")
+SETTINGS = dict(leaf for name in SECTIONS for leaf in leaves(Recipe.model_fields[name].annotation, name))
+
+
+def other_value(path: str, default: Any, field: Any) -> Any:
+    if path in CHANGED:
+        return CHANGED[path]
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return default + 1
+    if isinstance(default, float):
+        return default / 2 if default else 0.5
+    choices = [choice for choice in get_args(field.annotation) if choice != default]
+    assert choices, f"{path}: say in CHANGED what else it can be"
+    return choices[0]
+
+
+def with_value(path: str, value: Any) -> Recipe:
+    tree = {**BASE, "rollout": {k: dict(v) if isinstance(v, dict) else v for k, v in BASE["rollout"].items()}}
+    *sections, leaf = path.split(".")
+    at = tree
+    for name in sections:
+        at[name] = dict(at.get(name, {}))
+        at = at[name]
+    at[leaf] = value
+    if path == "rollout.protocol":
+        tree["model"] = {"kind": "bagel", "path": "weights"}
+    return Recipe.model_validate(tree)
+
+
+def assembled(recipe: Recipe, folder) -> str:
+    """Everything that the live objects are told, as text."""
+    with build_panel(recipe, recipe.rewards, base=folder) as panel:
+        heard = (panel._aggregate, panel._max_failed_fraction)
+    arguments = trainer_arguments(recipe, folder).to_dict()
+    return repr((arguments, loop_settings(recipe.rollout), adapter_settings(recipe.lora), heard))
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, assembled(Recipe.model_validate(BASE), folder)
+
+
+@pytest.mark.parametrize("path", [p for p in SETTINGS if p not in ELSEWHERE and CHANGED.get(p, "") is not None])
+def test_every_setting_arrives(path, usual):
+    folder, expected = usual
+    value: Any = Recipe.model_validate(BASE)
+    for name in path.split("."):
+        value = getattr(value, name)
+    changed = with_value(path, other_value(path, value, SETTINGS[path]))
+    assert assembled(changed, folder) != expected
+
+
+def test_settings_read_elsewhere_are_read_there(request):
+    for path, file in ELSEWHERE.items():
+        text = (request.config.rootpath / "r3_rl" / file).read_text()
+        assert path.rpartition(".")[2] in text, path
+
+
+def test_the_trainers_own_defaults_are_the_recipes(tmp_path):
+    """Who builds R3Trainer by hand trains as a recipe without settings does."""
+    recipe = trainer_arguments(Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}]}), tmp_path)
+    own = {name for name in R3Config.__dataclass_fields__ if name not in R3Config.__base__.__dataclass_fields__}
+    plain = R3Config(output_dir=str(tmp_path), use_cpu=True)
+    assert {n: getattr(recipe, n) for n in own} == {n: getattr(plain, n) for n in own}
+
+
+def test_prompts_of_the_world_keep_to_the_kinds_asked_for():
+    tree = {**BASE, "data": {"tags": ["counting"]}}
+    recipe = Recipe.model_validate(tree)
+    assert shapes_tags(recipe.data) == ("counting",)
+    without = Recipe.model_validate({**BASE, "data": {"exclude_tags": ["position"]}})
+    assert "position" not in shapes_tags(without.data) and len(shapes_tags(without.data)) > 5
+    assert {p.columns["tag"] for p in prompt_stream(recipe).batch(0)} == {"counting"}
+    seeded = Recipe.model_validate({**tree, "data": {**tree["data"], "seed": 1}})
+    texts = [[p.text for step in range(4) for p in prompt_stream(r).batch(step)] for r in (recipe, seeded)]
+    assert texts[0] != texts[1]
+
+
+def test_both_experts_get_the_backend_that_suits_the_machine(tmp_path, monkeypatch):
+    from r3_rl.recipe.sampling import ModelSection
+    from tests.docs.world import world_folder
+
+    place = str(world_folder(tmp_path / "w"))
+    monkeypatch.setattr(assemble.torch.cuda, "is_available", lambda: False)
+    for wanted, got in (("auto", "matmul"), ("sdpa", "sdpa")):
+        loaded = assemble.load_policy(ModelSection(path=place, attention=wanted))
+        assert loaded.policy.model.decoder.backend == got
+        assert not any(p.requires_grad for p in loaded.policy.module.parameters())
