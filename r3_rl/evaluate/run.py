@@ -90,8 +90,8 @@ def train(
         bench = _bench(recipe)
     gallery = _gallery(recipe, loaded, trainer, bench, recorder)
     before = _measure(bench, loaded, settings, gallery, "before", 0, base=True) if bench else None
-    interrupt = InterruptCallback()
-    with RunProgress(folder.name, total_steps=recipe.training.max_steps) as progress, closing(trainer):
+    progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
+    with closing(trainer), InterruptCallback() as interrupt, progress:
         trainer.add_callback(RecordCallback(recorder, progress))
         trainer.add_callback(interrupt)
         if gallery.prompts:

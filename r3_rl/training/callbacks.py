@@ -28,11 +28,20 @@ class RecordCallback(TrainerCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """The first Ctrl-C finishes the step, saves and stops; the second one stops at once."""
+    """The first Ctrl-C finishes the step, saves and stops; the second one stops at once.
+
+    A `with` block gives the signal back even where training fails, which Trainer tells its callbacks nothing of.
+    """
 
     def __init__(self) -> None:
         self.asked = False
         self._old: Any = None
+
+    def __enter__(self) -> InterruptCallback:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._release()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Takes the signal over."""
@@ -40,7 +49,12 @@ class InterruptCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Gives the signal back."""
-        signal.signal(signal.SIGINT, self._old)
+        self._release()
+
+    def _release(self) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGINT, self._old)
+            self._old = None
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stops on a whole step, and on rollouts that have had all their updates: a resumed run makes fresh ones."""

@@ -200,9 +200,11 @@ def test_scorers_end_with_the_run_even_when_it_fails(recipe, monkeypatch):
         return trainer
 
     monkeypatch.setattr(runs, "build_trainer", failing)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError):
         train(recipe(), bench=bench())
     assert closed == [True]
+    assert signal.getsignal(signal.SIGINT) is before, "Ctrl-C is the process's own again"
 
 
 def test_the_table_names_every_measure_once(capsys):

@@ -241,14 +241,12 @@ def test_the_first_interrupt_finishes_and_saves(tmp_path, capsys):
 
 def test_the_second_interrupt_stops_at_once(tmp_path):
     trainer = make(tmp_path, max_steps=50, schedule="draft_only")
-    trainer.add_callback(InterruptCallback())
     trainer.on_collected = lambda step, collected: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        trainer.close()
+    with pytest.raises(KeyboardInterrupt), InterruptCallback() as interrupt:
+        trainer.add_callback(interrupt)
+        trainer.train()
+    trainer.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_numbers_are_recorded_line_by_line(tmp_path):
