@@ -97,7 +97,7 @@ def train(recipe: str, /, *overrides: str, resume: str | None = None, dry_run: b
         resume: folder of an interrupted run to go on with.
         dry_run: write the resolved recipe and stop.
     """
-    from r3_rl.recipe_io import dump_resolved, load_recipe
+    from r3_rl.recipe_io import dump_resolved, find_recipe, load_recipe
 
     checked = load_recipe(recipe, overrides)
     if dry_run:
@@ -108,7 +108,9 @@ def train(recipe: str, /, *overrides: str, resume: str | None = None, dry_run: b
     prepare_process(checked.training.num_threads)
     from r3_rl.evaluate.run import train as run_training
 
-    done = run_training(checked, name=Path(recipe).stem, resume=resume)
+    source = "".join(f"# override: {override}\n" for override in overrides)
+    source += find_recipe(recipe).read_text(encoding="utf-8")
+    done = run_training(checked, name=Path(recipe).stem, resume=resume, source=source)
     return 130 if done.interrupted else 0
 
 

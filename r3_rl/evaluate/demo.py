@@ -9,7 +9,7 @@ from r3_rl.evaluate.run import RunResult, train
 from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.progress import duration
 from r3_rl.observe.recorder import new_run_folder
-from r3_rl.recipe_io import load_recipe
+from r3_rl.recipe_io import find_recipe, load_recipe
 
 MEASURE_SHARE = 0.3
 """Of the time that is asked for, kept for measuring before and after."""
@@ -36,7 +36,12 @@ def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> RunR
     )
     # sets that a machine with two cores measures in about a minute each time
     bench = ShapesBench(num_prompts=320, num_fixed=300, num_right=160, num_questions=300)
-    result = train(recipe, bench=bench, folder=new_run_folder(target.parent, target.name))
+    result = train(
+        recipe,
+        bench=bench,
+        folder=new_run_folder(target.parent, target.name),
+        source=find_recipe("shapes_r3").read_text(encoding="utf-8"),
+    )
     print(f"adapter {result.folder / 'adapter'}")
     print(f"demo done in {duration(time.monotonic() - begin)}: open {result.folder / 'report.html'}")
     return result

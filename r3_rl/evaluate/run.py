@@ -67,9 +67,11 @@ def train(
     resume: str | None = None,
     bench: ShapesBench | None = None,
     folder: Path | None = None,
+    source: str | None = None,
 ) -> RunResult:
     """Runs a recipe. `resume`: folder of an interrupted run. `bench`: what is measured before and after (by default
-    the embedded world's sets, of `training.eval_prompts` prompts; other data are judged by their rewards alone)."""
+    the embedded world's sets, of `training.eval_prompts` prompts; other data are judged by their rewards alone).
+    `source`: the recipe as the user wrote it, kept beside the resolved one."""
     begin = time.monotonic()
     print(geometry(recipe))
     folder = _folder(recipe, name, resume, folder)
@@ -83,6 +85,8 @@ def train(
         resume_step=int(checkpoint.rpartition("-")[2]) if checkpoint else None,
     )
     recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
+    if not resume:
+        recorder.document("recipe.yaml", source or dump_resolved(recipe))
     recorder.document("environment.json", environment(dtype=str(loaded.dtype).removeprefix("torch.")))
     print(f"run folder {folder}")
     print(trainer.self_check())
