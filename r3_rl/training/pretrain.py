@@ -17,6 +17,7 @@ from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.base import Example
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.training.muon import Muon
+from r3_rl.types import Context, ImagePiece, TextPiece
 
 GENERATION = ("text_to_image", "edit")
 UNDERSTANDING = ("critique", "question", "plan")
@@ -40,17 +41,18 @@ def drop_contexts(examples: list[Example], share: float, rng: np.random.Generato
         if example.image is None or draw >= share:
             out.append(example)
         elif draw < share * 2 / 3:
-            kept = tuple(p for p in example.context if not hasattr(p, "text"))
-            out.append(Example(context=kept, image=example.image))
+            images: Context = tuple(p for p in example.context if isinstance(p, ImagePiece))
+            out.append(Example(context=images, image=example.image))
         else:
-            kept = tuple(p for p in example.context if hasattr(p, "text"))
-            out.append(Example(context=kept, answer=example.answer, image=example.image))
+            texts: Context = tuple(p for p in example.context if isinstance(p, TextPiece))
+            out.append(Example(context=texts, answer=example.answer, image=example.image))
     return out
 
 
 def optimizers(module: nn.Module, settings: PretrainSection) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings, heads, biases and norms."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             in_block = parameter.ndim == 2 and ".layers." in name
