@@ -1,0 +1,85 @@
+"""Supervised pretraining from a recipe, at tiny size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from r3_rl.assemble import load_policy
+from r3_rl.evaluate.pretrain import new_policy, pretrain
+from r3_rl.evaluate.shapes import ShapesBench
+from r3_rl.observe.metrics import unknown_names
+from r3_rl.observe.recorder import read_lines
+from r3_rl.policy.base import Example
+from r3_rl.recipe.sampling import ModelSection
+from r3_rl.recipe_io import load_recipe
+from r3_rl.training.pretrain import GENERATION, UNDERSTANDING, drop_contexts, objectives, rate, run_pretraining
+from r3_rl.types import ImagePiece, TextPiece
+
+SMALL = [
+    *(f"pretrain.batch.{kind}=4" for kind in ("text_to_image", "edit", "critique", "question", "plan")),
+    *("pretrain.model.hidden_size=32", "pretrain.model.num_layers=1", "pretrain.model.intermediate_size=32"),
+    *("pretrain.model.vit_hidden_size=32", "pretrain.model.vit_num_layers=1", "pretrain.model.num_heads=2"),
+    *("pretrain.micro_batch=8", "pretrain.max_hours=null", "pretrain.model.num_kv_heads=1"),
+]
+
+
+def _recipe(tmp_path: Path, *overrides: str):
+    return load_recipe("shapes_pretrain", [*SMALL, f"training.output_dir={tmp_path}", *overrides])
+
+
+def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) -> None:
+    bench = ShapesBench(num_prompts=4, num_fixed=4, num_right=2, num_questions=2, rounds=1)
+    made = pretrain(_recipe(tmp_path, "pretrain.steps=2"), bench=bench, num_edits=2)
+    rows = read_lines(made.folder.parent / "metrics.jsonl").rows
+    assert len(rows) == 2
+    assert unknown_names(set(rows[0]) - {"step"}) == []
+    assert "edits_with_true_instruction" in (made.folder / "README.md").read_text(encoding="utf-8")
+    loaded = load_policy(ModelSection(path=str(made.folder)), device="cpu")
+    again = new_policy(_recipe(tmp_path, f"pretrain.start={made.folder}").pretrain, seed=1)
+    for ours, theirs in zip(loaded.policy.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_loss_falls_and_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    settings = _recipe(tmp_path, "pretrain.steps=12", "pretrain.warmup_steps=2").pretrain
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(4, 3, 36, 36, generator=generator)
+    examples = [Example(context=(TextPiece(text="a red circle"),), answer="<think>", image=p) for p in pictures]
+    ends = []
+    for _ in range(2):
+        policy = new_policy(settings, seed=3)
+        losses = [n["text/loss"] for _, n in run_pretraining(policy, lambda kind, count: examples, settings, seed=3)]
+        assert losses[-1] < losses[0] / 2
+        ends.append([p.detach().clone() for p in policy.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_objectives_are_apart_first_and_joint_later(tmp_path: Path) -> None:
+    settings = _recipe(
+        tmp_path, "pretrain.steps=100", "pretrain.apart_fraction=0.4", "pretrain.ramp_fraction=0.2"
+    ).pretrain
+    rng = np.random.default_rng(0)
+    held = [objectives(step, settings, rng) for step in range(100)]
+    assert set(held[:40]) == {GENERATION, UNDERSTANDING}
+    assert set(held[60:]) == {GENERATION + UNDERSTANDING}
+
+
+@pytest.mark.parametrize(("step", "done", "factor"), [(0, 0.0, 0.025), (100, 0.5, 1.0), (100, 0.8, 0.5), (9, 1.0, 0.01)])
+def test_the_rate_rises_and_falls(tmp_path: Path, step: int, done: float, factor: float) -> None:
+    settings = _recipe(tmp_path).pretrain
+    assert rate(step, done, settings) == pytest.approx(factor)
+
+
+def test_dropped_contexts_keep_the_image_to_learn() -> None:
+    picture = torch.zeros(3, 36, 36)
+    both = Example(context=(ImagePiece(image=picture, use="edit"), TextPiece(text="add")), image=picture)
+    words = Example(context=(TextPiece(text="check"),), answer="yes")
+    out = drop_contexts([both, words] * 50, 1.0, np.random.default_rng(0))
+    assert all(example is words for example in out[1::2])
+    kinds = {tuple(type(piece) for piece in example.context) for example in out[::2]}
+    assert kinds == {(ImagePiece,), (TextPiece,)}
+    assert all(example.image is picture for example in out[::2])
