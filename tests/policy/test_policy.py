@@ -20,7 +20,7 @@ ADAPTER = AdapterSettings(rank=4, alpha=8.0)
 # little noise: then a wrong velocity cannot hide in it
 FAITHFUL = Drawing(num_steps=4, convention="r3_constant", eta=0.05, sde_steps=(0, 1, 2, 3))
 GUIDED = replace(FAITHFUL, guidance=PAPER_GUIDANCE)
-LONG = Sampling(max_new_tokens=64)
+LONG, SHORT = Sampling(max_new_tokens=64), Sampling(max_new_tokens=12)
 
 
 def one_of_each(policy, drawing, *, plan=Sampling(max_new_tokens=6), critique=Sampling(max_new_tokens=9)):  # noqa: B008
@@ -186,7 +186,7 @@ def test_what_a_group_shares_is_encoded_once_and_changes_nothing(policy, drawing
     tails = [TextPiece(text=t) for t in ("add a cross", "draw", "remove a blue square", "a", "a circle", "move")]
     shared = [(*head[i // 3], tail) for i, tail in enumerate(tails)]
     copies = [(replace(c[0]), replace(c[1]), c[2]) for c in shared]
-    for a, b in zip(policy.write(shared, LONG, range(6)), policy.write(copies, LONG, range(6)), strict=True):
+    for a, b in zip(policy.write(shared, SHORT, range(6)), policy.write(copies, SHORT, range(6)), strict=True):
         assert a.token_ids == b.token_ids
         torch.testing.assert_close(a.log_probs, b.log_probs, atol=2e-5, rtol=0)
     drawn = policy.draw(shared, [drawing] * 6, range(6)), policy.draw(copies, [drawing] * 6, range(6))
