@@ -127,13 +127,18 @@ def test_a_plan_and_its_draft_share_one_row_and_score_as_apart(policy):
 
 
 def rows_of_passes(policy, run):
-    """Rows of every pass through the model while `run` runs."""
-    seen = []
-    handle = policy.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].layout.num_rows))
+    """Rows of every pass through the model while `run` runs; a decoded token goes through the head alone."""
+    seen, packed = [], []
+    model, head = policy.model, policy.model.language_model.lm_head
+    handles = [
+        model.register_forward_pre_hook(lambda _, args: packed.append(args[0].layout.num_rows)),
+        head.register_forward_pre_hook(lambda _, args: seen.append(packed.pop() if packed else args[0].shape[0])),
+    ]
     try:
         run()
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return seen
 
 

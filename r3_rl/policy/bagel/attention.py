@@ -8,6 +8,7 @@ i*G .. i*G+G-1 (one prompt, G drafts), and the queries of those rows are stacked
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -56,46 +57,67 @@ def attend(
     if backend == "sdpa":
         return _attend_sdpa(query, key, value, mask, past)
     repeat = num_heads // num_kv
-    # [B, V, R*Q, D]: the query heads of one key-value head are stacked as if they were more tokens
+    # [B V, R Q, D]: the query heads of one key-value head are stacked as if they were more tokens. Rows and heads are
+    # one dimension, because at the embedded size the cost of a four-dimensional product lies in preparing it
     q = (query * dim**-0.5).view(rows, num_new, num_kv, repeat, dim).permute(0, 2, 3, 1, 4)
-    q = q.reshape(rows, num_kv, repeat * num_new, dim)
-    own = q @ key.permute(0, 2, 3, 1)
+    q = q.reshape(rows * num_kv, repeat * num_new, dim)
+    k, v = (x.transpose(1, 2).reshape(rows * num_kv, num_new, dim) for x in (key, value))
+    own = torch.bmm(q, k.transpose(1, 2))
     if mask is not None:
         own = own.view(rows, num_kv, repeat, num_new, num_new).masked_fill(~mask[:, None, None], float("-inf"))
-        own = own.view(rows, num_kv, repeat * num_new, num_new)
+        own = own.view(rows * num_kv, repeat * num_new, num_new)
     if not past:
-        out = own.softmax(-1) @ value.transpose(1, 2)
+        out = torch.bmm(own.softmax(-1), v)
     else:
-        scores = [_scores_of_part(q, k, valid, share) for k, _, valid, share in past]
+        scores = [_scores_of_part(q, keys, valid, share) for keys, _, valid, share in past]
         weights = torch.cat([*scores, own], dim=-1).softmax(-1).split([s.shape[-1] for s in scores] + [num_new], dim=-1)
-        out = weights[-1] @ value.transpose(1, 2)
-        for weight, (_, v, _, share) in zip(weights[:-1], past, strict=True):
-            out = out + _unstack(_stack(weight, share) @ v, share)
+        out = weights[-1] * v if num_new == 1 else torch.bmm(weights[-1], v)
+        for weight, (_, values, _, share) in zip(weights[:-1], past, strict=True):
+            if share == 1:
+                out = torch.baddbmm(out, weight, values.flatten(0, 1))
+            else:
+                out = out + _unstack(torch.bmm(_stack(weight, num_kv, share), values.flatten(0, 1)), num_kv, share)
     out = out.view(rows, num_kv, repeat, num_new, dim).permute(0, 3, 1, 2, 4)
     return out.reshape(rows, num_new, num_heads, dim)
 
 
-def _stack(x: Tensor, share: int) -> Tensor:
-    """[B, V, M, E] -> [B / share, V, share * M, E]."""
-    if share == 1:
-        return x
-    rows, num_kv, m, e = x.shape
-    return x.view(rows // share, share, num_kv, m, e).transpose(1, 2).reshape(rows // share, num_kv, share * m, e)
+def attend_cached(query: Tensor, past: list[tuple[Tensor, Tensor, Tensor | None, int]]) -> Tensor:
+    """`attend` for one new token a row whose own key and value lie in `past` already: [B, H, D] -> [B, H, D]."""
+    rows, num_heads, dim = query.shape
+    num_kv = past[0][0].shape[1]
+    q = (query * dim**-0.5).view(rows * num_kv, num_heads // num_kv, dim)
+    scores = [_scores_of_part(q, keys, valid, share) for keys, _, valid, share in past]
+    weights = torch.cat(scores, dim=-1).softmax(-1).split([s.shape[-1] for s in scores], dim=-1)
+    parts = [
+        _unstack(torch.bmm(_stack(weight, num_kv, share), values.flatten(0, 1)), num_kv, share)
+        for weight, (_, values, _, share) in zip(weights, past, strict=True)
+    ]
+    return reduce(torch.add, parts).view(query.shape)
 
 
-def _unstack(x: Tensor, share: int) -> Tensor:
-    """[B / share, V, share * M, E] -> [B, V, M, E]."""
+def _stack(x: Tensor, num_kv: int, share: int) -> Tensor:
+    """[B V, M, E] -> [B / share V, share M, E]."""
     if share == 1:
         return x
-    rows, num_kv, m, e = x.shape
-    return x.view(rows, num_kv, share, m // share, e).transpose(1, 2).reshape(rows * share, num_kv, m // share, e)
+    m, e = x.shape[1:]
+    return x.view(-1, share, num_kv, m, e).transpose(1, 2).reshape(-1, share * m, e)
+
+
+def _unstack(x: Tensor, num_kv: int, share: int) -> Tensor:
+    """[B / share V, share M, E] -> [B V, M, E]."""
+    if share == 1:
+        return x
+    m, e = x.shape[1] // share, x.shape[2]
+    return x.view(-1, num_kv, share, m, e).transpose(1, 2).reshape(-1, m, e)
 
 
 def _scores_of_part(q: Tensor, keys: Tensor, valid: Tensor | None, share: int) -> Tensor:
-    scores = _stack(q, share) @ keys.transpose(-1, -2)
+    num_kv = keys.shape[1]
+    scores = torch.bmm(_stack(q, num_kv, share), keys.flatten(0, 1).transpose(1, 2))
     if valid is not None:
-        scores = scores.masked_fill(~valid[:, None, None, :], float("-inf"))
-    return _unstack(scores, share)
+        hidden = ~valid[:, None, None, :]
+        scores = scores.unflatten(0, (-1, num_kv)).masked_fill(hidden, float("-inf")).flatten(0, 1)
+    return _unstack(scores, num_kv, share)
 
 
 def _attend_sdpa(

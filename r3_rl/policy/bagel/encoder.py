@@ -66,8 +66,10 @@ def encode_rows(
         return past or Encoded(parts=[], next_position=zero)
     start = past.next_position.tolist() if past else None
     packed = pack(rows, model.config, start=start, device=model.device)
-    out = model(packed, past.parts if past else None, keep=True)
-    return Encoded(parts=[*(past.parts if past else []), out.part], next_position=packed.next_position)
+    part = model(packed, past.parts if past else None, keep=True).part
+    # read many times from here on: laid out once
+    part.keys, part.values = ([x.contiguous() for x in own] for own in (part.keys, part.values))
+    return Encoded(parts=[*(past.parts if past else []), part], next_position=packed.next_position)
 
 
 def encode(model: Bagel, reader: Reader, contexts: Sequence[Context]) -> Encoded:

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from r3_rl.policy.bagel.attention import CachePart
+from r3_rl.policy.bagel.decoding import Decoding
 from r3_rl.policy.bagel.encoder import encode
-from r3_rl.policy.bagel.layers import Layout
 from r3_rl.policy.bagel.model import Bagel
-from r3_rl.policy.bagel.packing import Packed
 from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.base import Sampling
 from r3_rl.types import Context, TextSegment
@@ -32,16 +30,12 @@ def write(
     log_probs: list[list[float]] = [[] for _ in range(num_rows)]
     kept: list[list[Tensor]] = [[] for _ in range(num_rows)]
     active = torch.arange(num_rows, device=model.device)
-    own = _empty_part(model, num_rows, limit)
+    decoding = Decoding(model, num_rows, limit)
     feed = torch.full((num_rows,), reader.bos, dtype=torch.int64, device=model.device)
     running = torch.ones(num_rows, dtype=torch.bool, device=model.device)
     for step in range(limit):
-        past = [*encoded.parts, *([_first(own, step)] if step else [])]
-        out = model(_one_token(model, feed, encoded.next_position + step), past, keep=True)
-        for layer, (k, v) in enumerate(zip(out.part.keys, out.part.values, strict=True)):
-            own.keys[layer][:, :, step : step + 1] = k
-            own.values[layer][:, :, step : step + 1] = v
-        chosen, chosen_log_probs, kept_mask = choose(out.logits, sampling, uniforms[active, step])
+        logits = decoding.logits(feed, encoded.next_position + step, encoded.parts)
+        chosen, chosen_log_probs, kept_mask = choose(logits, sampling, uniforms[active, step])
         going = running.tolist()
         rows, ids, values = active.tolist(), chosen.tolist(), chosen_log_probs.tolist()
         for i, row in enumerate(rows):
@@ -57,13 +51,8 @@ def write(
         feed = chosen
         if left <= running.shape[0] // 2:  # copying the survivors' cache costs less than carrying the finished rows
             stay = running.nonzero()[:, 0]
-            encoded, own, active, feed, running = (
-                encoded.select(stay),
-                own.select(stay),
-                active[stay],
-                feed[stay],
-                running[stay],
-            )
+            decoding.select(stay)
+            encoded, active, feed, running = encoded.select(stay), active[stay], feed[stay], running[stay]
     return [
         TextSegment(
             context=contexts[r],
@@ -106,40 +95,3 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor,
     draw = uniform[:, None] * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, draw, right=True).clamp(max=wide.shape[1] - 1)
     return ids[:, 0], log_probs.gather(1, ids)[:, 0], kept
-
-
-def _empty_part(model: Bagel, rows: int, length: int) -> CachePart:
-    config = model.config.llm
-    shape = (rows, config.num_key_value_heads, length, config.head_dim)
-    weight = model.llm2vae.weight
-
-    def tables() -> list[Tensor]:
-        return [weight.new_zeros(shape) for _ in range(config.num_hidden_layers)]
-
-    return CachePart(keys=tables(), values=tables(), valid=None)
-
-
-def _first(part: CachePart, length: int) -> CachePart:
-    return CachePart(
-        keys=[k[:, :, :length] for k in part.keys], values=[v[:, :, :length] for v in part.values], valid=None
-    )
-
-
-def _one_token(model: Bagel, ids: Tensor, position: Tensor) -> Packed:
-    """A packed batch of one token a row, its logits wanted; built directly since every step needs one."""
-    rows = ids.shape[0]
-    nothing = ids.new_zeros(0)
-    return Packed(
-        layout=Layout(position=position, num_understanding=rows, slot=None, num_rows=rows, num_columns=1, mask=None),
-        token_ids=ids,
-        vit_index=nothing,
-        looks=(),
-        latents=model.llm2vae.weight.new_zeros(0, model.config.latent_channels),
-        latent_times=model.llm2vae.weight.new_zeros(0),
-        latent_position_ids=nothing,
-        noisy_index=nothing,
-        score_index=torch.arange(rows, device=ids.device),
-        targets=ids,
-        valid=None,
-        next_position=position + 1,
-    )

@@ -1,0 +1,160 @@
+"""One more token a row: the understanding expert's layers without what a packed batch needs.
+
+The numbers are those of `Bagel.forward` on a batch of one token a row. At the embedded size such a pass costs more in
+preparing its operations than in doing them, so here they are few: the norms and rotations of all heads in one, and for
+small models on a CPU the matrices of a layer side by side and turned the way that the product reads them. Shapes: B
+rows, H query heads, V key-value heads, D channels a head, N channels, I channels inside the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from r3_rl.policy.bagel.attention import CachePart, attend, attend_cached
+from r3_rl.policy.bagel.kernels import rms_norm
+from r3_rl.policy.bagel.layers import DecoderLayer, RMSNorm, rotary_tables
+from r3_rl.policy.bagel.model import Bagel
+
+_MOST_COPIED_BYTES = 256 * 2**20
+"""Above this the matrices are no longer copied: reading them is then the cost of a token, not preparing to."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Layer:
+    """A layer's products, and its norms of query and key heads [H + V, D]."""
+
+    module: DecoderLayer
+    qkv: Callable[[Tensor], Tensor]
+    """[B, N] -> [B, (H + 2 V) D]."""
+    out: Callable[[Tensor], Tensor]
+    """[B, H D] -> [B, N]."""
+    mlp: Callable[[Tensor], Tensor]
+    """[B, N] -> [B, N]."""
+    head_norm: Tensor
+
+
+class Decoding:
+    """A batch of texts being written: room for the keys of `limit` new tokens a row, after contexts cached elsewhere.
+
+    Weights are taken over when it is made: make a new one after an update.
+    """
+
+    def __init__(self, model: Bagel, num_rows: int, limit: int) -> None:
+        self.model, self.length = model, 0
+        llm, weight = model.config.llm, model.llm2vae.weight
+        shape = (num_rows, llm.num_key_value_heads)
+        depth = range(llm.num_hidden_layers)
+        # keys lie as the columns that queries are multiplied with
+        self.own = CachePart(
+            keys=[weight.new_zeros(*shape, llm.head_dim, limit).transpose(2, 3) for _ in depth],
+            values=[weight.new_zeros(*shape, limit, llm.head_dim) for _ in depth],
+            valid=None,
+        )
+        self.layers = _layers(model)
+
+    def select(self, rows: Tensor) -> None:
+        """Some rows stay; the caller selects from the contexts' parts as well."""
+        self.own = self.own.select(rows)
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, position: Tensor, past: list[CachePart]) -> Tensor:
+        """Reads one token a row after `past` and the tokens before it.
+
+        ids, position int64 [B] -> logits [B, vocabulary].
+        """
+        decoder, llm = self.model.decoder, self.model.config.llm
+        num_heads, num_kv, dim = llm.num_attention_heads, llm.num_key_value_heads, llm.head_dim
+        x = decoder.embed_tokens(ids)
+        cos, sin = (table.to(x.dtype) for table in rotary_tables(position, dim, llm.rope_theta))
+        cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        for i, layer in enumerate(self.layers):
+            h = _normed(x, layer.module.input_layernorm)
+            qk, v = layer.qkv(h).view(-1, num_heads + 2 * num_kv, dim).split((num_heads + num_kv, num_kv), 1)
+            qk = _head_normed(qk, layer.head_norm, llm.rms_norm_eps)
+            qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin)
+            q, k = qk.split((num_heads, num_kv), 1)
+            x = x + layer.out(self._attend(i, q, k, v, past))
+            x = x + layer.mlp(_normed(x, layer.module.post_attention_layernorm))
+        self.length += 1
+        return self.model.language_model.lm_head(_normed(x, decoder.norm))  # type: ignore[no-any-return]
+
+    def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor, past: list[CachePart]) -> Tensor:
+        """q [B, H, D], k and v [B, V, D] -> [B, H D]; k and v go into the cache."""
+        keys, values = self.own.keys[i], self.own.values[i]
+        keys[:, :, self.length], values[:, :, self.length] = k, v
+        seen = [(p.keys[i], p.values[i], p.valid, p.share) for p in past]
+        if self.model.decoder.backend == "matmul":
+            end = self.length + 1
+            return attend_cached(q, [*seen, (keys[:, :, :end], values[:, :, :end], None, 1)]).flatten(1)
+        if self.length:
+            seen.append((keys[:, :, : self.length], values[:, :, : self.length], None, 1))
+        return attend(q[:, None], k[:, None], v[:, None], None, seen, backend=self.model.decoder.backend).flatten(1)
+
+
+def _layers(model: Bagel) -> list[_Layer]:
+    layers, llm = list(model.decoder.layers), model.config.llm
+    linears = [m for layer in layers for m in _linears(layer)]
+    small = sum(m.weight.nbytes for m in linears) <= _MOST_COPIED_BYTES
+    adapted = any(hasattr(m, "base_layer") for m in linears)  # an adapter beside the weights has products of its own
+    make = _copied if small and not adapted and model.device.type == "cpu" else _called
+    return [make(layer, _head_norm(layer, llm.num_attention_heads, llm.num_key_value_heads)) for layer in layers]
+
+
+def _linears(layer: DecoderLayer) -> list[Any]:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    return [*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+def _called(layer: DecoderLayer, head_norm: Tensor) -> _Layer:
+    """The layer's own modules."""
+    attention = layer.self_attn
+
+    def qkv(h: Tensor) -> Tensor:
+        return torch.cat([attention.q_proj(h), attention.k_proj(h), attention.v_proj(h)], -1)
+
+    return _Layer(module=layer, qkv=qkv, out=attention.o_proj, mlp=layer.mlp, head_norm=head_norm)
+
+
+def _copied(layer: DecoderLayer, head_norm: Tensor) -> _Layer:
+    """Copies of the layer's matrices, input dimension first."""
+    q, k, v, o, gate, up, down = _linears(layer)
+    qkv, bias = torch.cat([m.weight for m in (q, k, v)]).t().contiguous(), torch.cat([m.bias for m in (q, k, v)])
+    gate_up = torch.cat([gate.weight, up.weight]).t().contiguous()
+    out, back = o.weight.t().contiguous(), down.weight.t().contiguous()
+
+    def mlp(h: Tensor) -> Tensor:
+        g, u = torch.mm(h, gate_up).chunk(2, -1)
+        return torch.mm(F.silu(g).mul_(u), back)
+
+    return _Layer(
+        module=layer,
+        qkv=lambda h: torch.addmm(bias, h, qkv),
+        out=lambda h: torch.mm(h, out),
+        mlp=mlp,
+        head_norm=head_norm,
+    )
+
+
+def _head_norm(layer: DecoderLayer, num_heads: int, num_kv: int) -> Tensor:
+    attention = layer.self_attn
+    return torch.cat([attention.q_norm.weight.expand(num_heads, -1), attention.k_norm.weight.expand(num_kv, -1)])
+
+
+def _normed(x: Tensor, norm: RMSNorm) -> Tensor:
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
+    return rms_norm(x, norm.weight, norm.eps)
+
+
+def _head_normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Norms of query and key heads at once: x [B, H + V, D]."""
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, x.shape[-1:], None, eps).mul_(weight)
+    return rms_norm(x, weight, eps)
