@@ -138,11 +138,16 @@ def _attend_sdpa(
         masks.append(seen[:, None, :].expand(rows, num_new, -1))
     masks.append(mask if mask is not None else query.new_ones(1, 1, 1, dtype=torch.bool).expand(rows, num_new, num_new))
     everything = mask is None and all(valid is None for _, _, valid, _ in past)
+    k, v = torch.cat([*keys, key.transpose(1, 2)], 2), torch.cat([*values, value.transpose(1, 2)], 2)
+    repeat = query.shape[2] // key.shape[2]
+    if not everything and repeat > 1:
+        # on a GPU no fused kernel takes a mask and grouped heads at once: torch would write out the score matrix
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     out = scaled_dot_product_attention(
         query.transpose(1, 2),
-        torch.cat([*keys, key.transpose(1, 2)], 2),
-        torch.cat([*values, value.transpose(1, 2)], 2),
+        k,
+        v,
         attn_mask=None if everything else torch.cat(masks, -1)[:, None],
-        enable_gqa=query.shape[2] != key.shape[2],
+        enable_gqa=everything and repeat > 1,
     )
     return out.transpose(1, 2)
