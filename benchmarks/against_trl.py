@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=128, help="width, a multiple of 64 (default 128)")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=512)
-    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=8, help="prompts a step")
     parser.add_argument("--group", type=int, default=8, help="completions a prompt")
@@ -62,7 +62,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trl-attention", choices=("sdpa", "eager"), default="sdpa")
     parser.add_argument("--trl-cache", choices=("dynamic", "static"), default="dynamic")
     parser.add_argument("--trl-accumulation", type=int, default=1, help="micro-batches of TRL's step")
-    parser.add_argument("--token-budget", type=int, default=4096, help="tokens of our micro-batches")
+    parser.add_argument(
+        "--token-budget", type=int, default=32768, help="of our micro-batches; the default takes a step whole"
+    )
     parser.add_argument("--profile", action="store_true", help="print torch's profile of one step of ours")
     parser.add_argument("--out", help="also write the numbers to this JSON file")
     return parser.parse_args()

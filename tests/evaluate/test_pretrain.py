@@ -68,7 +68,7 @@ def test_objectives_are_apart_first_and_joint_later(tmp_path: Path) -> None:
     assert set(held[60:]) == {GENERATION + UNDERSTANDING}
 
 
-@pytest.mark.parametrize(("step", "done", "factor"), [(0, 0.0, 0.025), (100, 0.5, 1.0), (100, 0.8, 0.5), (9, 1.0, 0.01)])
+@pytest.mark.parametrize(("step", "done", "factor"), [(0, 0.0, 0.025), (99, 0.5, 1.0), (99, 0.8, 0.5), (9, 1.0, 0.01)])
 def test_the_rate_rises_and_falls(tmp_path: Path, step: int, done: float, factor: float) -> None:
     settings = _recipe(tmp_path).pretrain
     assert rate(step, done, settings) == pytest.approx(factor)
