@@ -34,7 +34,7 @@ from r3_rl.recipe.pretraining import ModelSizeSection, PretrainSection
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.training.pretrain import run_pretraining
 from r3_rl.worlds.shapes.data import ShapesStream
-from r3_rl.worlds.shapes.drawing import IMAGE_SIZE
+from r3_rl.worlds.shapes.drawing import BACKGROUND, IMAGE_SIZE
 from r3_rl.worlds.shapes.language import build_tokenizer
 from r3_rl.worlds.shapes.pretraining import examples
 from r3_rl.worlds.shapes.prompts import TAGS
@@ -117,8 +117,13 @@ def embedded_config(size: ModelSizeSection, vocab_size: int, special: dict[str, 
             num_attention_heads=size.vit_num_heads,
             image_size=IMAGE_SIZE,
             patch_size=size.vit_patch_size,
+            image_mean=BACKGROUND,
+            image_std=0.25,
         ),
-        autoencoder=AutoencoderConfig(kind="identity", z_channels=3, downsample=1, scale_factor=1.0, shift_factor=0.0),
+        # the ground is zero for both towers: as a constant far from zero it drowns what lies on it (lab book)
+        autoencoder=AutoencoderConfig(
+            kind="identity", z_channels=3, downsample=1, scale_factor=1.0, shift_factor=2 * BACKGROUND - 1
+        ),
         latent_patch_size=size.latent_patch_size,
         max_latent_size=IMAGE_SIZE // size.latent_patch_size,
         vit_max_num_patch_per_side=IMAGE_SIZE // size.vit_patch_size,

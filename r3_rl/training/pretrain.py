@@ -21,6 +21,7 @@ from r3_rl.types import Context, ImagePiece, TextPiece
 
 GENERATION = ("text_to_image", "edit")
 UNDERSTANDING = ("critique", "question", "plan")
+MUON_PARTS = (".layers.", "patch_embedding", "vae2llm")
 
 
 def objectives(step: int, settings: PretrainSection, rng: np.random.Generator) -> tuple[str, ...]:
@@ -50,13 +51,13 @@ def drop_contexts(examples: list[Example], share: float, rng: np.random.Generato
 
 
 def optimizers(module: nn.Module, settings: PretrainSection) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings, heads, biases and norms."""
+    """Muon for the matrices of the blocks and those that read pixels, AdamW for embeddings, heads, biases and norms."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            in_block = parameter.ndim == 2 and ".layers." in name
-            (matrices if in_block else rest).append(parameter)
+            inside = any(part in name for part in MUON_PARTS) and parameter.ndim == 2
+            (matrices if inside else rest).append(parameter)
     return [
         Muon(matrices, lr=settings.muon_lr, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=settings.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),

@@ -45,6 +45,9 @@ class VisionConfig:
     image_size: int = 980
     patch_size: int = 14
     layer_norm_eps: float = 1e-6
+    image_mean: float = 0.5
+    """Taken from the pixels in [0, 1] before they are divided by `image_std`."""
+    image_std: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

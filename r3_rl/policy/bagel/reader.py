@@ -75,7 +75,7 @@ class Reader:
         """Image float [3, H, W] in [0, 1] -> patches for the understanding tower."""
         p = self.config.vit.patch_size
         image = resize(resize(image, self.config.vae_resize), self.config.vit_resize)
-        patches = patchify(image * 2 - 1, p)
+        patches = patchify((image - self.config.vit.image_mean) / self.config.vit.image_std, p)
         return LookBlock(patches=patches, grid=(image.shape[1] // p, image.shape[2] // p))
 
     @torch.no_grad()
