@@ -19,7 +19,7 @@ PACKAGES = {
     "balance": ("torchjd",),
     "clip": ("open_clip_torch", "torchvision"),
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
-    "serve": ("starlette", "uvicorn", "httpx"),
+    "serve": ("fastapi", "uvicorn", "msgpack", "httpx"),
     "eval": ("torchmetrics",),
     "track": ("tensorboard",),
     "deepspeed": ("deepspeed",),

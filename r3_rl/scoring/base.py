@@ -12,7 +12,8 @@ A scorer is called with keywords only and gets the arguments that its signature 
 * `draft_images` like `images`: the image that was looked at before `images` were drawn; None for drafts
 * `critiques`    list[str], the critique behind each image; None for drafts
 * `log_metric`   `log_metric(name, value)`: a number for the metrics
-* `log_extra`    `log_extra(name, values)`: one value for each sample; `"reason"` holds the words of the verdict
+* `log_extra`    `log_extra(name, values)`: one value for each sample; `"reason"` holds the words of the verdict,
+                 `"cause"` why a score is None
 * `columns`      the data set's own columns, a list with one value for each sample
 
 It returns one number for each sample; None says "no score", which is never the same as 0. A sample that lacks something

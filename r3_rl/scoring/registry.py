@@ -219,6 +219,9 @@ def _param_problems(scorer: str, found: Any, params: dict[str, Any]) -> list[str
             problem = _type_problem(params[name], hints[name])
             if problem:
                 problems.append(f"scorer '{scorer}': parameter '{name}' = {params[name]!r}: {problem}")
+    check_params = getattr(found, "check_params", None)
+    if callable(check_params) and not problems:  # what no annotation can say, such as that a text is an address
+        problems += [f"scorer '{scorer}': {text}" for text in check_params(params)]
     return problems
 
 

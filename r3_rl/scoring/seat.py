@@ -61,7 +61,7 @@ class Seat:
         # Peers change the score of a group-wise scorer, so a single sample's content does not decide it.
         cacheable = self.info.deterministic and not self.info.group_wise and spec.params is not None
         self._cache = cache if cacheable else None
-        self._identity = _identity(spec, self.info) if cacheable else ""
+        self._identity = scorer_identity(spec, self.info) if cacheable else ""
 
     async def ask(self, batch: ScoreBatch, first: int) -> Column:
         """Score what applies of a batch; `first` is the position of its first sample within the step."""
@@ -119,12 +119,15 @@ class Seat:
                 spec.name, spec.scorer, arguments, timeout_s=spec.timeout_s, thread_safe=self.info.thread_safe
             )
             self.tally.seconds += result.seconds
+            if isinstance(result.error, BrokenContract):  # a remote scorer found the answer of its server to be wrong
+                raise result.error
             if result.error is not None:
                 for index in chunk:
                     self.tally.miss(failure(index, _cause(result.error), result.error))
                 return
             checked = check_answer(result.answer, count=len(chunk), range=self.info.range)
             reasons = check_words("reason", extras.get("reason", [""] * len(chunk)), len(chunk))
+            causes = check_words("cause", extras.get("cause", [""] * len(chunk)), len(chunk))
             _log(self.tally, logged)
         except BrokenContract as broken:
             place = failure(chunk[broken.index or 0], broken.cause).place
@@ -133,10 +136,11 @@ class Seat:
             column.scores[index] = checked.scores[local]
             column.words[index] = str(reasons[local] or "")
             if local in checked.causes:
-                self.tally.miss(failure(index, checked.causes[local]))
+                self.tally.miss(failure(index, str(causes[local] or checked.causes[local])))
 
 
-def _identity(spec: ScorerSpec, info: ScorerInfo) -> str:
+def scorer_identity(spec: ScorerSpec, info: ScorerInfo) -> str:
+    """Say in one line what decides a score besides the sample: code, version, source file and parameters."""
     scorer = spec.scorer.func if isinstance(spec.scorer, partial) else spec.scorer
     kind = scorer if inspect.isroutine(scorer) else type(scorer)
     # Editing a scorer's file must not bring back the scores of the old one, whether or not `version` was changed.
