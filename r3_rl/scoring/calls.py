@@ -34,8 +34,8 @@ class Caller:
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, not {num_workers}")
         # Two loops: an async scorer that blocks its loop by mistake must not stop the clock that limits it.
-        self._own = _LoopThread("r3-panel")
-        self._scorers = _LoopThread("r3-async-scorers")
+        self._own = LoopThread("r3-panel")
+        self._scorers = LoopThread("r3-async-scorers")
         self._slots = asyncio.Semaphore(num_workers)
         self._locks: dict[str, asyncio.Lock] = {}
         self._threads: dict[str, threading.Thread] = {}
@@ -116,7 +116,7 @@ async def _finish(answer: Awaitable[Any]) -> CallResult:
         return CallResult(error=error)
 
 
-class _LoopThread:
+class LoopThread:
     """An event loop that runs in a daemon thread."""
 
     def __init__(self, name: str) -> None:
