@@ -11,7 +11,7 @@ import torch
 
 from r3_rl.assemble import load_tokenizer, loop_settings
 from r3_rl.errors import InputError
-from r3_rl.evaluate.shapes import ShapesBench, measure_edits
+from r3_rl.evaluate.shapes import ShapesBench, measure_critiques, measure_edits
 from r3_rl.observe.environment import environment
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
@@ -171,6 +171,7 @@ def measure_base(
     bench = bench or ShapesBench(num_prompts=1000, num_fixed=1000, num_right=500, num_questions=1000)
     measured = bench.measure(policy, settings).intervals()
     measured["edits_with_true_instruction"] = share(measure_edits(policy, num_edits, settings))
+    measured["critique_useful"] = share(measure_critiques(policy, num_edits, settings))
     return {name: i for name, i in measured.items() if not name.startswith("swap_")}
 
 

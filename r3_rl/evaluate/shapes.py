@@ -15,6 +15,7 @@ from r3_rl.evaluate.reflection import (
     measure_fixed,
     measure_loop,
     own_drafts,
+    read,
     right,
     swap_test,
 )
@@ -25,7 +26,9 @@ from r3_rl.types import ImagePiece, Prompt, TextPiece, Verdict
 from r3_rl.worlds.shapes.data import ShapesStream, fixed_wrong_drafts, held_out_questions, wrong_scene
 from r3_rl.worlds.shapes.drawing import render, roughen_pixels
 from r3_rl.worlds.shapes.inspector import inspect, same_objects
+from r3_rl.worlds.shapes.judging import edits_needed
 from r3_rl.worlds.shapes.judging import judge as judge_scene
+from r3_rl.worlds.shapes.language import apply_instruction
 from r3_rl.worlds.shapes.pretraining import question_text
 from r3_rl.worlds.shapes.prompts import HARD_TAGS, sample_prompts, sample_scene
 
@@ -123,6 +126,22 @@ def measure_edits(policy: Policy, count: int, settings: LoopSettings) -> list[fl
     return hits
 
 
+def measure_critiques(policy: Policy, count: int, settings: LoopSettings) -> list[float]:
+    """Critiques of synthetic wrong drafts, rough ones included: 1 where following the instruction exactly would leave
+    fewer edits to the prompt."""
+    drafts = fixed_wrong_drafts(count)
+    given = FixedDrafts(
+        prompts=tuple(d.prompt for d in drafts), images=tuple(torch.from_numpy(d.image) for d in drafts)
+    )
+    hits: list[float] = []
+    for critique, draft in zip(read(policy, given, settings, SEED + 6), drafts, strict=True):
+        after = apply_instruction(draft.scene, critique.instruction)
+        hits.append(
+            float(after is not None and edits_needed(after, draft.prompt) < edits_needed(draft.scene, draft.prompt))
+        )
+    return hits
+
+
 def synthetic_nodes(count: int, seed: int, *, tags: Sequence[str] | None = None) -> list[tuple[Prompt, torch.Tensor]]:
     """Wrong images for prompts of the training split, drawn by the world, for `tree.synthetic_fraction`."""
     rng = np.random.default_rng(seed)
@@ -132,4 +151,4 @@ def synthetic_nodes(count: int, seed: int, *, tags: Sequence[str] | None = None)
     return [(p, torch.from_numpy(i)) for p, i in zip(prompts, images, strict=True)]
 
 
-__all__ = ["ShapesBench", "judge", "measure_edits", "measure_questions", "right", "synthetic_nodes"]
+__all__ = ["ShapesBench", "judge", "measure_critiques", "measure_edits", "measure_questions", "right", "synthetic_nodes"]

@@ -19,14 +19,25 @@ from r3_rl.evaluate.reflection import (
     right,
     swap_test,
 )
-from r3_rl.evaluate.shapes import ShapesBench, judge, measure_edits, measure_questions, synthetic_nodes
+from r3_rl.evaluate.shapes import (
+    ShapesBench,
+    judge,
+    measure_critiques,
+    measure_edits,
+    measure_questions,
+    synthetic_nodes,
+)
 from r3_rl.policy.base import Sampling
 from r3_rl.rollout.episode import make_critiques, run_loop
+from r3_rl.rollout.protocol import PROTOCOLS
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.types import ImageSegment, Prompt, Round, TextSegment, Trajectory, Verdict
-from r3_rl.worlds.shapes.data import ShapesStream, held_out_questions
+from r3_rl.worlds.shapes.data import ShapesStream, fixed_wrong_drafts, held_out_questions
 from r3_rl.worlds.shapes.drawing import render
+from r3_rl.worlds.shapes.judging import useful_edits
+from r3_rl.worlds.shapes.language import critique_text
 from r3_rl.worlds.shapes.prompts import sample_prompts, sample_scene
+from r3_rl.worlds.shapes.scene import Edit, free_cells
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 from tests.training.rollouts import trained_policy
 
@@ -186,6 +197,23 @@ def test_questions_and_edits_of_a_perfect_policy_are_all_right(monkeypatch):
     assert measure_edits(Oracle(images=[torch.from_numpy(e.target) for e in edits]), 6, loop()) == [1.0] * 6
     sources = [torch.from_numpy(e.source) for e in edits]
     assert measure_edits(Oracle(images=sources), 6, loop()) == [0.0] * 6
+
+
+class Critic(Oracle):
+    """An oracle that is sampled from."""
+
+    def write(self, contexts, sampling, seeds):
+        return super().write(contexts, Sampling(temperature=0.0), seeds)
+
+
+def test_a_critique_is_useful_where_its_edit_leaves_less_to_do():
+    drafts, rng = fixed_wrong_drafts(8), np.random.default_rng(0)
+    settings = replace(loop(), protocol=PROTOCOLS["compact"])
+    useful = [critique_text(d.scene, useful_edits(d.scene, d.prompt, rng)[0]) for d in drafts]
+    assert measure_critiques(Critic(useful), 8, settings) == [1.0] * 8
+    assert measure_critiques(Critic([critique_text(d.scene, None) for d in drafts]), 8, settings) == [0.0] * 8
+    elsewhere = [critique_text(d.scene, Edit("remove", "red", "circle", *free_cells(d.scene)[0])) for d in drafts]
+    assert measure_critiques(Critic(elsewhere), 8, settings) == [0.0] * 8, "nothing stands there"
 
 
 def small_bench(**options):
