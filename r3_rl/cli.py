@@ -27,8 +27,10 @@ app = App(
 )
 recipes = App(name="recipes", help="The shipped recipes: ls, show, copy.")
 rewards = App(name="rewards", help="The scorers: ls, new, test.")
+prompts = App(name="prompts", help="Training prompts: geneval.")
 app.command(recipes)
 app.command(rewards)
+app.command(prompts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -308,6 +310,28 @@ def rewards_test(
     from r3_rl.scoring.commands import test as score_files
 
     score_files(scorer, images, prompt=prompt, text=text, params=_mapping(params), columns=_mapping(columns))
+
+
+@prompts.command
+def geneval(
+    *, num: int, seed: int = 0, plus: bool = False, tags: list[str] | None = None, exclude: list[str] | None = None
+) -> None:
+    """Print training prompts in GenEval's columns as JSON lines; never one of GenEval's or GenEval++'s test prompts.
+
+    Args:
+        num: how many.
+        seed: the same seed gives the same prompts.
+        plus: prompts in the style of GenEval++.
+        tags: a kind of prompts, such as position; once for each kind.
+        exclude: JSON lines whose prompts are not made either; once for each file.
+    """
+    import json
+
+    from r3_rl.rollout.geneval_prompts import geneval_prompts
+
+    style = "geneval_plus" if plus else "geneval"
+    for row in geneval_prompts(num, seed=seed, style=style, tags=tags or (), exclude=exclude or ()):
+        print(json.dumps(row))
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def test_reader_that_leaves_early_is_no_error():
         ["recipes", "ls"],
         ["recipes", "show", "shapes_r3"],
         ["rewards", "ls"],
+        ["prompts", "geneval", "--num", "2"],
         ["schema"],
     ],
 )
