@@ -8,14 +8,15 @@ near; `shapes_strict` is what to evaluate with.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from r3_rl.errors import DataError
 from r3_rl.scoring.base import scorer_info
-from r3_rl.worlds.shapes.inspector import inspect
-from r3_rl.worlds.shapes.judging import Judgement, judge
+
+if TYPE_CHECKING:  # `r3 rewards ls` and `r3 check` import this file and need neither numpy nor the world
+    import numpy as np
+
+    from r3_rl.worlds.shapes.judging import Judgement
 
 LogExtra = Callable[[str, list[Any]], None]
 
@@ -63,6 +64,11 @@ def shapes_strict(
 def _judge(images: Sequence[Any], include: Sequence[Any], log_extra: LogExtra | None) -> list[Judgement]:
     if not len(images):
         return []
+    import numpy as np
+
+    from r3_rl.worlds.shapes.inspector import inspect
+    from r3_rl.worlds.shapes.judging import judge
+
     seen = inspect(np.stack([as_floats(image) for image in images]))
     judgements = [judge(s.objects, {"include": asked}) for s, asked in zip(seen, include, strict=True)]
     if log_extra is not None:
@@ -73,9 +79,12 @@ def _judge(images: Sequence[Any], include: Sequence[Any], log_extra: LogExtra | 
 def as_floats(image: Any) -> np.ndarray:
     """Float32 [3, H, W] in [0, 1] of a uint8 [H, W, 3] array, a PIL image, or a float [3, H, W] array or tensor.
 
+    >>> import numpy as np
     >>> as_floats(np.full((4, 4, 3), 255, np.uint8)).max()
     np.float32(1.0)
     """
+    import numpy as np
+
     if hasattr(image, "detach"):
         image = image.detach().cpu().float().numpy()
     elif hasattr(image, "convert"):
