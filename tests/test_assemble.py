@@ -39,6 +39,7 @@ ELSEWHERE = {
     "training.eval_steps": "evaluate/run.py",
     "training.eval_prompts": "evaluate/run.py",
     "training.output_dir": "evaluate/run.py",
+    "training.gradient_checkpointing": "evaluate/run.py",
     "training.num_threads": "cli.py",
     "observe.gallery": "evaluate/run.py",
     "observe.keep_trajectories": "evaluate/run.py",

@@ -147,6 +147,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
     """The trainer of a recipe."""
     panel = build_panel(recipe, recipe.rewards, base=Path.cwd())
     held_out = build_panel(recipe, recipe.eval_rewards, base=Path.cwd(), held_out=True) if recipe.eval_rewards else None
+    loaded.policy.model.decoder.gradient_checkpointing = recipe.training.gradient_checkpointing
     peft_config = adapter_settings(recipe.lora)
     if peft_config is None:
         for parameter_name, parameter in loaded.policy.module.named_parameters():

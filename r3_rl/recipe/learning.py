@@ -117,6 +117,9 @@ class TrainingSection(Section):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
     token_budget: int = Field(4096, ge=64, description="Tokens in a micro-batch at most: the lever for memory.")
+    gradient_checkpointing: bool = Field(
+        False, description="Layers are computed again in the backward pass instead of kept: slower, far less memory."
+    )
     seed: int = Field(0, ge=0, description="Seed of the run.")
     save_steps: int = Field(50, ge=1, description="Steps between two checkpoints.")
     eval_steps: int = Field(50, ge=1, description="Steps after which the prompts of observe.gallery are drawn again.")
