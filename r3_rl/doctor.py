@@ -19,6 +19,7 @@ PACKAGES = {
     "balance": ("torchjd",),
     "clip": ("open_clip_torch", "torchvision"),
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
+    "judge": ("openai",),
     "serve": ("fastapi", "uvicorn", "msgpack", "httpx"),
     "eval": ("torchmetrics",),
     "track": ("tensorboard",),

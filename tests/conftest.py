@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,3 +58,74 @@ def python(tmp_path: Path) -> Callable[[str], str]:
         return done.stdout
 
     return call
+
+
+class ChatServer:
+    """A server of chat completions on loopback that answers, or misbehaves, as a test wants it.
+
+    `respond(request)` gets the JSON of a request and returns the text of an answer, a whole JSON object, `(status,
+    headers, body)`, or a function that is handed the connection.
+    """
+
+    def __init__(self, respond: Callable[[dict[str, Any]], Any]) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.requests.append(request)
+                outer.headers.append({name.lower(): value for name, value in self.headers.items()})
+                answer = respond(request)
+                with contextlib.suppress(OSError):  # a client that has given up is the point of some tests
+                    if callable(answer):
+                        answer(self)
+                    else:
+                        self.send(*_as_response(answer))
+
+            def send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *values: object) -> None:
+                """Keep quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening; the port refuses from then on."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _as_response(answer: Any) -> tuple[int, dict[str, str], bytes]:
+    if isinstance(answer, tuple):
+        return answer
+    if isinstance(answer, str):
+        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
+        answer = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+    return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
+
+
+@pytest.fixture
+def chat_server() -> Iterator[Callable[[Callable[[dict[str, Any]], Any]], ChatServer]]:
+    """Starts servers of chat completions: `chat_server(lambda request: "yes")`."""
+    servers: list[ChatServer] = []
+
+    def start(respond: Callable[[dict[str, Any]], Any]) -> ChatServer:
+        servers.append(ChatServer(respond))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
