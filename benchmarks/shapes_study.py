@@ -30,7 +30,7 @@ COLUMNS = {
     "harder: final - draft": ("loop", "harder_"),
     "questions": ("change", "questions"),
 }
-"""What a column shows: after - before, the share after, own critic's edits - base critic's, what the loop adds after."""
+"""What a column shows: after - before, the share after, edits of own critic - of base critic, what the loop adds."""
 
 
 def arguments() -> argparse.Namespace:
