@@ -218,7 +218,9 @@ def _param_problems(scorer: str, found: Any, params: dict[str, Any]) -> list[str
         if name in params and name in hints:
             problem = _type_problem(params[name], hints[name])
             if problem:
-                problems.append(f"scorer '{scorer}': parameter '{name}' = {params[name]!r}: {problem}")
+                # A mapping is not repeated: the problem names its key, and another may hold what is not to be shown.
+                shown = "" if isinstance(params[name], dict) else f" = {params[name]!r}"
+                problems.append(f"scorer '{scorer}': parameter '{name}'{shown}: {problem}")
     check_params = getattr(found, "check_params", None)
     if callable(check_params) and not problems:  # what no annotation can say, such as that a text is an address
         problems += [f"scorer '{scorer}': {text}" for text in check_params(params)]
@@ -239,7 +241,9 @@ def _type_problem(value: Any, annotation: Any) -> str:
     try:
         TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        return str(error.errors()[0]["msg"])
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place and isinstance(value, dict) else str(first["msg"])
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         return ""  # not a type that a recipe could write; the scorer itself must judge it
     return ""
