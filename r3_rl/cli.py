@@ -26,7 +26,7 @@ app = App(
     exit_on_error=False,
 )
 recipes = App(name="recipes", help="The shipped recipes: ls, show, copy.")
-rewards = App(name="rewards", help="The scorers: ls, new, test.")
+rewards = App(name="rewards", help="The scorers: ls, new, test, serve.")
 prompts = App(name="prompts", help="Training prompts: geneval.")
 app.command(recipes)
 app.command(rewards)
@@ -310,6 +310,48 @@ def rewards_test(
     from r3_rl.scoring.commands import test as score_files
 
     score_files(scorer, images, prompt=prompt, text=text, params=_mapping(params), columns=_mapping(columns))
+
+
+@rewards.command
+def serve(
+    *scorers: str,
+    port: int = 8500,
+    host: str = "127.0.0.1",
+    token_env: str | None = None,
+    params: str = "",
+    workers: int = 2,
+    max_waiting: int = 8,
+    timeout_s: float = 300.0,
+) -> None:
+    """Serve scorers to runs in other processes or on other machines; a recipe asks them with `scorer: remote`.
+
+    Args:
+        scorers: installed name, package.module:name or ./file.py:name; one or more.
+        port: where to listen; 0 takes a free port and prints it.
+        host: this machine alone unless another address is named, which takes a token.
+        token_env: environment variable with the token that a request has to carry.
+        params: parameters of the scorer as YAML, where one is served.
+        workers: calls that run at once.
+        max_waiting: requests inside at once; further ones are told when to come again.
+        timeout_s: seconds that one call may take.
+    """
+    from r3_rl.process import prepare_process
+
+    if workers < 1 or max_waiting < 1 or timeout_s <= 0:
+        raise InputError("--workers, --max-waiting and --timeout-s are above 0")
+    prepare_process()
+    from r3_rl.scoring.server import ServerSettings
+    from r3_rl.scoring.server import serve as serve_scorers
+
+    serve_scorers(
+        scorers,
+        port=port,
+        host=host,
+        token_env=token_env,
+        params=_mapping(params),
+        settings=ServerSettings(num_workers=workers, max_waiting=max_waiting),
+        timeout_s=timeout_s,
+    )
 
 
 @prompts.command

@@ -114,7 +114,7 @@ class Seat:
 
         try:
             arguments = accepted_arguments(spec.scorer, offered)
-            _require(spec.scorer, arguments, sorted(batch.columns()))
+            require_arguments(spec.scorer, arguments, sorted(batch.columns()))
             result = await self._caller.call(
                 spec.name, spec.scorer, arguments, timeout_s=spec.timeout_s, thread_safe=self.info.thread_safe
             )
@@ -123,7 +123,7 @@ class Seat:
                 raise result.error
             if result.error is not None:
                 for index in chunk:
-                    self.tally.miss(failure(index, _cause(result.error), result.error))
+                    self.tally.miss(failure(index, cause_of(result.error), result.error))
                 return
             checked = check_answer(result.answer, count=len(chunk), range=self.info.range)
             reasons = check_words("reason", extras.get("reason", [""] * len(chunk)), len(chunk))
@@ -163,7 +163,8 @@ def _by_group(indices: list[int], batch: ScoreBatch, name: str) -> list[list[int
     return list(groups.values())
 
 
-def _require(scorer: Any, arguments: Mapping[str, Any], columns: list[str]) -> None:
+def require_arguments(scorer: Any, arguments: Mapping[str, Any], columns: list[str]) -> None:
+    """Raise `BrokenContract` when the scorer demands a column that the data set lacks."""
     for name, parameter in call_parameters(scorer).items():
         optional = parameter.default is not inspect.Parameter.empty or parameter.kind in (
             inspect.Parameter.VAR_KEYWORD,
@@ -181,7 +182,8 @@ def _log(tally: Tally, logged: list[tuple[str, float]]) -> None:
         tally.logged.setdefault(name, []).append(value)
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
+    """Say in one line what a scorer raised."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, TypeError) and "string indices" in text:
         text += " (a reward that reads messages declares `conversational=True` in its ScorerInfo)"

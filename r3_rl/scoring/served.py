@@ -1,0 +1,217 @@
+"""A scorer behind a server: samples from the wire become a call, and the call an `Answer` for each of them.
+
+One bad sample does not take the others with it: a damaged image is left out, and after a failed call the samples are
+scored one at a time. What a sender reads of a failure is its kind and its message; stack traces stay here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from r3_rl.errors import DataError
+from r3_rl.scoring.answers import BrokenContract, check_answer, check_words
+from r3_rl.scoring.base import STANDARD_ARGUMENTS, accepted_arguments, call_parameters, info_of
+from r3_rl.scoring.cache import CachedScore, ScoreCache, content_key
+from r3_rl.scoring.calls import Caller
+from r3_rl.scoring.png import decode_png
+from r3_rl.scoring.seat import ScorerSpec, cause_of, require_arguments, scorer_identity
+from r3_rl.scoring.wire import IMAGE_ARGUMENTS, Answer, Limits, Request, ScorerCard
+
+_MAX_WORDS = 2000  # letters of a reason or a cause: the reader limits what it takes
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class _Sheet:
+    """An answer while it is filled in."""
+
+    scores: list[float | None]
+    reasons: list[str]
+    causes: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def fail(self, indices: Sequence[int], cause: str) -> None:
+        self.causes.update({str(index): cause[:_MAX_WORDS] for index in indices})
+
+
+class ServedScorer:
+    """Scores requests with one scorer.
+
+    `spec` holds the scorer and its parameters; `caller` runs it. At most `num_ahead` requests are unpacked at a time:
+    images are decoded while others are scored, and memory stays bounded.
+    """
+
+    def __init__(self, spec: ScorerSpec, caller: Caller, limits: Limits, *, num_ahead: int = 2) -> None:
+        self.spec = spec
+        self.info = spec.info or info_of(spec.scorer)
+        self._caller = caller
+        self._limits = limits
+        self._turns = asyncio.Semaphore(num_ahead)
+        self._identity = scorer_identity(spec, self.info)
+        self._fingerprint = hashlib.sha256(self._identity.encode()).hexdigest()[:16]
+        # As on a panel: peers decide the score of a group-wise scorer, so a sample alone is no key.
+        self._cache = ScoreCache() if self.info.deterministic and not self.info.group_wise else None
+
+    def card(self) -> ScorerCard:
+        """What `/info` says about it."""
+        info = self.info
+        return ScorerCard(
+            name=self.spec.name,
+            version=info.version,
+            fingerprint=self._fingerprint,
+            range=info.range,
+            needs=info.needs,
+            takes=_takes(self.spec.scorer, info.needs),
+            deterministic=info.deterministic,
+            thread_safe=info.thread_safe,
+            group_wise=info.group_wise,
+            conversational=info.conversational,
+            weights_licence=info.weights_licence,
+            memory=info.memory,
+        )
+
+    async def score(self, request: Request) -> Answer:
+        """Score the samples of a request; an answer against the contract becomes its `fault`."""
+        count = len(request.samples)
+        sheet = _Sheet(scores=[None] * count, reasons=[""] * count)
+        async with self._turns:
+            columns, broken = await asyncio.to_thread(_columns, request, self._limits)
+            for index, cause in broken.items():
+                sheet.fail([index], cause)
+            try:
+                await self._fill(columns, sheet, count)
+            except BrokenContract as fault:
+                _LOG.warning("scorer '%s': %s", self.spec.name, fault.cause)
+                return Answer(fingerprint=self._fingerprint, scores=[], fault=fault.cause[:_MAX_WORDS])
+        return Answer(
+            fingerprint=self._fingerprint,
+            scores=sheet.scores,
+            reasons=sheet.reasons,
+            causes=sheet.causes,
+            metrics=sheet.metrics,
+        )
+
+    async def _fill(self, columns: Mapping[str, Sequence[Any]], sheet: _Sheet, count: int) -> None:
+        whole = [index for index in range(count) if str(index) not in sheet.causes]
+        if self.info.group_wise and len(whole) < count:
+            sheet.fail(whole, "a peer of this sample has no image that can be read")
+            return
+        for index in whole:
+            absent = [name for name in self.info.needs if name not in columns or columns[name][index] is None]
+            if absent:
+                sheet.fail([index], f"the sample lacks {', '.join(absent)}")
+        left = [index for index in whole if str(index) not in sheet.causes]
+        keys = self._recall(columns, left, sheet)
+        left = [index for index in left if sheet.scores[index] is None]
+        if left:
+            await self._call(columns, left, sheet)
+        if self._cache is not None:
+            found = ((keys[i], sheet.scores[i], sheet.reasons[i]) for i in left if i in keys)
+            self._cache.put({key: CachedScore(score=s, words=w) for key, s, w in found if s is not None})
+
+    def _recall(self, columns: Mapping[str, Sequence[Any]], indices: Sequence[int], sheet: _Sheet) -> dict[int, str]:
+        keys: dict[int, str] = {}
+        if self._cache is None:
+            return keys
+        seen = accepted_arguments(self.spec.scorer, columns)
+        for index in indices:
+            key = content_key(self._identity, {name: values[index] for name, values in seen.items()})
+            cached = self._cache.get(key) if key else None
+            if cached is not None:
+                sheet.scores[index], sheet.reasons[index] = cached.score, cached.words
+            elif key:
+                keys[index] = key
+        return keys
+
+    async def _call(self, columns: Mapping[str, Sequence[Any]], indices: Sequence[int], sheet: _Sheet) -> None:
+        start = time.monotonic()
+        error = await self._once(columns, indices, sheet)
+        if error is None:
+            return
+        _LOG.warning("scorer '%s' failed on %d samples", self.spec.name, len(indices), exc_info=error)
+        alone = len(indices) > 1 and not self.info.group_wise and not isinstance(error, TimeoutError)
+        if not alone:
+            sheet.fail(indices, cause_of(error))
+            return
+        for index in indices:
+            spent = time.monotonic() - start > self.spec.timeout_s
+            single = error if spent else await self._once(columns, [index], sheet)
+            if single is not None:
+                sheet.fail([index], cause_of(single))
+
+    async def _once(
+        self, columns: Mapping[str, Sequence[Any]], indices: Sequence[int], sheet: _Sheet
+    ) -> BaseException | None:
+        """Call the scorer on some of the samples; what it raised is returned, what it answered is filled in."""
+        logged: list[tuple[str, float]] = []
+        extras: dict[str, Any] = {}
+        offered: dict[str, Any] = dict.fromkeys(STANDARD_ARGUMENTS)
+        offered |= {name: [values[index] for index in indices] for name, values in columns.items()}
+        offered["log_metric"] = lambda name, value: logged.append((str(name), float(value)))
+        offered["log_extra"] = extras.__setitem__
+        arguments = accepted_arguments(self.spec.scorer, offered)
+        require_arguments(self.spec.scorer, arguments, sorted(set(columns) - set(STANDARD_ARGUMENTS)))
+        call = self._caller.call(
+            self.spec.name,
+            self.spec.scorer,
+            arguments,
+            timeout_s=self.spec.timeout_s,
+            thread_safe=self.info.thread_safe,
+        )
+        result = await asyncio.wrap_future(self._caller.submit(call))
+        if isinstance(result.error, BrokenContract):  # a remote scorer that is served once more
+            raise result.error
+        if result.error is not None:
+            return result.error
+        checked = check_answer(result.answer, count=len(indices), range=self.info.range)
+        reasons = check_words("reason", extras.get("reason", [""] * len(indices)), len(indices))
+        causes = check_words("cause", extras.get("cause", [""] * len(indices)), len(indices))
+        for local, index in enumerate(indices):
+            sheet.scores[index] = checked.scores[local]
+            sheet.reasons[index] = str(reasons[local] or "")[:_MAX_WORDS]
+            if local in checked.causes:
+                sheet.fail([index], str(causes[local] or checked.causes[local]))
+        for name, value in logged:
+            sheet.metrics.setdefault(name, []).append(value)
+        return None
+
+
+def _columns(request: Request, limits: Limits) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    """Lay samples out as a scorer's keywords; the second value says which samples have an image that cannot be read."""
+    images: dict[int, Any] = {}
+    damaged: dict[int, str] = {}
+    broken: dict[int, str] = {}
+    for index, sample in enumerate(request.samples):
+        for name in IMAGE_ARGUMENTS:
+            number = sample.get(name)
+            if number is None:
+                continue
+            if number not in images and number not in damaged:
+                try:
+                    images[number] = decode_png(request.images[number], max_pixels=limits.image_pixels)
+                except DataError as error:
+                    damaged[number] = str(error)
+            if number in damaged:
+                broken.setdefault(index, f"{name}: {damaged[number]}")
+    names = dict.fromkeys(name for sample in request.samples for name in sample)
+    columns = {name: [sample.get(name) for sample in request.samples] for name in names}
+    for name in IMAGE_ARGUMENTS:
+        if name in columns:
+            columns[name] = [images.get(number) for number in columns[name]]
+    return columns, broken
+
+
+def _takes(scorer: Any, needs: Sequence[str]) -> tuple[str, ...] | None:
+    parameters = call_parameters(scorer)
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    bound = scorer.keywords if isinstance(scorer, partial) else {}
+    return tuple(dict.fromkeys([*(name for name in parameters if name not in bound), *needs]))
