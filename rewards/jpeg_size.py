@@ -10,8 +10,6 @@ from __future__ import annotations
 import io
 from typing import Literal
 
-from PIL import Image
-
 from r3_rl.scoring.base import scorer_info
 
 
@@ -39,6 +37,8 @@ def jpeg_size(
 
 
 def _jpeg_bytes(image, quality: int) -> int:
+    from PIL import Image  # here, so that listing the scorers stays quick
+
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="JPEG", quality=quality)
     return file.tell()
