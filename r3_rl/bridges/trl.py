@@ -113,7 +113,7 @@ class TRLReward:
                 drafts = [_pixels(e.pictures[-2]) if len(e.pictures) > 1 else None for e in environments]
                 critiques = [e.instructions[-1] if e.instructions else None for e in environments]
         rows = [
-            Prompt(text=_last_words(prompt), columns={n: v[i] for n, v in per_sample.items()})
+            Prompt(text=_last_words(prompt), columns={n: _without_nulls(v[i]) for n, v in per_sample.items()})
             for i, prompt in enumerate(prompts)
         ]
         batch = ScoreBatch(
@@ -141,8 +141,9 @@ class TRLReward:
         known = {"prompts", "completions", *call_parts(batch, self.info).samples}
         lacking = [name for name in self.info.needs if name not in known]
         if lacking:
+            there = ", ".join(sorted(known))
             raise ScorerError(
-                f"scorer '{self.__name__}' needs {', '.join(lacking)}, and the rows have only {', '.join(sorted(known))}",
+                f"scorer '{self.__name__}' needs {', '.join(lacking)}, and the rows have only {there}",
                 hint="add the column, or an environment that draws, to the trainer",
             )
         if not self._num_applicable(batch):  # rows of another task: None for all of them is TRL's way to say so
@@ -219,6 +220,13 @@ def _content(message: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         return content
     return "".join(block["text"] for block in content if block.get("type") == "text")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Take out the fields that Arrow puts into every struct of a column because one of them has it."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _row_images(per_sample: dict[str, list[Any]], count: int) -> list[Image | None] | None:
