@@ -10,7 +10,7 @@ from r3_rl.errors import DataError
 from r3_rl.scoring.png import encode_png
 from r3_rl.scoring.wire import IMAGE_ARGUMENTS, Limits, Request, ScorerCard, pack_request
 
-_ENVELOPE_BYTES = 200  # what stands around the samples, generously
+_ENVELOPE_BYTES, _MORE_BYTES = 400, 32  # what stands around the samples and around each of them, generously
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,13 @@ def pack_parcels(arguments: Mapping[str, Any], card: ScorerCard, limits: Limits,
     packed: dict[int, bytes] = {}
     boxes: list[_Box] = []
     for index in range(count):
-        sample = {name: values[index] for name, values in columns.items() if values[index] is not None}
-        images = {name: sample.pop(name) for name in IMAGE_ARGUMENTS if name in sample}
+        sample = {name: values[index] for name, values in columns.items()}
+        images = {name: sample[name] for name in IMAGE_ARGUMENTS if sample.get(name) is not None}
+        sample |= dict.fromkeys(images)  # numbers take their place once the parcel is known
         for image in images.values():
             if id(image) not in packed:
                 packed[id(image)] = encode_png(image)
-        text_bytes = len(pack_request(Request(scorer=None, samples=[sample], images=[])))
+        text_bytes = _MORE_BYTES + len(pack_request(Request(scorer=None, samples=[sample], images=[])))
         size = (text_bytes, list(images.values()))
         if not boxes or (not card.group_wise and not _fits(boxes[-1], size, packed, limits, most)):
             boxes.append(_Box())
@@ -66,12 +67,12 @@ def pack_parcels(arguments: Mapping[str, Any], card: ScorerCard, limits: Limits,
             raise DataError(f"{what} is larger than the server takes: {_limits(limits)}",
                             hint="raise the server's limits, or send smaller images")  # fmt: skip
         _put(boxes[-1], sample, images, size, packed)
-    return [
-        Parcel(
-            count=len(box.samples), body=pack_request(Request(scorer=card.name, samples=box.samples, images=box.images))
-        )
-        for box in boxes
-    ]
+    return [_parcel(box, card) for box in boxes]
+
+
+def _parcel(box: _Box, card: ScorerCard) -> Parcel:
+    request = Request(scorer=card.name, samples=box.samples, images=box.images)
+    return Parcel(count=len(box.samples), body=pack_request(request))
 
 
 def _new(box: _Box, images: Sequence[Any]) -> dict[int, Any]:
