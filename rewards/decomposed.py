@@ -1,6 +1,6 @@
 """How likely is a vision-language model to say yes to each small question about a prompt, on average?
 
-Source: questions about one thing at a time (TIFA, arXiv 2303.11897; DSG, arXiv 2310.18235), and the probability of "yes"
+Source: questions about one thing at a time (TIFA, arXiv 2303.11897; DSG, arXiv 2310.18235) and the probability of yes
 (VQAScore, arXiv 2404.01291) instead of a verdict. Range: 0 to 1.
 Weights and memory: those of `p_yes`; the writer of questions, where there is one, is served.
 Cannot judge: what no question asks about; an average forgives one thing that is missing among many that are there.
@@ -28,7 +28,7 @@ one of them. Reply with a JSON list of questions and nothing else."""
 class Decomposed:
     """Scores the mean probability of yes over the questions of a prompt: score = sum P(yes | question) / questions.
 
-    The questions, all with the answer yes, stand in the column `questions` of the data set, one list for each sample; or,
+    The questions, all with the answer yes, stand in the data set's column `questions`, one list for each sample; or,
     with `writer`, a served text model writes them once for each prompt. The other parameters are those of `p_yes`. A
     sample with one question that the model does not answer has no score.
     """

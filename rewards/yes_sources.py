@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -139,6 +138,8 @@ class LocalYes:
 
     async def ask(self, asked: Sequence[Asked], log_metric: LogMetric | None = None) -> list[Chance]:
         """Return one chance for each question."""
+        import asyncio
+
         return await asyncio.to_thread(self._ask_all, asked)
 
     def _ask_all(self, asked: Sequence[Asked]) -> list[Chance]:
