@@ -10,6 +10,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,14 @@ from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.protocol import PROTOCOLS
 from r3_rl.rollout.tree import NodePool
+from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.schedules import Collected, Schedule, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
-from r3_rl.types import Prompt
+from r3_rl.types import Prompt, Verdict
 
 POOL_TENSORS, POOL_NODES = "node_pool.safetensors", "node_pool.json"
 WEIGHTS = "model.safetensors"
@@ -124,6 +126,7 @@ class R3Trainer(Trainer):
         self.checked: SelfCheck | None = None
         self.averages = Averages()
         self._collected: Collected | None = None
+        self._asked: Future[list[Verdict]] | None = None
         self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
 
     def self_check(self) -> SelfCheck:
@@ -158,6 +161,7 @@ class R3Trainer(Trainer):
             step_sizes(collected.credits),
         )
         self._refuse_broken_gradient()
+        collected.metrics |= self._held_out_numbers()
         done = time.perf_counter()
         seconds = {f"time/{name}_s": value for name, value in self.schedule.collector.watch.seconds.items()}
         self.schedule.collector.watch.seconds.clear()
@@ -186,22 +190,19 @@ class R3Trainer(Trainer):
                 progress=step / max(self.args.max_steps, 1),
             )
         collected.metrics |= self.panel.metrics()
-        if self.held_out is not None:
-            collected.metrics |= self._held_out_scores(collected)
+        self._ask_held_out(collected)
         self._refuse_flat(collected)
         if self.on_collected is not None:
             self.on_collected(step, collected)
         self._collected = collected
         return collected
 
-    def _held_out_scores(self, collected: Collected) -> dict[str, float]:
-        from r3_rl.scoring.batch import ScoreBatch, to_uint8
-
-        assert self.held_out is not None
-        if collected.drafts is None:
-            return {}
+    def _ask_held_out(self, collected: Collected) -> None:
+        """Held-out scorers run while the weights are updated: nothing of the update waits for them."""
+        if self.held_out is None or collected.drafts is None:
+            return
         drafts = collected.drafts
-        self.held_out.score(
+        self._asked = self.held_out.submit(
             ScoreBatch(
                 prompts=drafts.prompts,
                 images=[to_uint8(r.image.image) for r in drafts.rounds],
@@ -209,6 +210,12 @@ class R3Trainer(Trainer):
                 groups=drafts.groups,
             )
         )
+
+    def _held_out_numbers(self) -> dict[str, float]:
+        asked, self._asked = self._asked, None
+        if self.held_out is None or asked is None:
+            return {}
+        asked.result()
         return self.held_out.metrics()
 
     def _refuse_flat(self, collected: Collected) -> None:

@@ -273,6 +273,21 @@ def test_held_out_scorers_are_scored_and_never_trained_on(tmp_path):
     assert unknown_names(rows[0]) == []
 
 
+def test_held_out_scorers_change_nothing_of_the_training(tmp_path):
+    def broken(images, **columns):
+        raise OSError("the judge is gone")
+
+    alone, watched = (make(tmp_path / name, schedule="draft_only", num_iterations=2) for name in ("a", "b"))
+    specs = [ScorerSpec(name="bright", scorer=lambda images, **c: [i.mean() / 255 for i in images])]
+    specs.append(ScorerSpec(name="broken", scorer=broken))
+    watched.held_out = Panel(specs, held_out=True, max_failed_fraction=1.0)
+    plain, rows = run(alone), run(watched)
+    assert_equal_weights(weights(alone), weights(watched))
+    assert {k: v for k, v in untimed(rows)[0].items() if not k.startswith("eval_rewards/")} == untimed(plain)[0]
+    assert all(row["eval_rewards/broken/missing_fraction"] == 1 and row["eval_rewards/bright/mean"] > 0 for row in rows)
+    assert all("eval_rewards/broken/mean" not in row for row in rows), "missing is never 0"
+
+
 def test_nodes_drawn_by_the_world_fill_their_share(tmp_path):
     made = []
 
