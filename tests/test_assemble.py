@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from pydantic import BaseModel
 
 from r3_rl import assemble
 from r3_rl.assemble import adapter_settings, build_panel, loop_settings, prompt_stream, shapes_tags, trainer_arguments
 from r3_rl.recipe import Recipe
+from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.training.config import R3Config
+from r3_rl.types import Prompt
 
 DRAWING = {"window_size": 4, "guidance": {"text": 2.0}}
 BASE: dict[str, Any] = {
@@ -36,6 +39,7 @@ CHANGED = {
     "observe.trackers": ["tensorboard"],
 }
 ELSEWHERE = {
+    "training.score_cache": "assemble.py",
     "training.eval_steps": "evaluate/run.py",
     "training.eval_prompts": "evaluate/run.py",
     "training.output_dir": "evaluate/run.py",
@@ -135,6 +139,18 @@ def test_prompts_of_the_world_keep_to_the_kinds_asked_for():
     seeded = Recipe.model_validate({**tree, "data": {**tree["data"], "seed": 1}})
     texts = [[p.text for step in range(4) for p in prompt_stream(r).batch(step)] for r in (recipe, seeded)]
     assert texts[0] != texts[1]
+
+
+def test_scores_outlive_the_run_where_the_recipe_names_a_folder(tmp_path):
+    tree = {**BASE, "rewards": [{"scorer": "sharpness"}], "training": {"score_cache": str(tmp_path / "scores")}}
+    recipe = Recipe.model_validate(tree)
+    image = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
+    hits = []
+    for _ in range(2):
+        with build_panel(recipe, recipe.rewards, base=tmp_path) as panel:
+            panel.score(ScoreBatch(prompts=[Prompt(text="a")], images=[image]))
+            hits.append(panel.metrics()["scores/cache_hit_fraction"])
+    assert hits == [0.0, 1.0]
 
 
 def test_both_experts_get_the_backend_that_suits_the_machine(tmp_path, monkeypatch):

@@ -125,6 +125,9 @@ class TrainingSection(Section):
     eval_steps: int = Field(50, ge=1, description="Steps after which the prompts of observe.gallery are drawn again.")
     eval_prompts: int = Field(64, ge=1, description="Held-out prompts measured before and after training (`shapes`).")
     output_dir: str = Field("runs", min_length=1, description="Folder in which each run gets a new folder of its own.")
+    score_cache: str | None = Field(
+        None, min_length=1, description="Folder in which deterministic scores outlive the run; null: memory alone."
+    )
     num_threads: int | None = Field(
         None, ge=1, description="Threads of a process on a CPU; null takes the physical cores."
     )
