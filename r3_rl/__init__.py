@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from r3_rl.torchvision_guard import watch
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -27,6 +29,8 @@ _HOMES = {
 }
 
 __all__ = ["__version__", *_HOMES]
+
+watch()
 
 
 def __getattr__(name: str) -> Any:

@@ -3,13 +3,20 @@
 torchvision's usual wheel is built for CUDA. Beside a CPU build of torch its compiled operators do not load, and its
 import then fails on `operator torchvision::nms does not exist`, and with it much of transformers and all of open_clip.
 Naming the two operators before the import is enough; nothing here calls them.
+
+It has to happen before whichever import comes first, and that may be transformers' in any room of ours, or a user's. So
+importing `r3_rl` leaves a watch: the guard runs when somebody asks for torchvision, and costs nothing until then.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 _SCHEMAS = (
@@ -28,6 +35,7 @@ def guard() -> bool:
     """
     if _kept:
         return True
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Watch)]  # it would call us again
     spec = None if "torchvision" in sys.modules else find_spec("torchvision")
     if spec is None or spec.origin is None:
         return False
@@ -42,6 +50,24 @@ def guard() -> bool:
         library.define(schema)
     _kept.append(library)
     return True
+
+
+class Watch(MetaPathFinder):
+    """Runs the guard when torchvision is first looked for, and finds nothing itself."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return None, which leaves the module to the finders behind."""
+        if fullname == "torchvision":
+            guard()
+        return None
+
+
+def watch() -> None:
+    """Have the guard run before torchvision is imported, by whomever; loads nothing."""
+    if "torchvision" not in sys.modules and not any(isinstance(finder, Watch) for finder in sys.meta_path):
+        sys.meta_path.insert(0, Watch())
 
 
 def _own_operators_load(folder: Path) -> bool:

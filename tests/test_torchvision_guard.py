@@ -48,6 +48,29 @@ def test_torchvision_built_for_cuda_can_be_imported(tmp_path: Path):
     )
 
 
+WATCHED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import r3_rl
+print("torch" in sys.modules)
+from importlib.util import find_spec
+assert find_spec("torchvision") is not None
+import torchvision
+print("imported", [type(finder).__name__ for finder in sys.meta_path].count("Watch"))
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built for CUDA")
+def test_importing_r3_rl_is_enough_and_loads_no_torch(tmp_path: Path):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(PACKAGE)
+    (package / "_C.so").write_bytes(b"needs libcudart")
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["False", "imported 0"], done.stderr
+
+
 @pytest.mark.processes
 def test_nothing_is_done_without_torchvision(tmp_path: Path):
     code = (
