@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ class Exchange:
 
     url: str
     """Address without a slash at the end."""
-    token: str
+    token: str = field(repr=False)
     """Sent as `Authorization: Bearer TOKEN`; empty sends none."""
     timeout_s: float
     """Seconds for a request with all its retries."""
@@ -137,7 +138,8 @@ def _root(error: BaseException) -> str:
     """What the system said, such as `Connection refused`; libraries wrap it in words of their own."""
     said, cause = str(error), error.__cause__ or error.__context__
     while cause is not None:
-        said = getattr(cause, "strerror", None) or said
+        if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+            said = os.strerror(cause.errno)
         cause = cause.__cause__ or cause.__context__
     return _line(said)
 

@@ -205,7 +205,7 @@ def _columns(request: Request, limits: Limits) -> tuple[dict[str, list[Any]], di
     columns = {name: [sample.get(name) for sample in request.samples] for name in names}
     for name in IMAGE_ARGUMENTS:
         if name in columns:
-            columns[name] = [images.get(number) for number in columns[name]]
+            columns[name] = [None if number is None else images.get(number) for number in columns[name]]
     return columns, broken
 
 

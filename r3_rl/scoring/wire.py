@@ -106,7 +106,7 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(1, alias="schema")
     fingerprint: str
     scores: list[Any]
     """Numbers, and nil for what has none; the receiver checks count, type, finiteness and range."""
