@@ -64,7 +64,7 @@ def talker(quiet_trl, tmp_path) -> Callable[..., SimpleNamespace]:
             "output_dir": str(tmp_path / "trl"), "max_steps": 2, "per_device_train_batch_size": 4,
             "num_generations": 4, "max_completion_length": 256, "learning_rate": 1e-2, "logging_steps": 1, "beta": 0.0,
             "generation_kwargs": {"suppress_tokens": sorted(set(range(len(tokenizer))) - said)}, "seed": 0,
-            "use_cpu": True, "bf16": False, "save_strategy": "no",
+            "use_cpu": True, "bf16": False, "gradient_checkpointing": None, "save_strategy": "no",
             "report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False,
         }  # fmt: skip
         return SimpleNamespace(model=model, tokenizer=tokenizer, args=GRPOConfig(**(options | config)))

@@ -224,6 +224,10 @@ def test_a_policy_of_ours_paints():
     assert changed[0].size == (36, 36) and changed[0].tobytes() != changed[1].tobytes()
 
 
+# TRL asks transformers by names that it is about to drop.
+OLD_NAMES = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
+
 def rows(count, **columns):
     from datasets import Dataset
 
@@ -247,6 +251,7 @@ def train(talking, rewards, data, **options):
     return SimpleNamespace(rows=trainer.state.log_history[:-1], moved=moved, trainer=trainer)
 
 
+@OLD_NAMES
 def test_a_stock_trainer_learns_from_every_kind_of_scorer(talker):
     talking = talker("red", "a longer sentence", "blue and green")
     counted = Counted()
@@ -269,6 +274,7 @@ def test_a_stock_trainer_learns_from_every_kind_of_scorer(talker):
     assert {tag for _, _, tags in counted.seen for tag in tags} == {"a", "b"}
 
 
+@OLD_NAMES
 def test_a_stock_trainer_trains_a_critic_that_lets_a_policy_of_ours_draw(talker):
     calls = [call_of("draw_again", instruction=f"add a {colour} circle top left") for colour in ("red", "blue")]
     talking = talker(*calls, "no further edit needed", max_tool_calling_iterations=2, max_completion_length=512)
