@@ -90,7 +90,9 @@ def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> None
 
 
 @_verb("evaluate/run.py")
-def train(recipe: str, /, *overrides: str, resume: str | None = None, dry_run: bool = False) -> int:
+def train(
+    recipe: str, /, *overrides: str, resume: str | None = None, dry_run: bool = False, rehearse: bool = False
+) -> int:
     """Fine-tune a policy by a recipe.
 
     Args:
@@ -98,6 +100,7 @@ def train(recipe: str, /, *overrides: str, resume: str | None = None, dry_run: b
         overrides: settings to change, such as training.seed=1.
         resume: folder of an interrupted run to go on with.
         dry_run: write the resolved recipe and stop.
+        rehearse: run one step of every kind, say what memory and time the run takes, and stop; nothing is kept.
     """
     from r3_rl.recipe_io import dump_resolved, find_recipe, load_recipe
 
@@ -108,6 +111,12 @@ def train(recipe: str, /, *overrides: str, resume: str | None = None, dry_run: b
     from r3_rl.process import prepare_process
 
     prepare_process(checked.training.num_threads)
+    if rehearse:
+        from r3_rl.evaluate.rehearse import rehearse as run_rehearsal
+
+        rehearsal = run_rehearsal(checked)
+        print(rehearsal)
+        return 0 if rehearsal.fits else 1
     from r3_rl.evaluate.run import train as run_training
 
     source = "".join(f"# override: {override}\n" for override in overrides)

@@ -222,7 +222,7 @@ def _outside(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     if recipe.data.path is not None:
         yield from ((("data", "path"), message) for message in _prompt_file(FilePath(recipe.data.path)))
     if recipe.model.path is not None and not FilePath(recipe.model.path).is_dir():
-        yield ("model", "path"), f"no such folder: '{recipe.model.path}'"
+        yield ("model", "path"), f"no such folder: '{recipe.model.path}'; name the weights with model.path=FOLDER"
     for section in ("rewards", "eval_rewards"):
         for index, reward in enumerate(getattr(recipe, section)):
             where = (section, index, "scorer")
@@ -231,7 +231,7 @@ def _outside(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 
 def _prompt_file(file: FilePath) -> Iterator[str]:
     if not file.is_file():
-        yield f"no such file: '{file}'"
+        yield f"no such file: '{file}'; name the prompts with data.path=FILE"
         return
     with file.open("rb") as lines:
         if not any(line.strip() for line in lines):

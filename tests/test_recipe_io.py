@@ -31,9 +31,10 @@ def refused(path: str, *overrides: str) -> list[str]:
 @pytest.mark.parametrize("name", list(shipped_recipes()))
 def test_shipped_recipe_loads_and_its_resolved_form_is_the_same_recipe(name, write, tmp_path):
     brought = []
-    if name == "bagel_smoke":  # weights and prompts are the user's
+    if name.startswith("bagel_"):  # weights and prompts are the user's, and scorers with weights need packages
         (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red cup"}\n')
-        brought = [f"model.path={tmp_path}", f"data.path={tmp_path}/prompts.jsonl"]
+        brought = [f"model.path={tmp_path}", "data.kind=jsonl", f"data.path={tmp_path}/prompts.jsonl"]
+        brought += ["data.prompt_key=null", "rewards=[{scorer: jpeg_size}]"]
     recipe = load_recipe(name, brought)
     assert load_recipe(write(dump_resolved(recipe))) == recipe
 

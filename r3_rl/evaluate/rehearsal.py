@@ -1,0 +1,152 @@
+"""What a rehearsal found: seconds and memory by stage, and what they mean for the run."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from r3_rl.observe.memory import gib
+from r3_rl.observe.progress import duration
+
+PHASES: dict[str, tuple[str, ...]] = {
+    "tree": ("reason", "refine"),
+    "full": ("full",),
+    "draft_only": ("reason",),
+    "critique_only": ("critique",),
+    "cotrain": ("reason", "critique"),
+}
+"""Schedule -> the kinds of steps that it takes in turn."""
+STAGES: dict[str, tuple[str, ...]] = {
+    "reason": ("plan", "draft", "score drafts", "update drafts", "optimiser"),
+    "refine": ("critique", "refinement", "score refinements", "update refinements", "optimiser"),
+    "critique": ("plan", "draft", "score drafts", "critique", "update critiques", "optimiser"),
+    "full": ("plan", "draft", "score drafts", "update drafts", "optimiser"),
+}
+"""Kind of step -> its stages; a step of schedule `full` has those of `AGAIN` in every round beside them."""
+AGAIN = ("critique", "refinement", "score refinements", "update refinements")
+MOST_ROWS = 65536
+"""Rollouts side by side, above which nobody asks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a stage took."""
+
+    seconds: float
+    """For `Rehearsal.rows` rollouts."""
+    peaks: tuple[tuple[int, int], ...] = ()
+    """(rollouts side by side, most bytes beside the weights), by rising rollouts; empty where it does not matter."""
+
+    def bytes_at(self, rows: float) -> float:
+        """Memory for so many rollouts: the line through the smallest and the largest measurement."""
+        if not self.peaks:
+            return 0.0
+        (few, low), (many, high) = self.peaks[0], self.peaks[-1]
+        slope = max(high - low, 0) / (many - few) if many > few else low / few
+        return low + slope * (rows - few)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """One step of every kind, run for real, and what follows for the whole run."""
+
+    device: str
+    schedule: str
+    rounds: int
+    num_steps: int
+    num_prompts: int
+    num_generations: int
+    rows: int
+    """Rollouts that the seconds were taken with: those of a step, or fewer where they would not have fitted."""
+    stages: Mapping[str, Spent]
+    resident: Mapping[str, int]
+    """What is held all the time, bytes by name."""
+    caches: int
+    """Bytes of the largest cache of keys and values at `rows` rollouts, part of the stages' memory."""
+    update_bytes: int
+    """Most that an update takes beside what is held, whatever the group: the token budget bounds it."""
+    free: int
+    """Bytes that were free before anything was loaded."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> int:
+        """Rollouts of a step."""
+        return self.num_prompts * self.num_generations
+
+    @property
+    def rollout_bytes(self) -> float:
+        """Most that the rollouts of a step take beside what is held."""
+        return max(spent.bytes_at(self.whole) for spent in self.stages.values())
+
+    @property
+    def peak(self) -> float:
+        """Most that is held at once, bytes."""
+        return sum(self.resident.values()) + max(self.rollout_bytes, self.update_bytes)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run fits into what was free."""
+        return self.peak <= self.free
+
+    @property
+    def largest_group(self) -> int:
+        """Most peers with these prompts side by side; 0 where not even the update fits."""
+        held = sum(self.resident.values())
+        if held + self.update_bytes > self.free:
+            return 0
+        groups = range(1, MOST_ROWS // self.num_prompts + 1)
+        return bisect_left(groups, True, key=lambda group: not self._fits(held, group))
+
+    def _fits(self, held: int, group: int) -> bool:
+        rows = group * self.num_prompts
+        return all(held + spent.bytes_at(rows) <= self.free for spent in self.stages.values())
+
+    def step_s(self, phase: str) -> float:
+        """Seconds of a step of this kind."""
+        names = [*STAGES[phase], *(AGAIN * self.rounds if phase == "full" else ())]
+        ran = [(name, self.stages[name].seconds) for name in names if name in self.stages]
+        return sum(seconds * (1 if name == "optimiser" else self._scale) for name, seconds in ran)
+
+    @property
+    def _scale(self) -> float:
+        return self.whole / self.rows
+
+    @property
+    def run_s(self) -> float:
+        """Seconds of all steps; measurements, pictures and checkpoints come on top."""
+        phases = PHASES[self.schedule]
+        return self.num_steps * sum(map(self.step_s, phases)) / len(phases)
+
+    def __str__(self) -> str:
+        return "\n".join([*self._seconds(), "", *self._memory(), "", *self._verdict(), *self.notes])
+
+    def _seconds(self) -> list[str]:
+        lines = [f"{'stage':24}{'seconds':>10}{'memory':>14}", "-" * 48]
+        for name, spent in self.stages.items():
+            memory = gib(spent.bytes_at(self.rows)) if spent.peaks else ""
+            lines.append(f"{name:24}{spent.seconds:10.2f}{memory:>14}")
+        return lines
+
+    def _memory(self) -> list[str]:
+        plan = {
+            **self.resident,
+            "caches of a step": self.caches * self._scale,
+            "activations of rollouts": max(self.rollout_bytes - self.caches * self._scale, 0.0),
+            "activations of an update": self.update_bytes,
+        }
+        lines = [f"{'memory plan':34}{'bytes':>14}", "-" * 48]
+        return [*lines, *(f"{name:34}{gib(size):>14}" for name, size in plan.items())]
+
+    def _verdict(self) -> list[str]:
+        group = self.largest_group
+        most = f"more than {group}" if (group + 1) * self.num_prompts > MOST_ROWS else str(group)
+        side = f"{self.num_prompts} prompt{'s' * (self.num_prompts > 1)} side by side"
+        steps = " and ".join(f"a {phase} step {duration(self.step_s(phase))}" for phase in PHASES[self.schedule])
+        return [
+            f"peak {gib(self.peak)} of {gib(self.free)} free on {self.device}: "
+            f"{'fits' if self.fits else 'DOES NOT FIT'}",
+            f"largest group that fits, {side}: {most if group else 'none, lower training.token_budget'}",
+            f"{steps}: {self.num_steps} steps take about {duration(self.run_s)}, without measurements and pictures",
+        ]

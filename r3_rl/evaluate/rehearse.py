@@ -1,0 +1,191 @@
+"""`r3 train --rehearse`: one step of every kind for real, and what it says about the run. Nothing is left behind.
+
+A rehearsed step is the most that a step can cost: every rollout earns credit, and a refinement is drawn from every
+critique, whatever it says. Memory is measured with two and four rollouts on a CPU and carried on to the step's size; on
+a GPU the whole step is measured too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from r3_rl.assemble import LoadedPolicy, load_policy
+from r3_rl.errors import RunError
+from r3_rl.evaluate.rehearsal import AGAIN, PHASES, STAGES, Rehearsal, Spent
+from r3_rl.evaluate.rehearsed_step import Log, Rollouts, Stage, roll_out
+from r3_rl.evaluate.run import build_trainer
+from r3_rl.observe.memory import free_bytes, weighed
+from r3_rl.policy.adapters import adapted_layers
+from r3_rl.policy.bagel.policy import BagelPolicy
+from r3_rl.recipe import Recipe, geometry
+from r3_rl.training.credit import Credit
+from r3_rl.training.trainer import R3Trainer
+from r3_rl.training.update import accumulate, micro_batches, step_sizes
+from r3_rl.types import ImageSegment, TextSegment
+
+_SMALL = (2, 4)
+"""Rollouts of one prompt whose memory is measured first."""
+_UPDATES: dict[str, tuple[Stage, ...]] = {
+    "update drafts": ("plan", "draft"),
+    "update refinements": ("critique", "refinement"),
+    "update critiques": ("critique",),
+}
+_TYPICAL, _PROBED = 1, 0
+"""Numbers of steps: the gradients of the two objectives are taken apart in step 0, and in few others."""
+
+
+def rehearse(recipe: Recipe) -> Rehearsal:
+    """Loads the recipe's policy and scorers, runs one step of every kind and plans the run from it.
+
+    Raises RunError that names the stage where a GPU's memory ran out.
+    """
+    print(geometry(recipe))
+    free, begin = free_bytes("cuda" if torch.cuda.is_available() else "cpu"), time.perf_counter()
+    loaded = load_policy(recipe.model)
+    with TemporaryDirectory() as folder:
+        trainer = build_trainer(recipe, loaded, Path(folder))
+        print(f"loaded in {time.perf_counter() - begin:.1f} s")
+        log = Log(device=loaded.policy.model.device)
+        try:
+            print(trainer.self_check())
+            return _rehearsed(recipe, loaded, trainer, log, free)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"out of memory in stage '{log.stage or 'self-check'}' with {log.rows} rollouts side by side",
+                hint="lower rollout.num_prompts, rollout.draft.size or training.token_budget",
+            ) from error
+        finally:
+            trainer.close()
+
+
+def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Log, free: int) -> Rehearsal:
+    names = list(dict.fromkeys(chain.from_iterable(STAGES[p] for p in PHASES[recipe.algorithm.schedule])))
+    if recipe.algorithm.schedule == "full":
+        names += AGAIN
+    resident = _resident(loaded, trainer)
+    for peers in _SMALL:
+        roll_out(trainer, trainer.prompts.batch(0)[:1], peers, names, log)
+    num_prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
+    rows = log.fitting(num_prompts * peers, free - sum(resident.values()))
+    if rows < num_prompts * peers:
+        num_prompts, peers = (rows // peers, peers) if rows >= peers else (1, rows)
+    log.weigh = log.device.type == "cuda"
+    rollouts = roll_out(trainer, trainer.prompts.batch(0)[:num_prompts], peers, names, log)
+    update_bytes = _update(trainer, rollouts, names, log)
+    return Rehearsal(
+        device=str(log.device),
+        schedule=recipe.algorithm.schedule,
+        rounds=recipe.rollout.rounds,
+        num_steps=recipe.training.max_steps,
+        num_prompts=recipe.rollout.num_prompts,
+        num_generations=recipe.rollout.num_generations,
+        rows=num_prompts * peers,
+        stages={n: Spent(seconds=log.seconds[n], peaks=tuple(log.peaks.get(n, ()))) for n in names if n in log.seconds},
+        resident=resident,
+        caches=_caches(loaded.policy, rollouts),
+        update_bytes=update_bytes,
+        free=free,
+        notes=_notes(rollouts, num_prompts * peers, recipe),
+    )
+
+
+def _update(trainer: R3Trainer, rollouts: Rollouts, names: Sequence[str], log: Log) -> int:
+    """Every kind of update and a step of the optimiser for their time, then the largest micro-batch for its memory."""
+    log.weigh, most = False, 0
+    assert trainer.optimizer is not None
+    weights = {"understanding": trainer.losses.text_weight, "generation": trainer.losses.image_weight}
+    for name, stages in _UPDATES.items():
+        credits = [c for c in rollouts.credits(stages) if weights[c.objective] > 0]
+        if name not in names or not credits:
+            continue
+        log.run(name, lambda credits=credits: _accumulate(trainer, credits, _TYPICAL))  # type: ignore[misc]
+        log.run("optimiser", trainer.optimizer.step)
+        trainer.optimizer.zero_grad()
+        batches = micro_batches(trainer.policy, credits, trainer.losses.token_budget)
+        log.stage = name
+        with weighed(log.device) as taken:
+            _accumulate(trainer, [*batches[0], *(batches[-1] if len(batches) > 1 else [])], _PROBED)
+        trainer.optimizer.zero_grad()
+        most = max(most, taken.peak_bytes)
+    trained = sum(p.numel() * p.element_size() for p in trainer.policy.module.parameters() if p.requires_grad)
+    return max(most - trained, 0)  # gradients are made by the update and are listed by themselves
+
+
+def _accumulate(trainer: R3Trainer, credits: Sequence[Credit], step: int) -> None:
+    trainer.balancer.accumulate(
+        step,
+        credits,
+        lambda part, normalisers: accumulate(
+            trainer.policy, part, trainer.losses, backward=trainer.accelerator.backward, normalisers=normalisers
+        ),
+        step_sizes(credits),
+    )
+
+
+def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
+    """What a run holds all the time. The optimiser's moments are those of AdamW, both in the weights' own type."""
+    trainer.create_optimizer()
+    module = loaded.policy.module
+    trained = [p for p in module.parameters() if p.requires_grad]
+    own, adapted = _bytes(trained), bool(adapted_layers(module))
+    autoencoder = _bytes(loaded.policy.reader.autoencoder.parameters())
+    frozen = _bytes(p for p in module.parameters() if not p.requires_grad)
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    return {
+        f"weights ({dtype})": frozen + (0 if adapted else own),
+        "autoencoder": autoencoder,
+        **({"adapter": own} if adapted else {"reference policy (a copy)": own}),
+        **({"adapter merged for rollouts": _merged_bytes(module)} if adapted else {}),
+        "gradients": own,
+        "optimiser (AdamW)": 2 * own,
+    }
+
+
+def _merged_bytes(module: torch.nn.Module) -> int:
+    """The second copy of the adapted weights that rollouts in float32 run on (`fast_weights`)."""
+    layers = [layer.get_base_layer().weight for layer in adapted_layers(module).values()]
+    return _bytes(weight for weight in layers if weight.dtype == torch.float32)
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _caches(policy: BagelPolicy, rollouts: Rollouts) -> int:
+    """Keys and values of the largest stage: a text's own tokens and its group's context, an image's contexts with
+    those that guidance drops something from."""
+    llm, reader = policy.model.config.llm, policy.reader
+    a_token = 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim
+    a_token *= policy.model.llm2vae.weight.element_size()
+    most = 0
+    for segments in rollouts.segments.values():
+        texts = [s for s in segments if isinstance(s, TextSegment)]
+        contexts = {id(s.context): s.context for s in texts}.values()
+        tokens = sum(len(s.token_ids) for s in texts) + sum(map(reader.num_tokens, contexts))
+        for s in segments:
+            if isinstance(s, ImageSegment):
+                guidance = s.drawing.guidance
+                drops = ["", *(["text"] * guidance.needs_text_drop), *(["image"] * guidance.needs_image_drop)]
+                tokens += sum(reader.num_tokens(s.context, drop=drop) for drop in drops)
+        most = max(most, tokens)
+    return most * a_token
+
+
+def _notes(rollouts: Rollouts, rows: int, recipe: Recipe) -> tuple[str, ...]:
+    lengths = {
+        stage: sum(len(s.token_ids) for s in segments if isinstance(s, TextSegment)) / len(segments)
+        for stage, segments in rollouts.segments.items()
+        if stage in ("plan", "critique") and segments
+    }
+    notes = [", ".join(f"a {stage} had {length:.0f} tokens" for stage, length in lengths.items()) + " on average"]
+    whole = recipe.rollout.num_prompts * recipe.rollout.num_generations
+    if rows < whole:
+        notes.append(f"the {whole} rollouts of a step would not fit: seconds are those of {rows}, scaled up")
+    return tuple(notes if lengths else notes[1:])

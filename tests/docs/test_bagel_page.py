@@ -1,0 +1,88 @@
+"""docs/bagel.md: the paper's settings are those of the recipe, under keys that exist; its recipes check."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from r3_rl.recipe import Recipe
+from r3_rl.recipe.tree import parse_value
+from r3_rl.recipe.wording import section_at
+from r3_rl.recipe_io import load_recipe, shipped_recipes
+from tests.docs.documents import REPOSITORY
+
+PAGE = (REPOSITORY / "docs" / "bagel.md").read_text(encoding="utf-8")
+LINES = re.findall(r"^\| [^|]+ \| [^|]+ \| `([\w.]+)` \| `([^|`]+)` \|$", PAGE, re.M)
+RELEASED = sorted(name for name in shipped_recipes() if name.startswith("bagel_") and name != "bagel_smoke")
+
+SCORER = "rewards=[{scorer: jpeg_size}]"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> list[str]:
+    """Overrides that name a folder and a prompt file that exist, and a scorer that needs no package and no judge."""
+    folder = tmp_path_factory.mktemp("bagel")
+    (folder / "prompts.jsonl").write_text(json.dumps({"prompt": "a red cup", "short_description": "a red cup"}))
+    return [f"model.path={folder}", SCORER, f"data.path={folder / 'prompts.jsonl'}"]
+
+
+@pytest.fixture(scope="module")
+def geneval(places) -> Recipe:
+    """The recipe that the table is about."""
+    return load_recipe("bagel_geneval", places)
+
+
+def value_at(recipe: Recipe, path: str) -> Any:
+    value: Any = recipe
+    for name in path.split("."):
+        value = getattr(value, name)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_the_table_is_read_whole():
+    assert (
+        len(LINES)
+        == len({key for key, _ in LINES})
+        == PAGE.count("| `training.")
+        + PAGE.count("| `rollout.")
+        + (PAGE.count("| `algorithm.") + PAGE.count("| `lora."))
+    )
+    assert len(LINES) > 45
+
+
+@pytest.mark.parametrize(("key", "value"), LINES)
+def test_every_setting_of_the_paper_has_a_key_and_its_value(key, value, geneval):
+    section, _, leaf = key.rpartition(".")
+    schema = section_at(tuple(section.split(".")))
+    assert schema is not None and leaf in schema.model_fields
+    assert value_at(geneval, key) == parse_value(value)
+
+
+def test_other_keys_that_the_page_names_exist():
+    for key in re.findall(r"`((?:training|rollout|algorithm|lora|model|data)\.[a-z_.]+)`", PAGE):
+        section, _, leaf = key.rpartition(".")
+        assert leaf in section_at(tuple(section.split("."))).model_fields, key
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_recipes_check_where_their_paths_exist_and_name_what_is_missing(name, places):
+    checked = load_recipe(name, places if name != "bagel_base" else [*places, "data.kind=jsonl"])
+    assert (checked.lora.enabled, checked.model.dtype) in ((False, "float32"), (True, "bfloat16"))
+    assert checked.rollout.num_generations == 16 and checked.training.gradient_checkpointing
+    with pytest.raises(ValueError) as caught:
+        load_recipe(name, places[:2] if name != "bagel_base" else [SCORER])
+    (line,) = str(caught.value).splitlines()
+    assert "no such file" in line or "no such folder" in line
+    assert "name the " in line, "the fix stands in the line"
+
+
+def test_the_variants_differ_in_what_they_say():
+    files = {name: shipped_recipes()[name].read_text() for name in RELEASED}
+    for name in ("geneval", "geneval_plus", "tiif"):
+        assert f"extends: bagel_{name}\n" in files[f"bagel_{name}_lora"]
+        assert f"scorer: {name}\n" in files[f"bagel_{name}"]
+    assert "schedule: draft_only" in files["bagel_draft_only"]
+    assert all(len(text.splitlines()) <= 52 for text in files.values())
