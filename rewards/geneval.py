@@ -15,10 +15,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
-
-import numpy as np
 
 from r3_rl.errors import DataError, InputError, MissingPackageError
 from r3_rl.rewards.geneval_colours import ColourNamer, cut_out
@@ -26,6 +25,9 @@ from r3_rl.rewards.geneval_detector import MaskDetector
 from r3_rl.rewards.geneval_request import Request, read_request
 from r3_rl.rewards.geneval_rules import ColourQuestion, Detections, Judgement, Rules, colour_questions, judge, keep
 from r3_rl.scoring.base import ScorerInfo
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LogExtra = Callable[[str, list[Any]], None]
 LogMetric = Callable[[str, float], None]
@@ -144,8 +146,8 @@ class GenEval:
             log_extra("reason", [judgements[i].reason if i in judgements else "" for i in range(count)])
             log_extra("cause", causes)
         if log_metric is not None and judgements:
-            log_metric("strict", float(np.mean([j.correct for j in judgements.values()])))
-            log_metric("partial", float(np.mean([j.partial for j in judgements.values()])))
+            log_metric("strict", fmean(j.correct for j in judgements.values()))
+            log_metric("partial", fmean(j.partial for j in judgements.values()))
         return [self._score(judgements[index]) if index in judgements else None for index in range(count)]
 
     def _score(self, judgement: Judgement) -> float:
@@ -198,6 +200,8 @@ class _Asked:
 
 
 def _pixels(image: Any) -> np.ndarray:
+    import numpy as np
+
     pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise DataError(

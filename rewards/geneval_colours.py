@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from r3_rl.errors import CheckpointError, MissingPackageError, ScorerError
 from r3_rl.rewards.geneval_detector import computing_in
 from r3_rl.rewards.geneval_request import COLOURS
 from r3_rl.rewards.geneval_rules import Detection
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 BACKGROUND = (0x99, 0x99, 0x99)
@@ -27,12 +26,15 @@ SENTENCES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {nam
 def cut_out(image: np.ndarray, detection: Detection) -> np.ndarray:
     """Cut an object out of a uint8 image [H, W, 3]: its box, grey where its mask is not.
 
+    >>> import numpy as np
     >>> mask = np.zeros((4, 4), dtype=bool)
     >>> mask[1, 1] = mask[2, 2] = True
     >>> red = np.full((4, 4, 3), (255, 0, 0), dtype=np.uint8)
     >>> cut_out(red, Detection(box=(1.0, 1.0, 3.0, 3.0), score=1.0, mask=mask))[..., 0].tolist()
     [[255, 153], [153, 255]]
     """
+    import numpy as np
+
     x1, y1, x2, y2 = (round(side) for side in detection.box)
     part, mask = image[y1:y2, x1:x2], detection.mask[y1:y2, x1:x2]
     return np.where(mask[..., None], part, np.array(BACKGROUND, dtype=np.uint8))

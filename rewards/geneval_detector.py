@@ -18,12 +18,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from r3_rl.errors import CheckpointError, MissingPackageError, ScorerError
 from r3_rl.rewards.geneval_rules import Detection
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 MOST_DETECTIONS = 100
@@ -151,6 +150,8 @@ def found_in(
 
     A box reaches from the mask's first pixel to the one after its last, as in the published set-up.
     """
+    import numpy as np
+
     num_classes = class_logits.shape[1] - 1
     scores = class_logits.softmax(dim=-1)[:, :-1].flatten()
     best = scores.topk(min(MOST_DETECTIONS, scores.numel()))
