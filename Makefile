@@ -42,7 +42,7 @@ $(VENV)/.train-ready: $(VENV)/.torch-ready pyproject.toml constraints-cpu.txt
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.train-ready pyproject.toml constraints-cpu.txt
-	$(PIP_INSTALL) --editable ".[train,balance,clip,judge,serve,dev]"
+	$(PIP_INSTALL) --editable ".[train,balance,clip,judge,serve,rewards,dev]"
 	@touch $@
 
 # torch first: the CPU build where the configured index has it, else the pinned version as it comes, which is larger and
