@@ -35,7 +35,7 @@ class WinRate:
     [1.0, 0.5, 0.5, 0.0]
     """
 
-    info = ScorerInfo(range=(0.0, 1.0), group_wise=True)
+    info = ScorerInfo(range=(0.0, 1.0), group_wise=True, weights_licence="the named scorer's")
 
     def __init__(self, scorer: str, params: dict[str, Any] | None = None, margin: float = 0.0) -> None:
         if margin < 0:

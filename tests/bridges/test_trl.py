@@ -40,7 +40,7 @@ async def later(completions, **columns):
 class Counted:
     """Keeps what it was handed."""
 
-    info = ScorerInfo(range=(0.0, 9.0))
+    info = ScorerInfo(range=(0.0, 999.0))
 
     def __init__(self):
         self.seen = []
@@ -240,14 +240,14 @@ def train(talking, rewards, data, **options):
     from transformers import PrinterCallback
     from trl import GRPOTrainer
 
-    before = {name: value.clone() for name, value in talking.model.named_parameters()}
+    before = {name: value.detach().clone() for name, value in talking.model.named_parameters()}
     trainer = GRPOTrainer(
         model=talking.model, reward_funcs=rewards, args=talking.args, train_dataset=data,
         processing_class=talking.tokenizer, **options,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    moved = max(float((value - before[name]).abs().max()) for name, value in talking.model.named_parameters())
+    moved = max(float((value.detach() - before[name]).abs().max()) for name, value in talking.model.named_parameters())
     return SimpleNamespace(rows=trainer.state.log_history[:-1], moved=moved, trainer=trainer)
 
 
