@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from flops import Count, counted, layer_weights
-from machine import Report, peak_memory_bytes
+from machine import Report
 from timed_policy import EveryoneEdits
 
 from r3_rl.flow.guidance import Guidance
+from r3_rl.observe.environment import peak_bytes
 from r3_rl.policy.adapters import AdapterSettings, attach
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.checkpoint import random_bagel
@@ -83,7 +84,7 @@ class Bench:
 
     def memory_bytes(self) -> int:
         """Peak of the device since the stage began; of the process on a CPU."""
-        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_memory_bytes()
+        return peak_bytes(self.device)
 
 
 def num_made(result: Any) -> int:

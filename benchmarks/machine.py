@@ -6,9 +6,7 @@ The scripts of this folder import their neighbours by name: Python puts a script
 from __future__ import annotations
 
 import json
-import resource
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +35,6 @@ def measure_peak(*, rounds: int = 3) -> Peak:
 
     best = {name: max(matmul_gflops(name) for _ in range(rounds)) for name in ("float32", "bfloat16")}
     return Peak(**best)
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process has held, in bytes."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 def middle(values: Sequence[float]) -> float:

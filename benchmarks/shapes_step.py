@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from machine import Peak, Report, measure_peak, middle, peak_memory_bytes
+from machine import Peak, Report, measure_peak, middle
 
 GOAL_STEP_S, GOAL_IMAGES_PER_S, GOAL_AT_GFLOPS = 2.0, 250.0, 800.0
 STAGES = ("plan", "draft", "critique", "refinement", "scoring", "update")
@@ -196,6 +196,8 @@ def report(
 ) -> Report:
     import torch
 
+    from r3_rl.observe.environment import peak_bytes
+
     names = list(halves)
     total = {name: halves[name].median("total") for name in names}
     both_s = sum(total.values())
@@ -221,7 +223,7 @@ def report(
     drawn_s = args.images / images_per_s
     notes = [
         f"Drawing {args.images} images at {trainer.loop.draft.drawing.num_steps} steps: {images_per_s:.0f} images/s, "
-        f"{shares(drawing_flops, drawn_s)} of peak. Peak memory {peak_memory_bytes() / 2**30:.2f} GiB.",
+        f"{shares(drawing_flops, drawn_s)} of peak. Peak memory {peak_bytes() / 2**30:.2f} GiB.",
         f"Matrix products with {torch.get_num_threads()} threads: {peak}.",
         f"Goal here ({GOAL_STEP_S:.0f} s and {GOAL_IMAGES_PER_S:.0f} images/s at {GOAL_AT_GFLOPS:.0f} GFLOP/s): "
         f"step under {goal_s:.2f} s: {_met(both_s < goal_s)}; "
@@ -236,7 +238,7 @@ def report(
         numbers={
             "step_s": both_s, "goal_step_s": goal_s, "images_per_s": images_per_s, "goal_images_per_s": goal_images,
             "seconds": {n: {s: halves[n].median(s) for s in (*STAGES, "total")} for n in names},
-            "gflop": dict(zip(names, gflop, strict=True)), "peak_memory_bytes": peak_memory_bytes(),
+            "gflop": dict(zip(names, gflop, strict=True)), "peak_memory_bytes": peak_bytes(),
             "peak_gflops": {"float32": peak.float32, "bfloat16": peak.bfloat16},
         },
     )  # fmt: skip

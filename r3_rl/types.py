@@ -94,6 +94,21 @@ class ImageSegment:
     """The `Drawing` settings the image was drawn with: guidance and SDE convention are needed to score it again."""
 
 
+def still(image: torch.Tensor) -> ImageSegment:
+    """An image float32 [3, H, W] of which no denoising step is known: something to look at, not to learn from.
+
+    >>> import torch
+    >>> len(still(torch.zeros(3, 2, 2)).times)
+    0
+    """
+    import torch  # here, because checking a recipe reads this file and loads no torch
+
+    none = torch.zeros(0)
+    return ImageSegment(
+        context=(), image=image, states=none, next_states=none, times=none, next_times=none, log_probs=none
+    )
+
+
 Segment = TextSegment | ImageSegment
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,7 @@ from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.rollout.tree import Node
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
+from r3_rl.training.schedules import Collected
 from r3_rl.training.trainer import R3Trainer, fast_weights
 
 SUMMARY = {
@@ -94,6 +95,7 @@ def train(
         bench = _bench(recipe)
     gallery = _gallery(recipe, loaded, trainer, bench, recorder)
     before = _measure(bench, loaded, settings, gallery, "before", 0, base=True) if bench else None
+    trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
     progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
     with closing(trainer), InterruptCallback() as interrupt, progress:
         trainer.add_callback(RecordCallback(recorder, progress))
@@ -111,6 +113,16 @@ def train(
         _write_results(recorder, before, after, recipe, bench, time.monotonic() - begin)
     print(f"report {write_report(folder)}")
     return RunResult(folder=folder, before=before, after=after, interrupted=False)
+
+
+def _keep_rollouts(recorder: Recorder, every: int) -> Callable[[int, Collected], None]:
+    """Best, worst and random rollouts of every so many steps, and of the step after, which is of the other kind."""
+
+    def keep(step: int, collected: Collected) -> None:
+        if (step + 1) % every < 2:
+            recorder.trajectories(step + 1, collected.trajectories())
+
+    return keep
 
 
 def _save_result(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> None:

@@ -63,7 +63,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     ),
     "Text": (
         _metric("kl", "nats", "Text tokens: k3 estimate of the KL divergence from the reference policy."),
-        _metric("entropy", "nats", "Mean entropy of the sampled text tokens."),
+        _metric("entropy", "nats", "Mean -log p of the sampled text tokens: an unbiased estimate of their entropy."),
         _metric("clip_ratio/low_mean", "share", "Text tokens clipped from below."),
         _metric("clip_ratio/high_mean", "share", "Text tokens clipped from above."),
         _metric("clip_ratio/region_mean", "share", "Text tokens clipped on either side."),
@@ -97,7 +97,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("loss", "1", "Weighted sum that was differentiated."),
         _metric("learning_rate", "1", "Learning rate of the step.", "last"),
         _metric("epoch", "1", "Passes over the prompts so far.", "last"),
-        _metric("num_tokens", "tokens", "Text tokens processed since the start.", "last"),
+        _metric("num_tokens", "tokens", "Text tokens learned from since the start.", "last"),
     ),
     "Time": (
         _metric("time/{stage}_s", "s", "Seconds of one stage: plan, draft, critique, refine, score, update.", "sum"),

@@ -60,7 +60,7 @@ class Recipe(Section):
         for panel in ("rewards", "eval_rewards"):
             yield from _twice(panel, getattr(self, panel))
         if self.model.kind == "embedded" and self.rollout.protocol != "compact":
-            yield Problem("rollout.protocol", "the embedded model knows 63 words and only the protocol 'compact'")
+            yield Problem("rollout.protocol", "the embedded model knows only its own words and the protocol 'compact'")
         if self.training.save_steps % self.algorithm.num_iterations:
             yield Problem(
                 "training.save_steps",

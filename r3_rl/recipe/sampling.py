@@ -163,7 +163,7 @@ class RolloutSection(Section):
     """The loop: plan, draft, critique, refinement."""
 
     protocol: Literal["compact", "bagel"] = Field(
-        "compact", description="Templates: `compact` for the embedded model's 63 words, `bagel` for BAGEL's language."
+        "compact", description="Templates: `compact` for the embedded model's words, `bagel` for BAGEL's language."
     )
     num_prompts: int = Field(8, ge=1, description="Prompts in a step, over all processes.")
     num_generations: int = Field(8, ge=1, description="Peers in a group: drafts of a prompt, refinements of a draft.")

@@ -14,7 +14,7 @@ from r3_rl.policy.base import Policy
 from r3_rl.rollout.episode import LoopSettings, make_critiques, make_drafts, make_refinements
 from r3_rl.rollout.tree import Node, NodeGroup
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
-from r3_rl.types import Critique, ImageSegment, Prompt, Round, Verdict
+from r3_rl.types import Critique, ImageSegment, Prompt, Round, Trajectory, Verdict, still
 
 Score = Callable[[ScoreBatch], list[Verdict]]
 """The panel's `score`."""
@@ -68,6 +68,10 @@ class Drafts:
             ],
         )
 
+    def trajectories(self) -> list[Trajectory]:
+        """Each draft as a trajectory that goes no further."""
+        return [Trajectory(prompt=p, rounds=(r,)) for p, r in zip(self.prompts, self.rounds, strict=True)]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Refinements:
@@ -92,6 +96,18 @@ class Refinements:
                 else None
             )
         return _node_groups(self.groups, found)
+
+    def trajectories(self) -> list[Trajectory]:
+        """Each node with what was said of it and, where it was edited, what became of it."""
+        out = []
+        for node, critique, image, verdict in zip(self.nodes, self.critiques, self.images, self.verdicts, strict=True):
+            rounds = (Round(image=still(node.image), verdict=node.verdict),)
+            if image is None:
+                out.append(Trajectory(prompt=node.prompt, rounds=rounds, last_critique=critique))
+            else:
+                drawn = Round(image=image, critique=critique, verdict=verdict)
+                out.append(Trajectory(prompt=node.prompt, rounds=(*rounds, drawn)))
+        return out
 
 
 def _node_groups(groups: Sequence[int], nodes: Sequence[Node | None]) -> list[NodeGroup]:

@@ -23,7 +23,7 @@ from r3_rl.training.credit import (
     credit_refinements,
     draft_score,
 )
-from r3_rl.types import Prompt
+from r3_rl.types import Prompt, Trajectory
 
 SyntheticNodes = Callable[[int, int], list[Node]]
 """(count, seed) -> scored images that no policy drew."""
@@ -44,6 +44,11 @@ class Collected:
     def credits(self) -> list[Credit]:
         """Of all stages."""
         return [credit for stage in self.stages for credit in stage.credits]
+
+    def trajectories(self) -> list[Trajectory]:
+        """What was rolled out, to look at: the refined images where there are any, else the drafts."""
+        rolled = self.refinements or self.drafts
+        return rolled.trajectories() if rolled else []
 
     @property
     def all_flat(self) -> bool:

@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import CheckpointError, InputError, RunError
+from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Averages
 from r3_rl.policy.adapters import (
     AdapterSettings,
@@ -45,7 +46,7 @@ from r3_rl.training.credit import CreditSettings
 from r3_rl.training.schedules import Collected, Schedule, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
-from r3_rl.types import Prompt, Verdict
+from r3_rl.types import ImageSegment, Prompt, TextSegment, Verdict
 
 POOL_TENSORS, POOL_NODES = "node_pool.safetensors", "node_pool.json"
 WEIGHTS = "model.safetensors"
@@ -169,13 +170,23 @@ class R3Trainer(Trainer):
             **collected.metrics,
             **statistics.metrics(first_pass=step % self.args.num_iterations == 0),
             **self.balancer.metrics(),
+            **_likelihoods(collected),
             **seconds,
+            "num_tokens": self._count_tokens(collected),
+            "memory/peak_bytes": float(peak_bytes(self.args.device)),
             "time/update_s": done - updating,
             "time/step_s": done - begin,
             "tree/pool_size": float(sum(len(g.nodes) for g in self.schedule.pool.groups)),
         }
         self.averages.add(numbers)
         return torch.tensor(statistics.loss)
+
+    def _count_tokens(self, collected: Collected) -> float:
+        """Text tokens since the start of the run; Trainer's state keeps the count over a resume."""
+        self.state.num_input_tokens_seen += int(
+            sum(len(c.segment.token_ids) for c in collected.credits if isinstance(c.segment, TextSegment))
+        )
+        return float(self.state.num_input_tokens_seen)
 
     def _rollouts(self, step: int) -> Collected:
         """Fresh rollouts, or the last ones again for `num_iterations` updates."""
@@ -276,6 +287,14 @@ def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
     if adapted_layers(module) and next(module.parameters()).dtype == torch.float32:
         return merged_for_rollout(module)
     return nullcontext()
+
+
+def _likelihoods(collected: Collected) -> dict[str, float]:
+    """Mean -log p of the sampled text tokens, an unbiased estimate of their entropy, and mean log p of the steps."""
+    texts = [c.segment.log_probs for c in collected.credits if isinstance(c.segment, TextSegment)]
+    images = [c.segment.log_probs for c in collected.credits if isinstance(c.segment, ImageSegment)]
+    out = {"entropy": -float(torch.cat(texts).mean())} if texts else {}
+    return {**out, "image/log_prob_mean": float(torch.cat(images).mean())} if images else out
 
 
 class _Held(nn.Module):

@@ -113,7 +113,7 @@ def test_a_run_leaves_everything_that_it_says(recipe, whole):
 
 def test_the_gallery_shows_the_same_prompts_over_time(whole):
     folder = whole.folder
-    rows = read_lines(folder / "trajectories.jsonl").rows
+    rows = [row for row in read_lines(folder / "trajectories.jsonl").rows if row["phase"] != "train"]
     shown = {(row["phase"], row["step"]): [] for row in rows}
     for row in rows:
         shown[row["phase"], row["step"]].append(row["prompt"])
@@ -122,6 +122,17 @@ def test_the_gallery_shows_the_same_prompts_over_time(whole):
     assert len(prompts) == 2 and shown["before", 0][:2] == shown["after", 4][:2] == prompts
     assert all(row["rounds"][0]["score"] in (0.0, 1.0) for row in rows)
     assert "Same prompts" in (folder / "report.html").read_text()
+
+
+def test_rollouts_of_some_steps_are_kept(whole):
+    rows = [row for row in read_lines(whole.folder / "trajectories.jsonl").rows if row["phase"] == "train"]
+    assert {row["step"] for row in rows} >= {2, 3}, (
+        "every eval_steps, and the step after it, which is of the other kind"
+    )
+    assert {row["kept_as"] for row in rows} >= {"best", "worst", "random"}
+    refined = [row for row in rows if len(row["rounds"]) == 2]
+    assert all(row["rounds"][1]["critique"] for row in refined)
+    assert "One random trajectory" in (whole.folder / "report.html").read_text()
 
 
 def test_the_gallery_changes_nothing_of_the_training(recipe, whole):
@@ -175,7 +186,9 @@ def test_full_weights_leave_a_folder_that_loads(recipe, base):
 def test_prompts_from_a_file_are_judged_by_the_panel(recipe):
     folder = train(recipe("data.kind=jsonl", "data.path=prompts.jsonl", "eval_rewards=[]", "observe.gallery=3")).folder
     rows = read_lines(folder / "trajectories.jsonl").rows
-    assert {row["phase"] for row in rows} == {"during"} and len(rows) == 3
+    assert {row["phase"] for row in rows} == {"train", "during"}
+    rows = [row for row in rows if row["phase"] == "during"]
+    assert len(rows) == 3
     assert all(0 < row["rounds"][0]["scores"]["red"] < 1 for row in rows)
     assert not (folder / "summary.json").exists(), "nothing was measured before and after"
 

@@ -86,7 +86,10 @@ def assert_equal_weights(a, b):
 
 
 def untimed(rows):
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith("_s")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and not k.endswith("_s")}
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("schedule", ["tree", "full", "draft_only", "critique_only", "cotrain"])
@@ -97,6 +100,7 @@ def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
     assert len(rows) == 2
     for row in rows:
         assert unknown_names(row) == []
+        assert row["entropy"] > 0 and row["num_tokens"] > 0 and row["memory/peak_bytes"] > 1e7
         assert row["grad_norm"] > 0 and row["time/step_s"] > 0 and row["rewards/red/mean"] > 0
         assert row["ratio/text_deviation"] < 1e-4
     stages = {name for row in rows for name in row if name.startswith(("refine/", "image/loss", "time/"))}
