@@ -64,14 +64,17 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
     print(f"run folder {folder}: {sum(p.numel() for p in policy.model.parameters()):,} parameters")
     begin = time.monotonic()
     steps = 0
-    batches = _batches(settings, recipe.training.seed)
-    with RunProgress("pretrain", total_steps=settings.steps) as progress:
-        for step, numbers in run_pretraining(policy, batches, settings, seed=recipe.training.seed):
-            steps = step + 1
-            recorder.metrics(steps, numbers)
-            progress.update(steps, numbers)
-            if steps % SAVE_EVERY == 0:
-                _save(policy, folder / "latest", torch.float32)
+    legs = settings.legs()
+    with RunProgress("pretrain", total_steps=sum(leg.steps for leg in legs)) as progress:
+        for number, leg in enumerate(legs):
+            seed = recipe.training.seed + 1000 * number
+            for _, numbers in run_pretraining(policy, _batches(leg, seed), leg, seed=seed):
+                steps += 1
+                recorder.metrics(steps, numbers)
+                progress.update(steps, numbers)
+                if steps % SAVE_EVERY == 0:
+                    _save(policy, folder / "latest", torch.float32)
+            _save(policy, folder / f"leg-{number + 1}", torch.float32)
     wall_s = time.monotonic() - begin
     weights = _save(policy, folder / "weights", torch.bfloat16)
     print(f"{steps} steps in {duration(wall_s)}; weights in {weights}; measuring")
@@ -147,6 +150,8 @@ def _batches(settings: PretrainSection, seed: int):  # type: ignore[no-untyped-d
             count,
             plan_noise=settings.plan_noise,
             image_noise=settings.image_noise,
+            edit_noise=settings.edit_noise,
+            critique_noise=settings.critique_noise,
             tags=plan_tags if kind == "plan" else tags,
         )
 

@@ -151,4 +151,12 @@ def synthetic_nodes(count: int, seed: int, *, tags: Sequence[str] | None = None)
     return [(p, torch.from_numpy(i)) for p, i in zip(prompts, images, strict=True)]
 
 
-__all__ = ["ShapesBench", "judge", "measure_critiques", "measure_edits", "measure_questions", "right", "synthetic_nodes"]
+__all__ = [
+    "ShapesBench",
+    "judge",
+    "measure_critiques",
+    "measure_edits",
+    "measure_questions",
+    "right",
+    "synthetic_nodes",
+]

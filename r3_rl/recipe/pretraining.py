@@ -47,6 +47,19 @@ class MixSection(Section):
             yield Problem("text_to_image", "a step without any sample learns nothing; set one task above 0")
 
 
+class SecondLegSection(Section):
+    """What a second leg changes, from where the first ended and with fresh optimisers; null keeps the first's."""
+
+    steps: int = Field(600, ge=1, description="Updates of the second leg.")
+    batch: MixSection | None = Field(None, description="Examples of each task in a step.")
+    muon_lr: float | None = Field(None, ge=0, description="Muon's learning rate.")
+    adam_lr: float | None = Field(None, gt=0, description="AdamW's learning rate.")
+    plan_noise: Share | None = Field(None, description="Share of plans that contradict their prompt.")
+    image_noise: Share | None = Field(None, description="Share of images that depart from their plan.")
+    edit_noise: Share | None = Field(None, description="Share of edits whose result departs from the instruction.")
+    critique_noise: Share | None = Field(None, description="Share of critiques of wrong images that help nothing.")
+
+
 class PretrainSection(Section):
     """Supervised pretraining in the embedded world. Seed, threads and output folder are those of `training`."""
 
@@ -75,8 +88,22 @@ class PretrainSection(Section):
         0.25, description="Share of plans (and images with them) that contradict their prompt: headroom for R3."
     )
     image_noise: Share = Field(0.1, description="Share of images that depart from their plan: headroom for R3.")
+    edit_noise: Share = Field(
+        0.0, description="Share of edits whose result departs from the instruction: headroom for R3."
+    )
+    critique_noise: Share = Field(
+        0.0, description="Share of critiques of wrong images that stop, or ask for what helps nothing: headroom for R3."
+    )
     position_weight: float = Field(1.5, ge=0, description="Weight of position prompts; the other kinds weigh 1.")
+    second: SecondLegSection | None = Field(None, description="A second leg with other examples; null is none.")
     model: ModelSizeSection = section("Sizes of the model.")
+
+    def legs(self) -> list[PretrainSection]:
+        """The settings of each leg; the limit of time is that of the first."""
+        if self.second is None:
+            return [self]
+        changes = {name: value for name, value in self.second if value is not None}
+        return [self, self.model_copy(update={**changes, "apart_fraction": 0.0, "ramp_fraction": 0.0})]
 
     def problems(self) -> Iterator[Problem]:
         if self.apart_fraction + self.ramp_fraction > 1:

@@ -33,15 +33,26 @@ def _recipe(tmp_path: Path, *overrides: str):
 
 def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) -> None:
     bench = ShapesBench(num_prompts=4, num_fixed=4, num_right=2, num_questions=2, rounds=1)
-    made = pretrain(_recipe(tmp_path, "pretrain.steps=2"), bench=bench, num_edits=2)
+    second = [f"pretrain.second.batch.{kind}=2" for kind in ("text_to_image", "edit", "critique", "question", "plan")]
+    made = pretrain(_recipe(tmp_path, "pretrain.steps=2", "pretrain.second.steps=1", *second), bench=bench, num_edits=2)
     rows = read_lines(made.folder.parent / "metrics.jsonl").rows
-    assert len(rows) == 2
+    assert len(rows) == 3
+    first, last = (load_policy(ModelSection(path=str(made.folder.parent / f"leg-{n}"))).policy.model for n in (1, 2))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
     assert unknown_names(set(rows[0]) - {"step"}) == []
     assert "edits_with_true_instruction" in (made.folder / "README.md").read_text(encoding="utf-8")
     loaded = load_policy(ModelSection(path=str(made.folder)), device="cpu")
     again = new_policy(_recipe(tmp_path, f"pretrain.start={made.folder}").pretrain, seed=1)
     for ours, theirs in zip(loaded.policy.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_second_leg_changes_what_it_says_and_keeps_the_rest(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, "pretrain.second={steps: 5, plan_noise: 0.4}", "pretrain.apart_fraction=0.5")
+    first, second = recipe.pretrain.legs()
+    assert (second.steps, second.plan_noise, second.apart_fraction) == (5, 0.4, 0.0)
+    assert (second.batch, second.muon_lr, second.critique_noise) == (first.batch, first.muon_lr, first.critique_noise)
+    assert len(_recipe(tmp_path, "pretrain.second=null").pretrain.legs()) == 1
 
 
 def test_the_loss_falls_and_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:

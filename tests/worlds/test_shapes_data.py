@@ -84,6 +84,27 @@ def test_critiques_list_what_is_there_and_edit_what_is_wrong():
     assert any("rough" in s.text for s in samples)
 
 
+def test_errors_on_purpose_come_as_often_as_they_are_asked_for():
+    touched = []
+    for s in ShapesStream(seed=7).edits(400, max_noise=0.0, rough_share=0.0, departing_share=0.3):
+        edit = parse_instruction(s.instruction)
+        cells = {(edit.row, edit.col)} | ({(edit.to_row, edit.to_col)} if edit.kind == "move" else set())
+        change = np.abs(s.source - s.target).reshape(3, 3, 12, 3, 12).max(axis=(0, 2, 4))
+        touched.append({(int(r), int(c)) for r, c in np.argwhere(change > 0.45)} <= cells)
+    # now and then the further edit falls on the cell of the first
+    assert 0.66 < np.mean(touched) < 0.82
+    useless, wrong = 0, 0
+    for s in ShapesStream(seed=8).critiques(600, useless_share=0.3):
+        prompt, seen = PROMPT_OF[s.prompt], tuple(parse_listing(s.text))
+        if needed := edits_needed(seen, prompt):
+            wrong += 1
+            after = apply_instruction(seen, s.text.split(" </think> ")[1])
+            useless += after is None or edits_needed(after, prompt) >= needed
+        else:
+            assert s.text.endswith(STOP), "right images are never edited"
+    assert 0.2 < useless / wrong < 0.34
+
+
 def test_answers_are_balanced_and_right():
     rng = np.random.default_rng(9)
     answers = {kind: [] for kind in QUESTION_KINDS}

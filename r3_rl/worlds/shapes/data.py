@@ -96,13 +96,16 @@ class ShapesStream:
             scenes.append(_edited(scene, rng) if rng.random() < image_noise else scene)
         return [Drawn(*sample) for sample in zip(texts, plans, render(scenes), strict=True)]
 
-    def edits(self, n: int, *, rough_share: float = 0.3, max_noise: float = 0.04) -> list[Edited]:
+    def edits(
+        self, n: int, *, rough_share: float = 0.3, max_noise: float = 0.04, departing_share: float = 0.0
+    ) -> list[Edited]:
         """Source, instruction, target. What the instruction does not name stays as it is, pixel noise apart.
 
         Args:
             n: how many.
             rough_share: share of sources with one or two malformed objects; half of these have one repaired.
             max_noise: strongest pixel noise of a source.
+            departing_share: share of targets with one more random edit that nobody asked for.
         """
         rng, sources, instructions, targets = self.rng, [], [], []
         for _ in range(n):
@@ -119,6 +122,8 @@ class ShapesStream:
                 edit = random_edit(scene, rng)
             target = apply_edit(scene, edit, rng)
             assert target is not None
+            if departing_share and rng.random() < departing_share:
+                target = _edited(target, rng)
             sources.append(scene)
             instructions.append(instruction_text(edit))
             targets.append(target)
@@ -131,7 +136,14 @@ class ShapesStream:
         ]
 
     def critiques(
-        self, n: int, *, wrong_share: float = 0.5, rough_share: float = 0.25, max_noise: float = 0.04, tags: Tags = None
+        self,
+        n: int,
+        *,
+        wrong_share: float = 0.5,
+        rough_share: float = 0.25,
+        useless_share: float = 0.0,
+        max_noise: float = 0.04,
+        tags: Tags = None,
     ) -> list[Critiqued]:
         """Image, prompt, and what is seen followed by a useful edit instruction, or by "no further edit needed".
 
@@ -139,6 +151,7 @@ class ShapesStream:
             n: how many.
             wrong_share: share of images with one to three errors.
             rough_share: share of the wrong images with malformed objects among the errors.
+            useless_share: share of the critiques of wrong images that stop, or ask for a random edit, half each.
             max_noise: strongest pixel noise.
             tags: kinds of prompts, with weights if a mapping.
         """
@@ -150,7 +163,10 @@ class ShapesStream:
             edits = useful_edits(scene, prompt, rng)
             scenes.append(scene)
             prompts.append(prompt.text)
-            texts.append(critique_text(scene, pick(edits, rng) if edits else None))
+            said = pick(edits, rng) if edits else None
+            if edits and useless_share and rng.random() < useless_share:
+                said = None if rng.random() < 0.5 else random_edit(scene, rng)
+            texts.append(critique_text(scene, said))
         images = roughen_pixels(render(scenes), rng, max_noise=max_noise)
         return [Critiqued(*sample) for sample in zip(images, prompts, texts, strict=True)]
 

@@ -29,11 +29,13 @@ def examples(
     *,
     plan_noise: float = 0.25,
     image_noise: float = 0.1,
+    edit_noise: float = 0.0,
+    critique_noise: float = 0.0,
     tags: Tags = None,
 ) -> list[Example]:
     """`count` examples of one kind; `plan` is text to image without the image (cheap, for what words alone teach).
 
-    plan_noise, image_noise: shares of text-to-image scenes that are wrong on purpose (headroom for R3).
+    plan_noise, image_noise, edit_noise, critique_noise: shares that are wrong on purpose (headroom for R3).
     """
     if kind in ("text_to_image", "plan"):
         drawn = stream.text_to_image(count, plan_noise=plan_noise, image_noise=image_noise, tags=tags)
@@ -51,7 +53,7 @@ def examples(
                 context=(ImagePiece(image=torch.from_numpy(e.source), use="edit"), TextPiece(text=e.instruction)),
                 image=torch.from_numpy(e.target),
             )
-            for e in stream.edits(count)
+            for e in stream.edits(count, departing_share=edit_noise)
         ]
     if kind == "critique":
         return [
@@ -59,7 +61,7 @@ def examples(
                 context=(ImagePiece(image=torch.from_numpy(c.image)), TextPiece(text=CHECK.format(prompt=c.prompt))),
                 answer=c.text,
             )
-            for c in stream.critiques(count, tags=tags)
+            for c in stream.critiques(count, useless_share=critique_noise, tags=tags)
         ]
     return [
         Example(
