@@ -143,7 +143,7 @@ class Rehearsal:
         group = self.largest_group
         most = f"more than {group}" if (group + 1) * self.num_prompts > MOST_ROWS else str(group)
         side = f"{self.num_prompts} prompt{'s' * (self.num_prompts > 1)} side by side"
-        steps = " and ".join(f"a {phase} step {duration(self.step_s(phase))}" for phase in PHASES[self.schedule])
+        steps = " and ".join(f"a {phase} step {self.step_s(phase):.1f} s" for phase in PHASES[self.schedule])
         return [
             f"peak {gib(self.peak)} of {gib(self.free)} free on {self.device}: "
             f"{'fits' if self.fits else 'DOES NOT FIT'}",
