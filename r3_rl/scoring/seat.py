@@ -148,9 +148,16 @@ def scorer_identity(spec: ScorerSpec, info: ScorerInfo) -> str:
         file = inspect.getsourcefile(kind)
     except TypeError:  # built into the interpreter
         file = None
-    source = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    source = hashlib.sha256(_code(kind, file)).hexdigest() if file else ""
     params = json.dumps(spec.params, sort_keys=True, default=repr)
     return f"{kind.__module__}:{kind.__qualname__} {info.version} {source} {params}"
+
+
+def _code(kind: Any, file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError:  # written in a notebook: the file is none, the lines are remembered
+        return inspect.getsource(kind).encode()
 
 
 def _by_group(indices: list[int], batch: ScoreBatch, name: str) -> list[list[int]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from r3_rl.errors import InputError, MissingPackageError
+from r3_rl.errors import InputError, MissingPackageError, RunError
 from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.scoring.seat import ScorerSpec
@@ -90,9 +90,11 @@ def make_app(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSe
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         caller = Caller(settings.num_workers)
-        served.update({spec.name: ServedScorer(spec, caller, settings.limits) for spec in specs})
-        yield
-        caller.close()
+        try:
+            served.update({spec.name: ServedScorer(spec, caller, settings.limits) for spec in specs})
+            yield
+        finally:
+            caller.close()
 
     def check_token(request: Request) -> None:
         sent = request.headers.get("authorization", "").encode()
@@ -181,13 +183,15 @@ def listen(host: str, port: int, *, token: str) -> socket.socket:
             f"--host {host} lets other machines in, and there is no token",
             hint="set one in an environment variable and name it with --token-env, or stay on 127.0.0.1",
         )
+    if not 0 <= port <= 65535:
+        raise InputError(f"cannot listen on {host} port {port}", hint="choose a --port from 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=128)
         # asyncio does so for sockets of its own; without it every answer waits 40 ms for an acknowledgement.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(f"cannot listen on {host} port {port}: {error}", hint="choose another --port") from error
 
 
@@ -221,7 +225,7 @@ def running(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSet
 
     >>> from urllib.request import urlopen
     >>> with running([ScorerSpec(name="zero", scorer=lambda completions: [0.0] * len(completions))]) as url:
-    ...     print(urlopen(f"{url}/health").read().decode())
+    ...     print(urlopen(f"{url}/health", timeout=60).read().decode())
     {"status":"ok"}
     """
     server = make_server(make_app(specs, token=token, settings=settings))
@@ -231,6 +235,8 @@ def running(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSet
         try:
             while not server.started and thread.is_alive():
                 time.sleep(0.005)
+            if not server.started:
+                raise RunError("the server did not start", hint="its reason stands above")
             yield address(listening)
         finally:
             server.should_exit = True
@@ -276,6 +282,8 @@ def serve(
             server.run(sockets=[listening])
         except KeyboardInterrupt:  # uvicorn has ended in order and passes the signal on
             print("stopped", flush=True)
+        if not server.started:
+            raise RunError("the server did not start", hint="its reason stands above")
 
 
 def _is_loopback(host: str) -> bool:

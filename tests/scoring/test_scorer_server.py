@@ -356,7 +356,7 @@ def test_a_port_that_is_taken_is_said():
         ({"url": "ftp://host"}, "is no address"),
         ({"url": "http://me:secret@host"}, "url holds a password"),
         ({"url": "http://host/?a=1"}, "ends in a query"),
-        ({"url": "http://host", "nam": "a"}, "did you mean 'name'"),
+        ({"url": "http://host", "nme": "a"}, "did you mean 'name'"),
         ({"url": "http://host", "timeout_s": "9"}, "Input should be a valid number"),
         ({"url": "http://host", "attempts": 0}, "attempts must be above 0, not 0"),
         ({"url": "http://host", "token_env": "NO_SUCH_TOKEN"}, "the environment variable NO_SUCH_TOKEN is not set"),
