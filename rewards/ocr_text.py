@@ -21,7 +21,7 @@ from r3_rl.scoring.base import ScorerInfo
 _PAIRS = ('""', "“”", "„“", "«»", "「」", "『』")
 # A single quote is an apostrophe as well: it opens where no letter is before it and closes where none follows.
 _QUOTED = re.compile(
-    "|".join([*(f"{opens}([^{opens}{closes}]+){closes}" for opens, closes in _PAIRS), r"(?<!\w)['‘](.+?)['’](?!\w)"])
+    "|".join([*(f"{opens}([^{opens}{closes}]*){closes}" for opens, closes in _PAIRS), r"(?<!\w)['‘](.+?)['’](?!\w)"])
 )
 
 
@@ -91,7 +91,7 @@ def quoted(prompt: str) -> list[str]:
     >>> quoted("the dog's sign says 'Don't stop' and a mug says \\"HI\\"")
     ["Don't stop", 'HI']
     """
-    texts = (next(filter(None, match.groups())) for match in _QUOTED.finditer(prompt))
+    texts = (next(filter(None, match.groups()), "") for match in _QUOTED.finditer(prompt))
     return [text for text in texts if _letters(text)]
 
 

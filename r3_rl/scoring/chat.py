@@ -114,7 +114,7 @@ def read_response(body: bytes, question: Question) -> Reply:
         raise MalformedResponse("no JSON") from error
     choice = _part(_part(payload, "choices", list), 0, dict)
     usage = payload.get("usage")
-    counts = {name: _count(usage, name) for name in ("prompt_tokens", "completion_tokens")}
+    counts: dict[str, Any] = {name: _count(usage, name) for name in ("prompt_tokens", "completion_tokens")}
     if question.first_token:
         return _first_token_reply(choice, counts)
     content, finish = _part(choice, "message", dict).get("content"), choice.get("finish_reason")
@@ -128,7 +128,7 @@ def read_response(body: bytes, question: Question) -> Reply:
     return Reply(text=content, **counts)
 
 
-def _first_token_reply(choice: dict[str, Any], counts: dict[str, int | None]) -> Reply:
+def _first_token_reply(choice: dict[str, Any], counts: dict[str, Any]) -> Reply:
     if choice.get("logprobs") is None:
         return Reply(cause="the server gave no log-probs; without them nothing says how likely an answer is", **counts)
     places = _part(_part(choice, "logprobs", dict), "content", list)

@@ -139,7 +139,7 @@ def test_hpsv2_reads_a_file_and_keeps_the_whole_picture(open_clip_model, images)
     bars = Image.new("RGB", (16, 16))
     bars.paste(Image.fromarray(wide).resize((16, 8), Image.Resampling.BICUBIC), (0, 4))
     # By hand: CLIP's mean and standard deviation, then open_clip's own forward pass.
-    pixels = torch.from_numpy(np.asarray(bars)).permute(2, 0, 1).float()[None] / 255
+    pixels = torch.from_numpy(np.array(bars)).permute(2, 0, 1).float()[None] / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     with torch.no_grad():
         picture, words, _ = model((pixels - mean) / std, open_clip.get_tokenizer("r3-tiny")(PROMPTS[:1]))
