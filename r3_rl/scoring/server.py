@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -278,12 +278,12 @@ def serve(
         who = "with the token" if token else "without a token"
         print(f"serving {', '.join(spec.name for spec in specs)} at {address(listening)} {who}", flush=True)
         print(f"recipe:  - {{scorer: remote, params: {{url: '{address(listening)}'}}}}", flush=True)
-        try:
+        # uvicorn ends in order and passes the signal on, unless whoever started this process ignores it.
+        with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn has ended in order and passes the signal on
-            print("stopped", flush=True)
         if not server.started:
             raise RunError("the server did not start", hint="its reason stands above")
+        print("stopped", flush=True)
 
 
 def _is_loopback(host: str) -> bool:
