@@ -36,12 +36,15 @@ wheel: $(VENV)/.dev-ready
 clean:
 	rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-# A stamp is newer than what it was made from, so nothing is installed again until that changes.
+# A stamp is newer than what it was made from, so nothing is installed again until that changes. The egg-info of an
+# earlier build would hide new scorers from a Python that starts in this folder.
 $(VENV)/.train-ready: $(VENV)/.torch-ready pyproject.toml constraints-cpu.txt
+	@rm -rf *.egg-info
 	$(PIP_INSTALL) --editable ".[train]"
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.train-ready pyproject.toml constraints-cpu.txt
+	@rm -rf *.egg-info
 	$(PIP_INSTALL) --editable ".[train,balance,clip,judge,serve,rewards,dev]"
 	@touch $@
 
