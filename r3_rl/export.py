@@ -253,4 +253,5 @@ def _loading(*, shipped: bool, merged: bool) -> str:
         imports.append("from r3_rl.worlds.shapes.shipped import weights_folder")
         base = "weights_folder()"
     lines = [f"base = load_bagel({base})", 'model = PeftModel.from_pretrained(base, "adapter")  # this folder']
-    return "\n".join(["from peft import PeftModel", *imports, "", *lines])
+    # ours first: it keeps a torchvision made for another torch from breaking the import of peft
+    return "\n".join([*imports, "from peft import PeftModel", "", *lines])

@@ -46,7 +46,7 @@ def test_recipe_is_frozen_and_values_are_not_converted():
     [
         ({"model": {"kind": "bagel"}}, "ships no weights"),
         ({"model": {"random_init": True, "path": "x"}}, "contradict"),
-        ({"rollout": {"protocol": "bagel"}}, "only the protocol 'compact'"),
+        ({"rollout": {"protocol": "bagel"}}, "the protocol 'compact'"),
         ({"rollout": {"refine": {"guidance": {"interval": [0.5, 0.5]}}}}, "no interval within"),
         ({"rollout": {"refine": {"guidance": {"image": 1.5}}}}, "does nothing while guidance is off"),
         ({"rollout": {"draft": {"window": "first", "window_size": 4}}}, "does not read it"),
