@@ -78,9 +78,9 @@ def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> 
     recipe = None
     try:
         recipe = Recipe.model_validate(tree.values)
-        found = _outside(recipe)
+        found = [*_outside(recipe.model_dump(mode="json"))]
     except ValidationError as error:
-        found = mistakes_of(error, incomplete=() in tree.unreadable)
+        found = [*mistakes_of(error, incomplete=() in tree.unreadable), *_outside(tree.values)]
     mistakes = tree.mistakes + [
         Mistake(tree.place_of(path, source), path, message)
         for path, message in found
@@ -171,7 +171,8 @@ def _override(tree: Tree, override: str) -> None:
         tree.mistakes.append(Mistake(place, (), str(error)))
         return
     tree.forget(parts)
-    tree.places[parts] = place
+    for depth in range(1, len(parts) + 1):  # sections that only the override names stand there too
+        tree.places.setdefault(parts[:depth], place)
 
 
 def _assign(values: dict[str, Any], parts: Path, value: Any) -> None:
@@ -214,19 +215,35 @@ def _anchored(tree: Tree, path: str, where: Path) -> str:
     return str((folder / FilePath(path).expanduser()).resolve())
 
 
-def _outside(recipe: Recipe) -> Iterator[tuple[Path, str]]:
-    """What a recipe points to: files, folders and scorers have to be there before anything starts."""
+def _outside(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """What a recipe points to: files, folders and scorers have to be there before anything starts.
+
+    `values` may hold mistakes of their own, which are reported beside these: what is no text or list is passed over.
+    """
     # The registry knows what is installed; reading a recipe as such does not need it.
     from r3_rl.scoring.registry import check_scorer
 
-    if recipe.data.path is not None:
-        yield from ((("data", "path"), message) for message in _prompt_file(FilePath(recipe.data.path)))
-    if recipe.model.path is not None and not FilePath(recipe.model.path).is_dir():
-        yield ("model", "path"), f"no such folder: '{recipe.model.path}'; name the weights with model.path=FOLDER"
+    if isinstance(file := _below(values, "data").get("path"), str):
+        yield from ((("data", "path"), message) for message in _prompt_file(FilePath(file)))
+    if isinstance(folder := _below(values, "model").get("path"), str) and not FilePath(folder).is_dir():
+        yield ("model", "path"), f"no such folder: '{folder}'; name the weights with model.path=FOLDER"
     for section in ("rewards", "eval_rewards"):
-        for index, reward in enumerate(getattr(recipe, section)):
-            where = (section, index, "scorer")
-            yield from ((where, message) for message in check_scorer(reward.scorer, reward.params))
+        listed = values.get(section)
+        for index, reward in enumerate(listed if isinstance(listed, list) else []):
+            scorer, params = _scorer_of(reward)
+            if scorer:
+                yield from (((section, index, "scorer"), message) for message in check_scorer(scorer, params))
+
+
+def _scorer_of(reward: Any) -> tuple[str, dict[str, Any]]:
+    """A reward's scorer and its parameters; no scorer where either is not what it should be."""
+    scorer, params = (reward.get("scorer"), reward.get("params") or {}) if isinstance(reward, dict) else ("", {})
+    return (scorer, params) if isinstance(scorer, str) and isinstance(params, dict) else ("", {})
+
+
+def _below(values: dict[str, Any], section: str) -> dict[str, Any]:
+    below = values.get(section)
+    return below if isinstance(below, dict) else {}
 
 
 def _prompt_file(file: FilePath) -> Iterator[str]:

@@ -104,6 +104,22 @@ def test_every_mistake_is_reported_at_once_in_the_order_of_the_file(write):
     ]
 
 
+def test_what_a_recipe_points_to_is_looked_up_beside_its_wrong_keys(write):
+    text = (
+        "version: 1\ntrainin: {}\ndata: {kind: jsonl, path: nowhere.jsonl}\nmodel: {kind: bagel, path: nowhere}\n"
+        "rewards:\n  - scorer: shapse\n  - 3\n"
+    )
+    found = refused(write(text))
+    for line, said in ((2, "unknown key"), (3, "no such file"), (4, "no such folder"), (6, "did you mean 'shapes'?")):
+        assert any(f.startswith(f"r.yaml:{line}: ") and said in f for f in found), (line, found)
+    assert refused(write("version: 1\nrewards: 3\ndata: 4\nmodel: [5]\n")), "mistakes of form alone"
+
+
+def test_a_section_that_an_override_misspells_is_named_by_the_override(write):
+    (line,) = refused(write(GOOD), "algoritm.gain=paper")
+    assert line == "override 'algoritm.gain=paper': algoritm: unknown key; did you mean 'algorithm'?"
+
+
 def test_no_reward_is_a_mistake_of_training_but_not_of_pretraining(write):
     assert "no scorer to learn from" in refused(write("version: 1\n"))[0]
     assert load_recipe(write("version: 1\npretrain: {steps: 3}\n")).pretrain.steps == 3

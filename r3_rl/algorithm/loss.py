@@ -27,7 +27,8 @@ class LossStatistics:
     """Elements with A < 0 and ratio < 1 - epsilon: they push no further down."""
     clipped_high: torch.Tensor
     """Elements with A > 0 and ratio > 1 + epsilon_high: they push no further up."""
-    kl: torch.Tensor
+    kl: torch.Tensor | None
+    """None where no divergence was measured, which is not a divergence of 0."""
 
     def __add__(self, other: LossStatistics) -> LossStatistics:
         """Join the statistics of two micro-batches."""
@@ -38,7 +39,7 @@ class LossStatistics:
             ratio_deviation_max=torch.maximum(self.ratio_deviation_max, other.ratio_deviation_max),
             clipped_low=self.clipped_low + other.clipped_low,
             clipped_high=self.clipped_high + other.clipped_high,
-            kl=self.kl + other.kl,
+            kl=None if self.kl is None or other.kl is None else self.kl + other.kl,
         )
 
     def means(self) -> dict[str, float]:
@@ -59,7 +60,7 @@ class LossStatistics:
             "clip_ratio/low": low,
             "clip_ratio/high": high,
             "clip_ratio/region": low + high,
-            "kl": float(self.kl) / count,
+            **({} if self.kl is None else {"kl": float(self.kl) / count}),
         }
 
 
@@ -235,7 +236,7 @@ def _policy_loss(
             ratio_deviation_max=deviation.max() if ratio.numel() else deviation.sum(),
             clipped_low=((ratio < 1 - epsilon) & (advantages < 0)).sum().float(),
             clipped_high=((ratio > 1 + high) & (advantages > 0)).sum().float(),
-            kl=torch.zeros_like(ratio.sum()) if kl is None else kl.sum().float(),
+            kl=None if kl is None else kl.sum().float(),
         )
     return PolicyLoss(loss=total / normaliser, statistics=statistics)
 

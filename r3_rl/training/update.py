@@ -66,13 +66,15 @@ class UpdateStatistics:
         if self.text is not None:
             means = self.text.means()
             out |= {f"clip_ratio/{side}_mean": means[f"clip_ratio/{side}"] for side in ("low", "high", "region")}
-            out |= {"kl": means["kl"], "ratio/text_mean": means["ratio"], "text/loss": self.text_loss}
+            out |= {"ratio/text_mean": means["ratio"], "text/loss": self.text_loss}
+            out |= {"kl": means["kl"]} if "kl" in means else {}
             if first_pass:
                 out["ratio/text_deviation"] = means["ratio_deviation_max"]
         if self.image is not None:
             means = self.image.means()
             out |= {f"image/clip_ratio/{side}_mean": means[f"clip_ratio/{side}"] for side in ("low", "high", "region")}
-            out |= {"image/kl": means["kl"], "ratio/image_mean": means["ratio"], "image/loss": self.image_loss}
+            out |= {"ratio/image_mean": means["ratio"], "image/loss": self.image_loss}
+            out |= {"image/kl": means["kl"]} if "kl" in means else {}
             if first_pass:
                 out["ratio/image_deviation"] = means["ratio_deviation_max"]
         return out

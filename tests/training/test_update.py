@@ -100,7 +100,12 @@ def test_weights_scale_the_objectives(policy, credits):
 def test_what_weighs_nothing_is_not_replayed(policy, credits):
     statistics, _ = updated(policy, credits, replace(LOSSES, text_weight=0.0))
     assert statistics.text is None and statistics.image is not None
-    assert "kl" not in statistics.metrics()
+    assert not {"kl", "ratio/text_mean"} & set(statistics.metrics())
+
+
+def test_a_divergence_that_was_not_measured_has_no_number(policy, credits):
+    numbers = updated(policy, credits, replace(LOSSES, beta=0.1, image_beta=0.0))[0].metrics()
+    assert "kl" in numbers and "image/kl" not in numbers and "ratio/image_mean" in numbers
 
 
 @pytest.mark.parametrize("kind", ["mean", "velocity"])
