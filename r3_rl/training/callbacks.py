@@ -1,8 +1,9 @@
-"""What watches a run: metrics to disk and terminal, and Ctrl-C that ends a run at the end of its step."""
+"""What watches a run: metrics to disk and terminal; Ctrl-C and a limit of time that end a run at the end of a step."""
 
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -67,3 +68,19 @@ class InterruptCallback(TrainerCallback):
             raise KeyboardInterrupt
         self.asked = True
         print("\nfinishing the step, then saving (Ctrl-C again stops at once)", flush=True)
+
+
+class TimeBudgetCallback(TrainerCallback):
+    """Ends the run after a number of seconds, at the end of a step."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds, self.begin = seconds, 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Starts the clock."""
+        self.begin = time.monotonic()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stops when the time is up."""
+        if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
+            control.should_training_stop = True

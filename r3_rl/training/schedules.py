@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from r3_rl.rollout.collector import Collector, Drafts, Refinements
 from r3_rl.rollout.episode import make_critiques, round_seed
@@ -23,7 +24,7 @@ from r3_rl.training.credit import (
     credit_refinements,
     draft_score,
 )
-from r3_rl.types import Prompt, Trajectory
+from r3_rl.types import ImageSegment, Prompt, TextSegment, Trajectory
 
 SyntheticNodes = Callable[[int, int], list[Node]]
 """(count, seed) -> scored images that no policy drew."""
@@ -49,6 +50,13 @@ class Collected:
         """What was rolled out, to look at: the refined images where there are any, else the drafts."""
         rolled = self.refinements or self.drafts
         return rolled.trajectories() if rolled else []
+
+    def likelihoods(self) -> dict[str, float]:
+        """`entropy`: mean -log p of the sampled text tokens, an unbiased estimate of it; mean log p of the steps."""
+        texts = [c.segment.log_probs for c in self.credits if isinstance(c.segment, TextSegment)]
+        images = [c.segment.log_probs for c in self.credits if isinstance(c.segment, ImageSegment)]
+        out = {"entropy": -float(torch.cat(texts).mean())} if texts else {}
+        return {**out, "image/log_prob_mean": float(torch.cat(images).mean())} if images else out
 
     @property
     def all_flat(self) -> bool:

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback
 
 from r3_rl.balance.gradients import Balancer
-from r3_rl.errors import CheckpointError, InputError, RunError
+from r3_rl.errors import CheckpointError, RunError
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Averages
 from r3_rl.policy.adapters import (
@@ -34,24 +34,21 @@ from r3_rl.policy.adapters import (
     save_adapter,
 )
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.collector import Collector
 from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.protocol import PROTOCOLS
-from r3_rl.rollout.tree import NodePool
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
-from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.scoring.panel import Panel
+from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, schedule_of, stream_of
+from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.config import R3Config
-from r3_rl.training.credit import CreditSettings
-from r3_rl.training.schedules import Collected, Schedule, SyntheticNodes
+from r3_rl.training.schedules import Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
-from r3_rl.training.update import LossSettings, accumulate, step_sizes
-from r3_rl.types import ImageSegment, Prompt, TextSegment, Verdict
+from r3_rl.training.update import accumulate, step_sizes
+from r3_rl.types import Prompt, TextSegment, Verdict
 
 POOL_TENSORS, POOL_NODES = "node_pool.safetensors", "node_pool.json"
 WEIGHTS = "model.safetensors"
-Scorer = Callable[..., Any]
-"""Called with keywords, `(prompts, completions, images, **columns) -> scores`; may be asynchronous."""
 
 
 class R3Trainer(Trainer):
@@ -93,10 +90,10 @@ class R3Trainer(Trainer):
         synthetic: SyntheticNodes | None = None,
         on_collected: Callable[[int, Collected], None] | None = None,
     ) -> None:
-        _refuse(args, eval_dataset, peft_config)
+        refuse(args, eval_dataset, peft_config)
         self.policy, self.held_out = model, eval_reward_funcs
-        self.panel = reward_funcs if isinstance(reward_funcs, Panel) else _panel(reward_funcs, args.reward_weights)
-        self.prompts = _stream(train_dataset, args)
+        self.panel = reward_funcs if isinstance(reward_funcs, Panel) else panel_of(reward_funcs, args.reward_weights)
+        self.prompts = stream_of(train_dataset, args)
         self.loop = processing_class or LoopSettings(protocol=PROTOCOLS["compact"])
         self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
         if peft_config is not None:
@@ -107,22 +104,12 @@ class R3Trainer(Trainer):
             model=_Held(model.module),
             args=args,
             train_dataset=_Steps(args.max_steps),
-            callbacks=[*(callbacks or []), _TimeBudget(args.time_budget_s)],
+            callbacks=[*(callbacks or []), TimeBudgetCallback(args.time_budget_s)],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.schedule = _schedule(model, self.panel, self.loop, args, synthetic)
-        self.losses = LossSettings(
-            epsilon=args.epsilon,
-            epsilon_high=args.epsilon_high,
-            image_epsilon=args.image_epsilon,
-            beta=args.beta,
-            image_beta=args.image_beta,
-            image_kl=args.image_kl,  # type: ignore[arg-type]
-            text_weight=args.text_loss_weight,
-            image_weight=args.image_loss_weight,
-            token_budget=args.token_budget,
-        )
+        self.schedule = schedule_of(model, self.panel, self.loop, args, synthetic)
+        self.losses = losses_of(args)
         self.balancer = Balancer(model.module, aggregator=args.aggregator, probe_every=args.probe_every, seed=args.seed)
         self.checked: SelfCheck | None = None
         self.averages = Averages()
@@ -170,7 +157,7 @@ class R3Trainer(Trainer):
             **collected.metrics,
             **statistics.metrics(first_pass=step % self.args.num_iterations == 0),
             **self.balancer.metrics(),
-            **_likelihoods(collected),
+            **collected.likelihoods(),
             **seconds,
             "num_tokens": self._count_tokens(collected),
             "memory/peak_bytes": float(peak_bytes(self.args.device)),
@@ -289,14 +276,6 @@ def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def _likelihoods(collected: Collected) -> dict[str, float]:
-    """Mean -log p of the sampled text tokens, an unbiased estimate of their entropy, and mean log p of the steps."""
-    texts = [c.segment.log_probs for c in collected.credits if isinstance(c.segment, TextSegment)]
-    images = [c.segment.log_probs for c in collected.credits if isinstance(c.segment, ImageSegment)]
-    out = {"entropy": -float(torch.cat(texts).mean())} if texts else {}
-    return {**out, "image/log_prob_mean": float(torch.cat(images).mean())} if images else out
-
-
 class _Held(nn.Module):
     """The policy's module as Trainer holds it: without our frozen `config`, which Trainer would write to."""
 
@@ -320,84 +299,3 @@ class _Steps(torch.utils.data.Dataset[dict[str, int]]):
 
 def _alone(batch: list[dict[str, int]]) -> dict[str, int]:
     return batch[0]
-
-
-class _TimeBudget(TrainerCallback):
-    """Ends the run after a number of seconds, at the end of a step."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds, self.begin = seconds, 0.0
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.begin = time.monotonic()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
-            control.should_training_stop = True
-
-
-def _refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> None:
-    if eval_dataset is not None:
-        raise InputError("R3Trainer takes no eval_dataset", hint="measure the loop with r3_rl.evaluate")
-    if args.num_generations < 2:
-        raise InputError("a group of one has no peers to compare with", hint="num_generations of 2 or more")
-    if args.save_steps % args.num_iterations:
-        raise InputError(
-            f"save_steps {args.save_steps:g} falls between the {args.num_iterations} updates on the same rollouts",
-            hint="make it a multiple of num_iterations",
-        )
-    if lora is not None and lora.branches == "generation" and args.text_loss_weight > 0:
-        raise InputError(
-            "adapters on the generation branch alone learn nothing from texts", hint="set text_loss_weight to 0"
-        )
-
-
-def _panel(scorers: Scorer | Sequence[Scorer], weights: Sequence[float] | None) -> Panel:
-    listed = list(scorers) if isinstance(scorers, Sequence) else [scorers]
-    if weights is not None and len(weights) != len(listed):
-        raise InputError(f"{len(weights)} reward_weights for {len(listed)} reward_funcs", hint="give one each")
-    names = [getattr(scorer, "__name__", type(scorer).__name__) for scorer in listed]
-    return Panel(
-        [
-            ScorerSpec(name=name, scorer=scorer, weight=weight)
-            for name, scorer, weight in zip(names, listed, weights or [1.0] * len(listed), strict=True)
-        ]
-    )
-
-
-def _stream(prompts: PromptStream | Sequence[Prompt], args: R3Config) -> PromptStream:
-    if isinstance(prompts, PromptStream):
-        return prompts
-    seed = args.seed if args.data_seed is None else args.data_seed
-    return PromptStream(list(prompts), num_prompts=args.num_prompts, seed=seed)
-
-
-def _schedule(
-    policy: Policy, panel: Panel, loop: LoopSettings, args: R3Config, synthetic: SyntheticNodes | None
-) -> Schedule:
-    collector = Collector(
-        policy=policy,
-        score=panel.score,
-        rewards=panel.rewards,
-        settings=loop,
-        num_generations=args.num_generations,
-    )
-    return Schedule(
-        name=args.schedule,
-        collector=collector,
-        credit=CreditSettings(
-            gain=args.gain,
-            format_mode=args.format_mode,  # type: ignore[arg-type]
-            format_weight=args.format_weight,
-            scale_rewards=args.scale_rewards,  # type: ignore[arg-type]
-        ),
-        pool=NodePool(
-            choice=args.refine_node_choice,
-            perfect_ratio=args.refine_perfect_ratio,
-            max_groups=4 * args.num_prompts,
-            max_depth=args.refine_depth,
-        ),
-        rounds=args.rounds,
-        synthetic=synthetic,
-        synthetic_fraction=args.refine_synthetic_fraction,
-    )

@@ -1,0 +1,109 @@
+"""What R3Trainer is handed -> what it works with: panel, prompts, schedule, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from r3_rl.errors import InputError
+from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.policy.base import Policy
+from r3_rl.rollout.collector import Collector
+from r3_rl.rollout.episode import LoopSettings
+from r3_rl.rollout.prompts import PromptStream
+from r3_rl.rollout.tree import NodePool
+from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.training.config import R3Config
+from r3_rl.training.credit import CreditSettings
+from r3_rl.training.schedules import Schedule, SyntheticNodes
+from r3_rl.training.update import LossSettings
+from r3_rl.types import Prompt
+
+Scorer = Callable[..., Any]
+"""Called with keywords, `(prompts, completions, images, **columns) -> scores`; may be asynchronous."""
+
+
+def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> None:
+    """Raises InputError for arguments that contradict each other."""
+    if eval_dataset is not None:
+        raise InputError("R3Trainer takes no eval_dataset", hint="measure the loop with r3_rl.evaluate")
+    if args.num_generations < 2:
+        raise InputError("a group of one has no peers to compare with", hint="num_generations of 2 or more")
+    if args.save_steps % args.num_iterations:
+        raise InputError(
+            f"save_steps {args.save_steps:g} falls between the {args.num_iterations} updates on the same rollouts",
+            hint="make it a multiple of num_iterations",
+        )
+    if lora is not None and lora.branches == "generation" and args.text_loss_weight > 0:
+        raise InputError(
+            "adapters on the generation branch alone learn nothing from texts", hint="set text_loss_weight to 0"
+        )
+
+
+def panel_of(scorers: Scorer | Sequence[Scorer], weights: Sequence[float] | None) -> Panel:
+    """The panel of one or several scorers, of weight 1 unless said; InputError for another number of weights."""
+    listed = list(scorers) if isinstance(scorers, Sequence) else [scorers]
+    if weights is not None and len(weights) != len(listed):
+        raise InputError(f"{len(weights)} reward_weights for {len(listed)} reward_funcs", hint="give one each")
+    names = [getattr(scorer, "__name__", type(scorer).__name__) for scorer in listed]
+    return Panel(
+        [
+            ScorerSpec(name=name, scorer=scorer, weight=weight)
+            for name, scorer, weight in zip(names, listed, weights or [1.0] * len(listed), strict=True)
+        ]
+    )
+
+
+def stream_of(prompts: PromptStream | Sequence[Prompt], args: R3Config) -> PromptStream:
+    """The stream of a list of prompts, in an order that follows from `data_seed`, else from `seed`."""
+    if isinstance(prompts, PromptStream):
+        return prompts
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return PromptStream(list(prompts), num_prompts=args.num_prompts, seed=seed)
+
+
+def schedule_of(
+    policy: Policy, panel: Panel, loop: LoopSettings, args: R3Config, synthetic: SyntheticNodes | None
+) -> Schedule:
+    """What collects the rollouts of a step and credits them."""
+    collector = Collector(
+        policy=policy,
+        score=panel.score,
+        rewards=panel.rewards,
+        settings=loop,
+        num_generations=args.num_generations,
+    )
+    return Schedule(
+        name=args.schedule,
+        collector=collector,
+        credit=CreditSettings(
+            gain=args.gain,
+            format_mode=args.format_mode,  # type: ignore[arg-type]
+            format_weight=args.format_weight,
+            scale_rewards=args.scale_rewards,  # type: ignore[arg-type]
+        ),
+        pool=NodePool(
+            choice=args.refine_node_choice,
+            perfect_ratio=args.refine_perfect_ratio,
+            max_groups=4 * args.num_prompts,
+            max_depth=args.refine_depth,
+        ),
+        rounds=args.rounds,
+        synthetic=synthetic,
+        synthetic_fraction=args.refine_synthetic_fraction,
+    )
+
+
+def losses_of(args: R3Config) -> LossSettings:
+    """Clip ranges, KL coefficients and weights."""
+    return LossSettings(
+        epsilon=args.epsilon,
+        epsilon_high=args.epsilon_high,
+        image_epsilon=args.image_epsilon,
+        beta=args.beta,
+        image_beta=args.image_beta,
+        image_kl=args.image_kl,  # type: ignore[arg-type]
+        text_weight=args.text_loss_weight,
+        image_weight=args.image_loss_weight,
+        token_budget=args.token_budget,
+    )
