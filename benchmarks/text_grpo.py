@@ -73,9 +73,9 @@ class TextSchedule(Schedule):
                 contexts, Sampling(max_new_tokens=self.new_tokens), row_seeds(seed, 0, len(contexts))
             )
         with collector.watch.stage("score"):
-            verdicts = collector.score(
+            verdicts = collector.submit(
                 ScoreBatch(prompts=[p for p in prompts for _ in range(group)], texts=[t.text for t in texts])
-            )
+            ).result()
         scores = torch.tensor([v.total for v in verdicts])
         compared = advantages(scores, torch.arange(len(texts)) // group, scale=self.credit.scale_rewards)
         credits = tuple(

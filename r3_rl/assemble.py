@@ -202,6 +202,7 @@ def trainer_arguments(recipe: Recipe, run_folder: Path) -> R3Config:
         optim="adamw_torch",
         num_prompts=r.num_prompts,
         num_generations=r.num_generations,
+        num_parts=r.num_parts,
         num_iterations=a.num_iterations,
         beta=a.beta,
         epsilon=a.epsilon,

@@ -39,7 +39,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("rewards/{name}/mean", "1", "Raw score of one training scorer, before weights."),
         _metric("rewards/{name}/std", "1", "Standard deviation of that score over the step."),
         _metric("rewards/{name}/missing_fraction", "share", "Scores of that scorer that are missing where it applies."),
-        _metric("rewards/{name}/time_s", "s", "Seconds spent in that scorer."),
+        _metric("rewards/{name}/time_s", "s", "Seconds that its calls ran, those during drawing included."),
         _metric("weighted_rewards/{name}/mean", "1", "What that scorer contributed to the total, after its weight."),
         _metric("eval_rewards/{name}/mean", "1", "Raw score of a held-out scorer, which never enters the reward."),
         _metric("eval_rewards/{name}/std", "1", "Standard deviation of that score over the step."),
@@ -100,7 +100,8 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("num_tokens", "tokens", "Text tokens learned from since the start.", "last"),
     ),
     "Time": (
-        _metric("time/{stage}_s", "s", "Seconds of one stage: plan, draft, critique, refine, score, update.", "sum"),
+        _metric("time/{stage}_s", "s", "Seconds of one stage: plan, draft, critique, refine, update.", "sum"),
+        _metric("time/score_s", "s", "Seconds that the step waited for scorers after the last image was drawn.", "sum"),
         _metric("time/step_s", "s", "Seconds of the whole step.", "sum"),
         _metric("memory/peak_bytes", "bytes", "Largest memory held so far.", "max"),
     ),

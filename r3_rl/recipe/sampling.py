@@ -170,6 +170,12 @@ class RolloutSection(Section):
     rounds: int = Field(
         1, ge=1, le=16, description="Refinements of a trajectory at most (schedule `full` and evaluation)."
     )
+    num_parts: int = Field(
+        1,
+        ge=1,
+        description="Batches in which the images of a step are drawn. Scorers work on one while the next is drawn, "
+        "which hides slow ones; smaller batches draw somewhat slower.",
+    )
     plan: PlanSection = section("The text before the draft.")
     draft: DraftSection = section("Round 0.")
     critique: WritingSection = section("The text about an image.")
@@ -181,3 +187,8 @@ class RolloutSection(Section):
         if number == 1:
             raise PydanticCustomError("group_of_one", "a group of one has no peers to compare with; use 2 or more")
         return number
+
+    def problems(self) -> Iterator[Problem]:
+        rollouts = self.num_prompts * self.num_generations
+        if self.num_parts > rollouts:
+            yield Problem("num_parts", f"{rollouts} rollouts do not make {self.num_parts} parts")

@@ -1,23 +1,28 @@
 """From prompts to scored groups: what a training step learns from.
 
 Shapes: P prompts (or nodes), G peers, R = P * G rollouts in order, peers side by side.
+
+Scorers work while the policy draws: a step's rows are drawn in `parts`, and each part is submitted as soon as it is
+there. The stage "score" is what is still waited for when the last part is drawn. `parts` decides which rows are drawn
+in one batch; whether the scorers are quick or slow decides nothing.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import LoopSettings, make_critiques, make_drafts, make_refinements
+from r3_rl.rollout.episode import LoopSettings, Parts, make_critiques, make_drafts, make_refinements
 from r3_rl.rollout.tree import Node, NodeGroup
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.types import Critique, ImageSegment, Prompt, Round, Trajectory, Verdict, still
 
-Score = Callable[[ScoreBatch], list[Verdict]]
-"""The panel's `score`."""
+Submit = Callable[[ScoreBatch], Future[list[Verdict]]]
+"""The panel's `submit`."""
 Rewards = Callable[[Sequence[Verdict], Sequence[int]], list[float | None]]
 """The panel's `rewards`: verdicts and their groups -> one number each, None where it is missing."""
 
@@ -118,14 +123,32 @@ def _node_groups(groups: Sequence[int], nodes: Sequence[Node | None]) -> list[No
     return [NodeGroup(nodes=tuple(members)) for members in by_group.values()]
 
 
+class _Asked:
+    """Rows that scorers have been asked about."""
+
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
+        self._waiting: list[tuple[Sequence[int], Future[list[Verdict]]]] = []
+
+    def submit(self, rows: Sequence[int], batch: ScoreBatch) -> None:
+        self._waiting.append((rows, self._submit(batch)))
+
+    def wait(self) -> dict[int, Verdict]:
+        """The verdicts by row; raises what a scorer's broken contract raised."""
+        found = ((rows, answer.result()) for rows, answer in self._waiting)
+        return {row: verdict for rows, verdicts in found for row, verdict in zip(rows, verdicts, strict=True)}
+
+
 @dataclass(kw_only=True)
 class Collector:
     """Rollouts of a policy, scored by a panel."""
 
     policy: Policy
-    score: Score
+    submit: Submit
     settings: LoopSettings
     num_generations: int
+    parts: Parts = field(default_factory=Parts)
+    """The batches in which a step's images are drawn."""
     rewards: Rewards = totals
     """How verdicts of drafts become rewards; gains are always differences of totals."""
     watch: Stopwatch = field(default_factory=Stopwatch)
@@ -135,18 +158,27 @@ class Collector:
         g = self.num_generations
         groups = tuple(i // g for i in range(g * len(prompts)))
         drawings = self.settings.draft.rows(groups, seed=seed, progress=progress)
-        with self.watch.stage("draft"):
-            rounds = make_drafts(self.policy, prompts, self.settings, drawings, seed, group=g)
         rows = [p for p in prompts for _ in range(g)]
-        with self.watch.stage("score"):
-            verdicts = self.score(
+        asked = _Asked(self.submit)
+
+        def drawn(part: Sequence[int], rounds: Sequence[Round]) -> None:
+            asked.submit(
+                part,
                 ScoreBatch(
-                    prompts=rows,
+                    prompts=[rows[i] for i in part],
                     images=[to_uint8(r.image.image) for r in rounds],
                     texts=[r.plan.text if r.plan else "" for r in rounds],
-                    groups=groups,
-                )
+                    groups=[groups[i] for i in part],
+                ),
             )
+
+        with self.watch.stage("draft"):
+            rounds = make_drafts(
+                self.policy, prompts, self.settings, drawings, seed, group=g, parts=self.parts, drawn=drawn
+            )
+        with self.watch.stage("score"):
+            answers = asked.wait()
+        verdicts = [answers[i] for i in range(len(rows))]
         protocol = self.settings.protocol
         return Drafts(
             prompts=tuple(rows),
@@ -172,6 +204,22 @@ class Collector:
             )
         rows = [n for n in nodes for _ in range(g)]
         drawings = self.settings.refine.rows(groups, seed=seed, progress=progress)
+        asked = _Asked(self.submit)
+
+        def drawn(part: Sequence[int], images: Sequence[ImageSegment]) -> None:
+            texts = [critiques[i].segment.text for i in part]
+            asked.submit(
+                part,
+                ScoreBatch(
+                    prompts=[rows[i].prompt for i in part],
+                    images=[to_uint8(image.image) for image in images],
+                    texts=texts,
+                    draft_images=[to_uint8(rows[i].image) for i in part],
+                    critiques=texts,
+                    groups=[groups[i] for i in part],
+                ),
+            )
+
         with self.watch.stage("refine"):
             images = make_refinements(
                 self.policy,
@@ -182,37 +230,15 @@ class Collector:
                 drawings,
                 seed,
                 groups=groups,
+                parts=self.parts,
+                drawn=drawn,
             )
         with self.watch.stage("score"):
-            verdicts = self._score_refined(rows, critiques, images, groups)
+            answers = asked.wait()
         return Refinements(
             nodes=tuple(rows),
             critiques=tuple(critiques),
             images=tuple(images),
-            verdicts=verdicts,
+            verdicts=tuple(answers.get(i) for i in range(len(rows))),
             groups=tuple(groups),
         )
-
-    def _score_refined(
-        self,
-        rows: Sequence[Node],
-        critiques: Sequence[Critique],
-        images: Sequence[ImageSegment | None],
-        groups: Sequence[int],
-    ) -> tuple[Verdict | None, ...]:
-        drawn = [i for i, image in enumerate(images) if image is not None]
-        out: list[Verdict | None] = [None] * len(rows)
-        if drawn:
-            verdicts = self.score(
-                ScoreBatch(
-                    prompts=[rows[i].prompt for i in drawn],
-                    images=[to_uint8(image.image) for image in images if image is not None],
-                    texts=[critiques[i].segment.text for i in drawn],
-                    draft_images=[to_uint8(rows[i].image) for i in drawn],
-                    critiques=[critiques[i].segment.text for i in drawn],
-                    groups=[groups[i] for i in drawn],
-                )
-            )
-            for i, verdict in zip(drawn, verdicts, strict=True):
-                out[i] = verdict
-        return tuple(out)

@@ -6,7 +6,7 @@ a backbone encodes them once. A stopped trajectory leaves the batch: it costs no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -93,6 +93,34 @@ def _seeds_of(seed: int, stage: int, rows: Sequence[int]) -> list[int]:
     return [seeds[row] for row in rows]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The batches in which images are drawn: scorers may work on one while the next is drawn.
+
+    >>> Parts(count=2).of([0, 0, 1, 1, 2, 2])
+    [[0, 1, 2, 3], [4, 5]]
+    >>> Parts(count=2, whole_groups=False).of([0, 0, 1, 1, 2, 2])
+    [[0, 1, 2], [3, 4, 5]]
+    """
+
+    count: int = 1
+    """At most so many."""
+    whole_groups: bool = True
+    """Peers are drawn in one batch."""
+
+    def of(self, groups: Sequence[int]) -> list[list[int]]:
+        """The places of rows, batch by batch; peers have one number in `groups`."""
+        keys = groups if self.whole_groups else range(len(groups))
+        order = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        parts: dict[int, list[int]] = {}
+        for place, key in enumerate(keys):
+            parts.setdefault(order[key] * self.count // len(order), []).append(place)
+        return [parts[number] for number in sorted(parts)]
+
+
+_ONE = Parts()
+
+
 def make_drafts(
     policy: Policy,
     prompts: Sequence[Prompt],
@@ -101,8 +129,13 @@ def make_drafts(
     seed: int,
     *,
     group: int = 1,
+    parts: Parts = _ONE,
+    drawn: Callable[[Sequence[int], Sequence[Round]], None] | None = None,
 ) -> list[Round]:
-    """`group` drafts a prompt, peers side by side. drawings: one a row."""
+    """`group` drafts a prompt, peers side by side. drawings: one a row.
+
+    Plans are written in one batch and drawn in `parts`; `drawn` is told the rows of a part as soon as it is there.
+    """
     contexts: list[Context] = []
     for prompt in prompts:
         contexts += [settings.protocol.reason_context(prompt)] * group
@@ -114,8 +147,14 @@ def make_drafts(
         ]
     seeds = row_seeds(seed, 1, len(contexts))
     groups = [i // group for i in range(len(contexts))]
-    images = policy.draw(contexts, drawings, seeds, _noise_seeds(settings.draft, seeds, groups))
-    return [Round(image=image, plan=plan) for image, plan in zip(images, plans, strict=True)]
+    noise = _noise_seeds(settings.draft, seeds, groups) or seeds
+    out: list[Round] = []
+    for rows in parts.of(groups):
+        images = policy.draw(*([values[i] for i in rows] for values in (contexts, drawings, seeds, noise)))
+        out += [Round(image=image, plan=plans[i]) for i, image in zip(rows, images, strict=True)]
+        if drawn is not None:
+            drawn(rows, out[-len(rows) :])
+    return out
 
 
 def make_critiques(
@@ -158,6 +197,8 @@ def make_refinements(
     *,
     groups: Sequence[int] | None = None,
     rows: Sequence[int] | None = None,
+    parts: Parts = _ONE,
+    drawn: Callable[[Sequence[int], Sequence[ImageSegment]], None] | None = None,
 ) -> list[ImageSegment | None]:
     """One refinement a critique; None where the critique stops or is malformed.
 
@@ -168,27 +209,28 @@ def make_refinements(
         seed: of the step.
         groups: peers have one number and may share their starting noise; by default every row stands alone.
         rows: as in `make_critiques`.
+        parts: the batches that are drawn.
+        drawn: is told the rows of a part that have an image, and their images, as soon as they are there.
     """
     pieces = {id(image): edit(image) for image in images}
-    drawn_rows = [i for i, critique in enumerate(critiques) if critique.instruction]
-    contexts = [
-        (
-            pieces[id(images[i])],
-            *settings.protocol.refine_pieces(critiques[i], prompts[i], show_prompt=settings.show_prompt),
-        )
-        for i in drawn_rows
-    ]
     seeds = _seeds_of(seed, 3, rows or range(len(critiques)))
-    noise = _noise_seeds(settings.refine, seeds, groups or range(len(critiques))) or seeds
-    drawn = policy.draw(
-        contexts,
-        [drawings[i] for i in drawn_rows],
-        [seeds[i] for i in drawn_rows],
-        [noise[i] for i in drawn_rows],
-    )
+    peers = groups or range(len(critiques))
+    noise = _noise_seeds(settings.refine, seeds, peers) or seeds
     out: list[ImageSegment | None] = [None] * len(critiques)
-    for i, image in zip(drawn_rows, drawn, strict=True):
-        out[i] = image
+    for part in parts.of(peers):
+        asked = [i for i in part if critiques[i].instruction]
+        contexts = [
+            (
+                pieces[id(images[i])],
+                *settings.protocol.refine_pieces(critiques[i], prompts[i], show_prompt=settings.show_prompt),
+            )
+            for i in asked
+        ]
+        made = policy.draw(contexts, *([values[i] for i in asked] for values in (drawings, seeds, noise)))
+        for i, image in zip(asked, made, strict=True):
+            out[i] = image
+        if drawn is not None and asked:
+            drawn(asked, made)
     return out
 
 

@@ -71,6 +71,11 @@ class Panel:
         return tuple(seat.spec.name for seat in self._seats)
 
     @property
+    def compares_peers(self) -> bool:
+        """Whether a scorer is group-wise, so that a batch must hold whole groups."""
+        return any(seat.info.group_wise for seat in self._seats)
+
+    @property
     def range(self) -> tuple[float, float] | None:
         """Smallest and largest total when every scorer applies; None when a scorer with a weight declares no range."""
         low = high = 0.0

@@ -9,7 +9,7 @@ from r3_rl.errors import InputError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.collector import Collector
-from r3_rl.rollout.episode import LoopSettings
+from r3_rl.rollout.episode import LoopSettings, Parts
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.tree import NodePool
 from r3_rl.scoring.panel import Panel, ScorerSpec
@@ -68,10 +68,11 @@ def schedule_of(
     """What collects the rollouts of a step and credits them."""
     collector = Collector(
         policy=policy,
-        score=panel.score,
+        submit=panel.submit,
         rewards=panel.rewards,
         settings=loop,
         num_generations=args.num_generations,
+        parts=Parts(count=args.num_parts, whole_groups=panel.compares_peers),
     )
     return Schedule(
         name=args.schedule,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from r3_rl.errors import InputError
 from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.rollout.collector import Collector, Stopwatch
-from r3_rl.rollout.episode import DrawingPlan, make_critiques, make_drafts, make_refinements, row_seeds, run_loop
+from r3_rl.rollout.episode import DrawingPlan, Parts, make_critiques, make_drafts, make_refinements, row_seeds, run_loop
 from r3_rl.rollout.tree import Node
 from r3_rl.types import Prompt, Verdict
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
@@ -34,6 +35,17 @@ class Counting:
 @pytest.fixture(scope="module")
 def policy():
     return tiny_policy()
+
+
+def at_once(score):
+    """A panel whose answer is there as soon as it is asked."""
+
+    def submit(batch):
+        answer = Future()
+        answer.set_result(score(batch))
+        return answer
+
+    return submit
 
 
 def brightness(batch):
@@ -173,7 +185,7 @@ def test_shared_noise_starts_peers_alike(policy):
 
 
 def collector(policy, **options):
-    return Collector(policy=policy, score=brightness, settings=loop(), num_generations=3, **options)
+    return Collector(policy=policy, submit=at_once(brightness), settings=loop(), num_generations=3, **options)
 
 
 def test_collected_drafts_keep_their_peers_and_missing_scores(policy):
@@ -232,11 +244,47 @@ def test_scorers_see_the_image_that_was_refined(policy):
         score=0.5,
         verdict=Verdict(total=0.5),
     )
-    Collector(policy=policy, score=score, settings=loop(), num_generations=6).refinements([node], seed=0)
+    Collector(policy=policy, submit=at_once(score), settings=loop(), num_generations=6).refinements([node], seed=0)
     (batch,) = seen
     assert batch.count == len(batch.critiques) == len(batch.draft_images) < 6
     assert batch.columns()["k"] == [1] * batch.count
     assert batch.draft_images[0].shape == (36, 36, 3)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_part_is_scored_before_the_next_is_drawn(policy, whole):
+    counting, seen = Counting(policy), []
+
+    def submit(batch):
+        seen.append((batch.groups, len(counting.drawn)))
+        return at_once(brightness)(batch)
+
+    one, many = (
+        Collector(policy=p, submit=s, settings=loop(), num_generations=3, parts=parts)
+        for p, s, parts in (
+            (policy, at_once(brightness), Parts()),
+            (counting, submit, Parts(count=2, whole_groups=whole)),
+        )
+    )
+    whole_batch, in_parts = one.drafts(PROMPTS, seed=0), many.drafts(PROMPTS, seed=0)
+    assert counting.drawn == ([6, 3] if whole else [5, 4]) and counting.written == [9]
+    assert seen == [(list(in_parts.groups[: counting.drawn[0]]), 1), (list(in_parts.groups[counting.drawn[0] :]), 2)]
+    assert whole_batch.prompts == in_parts.prompts
+    for a, b in zip(whole_batch.rounds, in_parts.rounds, strict=True):
+        assert a.plan.token_ids == b.plan.token_ids
+        torch.testing.assert_close(a.image.image, b.image.image, atol=1e-5, rtol=0)
+
+    nodes = [
+        Node(prompt=p, image=i, score=0.5, verdict=Verdict(total=0.5))
+        for p, i in zip(PROMPTS, pictures(3), strict=True)
+    ]
+    a, b = one.refinements(nodes, seed=2), many.refinements(nodes, seed=2)
+    stopped = [image is None for image in a.images]
+    assert stopped == [image is None for image in b.images] and 0 < sum(stopped) < 9
+    assert stopped == [verdict is None for verdict in b.verdicts]
+    for x, y in zip(a.images, b.images, strict=True):
+        if x is not None:
+            torch.testing.assert_close(x.image, y.image, atol=1e-5, rtol=0)
 
 
 def test_a_stopwatch_adds_up_even_when_the_stage_fails():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import torch
 
@@ -24,14 +25,16 @@ def trained_policy(seed: int = 0, *, moved: float = 0.1) -> BagelPolicy:
     return tiny_policy(seed=seed, adapter=ADAPTER, moved=moved)
 
 
-def reds(batch: ScoreBatch) -> list[Verdict]:
+def reds(batch: ScoreBatch) -> Future[list[Verdict]]:
     """How red each image is: a score without ties."""
-    return [Verdict(total=float(i[..., 0].mean() / (i.mean() + 1) / 2)) for i in batch.images or ()]
+    answer: Future[list[Verdict]] = Future()
+    answer.set_result([Verdict(total=float(i[..., 0].mean() / (i.mean() + 1) / 2)) for i in batch.images or ()])
+    return answer
 
 
 def step_credits(policy: BagelPolicy, settings: LoopSettings | None = None, *, scale: float = 100.0) -> list[Credit]:
     """Plans, drafts, critiques and refinements of two prompts, their advantages made large."""
-    collector = Collector(policy=policy, score=reds, settings=settings or loop(), num_generations=4)
+    collector = Collector(policy=policy, submit=reds, settings=settings or loop(), num_generations=4)
     with torch.no_grad():
         drafts = collector.drafts(PROMPTS[:2], seed=1)
     nodes = [

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
+import time
+from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +20,7 @@ from r3_rl.observe.recorder import Recorder, new_run_folder, read_lines
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.tree import Node
+from r3_rl.scoring.base import scorer_info
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
 from r3_rl.training.config import R3Config
@@ -148,6 +152,60 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options, cut):
     assert [[n.score for n in g.nodes] for g in a] == [[n.score for n in g.nodes] for g in b]
     images = [torch.stack([n.image for g in groups for n in g.nodes]) for groups in (a, b)]
     assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("schedule", ["tree", "full"])
+def test_scorers_that_overlap_with_drawing_change_nothing(tmp_path, schedule):
+    drawing = threading.Event()
+
+    class Red:
+        """Its first call ends only after the next part has begun to be drawn, and late calls end first."""
+
+        __name__ = "red"
+        num_calls = 0
+
+        def __call__(self, images, **columns):
+            self.num_calls += 1
+            if self.num_calls == 1:
+                assert drawing.wait(20), "the second part was not drawn while the first was scored"
+            time.sleep(0.05 / self.num_calls)
+            return red(images)
+
+    options = {"schedule": schedule, "num_parts": 3, "rounds": 2}
+    apart, overlapping = make(tmp_path / "a", **options), make(tmp_path / "b", scorer=Red(), **options)
+    collector = apart.schedule.collector
+
+    def wait_for_each(batch):
+        answer = Future()
+        answer.set_result(apart.panel.score(batch))
+        return answer
+
+    collector.submit = wait_for_each
+    draws, plain = [], overlapping.policy.draw
+
+    def draw(*args):
+        draws.append(len(args[0]))
+        if len(draws) == 2:
+            drawing.set()
+        return plain(*args)
+
+    overlapping.policy.draw = draw
+    rows = [untimed(run(trainer)) for trainer in (apart, overlapping)]
+    assert draws[:3] == [2, 2, 2]
+    assert rows[0] == rows[1]
+    assert_equal_weights(weights(apart), weights(overlapping))
+
+
+def test_parts_keep_groups_whole_for_a_scorer_that_compares_peers(tmp_path):
+    seen = []
+
+    @scorer_info(needs=("images",), group_wise=True)
+    def reddest(images, **columns):
+        seen.append(len(images))
+        return [float(score == max(red(images))) for score in red(images)]
+
+    run(make(tmp_path, scorer=reddest, num_parts=6, max_steps=1))
+    assert seen == [3, 3]
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
