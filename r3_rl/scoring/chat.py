@@ -162,4 +162,4 @@ def _count(usage: Any, name: str) -> int | None:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise MalformedResponse(f"it holds {name}, which is no JSON")

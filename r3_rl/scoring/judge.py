@@ -144,7 +144,8 @@ class Judge:
                 self._pool.failed(server, started=started, now=time.monotonic(), rest_s=fault.rest_s)
         if self._pool.is_down(settings.num_retries + 1):
             raise ScorerError(
-                f"{fault.cause}; no server of this judge answers", hint="is it running, and is it this one?"
+                f"{fault.cause}; no server of this judge gives an answer that can be used",
+                hint="is it running, and is it this one?",
             )
         return Reply(cause=fault.cause, num_retries=settings.num_retries)
 
@@ -212,10 +213,17 @@ class Judge:
         await asyncio.gather(*(client.close() for client in clients.values()), return_exceptions=True)
 
     def _connection_words(self, error: BaseException) -> str:
-        cause = error.__cause__ or error
-        while cause.__cause__ is not None:  # the innermost says what happened, the others that something did
-            cause = cause.__cause__
-        return self._without_key(f"{type(cause).__name__}: {cause}")
+        from r3_rl.scoring.judge_http import ResponseTooLarge
+
+        said = error.__cause__ or error  # the package's own words are "Connection error." whatever happened
+        if isinstance(said, ResponseTooLarge):
+            return str(said)
+        cause: BaseException | None = said
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+                return f"no connection ({os.strerror(cause.errno)})"
+            cause = cause.__cause__ or cause.__context__
+        return self._without_key(f"{type(said).__name__}: {said}")
 
     def _status_outcome(self, place: str, error: Any) -> Reply | _Fault:
         status = error.status_code

@@ -191,6 +191,8 @@ def _log(tally: Tally, logged: list[tuple[str, float]]) -> None:
 
 def cause_of(error: BaseException) -> str:
     """Say in one line what a scorer raised."""
+    if isinstance(error, ScorerError):  # a judge's or a server's, in words of our own
+        return " ".join(str(error).split())
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, TypeError) and "string indices" in text:
         text += " (a reward that reads messages declares `conversational=True` in its ScorerInfo)"

@@ -197,7 +197,7 @@ def panel_line(one, num_samples=4):
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        ((500, {}, b"crash"), "status 500, crash; no server of this judge answers"),
+        ((500, {}, b"crash"), "status 500, crash; no server of this judge gives an answer"),
         ((401, {}, b"who are you"), "R3_JUDGE_KEY"),
         ("I would rather not", "the judge's reply is not 1 answers of yes or no: 'I would rather not'"),
         ((400, {}, b"too large"), "status 400, too large"),

@@ -156,8 +156,8 @@ def test_all_dead_is_one_clear_line(chat_server, judge):
     dead.close()
     with pytest.raises(ScorerError) as raised:
         ask(judge(dead.url, num_concurrent=2), *"abcdefgh")
-    assert dead.url in str(raised.value)
-    assert "no server of this judge answers" in str(raised.value)
+    assert f"judge {dead.url}: no connection (Connection refused); " in str(raised.value)
+    assert "no server of this judge gives an answer" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -225,7 +225,7 @@ def test_a_compressed_response_is_refused(chat_server, judge):
 def test_a_response_that_breaks_off_is_no_answer(chat_server, judge):
     whole = completion(message={"content": "yes"}, finish_reason="stop")
     server = chat_server(lambda request: (200, {"Content-Length": str(len(whole) + 1)}, whole))
-    with pytest.raises(ScorerError, match="no server of this judge answers"):
+    with pytest.raises(ScorerError, match="no server of this judge gives an answer"):
         ask(judge(server.url, num_retries=0), "a")
 
 

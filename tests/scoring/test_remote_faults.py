@@ -178,7 +178,7 @@ def ask(scorer):
     seconds = time.monotonic() - start
     print(f"\n{seconds:6.2f} s  {line or totals}")
     assert seconds < 30
-    assert "\n" not in line
+    assert "\n" not in line and "ScorerError" not in line
     return totals, line
 
 
