@@ -82,7 +82,8 @@ class ShapesStream:
 
         Args:
             n: how many.
-            plan_noise: share whose plan (and image with it) contradicts the prompt, by one or two random edits.
+            plan_noise: share whose plan (and image with it) contradicts the prompt, in one to four places; half of
+                them are beyond the repair of two rounds, so that there is something to win for the plan itself.
             image_noise: share whose image departs from its plan by one random edit.
             tags: kinds of prompts, with weights if a mapping.
         """
@@ -90,7 +91,7 @@ class ShapesStream:
         for prompt in sample_prompts(n, split=self.split, tags=tags or self.tags, seed=rng):
             scene = sample_scene(prompt, rng)
             if rng.random() < plan_noise:
-                scene = corrupt(scene, prompt, rng, num_edits=1 + int(rng.random() * 2))
+                scene = corrupt(scene, prompt, rng, num_edits=1, num_wrong=1 + int(rng.random() * 4))
             texts.append(prompt.text)
             plans.append(plan_text(scene))
             scenes.append(_edited(scene, rng) if rng.random() < image_noise else scene)
@@ -163,7 +164,7 @@ class ShapesStream:
             edits = useful_edits(scene, prompt, rng)
             scenes.append(scene)
             prompts.append(prompt.text)
-            said = pick(edits, rng) if edits else None
+            said = edits[0] if edits else None
             if edits and useless_share and rng.random() < useless_share:
                 said = None if rng.random() < 0.5 else random_edit(scene, rng)
             texts.append(critique_text(scene, said))
@@ -206,10 +207,11 @@ def _worn(scene: Scene, rng: np.random.Generator) -> Scene:
     return scene
 
 
-def corrupt(scene: Scene, prompt: Prompt, rng: np.random.Generator, *, num_edits: int) -> Scene:
-    """Edit a scene at random until it contradicts the prompt: at least `num_edits` times, one in four an exchange."""
+def corrupt(scene: Scene, prompt: Prompt, rng: np.random.Generator, *, num_edits: int, num_wrong: int = 1) -> Scene:
+    """Edit a scene at random until `num_wrong` edits lead back to the prompt: at least `num_edits` times, one in four
+    an exchange."""
     done = 0
-    while done < num_edits or edits_needed(scene, prompt) == 0:
+    while done < num_edits or edits_needed(scene, prompt) < num_wrong:
         scene = _exchanged(scene, rng) if len(scene) > 1 and rng.random() < 0.25 else _edited(scene, rng)
         done += 1
     return scene

@@ -19,7 +19,7 @@ from r3_rl.errors import MissingPackageError
 from r3_rl.types import Prompt
 from r3_rl.worlds.shapes.language import cell_words, object_words
 from r3_rl.worlds.shapes.prompts import Group, Request, holds, request_of
-from r3_rl.worlds.shapes.scene import CELLS, COLORS, Edit, Obj, Scene, apply_edit, free_cells, pick
+from r3_rl.worlds.shapes.scene import CELLS, COLORS, Edit, Obj, Scene, apply_edit, free_cells, pick, reading_order
 
 Cell = tuple[int, int]
 
@@ -123,18 +123,22 @@ def _edits_needed(scene: Scene, request: Request) -> int:
 
 
 def useful_edits(scene: Scene, prompt: Prompt | Mapping[str, Any], rng: np.random.Generator) -> list[Edit]:
-    """The edits of one smallest set that leads from the scene to the prompt, ties broken at random; none when right.
+    """The edits of one smallest set that leads from the scene to the prompt; none when right.
 
-    Each can be done first and lowers `edits_needed`.
+    Each can be done first and lowers `edits_needed`. They come in reading order, additions last. Of several smallest
+    sets it is always the same one (of too many circles the last goes): a rule is learned where a toss-up is not. `rng`
+    chooses what is free: the cell of what is added or moved, a colour that nobody asked for.
     """
     request = request_of(prompt.columns if isinstance(prompt, Prompt) else prompt)
-    scene, slots = tuple(scene), _slots(request)
-    jitter = rng.random((len(scene) + len(slots) + 1,) * 2) * (_TRIFLE / 50)
+    scene, slots = reading_order(scene), _slots(request)
+    size = len(scene) + len(slots) + 1
+    # Products below 1: they set equal assignments apart and never outweigh an edit.
+    jitter = np.outer(np.arange(size), np.arange(1, size + 1)) * (_TRIFLE / 50 / size**2)
     kept = _assign_related(scene, request, jitter)[1] if request.relation else _assign(scene, slots, jitter)
     edits: list[Edit] = []
     for i, o in enumerate(scene):
         if i not in kept:
-            edits.append(Edit("remove", o.color, o.shape, o.row, o.col))
+            edits.append(Edit("remove", "", o.shape, o.row, o.col))
             continue
         slot = slots[kept[i]]
         # A tinted object is repaired by saying which colour, every other malformed one by saying which shape.
@@ -176,7 +180,7 @@ def _position_edits(scene: Scene, request: Request, object_of: dict[int, int], r
                 places = [c for c in free if _can_stand(request.relation, j != 0, c, free)]
             if places:
                 row, col = pick(places, rng)
-                edits.append(Edit("move", o.color, o.shape, o.row, o.col, to_row=row, to_col=col))
+                edits.append(Edit("move", "", o.shape, o.row, o.col, to_row=row, to_col=col))
     return edits
 
 

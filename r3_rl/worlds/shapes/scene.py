@@ -152,7 +152,11 @@ def apply_edit(scene: Scene, edit: Edit, rng: np.random.Generator | None = None)
 
 
 def random_edit(scene: Scene, rng: np.random.Generator) -> Edit:
-    """An edit that fits the scene and changes it: any kind that the number of objects allows."""
+    """An edit that fits the scene and changes it: any kind that the number of objects allows.
+
+    Shape and cell name what is there. A colour in front of them made sampled words mix two objects ("the red circle top
+    left" for a red cross and a circle top left), and tells nothing that the cell does not.
+    """
     free = free_cells(scene)
     kinds = ["add"] if free else []
     if scene:
@@ -166,6 +170,6 @@ def random_edit(scene: Scene, rng: np.random.Generator) -> Edit:
     if kind == "turn":
         return Edit("turn", "", o.shape, o.row, o.col, to_shape=pick([s for s in SHAPES if s != o.shape], rng))
     if kind == "remove":
-        return Edit("remove", o.color, o.shape, o.row, o.col)
+        return Edit("remove", "", o.shape, o.row, o.col)
     row, col = pick(free, rng)
-    return Edit("move", o.color, o.shape, o.row, o.col, to_row=row, to_col=col)
+    return Edit("move", "", o.shape, o.row, o.col, to_row=row, to_col=col)
