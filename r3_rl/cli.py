@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,9 +111,13 @@ def train(
         print(dump_resolved(checked), end="")
         return 0
     from r3_rl.process import prepare_process
+    from r3_rl.ranks import launched
 
     prepare_process(checked.training.num_threads)
+    rank, num_processes = launched()
     if rehearse:
+        if num_processes > 1:
+            raise InputError("--rehearse measures one process", hint="run it without torchrun")
         from r3_rl.evaluate.rehearse import rehearse as run_rehearsal
 
         rehearsal = run_rehearsal(checked)
@@ -121,7 +127,8 @@ def train(
 
     source = "".join(f"# override: {override}\n" for override in overrides)
     source += find_recipe(recipe).read_text(encoding="utf-8")
-    done = run_training(checked, name=Path(recipe).stem, resume=resume, source=source)
+    with redirect_stdout(io.StringIO()) if rank else nullcontext():  # the first process speaks for all
+        done = run_training(checked, name=Path(recipe).stem, resume=resume, source=source)
     return 130 if done.interrupted else 0
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from r3_rl import ranks
 from r3_rl.errors import MissingPackageError
 
 
@@ -71,17 +72,21 @@ class Balancer:
         run: Callable[[Sequence[CreditT], tuple[float, float]], StatisticsT],
         normalisers: tuple[float, float],
     ) -> StatisticsT:
-        """Leaves the combined gradient in the parameters. `run` accumulates some credits' gradient."""
+        """Leaves the combined gradient in the parameters, added up over the processes. `run` accumulates the gradient
+        of some of this process's credits."""
         self._metrics = {}
         due = self.probe_every > 0 and step % self.probe_every == 0
         parts = {o: [c for c in credits if c.objective == o] for o in OBJECTIVES}
-        if not (due or self.aggregate) or not all(parts.values()):
-            return run(credits, normalisers)
+        both = (due or self.aggregate) and all(ranks.total(*(float(len(part)) for part in parts.values())))
+        if not both:
+            statistics = run(credits, normalisers)
+            ranks.add_gradients(self.parameters)
+            return statistics
         rows, total = [], None
         for part in parts.values():
             before = self._take()
             statistics = run(part, normalisers)
-            rows.append(self._take())
+            rows.append(ranks.add_up(self._take()))
             self._give(before)
             total = statistics if total is None else total.merged(statistics)
         assert total is not None

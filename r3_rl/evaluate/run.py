@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PrinterCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from r3_rl import ranks
 from r3_rl.assemble import (
     LoadedPolicy,
     adapter_settings,
@@ -72,14 +73,20 @@ def train(
 ) -> RunResult:
     """Runs a recipe. `resume`: folder of an interrupted run. `bench`: what is measured before and after (by default
     the embedded world's sets, of `training.eval_prompts` prompts; other data are judged by their rewards alone).
-    `source`: the recipe as the user wrote it, kept beside the resolved one."""
+    `source`: the recipe as the user wrote it, kept beside the resolved one.
+
+    In a process that `torchrun` started it joins the others: all roll out and learn, the first one measures and writes.
+    """
     begin = time.monotonic()
-    print(geometry(recipe))
-    folder = _folder(recipe, name, resume, folder)
+    ranks.join()
+    print(geometry(recipe, ranks.count()))
+    folder = ranks.of_first(lambda: _folder(recipe, name, resume, folder))
     loaded = load_policy(recipe.model)
     settings = loop_settings(recipe.rollout)
     trainer = build_trainer(recipe, loaded, folder)
     checkpoint = _checkpoint(folder) if resume else None
+    if ranks.rank() > 0:
+        return _follow(trainer, checkpoint, folder)
     recorder = Recorder(
         folder,
         keep_trajectories=recipe.observe.keep_trajectories,
@@ -103,6 +110,7 @@ def train(
         if gallery.prompts:
             trainer.add_callback(GalleryCallback(gallery, recipe.training.eval_steps))
         trainer.train(resume_from_checkpoint=checkpoint)
+    ranks.leave()
     if interrupt.asked:
         print(f"interrupted at step {trainer.state.global_step}; go on with --resume {folder}")
         return RunResult(folder=folder, before=before, after=None, interrupted=True)
@@ -113,6 +121,16 @@ def train(
         _write_results(recorder, before, after, recipe, bench, time.monotonic() - begin)
     print(f"report {write_report(folder)}")
     return RunResult(folder=folder, before=before, after=after, interrupted=False)
+
+
+def _follow(trainer: R3Trainer, checkpoint: str | None, folder: Path) -> RunResult:
+    """What every process but the first one does: its share of every step."""
+    trainer.self_check()
+    with closing(trainer), InterruptCallback() as interrupt:
+        trainer.add_callback(interrupt)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    ranks.leave()
+    return RunResult(folder=folder, before=None, after=None, interrupted=interrupt.asked)
 
 
 def _keep_rollouts(recorder: Recorder, every: int) -> Callable[[int, Collected], None]:

@@ -152,12 +152,20 @@ class Collector:
     rewards: Rewards = totals
     """How verdicts of drafts become rewards; gains are always differences of totals."""
     watch: Stopwatch = field(default_factory=Stopwatch)
+    first_group: int = 0
+    """Groups that the processes before this one have. What is random about a row follows from its place among all
+    rows: processes never draw the same noise, and several draw what one would."""
+
+    @property
+    def first_row(self) -> int:
+        """Rows that the processes before this one have."""
+        return self.first_group * self.num_generations
 
     def drafts(self, prompts: Sequence[Prompt], *, seed: int, progress: float = 0.0) -> Drafts:
         """G drafts a prompt, scored."""
         g = self.num_generations
         groups = tuple(i // g for i in range(g * len(prompts)))
-        drawings = self.settings.draft.rows(groups, seed=seed, progress=progress)
+        drawings = self.settings.draft.rows(groups, seed=seed, progress=progress, first_group=self.first_group)
         rows = [p for p in prompts for _ in range(g)]
         asked = _Asked(self.submit)
 
@@ -174,7 +182,15 @@ class Collector:
 
         with self.watch.stage("draft"):
             rounds = make_drafts(
-                self.policy, prompts, self.settings, drawings, seed, group=g, parts=self.parts, drawn=drawn
+                self.policy,
+                prompts,
+                self.settings,
+                drawings,
+                seed,
+                group=g,
+                first_row=self.first_row,
+                parts=self.parts,
+                drawn=drawn,
             )
         with self.watch.stage("score"):
             answers = asked.wait()
@@ -198,12 +214,19 @@ class Collector:
         return self._branch(nodes, groups, 1, seed, progress)
 
     def _branch(self, nodes: Sequence[Node], groups: Sequence[int], g: int, seed: int, progress: float) -> Refinements:
+        places = range(self.first_row, self.first_row + len(groups))
         with self.watch.stage("critique"):
             critiques = make_critiques(
-                self.policy, [n.image for n in nodes], [n.prompt for n in nodes], self.settings, seed, group=g
+                self.policy,
+                [n.image for n in nodes],
+                [n.prompt for n in nodes],
+                self.settings,
+                seed,
+                group=g,
+                rows=places,
             )
         rows = [n for n in nodes for _ in range(g)]
-        drawings = self.settings.refine.rows(groups, seed=seed, progress=progress)
+        drawings = self.settings.refine.rows(groups, seed=seed, progress=progress, first_group=self.first_group)
         asked = _Asked(self.submit)
 
         def drawn(part: Sequence[int], images: Sequence[ImageSegment]) -> None:
@@ -230,6 +253,7 @@ class Collector:
                 drawings,
                 seed,
                 groups=groups,
+                rows=places,
                 parts=self.parts,
                 drawn=drawn,
             )

@@ -35,13 +35,13 @@ class DrawingPlan:
         """Steps that can be stochastic: the first so many."""
         return self.drawing.num_steps - (self.drawing.convention == "cps")
 
-    def rows(self, groups: Sequence[int], *, seed: int, progress: float) -> list[Drawing]:
+    def rows(self, groups: Sequence[int], *, seed: int, progress: float, first_group: int = 0) -> list[Drawing]:
         """Drawings of a training step, one a row: peers (rows of one number) share their stochastic steps, so only
-        their samples differ."""
+        their samples differ. first_group: groups that the processes before this one have."""
         rng = np.random.default_rng(seed)
         window = "first" if self.window == "random" and self.window_size is not None else self.window
         drawings: dict[int, Drawing] = {}
-        for group in groups:
+        for group in (*range(-first_group, 0), *groups):
             if group not in drawings:
                 steps = choose_steps(
                     window,
@@ -129,23 +129,26 @@ def make_drafts(
     seed: int,
     *,
     group: int = 1,
+    first_row: int = 0,
     parts: Parts = _ONE,
     drawn: Callable[[Sequence[int], Sequence[Round]], None] | None = None,
 ) -> list[Round]:
-    """`group` drafts a prompt, peers side by side. drawings: one a row.
+    """`group` drafts a prompt, peers side by side. drawings: one a row. first_row: the first one's place among the rows
+    of all processes, from which its seed follows.
 
     Plans are written in one batch and drawn in `parts`; `drawn` is told the rows of a part as soon as it is there.
     """
     contexts: list[Context] = []
     for prompt in prompts:
         contexts += [settings.protocol.reason_context(prompt)] * group
+    places = range(first_row, first_row + len(contexts))
     plans: list[TextSegment | None] = [None] * len(contexts)
     if settings.plan is not None:
-        plans = list(policy.write(contexts, settings.plan, row_seeds(seed, 0, len(contexts))))
+        plans = list(policy.write(contexts, settings.plan, _seeds_of(seed, 0, places)))
         contexts = [
             (*c, TextPiece(text=p.text, token_ids=p.token_ids)) for c, p in zip(contexts, plans, strict=True) if p
         ]
-    seeds = row_seeds(seed, 1, len(contexts))
+    seeds = _seeds_of(seed, 1, places)
     groups = [i // group for i in range(len(contexts))]
     noise = _noise_seeds(settings.draft, seeds, groups) or seeds
     out: list[Round] = []

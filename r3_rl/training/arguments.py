@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from r3_rl import ranks
 from r3_rl.errors import InputError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Policy
@@ -33,6 +34,15 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
         raise InputError(
             f"save_steps {args.save_steps:g} falls between the {args.num_iterations} updates on the same rollouts",
             hint="make it a multiple of num_iterations",
+        )
+    if args.num_prompts % ranks.count():
+        raise InputError(
+            f"{args.num_prompts} prompts do not divide over {ranks.count()} processes",
+            hint="make num_prompts a multiple: peers are compared inside a process",
+        )
+    if args.scale_rewards == "batch" and ranks.count() > 1:
+        raise InputError(
+            "scale_rewards 'batch' would divide by another deviation in every process", hint="use none or group"
         )
     if lora is not None and lora.branches == "generation" and args.text_loss_weight > 0:
         raise InputError(
@@ -74,6 +84,9 @@ def schedule_of(
         num_generations=args.num_generations,
         parts=Parts(count=args.num_parts, whole_groups=panel.compares_peers),
     )
+    # whole groups stay in a process, and what follows from a row's place among all rows is the same for any number
+    share = args.num_prompts // ranks.count()
+    collector.first_group = ranks.rank() * share
     return Schedule(
         name=args.schedule,
         collector=collector,
@@ -86,7 +99,7 @@ def schedule_of(
         pool=NodePool(
             choice=args.refine_node_choice,
             perfect_ratio=args.refine_perfect_ratio,
-            max_groups=4 * args.num_prompts,
+            max_groups=4 * share,
             max_depth=args.refine_depth,
         ),
         rounds=args.rounds,

@@ -9,8 +9,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from r3_rl import ranks
 from r3_rl.observe.progress import RunProgress
 from r3_rl.observe.recorder import Recorder
+
+_SAME_SIGNAL_S = 2.0
 
 
 class RecordCallback(TrainerCallback):
@@ -31,11 +34,14 @@ class RecordCallback(TrainerCallback):
 class InterruptCallback(TrainerCallback):
     """The first Ctrl-C finishes the step, saves and stops; the second one stops at once.
 
-    A `with` block gives the signal back even where training fails, which Trainer tells its callbacks nothing of.
+    A `with` block gives the signal back even where training fails, which Trainer tells its callbacks nothing of. Of
+    several processes all stop at the same step, whichever of them was asked. They get the terminal's signal and
+    their launcher's: what follows at once is not a second Ctrl-C.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._asked_at = 0.0
         self._old: Any = None
 
     def __enter__(self) -> InterruptCallback:
@@ -59,14 +65,21 @@ class InterruptCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stops on a whole step, and on rollouts that have had all their updates: a resumed run makes fresh ones."""
+        if any(ranks.everyone(self.asked)) and not self.asked:
+            self._ask()
         if self.asked and state.global_step % args.num_iterations == 0:
             control.should_save = True
             control.should_training_stop = True
 
+    def _ask(self) -> None:
+        self.asked, self._asked_at = True, time.monotonic()
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            if ranks.count() > 1 and time.monotonic() - self._asked_at < _SAME_SIGNAL_S:
+                return
             raise KeyboardInterrupt
-        self.asked = True
+        self._ask()
         print("\nfinishing the step, then saving (Ctrl-C again stops at once)", flush=True)
 
 
@@ -82,5 +95,5 @@ class TimeBudgetCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stops when the time is up."""
-        if self.seconds is not None and time.monotonic() - self.begin > self.seconds:
+        if self.seconds is not None and any(ranks.everyone(time.monotonic() - self.begin > self.seconds)):
             control.should_training_stop = True

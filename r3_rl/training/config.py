@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from r3_rl import ranks
+
 
 @dataclass
 class R3Config(TrainingArguments):
@@ -42,3 +44,13 @@ class R3Config(TrainingArguments):
     time_budget_s: float | None = field(default=None, metadata={"help": "Seconds after which the run ends."})
     probe_every: int = field(default=10, metadata={"help": "Steps between gradient probes; 0 is never."})
     aggregator: str = field(default="sum", metadata={"help": "How the objectives' gradients become one."})
+
+    @property
+    def world_size(self) -> int:
+        """Processes, as torch says: with DeepSpeed on a CPU accelerate sees one, and every process would write."""
+        return max(ranks.count(), super().world_size)
+
+    @property
+    def process_index(self) -> int:
+        """Rank, as torch says."""
+        return max(ranks.rank(), super().process_index)

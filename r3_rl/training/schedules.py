@@ -133,11 +133,11 @@ class Schedule:
         drafts = self.collector.drafts(prompts, seed=seed, progress=progress)
         self.pool.groups.clear()
         self.pool.add(drafts.node_groups())
-        rng = np.random.default_rng(seed)
+        rng = self._rng(seed)
         nodes = self.pool.choose(len(prompts), rng) or [
             group.nodes[int(rng.integers(len(group.nodes)))] for group in self.pool.groups
         ]
-        count = self.collector.num_generations
+        count, first = self.collector.num_generations, self.collector.first_row
         with self.collector.watch.stage("critique"):
             critiques = make_critiques(
                 self.collector.policy,
@@ -146,6 +146,7 @@ class Schedule:
                 self.collector.settings,
                 seed,
                 group=count,
+                rows=range(first, first + len(nodes) * count),
             )
         rows = [n for n in nodes for _ in range(count)]
         groups = [i // count for i in range(len(rows))]
@@ -155,12 +156,17 @@ class Schedule:
         return collected
 
     def _nodes(self, count: int, seed: int) -> list[Node]:
-        rng = np.random.default_rng(seed)
+        rng = self._rng(seed)
         num_synthetic = round(count * self.synthetic_fraction) if self.synthetic else 0
         nodes = self.pool.choose(count - num_synthetic, rng)
         if self.synthetic and num_synthetic:
-            nodes += self.synthetic(num_synthetic, seed)
+            nodes += self.synthetic(num_synthetic, int(rng.integers(2**31)) if self.collector.first_group else seed)
         return nodes
+
+    def _rng(self, seed: int) -> np.random.Generator:
+        """Of the choice of nodes: every process has a pool of its own and chooses by itself."""
+        first = self.collector.first_group
+        return np.random.default_rng((seed, first) if first else seed)
 
 
 def _collected(

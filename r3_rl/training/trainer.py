@@ -6,33 +6,26 @@ balance -> step -> record.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, set_seed
 
+from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
-from r3_rl.errors import CheckpointError, RunError
+from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Averages
-from r3_rl.policy.adapters import (
-    AdapterSettings,
-    adapted_layers,
-    attach,
-    load_adapter,
-    merged_for_rollout,
-    save_adapter,
-)
+from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach, merged_for_rollout
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
@@ -41,14 +34,13 @@ from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, schedule_of, stream_of
 from r3_rl.training.callbacks import TimeBudgetCallback
+from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_weights
 from r3_rl.training.config import R3Config
 from r3_rl.training.schedules import Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
+from r3_rl.training.sharded import handed_over, keep_gradient
 from r3_rl.training.update import accumulate, step_sizes
 from r3_rl.types import Prompt, TextSegment, Verdict
-
-POOL_TENSORS, POOL_NODES = "node_pool.safetensors", "node_pool.json"
-WEIGHTS = "model.safetensors"
 
 
 class R3Trainer(Trainer):
@@ -108,6 +100,8 @@ class R3Trainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
+        if ranks.count() > 1:  # dropout is the one thing that takes the global random state
+            set_seed(args.seed + ranks.rank())
         self.schedule = schedule_of(model, self.panel, self.loop, args, synthetic)
         self.losses = losses_of(args)
         self.balancer = Balancer(model.module, aggregator=args.aggregator, probe_every=args.probe_every, seed=args.seed)
@@ -144,11 +138,13 @@ class R3Trainer(Trainer):
             step,
             collected.credits,
             lambda credits, normalisers: accumulate(
-                self.policy, credits, self.losses, backward=self.accelerator.backward, normalisers=normalisers
+                self.policy, credits, self.losses, backward=self._backward, normalisers=normalisers
             ),
             step_sizes(collected.credits),
-        )
+        ).over_processes()
         self._refuse_broken_gradient()
+        if self._sharded:
+            self.accelerator.backward(handed_over(self.balancer.parameters))
         collected.metrics |= self._held_out_numbers()
         done = time.perf_counter()
         seconds = {f"time/{name}_s": value for name, value in self.schedule.collector.watch.seconds.items()}
@@ -163,16 +159,28 @@ class R3Trainer(Trainer):
             "memory/peak_bytes": float(peak_bytes(self.args.device)),
             "time/update_s": done - updating,
             "time/step_s": done - begin,
-            "tree/pool_size": float(sum(len(g.nodes) for g in self.schedule.pool.groups)),
+            "tree/pool_size": ranks.total(sum(len(g.nodes) for g in self.schedule.pool.groups))[0],
         }
-        self.averages.add(numbers)
+        together = Averages()
+        for row in ranks.everyone(numbers):
+            together.add(row)
+        self.averages.add(together.pop())
         return torch.tensor(statistics.loss)
+
+    @property
+    def _sharded(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._sharded:
+            keep_gradient(self.balancer.parameters, loss)
+        else:
+            self.accelerator.backward(loss)
 
     def _count_tokens(self, collected: Collected) -> float:
         """Text tokens since the start of the run; Trainer's state keeps the count over a resume."""
-        self.state.num_input_tokens_seen += int(
-            sum(len(c.segment.token_ids) for c in collected.credits if isinstance(c.segment, TextSegment))
-        )
+        tokens = sum(len(c.segment.token_ids) for c in collected.credits if isinstance(c.segment, TextSegment))
+        self.state.num_input_tokens_seen += int(ranks.total(tokens)[0])
         return float(self.state.num_input_tokens_seen)
 
     def _rollouts(self, step: int) -> Collected:
@@ -183,7 +191,7 @@ class R3Trainer(Trainer):
         with torch.no_grad(), fast_weights(self.policy.module):
             collected = self.schedule.collect(
                 turn,
-                self.prompts.batch(turn),
+                self.prompts.batch(turn, ranks.rank(), ranks.count()),
                 seed=self.args.seed * 1_000_003 + turn,
                 progress=step / max(self.args.max_steps, 1),
             )
@@ -217,7 +225,7 @@ class R3Trainer(Trainer):
         return self.held_out.metrics()
 
     def _refuse_flat(self, collected: Collected) -> None:
-        self._flat_steps.append(collected.all_flat)
+        self._flat_steps.append(all(ranks.everyone(collected.all_flat)))
         if len(self._flat_steps) == self._flat_steps.maxlen and all(self._flat_steps):
             raise RunError(
                 f"all groups had equal rewards for {len(self._flat_steps)} steps: there is nothing to learn",
@@ -245,28 +253,21 @@ class R3Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        module = self.policy.module
-        if adapted_layers(module):
-            save_adapter(module, folder, fingerprint=self.base_fingerprint)
-        else:
-            save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / WEIGHTS)
-        pool = self.schedule.pool.state()
-        save_file({str(i): images for i, images in enumerate(pool["images"])}, folder / POOL_TENSORS)
-        (folder / POOL_NODES).write_text(json.dumps(pool["nodes"]), encoding="utf-8")
+        if self.args.should_save:
+            save_weights(self.policy.module, folder, fingerprint=self.base_fingerprint)
+        save_pool(self.schedule.pool, folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        ranks.wait()  # the state that makes a checkpoint whole is written next, by one process for all
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        module = self.policy.module
-        if adapted_layers(module):
-            load_adapter(module, folder, fingerprint=self.base_fingerprint or None)
-        elif (folder / WEIGHTS).is_file():
-            module.load_state_dict(load_file(folder / WEIGHTS))
-        else:
-            raise CheckpointError(f"{folder} holds no {WEIGHTS}", hint="was this run trained with an adapter?")
-        images = load_file(folder / POOL_TENSORS)
-        nodes = json.loads((folder / POOL_NODES).read_text(encoding="utf-8"))
-        self.schedule.pool.load({"images": [images[str(i)] for i in range(len(nodes))], "nodes": nodes})
+        load_weights(self.policy.module, Path(resume_from_checkpoint), fingerprint=self.base_fingerprint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:  # here, since DeepSpeed loads its weights by itself
+            load_pool(self.schedule.pool, Path(checkpoint))
 
 
 def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
@@ -277,11 +278,21 @@ def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
 
 
 class _Held(nn.Module):
-    """The policy's module as Trainer holds it: without our frozen `config`, which Trainer would write to."""
+    """The policy's module as Trainer holds it: what is trained, and without our frozen `config`, which Trainer would
+    write to. A wrapper for several processes neither sends nor saves the base."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {name: p.detach() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
 
 
 class _Steps(torch.utils.data.Dataset[dict[str, int]]):

@@ -7,12 +7,14 @@ that one pass scores both. Losses are normalised by the whole step, so any packi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from r3_rl import ranks
 from r3_rl.algorithm.loss import LossStatistics, PolicyLoss, image_loss, text_loss
 from r3_rl.errors import RunError
 from r3_rl.flow.sde import kl_mean, kl_velocity
@@ -58,6 +60,11 @@ class UpdateStatistics:
             image_loss=self.image_loss + other.image_loss,
             num_micro_batches=self.num_micro_batches + other.num_micro_batches,
         )
+
+    def over_processes(self) -> UpdateStatistics:
+        """Joined with those of the other processes."""
+        parts = replace(self, text=_on_host(self.text), image=_on_host(self.image)) if ranks.count() > 1 else self
+        return reduce(UpdateStatistics.merged, ranks.everyone(parts))
 
     def metrics(self, *, first_pass: bool = True) -> dict[str, float]:
         """The step's numbers by their names in docs/metrics.md. Only on the first pass over fresh rollouts does the
@@ -158,10 +165,18 @@ def _statistics(loss: Tensor, text: PolicyLoss | None, image: PolicyLoss | None)
 
 
 def step_sizes(credits: Sequence[Credit]) -> tuple[float, float]:
-    """Text tokens and denoising steps of a step, at least 1 each."""
+    """Text tokens and denoising steps of a step over all processes, at least 1 each."""
     text = sum(len(c.segment.token_ids) for c in credits if isinstance(c.segment, TextSegment))
     image = sum(len(c.segment.times) for c in credits if isinstance(c.segment, ImageSegment))
-    return float(max(text, 1)), float(max(image, 1))
+    texts, images = ranks.total(text, image)
+    return float(max(texts, 1)), float(max(images, 1))
+
+
+def _on_host(statistics: LossStatistics | None) -> LossStatistics | None:
+    if statistics is None:
+        return None
+    tensors = {f.name: getattr(statistics, f.name) for f in fields(statistics)}
+    return LossStatistics(**{name: None if tensor is None else tensor.cpu() for name, tensor in tensors.items()})
 
 
 def _add(total: LossStatistics | None, more: LossStatistics | None) -> LossStatistics | None:

@@ -1,0 +1,148 @@
+"""Several processes of one run, as `torchrun` starts them: who this one is, and the little that they tell each other.
+
+Every process rolls out its own prompts; gradients, counts and numbers are added up. In one process every function gives
+back what it was handed and starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from r3_rl.errors import R3Error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+Value = TypeVar("Value")
+
+_BUCKET = 1 << 26
+"""Elements that are added up at once: a vector of all gradients would be a second copy of them."""
+
+
+def launched() -> tuple[int, int]:
+    """(rank, number of processes) as the launcher says; needs no torch.
+
+    >>> launched() if "WORLD_SIZE" not in os.environ else (0, 1)
+    (0, 1)
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join() -> None:
+    """Joins the launcher's group, on the GPU of this process where there are GPUs; nothing in a single process."""
+    import torch
+    import torch.distributed as dist
+
+    if launched()[1] == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    # the others wait while the first one measures and draws; if it ends, their launcher ends them
+    patience = timedelta(hours=4)
+    # counts and numbers travel between hosts' memories, gradients between devices
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
+
+
+def leave() -> None:
+    """Ends the group; without it the others may report a broken connection."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def count() -> int:
+    """Processes of the run."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process; 0 writes the files."""
+    import torch.distributed as dist
+
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def everyone(value: Value) -> list[Value]:
+    """The value of every process, by rank. For small things: they are pickled, between processes of one run alone."""
+    if count() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def total(*values: float) -> tuple[float, ...]:
+    """Each value summed over the processes."""
+    return tuple(map(sum, zip(*everyone(values), strict=True)))
+
+
+def of_first(make: Callable[[], Value]) -> Value:
+    """What process 0 makes, in every process; an error of ours there is raised in all."""
+    if count() == 1:
+        return make()
+    import torch.distributed as dist
+
+    made: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            made[0] = make()
+        except R3Error as error:
+            made[1] = error
+    dist.broadcast_object_list(made, src=0)
+    if made[1] is not None:
+        raise made[1]
+    return made[0]  # type: ignore[no-any-return]
+
+
+def wait() -> None:
+    """Until every process is here."""
+    everyone(None)
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """The sum over the processes, in place."""
+    if count() > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def add_gradients(parameters: Sequence[Parameter]) -> None:
+    """Replaces each gradient by its sum over the processes.
+
+    A process whose micro-batches did not touch a parameter counts as zeros; a parameter that nobody touched keeps no
+    gradient, as in one process. However unlike the processes' micro-batches are, nobody waits for a gradient.
+    """
+    if count() == 1:
+        return
+    import torch
+
+    touched = add_up(torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device))
+    there = [p for p, number in zip(parameters, touched.tolist(), strict=True) if number]
+    for bucket in _buckets(there):
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
+        for p, part in zip(bucket, add_up(flat).split([p.numel() for p in bucket]), strict=True):
+            p.grad = part.view_as(p)
+
+
+def _buckets(parameters: Sequence[Parameter]) -> list[list[Parameter]]:
+    buckets: list[list[Parameter]] = []
+    room = 0
+    for p in parameters:
+        if buckets and room >= p.numel() and buckets[-1][0].dtype == p.dtype:
+            buckets[-1].append(p)
+        else:
+            buckets.append([p])
+            room = _BUCKET
+        room -= p.numel()
+    return buckets
