@@ -126,11 +126,12 @@ def _node_groups(groups: Sequence[int], nodes: Sequence[Node | None]) -> list[No
 class _Asked:
     """Rows that scorers have been asked about."""
 
-    def __init__(self, submit: Submit) -> None:
-        self._submit = submit
+    def __init__(self, submit: Submit, batches: list[ScoreBatch]) -> None:
+        self._submit, self._batches = submit, batches
         self._waiting: list[tuple[Sequence[int], Future[list[Verdict]]]] = []
 
     def submit(self, rows: Sequence[int], batch: ScoreBatch) -> None:
+        self._batches.append(batch)
         self._waiting.append((rows, self._submit(batch)))
 
     def wait(self) -> dict[int, Verdict]:
@@ -152,6 +153,8 @@ class Collector:
     rewards: Rewards = totals
     """How verdicts of drafts become rewards; gains are always differences of totals."""
     watch: Stopwatch = field(default_factory=Stopwatch)
+    batches: list[ScoreBatch] = field(default_factory=list)
+    """What the scorers were asked; whoever reads it clears it."""
     first_group: int = 0
     """Groups that the processes before this one have. What is random about a row follows from its place among all
     rows: processes never draw the same noise, and several draw what one would."""
@@ -167,7 +170,7 @@ class Collector:
         groups = tuple(i // g for i in range(g * len(prompts)))
         drawings = self.settings.draft.rows(groups, seed=seed, progress=progress, first_group=self.first_group)
         rows = [p for p in prompts for _ in range(g)]
-        asked = _Asked(self.submit)
+        asked = _Asked(self.submit, self.batches)
 
         def drawn(part: Sequence[int], rounds: Sequence[Round]) -> None:
             asked.submit(
@@ -227,7 +230,7 @@ class Collector:
             )
         rows = [n for n in nodes for _ in range(g)]
         drawings = self.settings.refine.rows(groups, seed=seed, progress=progress, first_group=self.first_group)
-        asked = _Asked(self.submit)
+        asked = _Asked(self.submit, self.batches)
 
         def drawn(part: Sequence[int], images: Sequence[ImageSegment]) -> None:
             texts = [critiques[i].segment.text for i in part]

@@ -30,7 +30,6 @@ from r3_rl.policy.base import Policy
 from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.protocol import PROTOCOLS
-from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, schedule_of, stream_of
 from r3_rl.training.callbacks import TimeBudgetCallback
@@ -108,7 +107,7 @@ class R3Trainer(Trainer):
         self.checked: SelfCheck | None = None
         self.averages = Averages()
         self._collected: Collected | None = None
-        self._asked: Future[list[Verdict]] | None = None
+        self._asked: list[Future[list[Verdict]]] = []
         self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
 
     def self_check(self) -> SelfCheck:
@@ -196,32 +195,26 @@ class R3Trainer(Trainer):
                 progress=step / max(self.args.max_steps, 1),
             )
         collected.metrics |= self.panel.metrics()
-        self._ask_held_out(collected)
+        self._ask_held_out()
         self._refuse_flat(collected)
         if self.on_collected is not None:
             self.on_collected(step, collected)
         self._collected = collected
         return collected
 
-    def _ask_held_out(self, collected: Collected) -> None:
-        """Held-out scorers run while the weights are updated: nothing of the update waits for them."""
-        if self.held_out is None or collected.drafts is None:
-            return
-        drafts = collected.drafts
-        self._asked = self.held_out.submit(
-            ScoreBatch(
-                prompts=drafts.prompts,
-                images=[to_uint8(r.image.image) for r in drafts.rounds],
-                texts=[r.plan.text if r.plan else "" for r in drafts.rounds],
-                groups=drafts.groups,
-            )
-        )
+    def _ask_held_out(self) -> None:
+        """Held-out scorers see what the others saw, while the weights are updated: nothing of the update waits."""
+        batches = self.schedule.collector.batches
+        if self.held_out is not None:
+            self._asked = [self.held_out.submit(batch) for batch in batches]
+        batches.clear()
 
     def _held_out_numbers(self) -> dict[str, float]:
-        asked, self._asked = self._asked, None
-        if self.held_out is None or asked is None:
+        asked, self._asked = self._asked, []
+        if self.held_out is None or not asked:
             return {}
-        asked.result()
+        for answer in asked:
+            answer.result()
         return self.held_out.metrics()
 
     def _refuse_flat(self, collected: Collected) -> None:
