@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from r3_rl.assemble import load_tokenizer, loop_settings
 from r3_rl.errors import InputError
+from r3_rl.evaluate.base_card import base_card
 from r3_rl.evaluate.shapes import ShapesBench, measure_critiques, measure_edits
 from r3_rl.observe.environment import environment
 from r3_rl.observe.progress import RunProgress, duration
@@ -59,14 +59,17 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
     folder = new_run_folder(recipe.training.output_dir, "pretrain")
     recorder = Recorder(folder)
     recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
-    recorder.document("environment.json", environment(dtype="float32"))
+    machine = environment(dtype="float32")
+    recorder.document("environment.json", machine)
     policy = new_policy(settings, seed=recipe.training.seed)
-    print(f"run folder {folder}: {sum(p.numel() for p in policy.model.parameters()):,} parameters")
-    begin = time.monotonic()
+    num_parameters = sum(p.numel() for p in policy.model.parameters())
+    print(f"run folder {folder}: {num_parameters:,} parameters")
     steps = 0
+    leg_seconds: list[float] = []
     legs = settings.legs()
     with RunProgress("pretrain", total_steps=sum(leg.steps for leg in legs)) as progress:
         for number, leg in enumerate(legs):
+            begin = time.monotonic()
             seed = recipe.training.seed + 1000 * number
             for _, numbers in run_pretraining(policy, _batches(leg, seed), leg, seed=seed):
                 steps += 1
@@ -75,13 +78,20 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
                 if steps % SAVE_EVERY == 0:
                     _save(policy, folder / "latest", torch.float32)
             _save(policy, folder / f"leg-{number + 1}", torch.float32)
-    wall_s = time.monotonic() - begin
+            leg_seconds.append(time.monotonic() - begin)
     weights = _save(policy, folder / "weights", torch.bfloat16)
-    print(f"{steps} steps in {duration(wall_s)}; weights in {weights}; measuring")
+    print(f"{steps} steps in {duration(sum(leg_seconds))}; weights in {weights}; measuring")
     measured = measure_base(policy, recipe, bench, num_edits=num_edits)
-    (weights / "README.md").write_text(model_card(recipe, measured, steps=steps, wall_s=wall_s), encoding="utf-8")
+    card = base_card(
+        recipe,
+        measured,
+        num_parameters=num_parameters,
+        leg_seconds=leg_seconds,
+        machine=machine,
+    )
+    (weights / "README.md").write_text(card, encoding="utf-8")
     summary = {name: interval.as_dict() for name, interval in measured.items()}
-    recorder.document("summary.json", {**summary, "steps": steps, "wall_s": round(wall_s, 1)})
+    recorder.document("summary.json", {**summary, "steps": steps, "wall_s": round(sum(leg_seconds), 1)})
     for name, interval in measured.items():
         print(f"{name:30} {100 * interval.mean:5.1f} [{100 * interval.low:5.1f}, {100 * interval.high:5.1f}]")
     return Pretrained(folder=weights, measured=measured)
@@ -178,32 +188,6 @@ def measure_base(
     measured["edits_with_true_instruction"] = share(measure_edits(policy, num_edits, settings))
     measured["critique_useful"] = share(measure_critiques(policy, num_edits, settings))
     return {name: i for name, i in measured.items() if not name.startswith("swap_")}
-
-
-def model_card(recipe: Recipe, measured: dict[str, Interval], *, steps: int, wall_s: float) -> str:
-    """What the weights are, how they were made and what they can do."""
-    assert recipe.pretrain is not None
-    here = environment(dtype="float32")
-    rows = "\n".join(
-        f"| {name} | {100 * i.mean:.1f} % | {100 * i.low:.1f} - {100 * i.high:.1f} | {i.count} |"
-        for name, i in measured.items()
-    )
-    return f"""# The embedded policy of r3-rl
-
-BAGEL's architecture in small ({json.dumps(recipe.pretrain.model.model_dump())}), pretrained on the synthetic shapes
-world by `r3 pretrain recipes/shapes_pretrain.yaml`: {steps} steps of {sum(recipe.pretrain.batch.model_dump().values())}
-examples in {duration(wall_s)} on {here.get("processor", "a CPU")}, seed {recipe.training.seed}. Weights: Apache-2.0.
-
-**Deliberate headroom.** {100 * recipe.pretrain.plan_noise:.0f} % of the text-to-image plans contradict their prompt and
-{100 * recipe.pretrain.image_noise:.0f} % of the images depart from their plan, so that reinforcement learning has
-something to correct. The base's scores are lower than what the same compute could reach.
-
-Measured on held-out prompts, drafts and questions; texts sampled at temperature 1, questions by the likeliest words:
-
-| | share | 95 % interval | n |
-|---|---|---|---|
-{rows}
-"""
 
 
 __all__ = ["Pretrained", "measure_base", "new_policy", "pretrain"]
