@@ -49,8 +49,8 @@ understanding tower of {size.vit_num_layers} layers of width {size.vit_hidden_si
 {size.vit_patch_size} pixels), bfloat16, pretrained from random weights on the synthetic shapes world. Weights:
 Apache-2.0. `bagel_config.json` and its neighbours hold the exact sizes.
 
-**How it was made.** `r3 pretrain shapes_pretrain`, seed {recipe.training.seed}, {duration(sum(leg_seconds))} on {threads}
-of {machine.get("processor") or "a CPU"}, {machine.get("accelerator", "no GPU")}:
+**How it was made.** `r3 pretrain shapes_pretrain`, seed {recipe.training.seed}, {duration(sum(leg_seconds))} on
+{threads} of {machine.get("processor") or "a CPU"}, {machine.get("accelerator", "no GPU")}:
 
 | leg | steps | examples a step | time |
 |---|---|---|---|
