@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r3_rl.errors import DataError, InputError
+from r3_rl.scoring.base import STANDARD_ARGUMENTS, info_of
 from r3_rl.scoring.registry import ScorerEntry, list_scorers, load_scorer, short_name
 
 if TYPE_CHECKING:
@@ -102,6 +103,12 @@ def test(
     start = time.perf_counter()
     spec = ScorerSpec(name=short_name(scorer), scorer=load_scorer(scorer, params, base_folder))
     loaded = time.perf_counter()
+    absent = [need for need in info_of(spec.scorer).needs if need not in (*STANDARD_ARGUMENTS, *(columns or {}))]
+    if absent:
+        raise InputError(
+            f"scorer '{spec.name}' needs the column{'s' * (len(absent) > 1)} {', '.join(absent)}",
+            hint=f"say it as in a row of the data set: --columns '{{{absent[0]}: ...}}'",
+        )
     count = max(1, len(images))
     batch = ScoreBatch(
         prompts=[Prompt(text=prompt, columns=dict(columns or {}))] * count,

@@ -15,7 +15,7 @@ import json
 import sys
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +75,7 @@ def find_scorer(scorer: str, base_folder: str | Path = ".") -> Any:
             raise ScorerInputError(
                 f"scorer '{scorer}': the name of the function or class is missing", hint=f"write '{scorer}:NAME'"
             )
-        return _from_entry_point(scorer)
+        return _from_entry_point(scorer, Path(base_folder))
     if place.endswith(".py") or "/" in place:
         module = _import_file(scorer, Path(base_folder) / Path(place).expanduser())
     else:
@@ -142,10 +142,14 @@ def _entry(point: EntryPoint) -> ScorerEntry:
         return ScorerEntry(name=point.name, origin=origin, info=None, error=_one_line(error))
 
 
-def _from_entry_point(name: str) -> Any:
+def _from_entry_point(name: str, folder: Path) -> Any:
     points = _entry_points()
     if name not in points:
-        raise ScorerInputError(f"no scorer is called '{name}'", hint=_suggest(name, list(points)) + _OTHER_WAYS)
+        if (folder / f"{name}.py").is_file():
+            hint = f"for the file write './{name}.py:{name}'"
+        else:
+            hint = _suggest(name, list(points)) + _OTHER_WAYS
+        raise ScorerInputError(f"no scorer is called '{name}'", hint=hint)
     try:
         return points[name].load()
     except (Exception, SystemExit) as error:
@@ -205,10 +209,12 @@ def _param_problems(scorer: str, found: Any, params: dict[str, Any]) -> list[str
     }
     # A scorer function's **columns are the data set's; a constructor's **options are the user's.
     takes_all = builds and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    # A function's argument without a default is a column of the data set.
+    offered = [n for n, parameter in named.items() if builds or parameter.default is not inspect.Parameter.empty]
     problems = []
     for name in params:
         if name not in named and not takes_all:
-            problems.append(f"scorer '{scorer}' takes no parameter '{name}'; {_suggest(name, list(named), 'it takes')}")
+            problems.append(f"scorer '{scorer}' takes no parameter '{name}'; {_suggest(name, offered, 'it takes')}")
     if builds:
         for name, parameter in named.items():
             if parameter.default is inspect.Parameter.empty and name not in params:
@@ -241,20 +247,33 @@ def _type_problem(value: Any, annotation: Any) -> str:
     try:
         TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        return f"{place}: {first['msg']}" if place and isinstance(value, dict) else str(first["msg"])
+        found = error.errors(include_url=False)
+        if not isinstance(value, dict):
+            return str(found[0]["msg"])
+        return "; ".join(_key_problem(one["type"], one["loc"], one["msg"], annotation) for one in found)
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         return ""  # not a type that a recipe could write; the scorer itself must judge it
     return ""
 
 
+def _key_problem(kind: str, place: tuple[int | str, ...], message: str, annotation: Any) -> str:
+    """One key of a mapping; an unknown one is told what there is."""
+    types = [annotation, *typing.get_args(annotation)]
+    known = next(([field.name for field in fields(each)] for each in types if is_dataclass(each)), [])
+    if kind == "unexpected_keyword_argument" and len(place) == 1 and known:
+        return f"no key '{place[0]}'; {_suggest(str(place[0]), known, 'it takes')}"
+    if kind == "missing":
+        return f"the key '{'.'.join(map(str, place))}' is missing"
+    return f"{'.'.join(map(str, place))}: {message}"
+
+
 def _public(module: ModuleType) -> list[str]:
-    return [
+    own = [
         name
         for name, value in vars(module).items()
         if not name.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
+    return own or [name for name in dir(module) if not name.startswith("_")]  # one that hands on what others define
 
 
 def _suggest(name: str, known: list[str], lead: str = "known") -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from r3_rl.errors import ScorerError
+from r3_rl.errors import R3Error, ScorerError
 from r3_rl.scoring.answers import BrokenContract, check_answer, check_words
 from r3_rl.scoring.base import ScorerInfo, accepted_arguments, call_parameters, info_of
 from r3_rl.scoring.batch import CallParts, ScoreBatch, applicable, call_parts
@@ -191,7 +191,7 @@ def _log(tally: Tally, logged: list[tuple[str, float]]) -> None:
 
 def cause_of(error: BaseException) -> str:
     """Say in one line what a scorer raised."""
-    if isinstance(error, ScorerError):  # a judge's or a server's, in words of our own
+    if isinstance(error, R3Error):  # in words of our own
         return " ".join(str(error).split())
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, TypeError) and "string indices" in text:

@@ -187,7 +187,7 @@ def test_decomposed_with_a_local_model(tiny_vlm, local):
         ({"model": "m", "judge": {"base_urls": ["http://a/v1"], "model": "m"}}, "either `judge`"),
         ({"model": "m", "question": "Is it good?"}, "question must hold {prompt}"),
         ({"model": "m", "least_mass": 0.0}, "least_mass"),
-        ({"judge": {"base_urls": ["http://a/v1"]}}, "model: Field required"),
+        ({"judge": {"base_urls": ["http://a/v1"]}}, "the key 'model' is missing"),
         ({"judge": {"base_urls": ["http://a/v1"], "xmodel": "m", "model": "m"}}, "xmodel"),
         ({"judge": {"base_urls": ["a"], "model": "m"}}, "no address"),
         ({"model": "m", "dtype": "int8"}, "dtype"),

@@ -104,6 +104,12 @@ def test_a_text(capsys):
         ("sharpnes", {"text": "a"}, InputError, "did you mean 'sharpness'"),
         ("sharpness", {"text": "a"}, ScorerError, "'sharpness' needs images"),
         ("sharpness", {}, InputError, "nothing to score"),
+        (
+            "shapes",
+            {"paths": ["a.png"]},
+            InputError,
+            r"needs the column include; .* --columns '{include: ...}'",
+        ),
         ("sharpness", {"paths": ["nowhere.png"]}, DataError, "nowhere.png: no such file"),
         ("sharpness", {"paths": ["notes.txt"]}, DataError, "notes.txt: not an image"),
         ("sharpness", {"paths": ["empty"]}, DataError, "empty: no image in this folder"),

@@ -82,6 +82,15 @@ def test_a_package_that_exits_on_import_does_not_end_the_listing(installed):
     ("scorer", "params", "said"),
     [
         ("jpeg_siz", {}, "did you mean 'jpeg_size'? known: "),
+        ("my_score", {}, "no scorer is called 'my_score'; for the file write './my_score.py:my_score'"),
+        ("trl.rewards:think_format", {}, "no 'think_format' in it; did you mean 'think_format_reward'?"),
+        ("shapes", {"strict_wieght": 1.0}, "did you mean 'strict_weight'? it takes: strict_weight"),
+        (
+            "p_yes",
+            {"judge": {"base_urls": ["http://a/v1"], "modell": "x"}},
+            "'judge': the key 'model' is missing; no key 'modell'; did you mean 'model'? it takes: backoff_s",
+        ),
+        ("p_yes", {"judge": {"base_urls": ["http://a/v1"], "model": "x", "api_key": "k"}}, "it takes: backoff_s, "),
         ("no_such_module_here:f", {}, "'no_such_module_here' fails to import: ModuleNotFoundError"),
         ("r3_rl.rewards.sharpness:sharpnes", {}, "no 'sharpnes' in it; did you mean 'sharpness'?"),
         ("./my_scor.py:brightness", {}, "did you mean 'my_score.py'?"),
