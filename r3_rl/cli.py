@@ -5,17 +5,15 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
 from r3_rl import __version__
 from r3_rl.errors import InputError, R3Error
-
-Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 app = App(
     name="r3",
@@ -63,18 +61,7 @@ def _say(message: str, code: int) -> int:
     return code
 
 
-def _verb(room: str, group: App = app) -> Callable[[Verb], Verb]:
-    """Register a verb once the file of its room is there."""
-
-    def register(verb: Verb) -> Verb:
-        if (Path(__file__).parent / room).is_file():
-            group.command(verb, name=verb.__name__.removesuffix("_"))
-        return verb
-
-    return register
-
-
-@_verb("evaluate/demo.py")
+@app.command
 def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> None:
     """Train the embedded model with R3 for a few minutes and show before and after.
 
@@ -91,7 +78,7 @@ def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> None
     run_demo(out=out, seed=seed, minutes=minutes)
 
 
-@_verb("evaluate/run.py")
+@app.command
 def train(
     recipe: str, /, *overrides: str, resume: str | None = None, dry_run: bool = False, rehearse: bool = False
 ) -> int:
@@ -132,7 +119,7 @@ def train(
     return 130 if done.interrupted else 0
 
 
-@_verb("evaluate/pretrain.py")
+@app.command
 def pretrain(recipe: str, /, *overrides: str) -> None:
     """Make the embedded model: supervised pretraining by a recipe with a `pretrain` section.
 
@@ -155,7 +142,7 @@ def pretrain(recipe: str, /, *overrides: str) -> None:
     run_pretraining(checked)
 
 
-@_verb("evaluate/refiner.py")
+@app.command
 def refine(
     prompt: str,
     /,
@@ -181,7 +168,7 @@ def refine(
     refine_command(prompt=prompt, model=model, adapter=adapter, rounds=rounds, out=out, seed=seed)
 
 
-@_verb("export.py")
+@app.command
 def export(run: str, /, *, out: str | None = None, merge: bool = False, base: str | None = None) -> None:
     """Write the adapter of a run with its model card, reload it and compare the outputs.
 
@@ -196,7 +183,7 @@ def export(run: str, /, *, out: str | None = None, merge: bool = False, base: st
     run_export(run, out, merge=merge, base=base)
 
 
-@_verb("observe/report.py")
+@app.command
 def report(run: str, /) -> None:
     """Write report.html of a run: curves, table, gallery; one file that needs no network.
 
@@ -206,6 +193,18 @@ def report(run: str, /) -> None:
     from r3_rl.observe.report import write_report
 
     print(write_report(run))
+
+
+@app.command
+def compare(*runs: str) -> None:
+    """Show two or more runs side by side: settings that differ, figures before and after, changes with intervals.
+
+    Args:
+        runs: folders of runs that were measured on the same held-out prompts.
+    """
+    from r3_rl.observe.compare import compare as compare_runs
+
+    print(compare_runs(runs))
 
 
 @app.command

@@ -93,8 +93,10 @@ def test_rewards_new_writes_a_scorer_that_a_recipe_can_name(r3, workplace):
 
 
 def test_every_verb_has_a_line_of_help(r3):
-    for verb in ("check", "schema", "doctor", "recipes", "rewards"):
+    trains = ("demo", "train", "pretrain", "refine", "export", "report", "compare")
+    for verb in (*trains, "check", "schema", "doctor", "recipes", "rewards", "prompts"):
         assert app[verb].help, verb
+        assert f"{verb}  " in r3("--help").out
     assert "Usage: r3" in r3("--help").out
     assert r3("--version").out.strip() == "0.1.0"
 

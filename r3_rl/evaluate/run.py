@@ -28,6 +28,7 @@ from r3_rl.errors import InputError
 from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
 from r3_rl.evaluate.reflection import Measured, differences
 from r3_rl.evaluate.shapes import SEED, ShapesBench, judge, synthetic_nodes
+from r3_rl.observe.compare import percent
 from r3_rl.observe.environment import environment
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
@@ -278,6 +279,7 @@ def _write_results(
         if metric in changes:
             summary[f"{key}_difference"] = changes[metric].as_dict()
     summary |= {"num_prompts": bench.num_prompts, "seeds": [recipe.training.seed], "wall_s": round(wall_s, 1)}
+    summary["sets"] = bench.sets()
     recorder.document("summary.json", summary)
     print_table(phases["before"], phases["after"], changes)
 
@@ -287,14 +289,6 @@ def print_table(before: dict[str, Interval], after: dict[str, Interval], changes
     for name in dict.fromkeys([*before, *after]):
         if "/" in name:
             continue
-        parts = [f"{name:24}"]
-        for interval in (before.get(name), after.get(name)):
-            parts.append(
-                f"{100 * interval.mean:5.1f} [{100 * interval.low:5.1f}, {100 * interval.high:5.1f}]"
-                if interval
-                else " " * 21
-            )
+        phases = [percent(interval) if interval else " " * 21 for interval in (before.get(name), after.get(name))]
         change = changes.get(name)
-        if change:
-            parts.append(f"{100 * change.mean:+5.1f} [{100 * change.low:+5.1f}, {100 * change.high:+5.1f}]")
-        print(parts[0] + "  ->  ".join(parts[1:3]) + ("   " + parts[3] if change else ""))
+        print(f"{name:24}{'  ->  '.join(phases)}" + (f"   {percent(change, signed=True)}" if change else ""))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,15 @@ class ShapesBench:
         """The held-out prompts of every phase."""
         return sample_prompts(self.num_prompts, split="held_out", tags=self.tags, seed=SEED)
 
+    def sets(self) -> dict[str, str]:
+        """A digest of what each set asks for, known once something was measured: runs with equal ones can be compared.
+        The base's own drafts among the fixed ones are told by their prompts: their pixels differ in the last digit
+        from one processor to the next."""
+        asked = {"prompts": self.prompts()}
+        asked |= {name: list(d.prompts) for name, d in (("wrong", self.wrong), ("right", self.rights)) if d is not None}
+        found = {name: _digest(p.text for p in prompts) for name, prompts in asked.items()}
+        return found | {"questions": _digest(q.question for q in held_out_questions(self.num_questions, SEED + 4))}
+
     def measure(self, policy: Policy, settings: LoopSettings) -> Measured:
         """Everything, in one phase. The first call also fixes the drafts that both phases are judged on."""
         out = measure_loop(policy, self.prompts(), settings, judge, rounds=self.rounds, seed=SEED, harder=HARD_TAGS)
@@ -91,6 +101,10 @@ class ShapesBench:
         prompts = sample_prompts(count, split="held_out", tags=self.tags, seed=rng)
         images = roughen_pixels(render([sample_scene(p, rng) for p in prompts]), rng)
         return FixedDrafts(prompts=tuple(prompts), images=tuple(torch.from_numpy(i) for i in images))
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def measure_questions(policy: Policy, count: int) -> list[float]:

@@ -239,6 +239,17 @@ def test_both_phases_are_judged_on_the_same_sets(policy):
     assert [p.text for p in bench.prompts()] == [t.prompt.text for t in before.trajectories]
 
 
+def test_a_bench_says_which_sets_it_measures_on(policy):
+    settings = loop(critique=Sampling(max_new_tokens=4), num_steps=2)
+    one, same, other = small_bench(), small_bench(), small_bench(tags=("counting",))
+    assert set(one.sets()) == {"prompts", "questions"}, "fixed drafts are made by the first measurement"
+    for bench in (one, same, other):
+        bench.measure(policy, settings)
+    assert one.sets() == same.sets() and set(one.sets()) == {"prompts", "wrong", "right", "questions"}
+    differing = {name for name, digest in other.sets().items() if digest != one.sets()[name]}
+    assert differing == {"prompts", "wrong", "right"}
+
+
 def test_a_panel_gives_verdicts_of_whole_trajectories(policy):
     seen = []
 

@@ -19,6 +19,7 @@ from r3_rl.evaluate import run as runs
 from r3_rl.evaluate.reflection import Measured
 from r3_rl.evaluate.run import print_table, train
 from r3_rl.evaluate.shapes import ShapesBench
+from r3_rl.observe.compare import compare
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
 from r3_rl.observe.statistics import share
@@ -44,7 +45,9 @@ PLAIN = [
     "observe.keep_trajectories=3",
 ]
 MEASURED = ("draft", "final", "wrong_drafts_edited", "wrong_drafts_repaired", "right_drafts_kept", "questions")
-SUMMARY = {f"{name}_{phase}" for name in MEASURED for phase in ("before", "after")} | {"num_prompts", "seeds", "wall_s"}
+SUMMARY = {f"{name}_{phase}" for name in MEASURED for phase in ("before", "after")} | {
+    "num_prompts", "seeds", "wall_s", "sets",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,8 @@ def test_the_gallery_changes_nothing_of_the_training(recipe, whole):
     without = train(recipe("observe.gallery=0"), bench=bench()).folder
     assert_same_adapter(whole.folder, without)
     assert all(row["phase"] != "during" for row in read_lines(without / "trajectories.jsonl").rows)
+    said = compare([whole.folder, without])
+    assert "observe.gallery  2      0" in said and "Left out" not in said, "measured on the same sets"
 
 
 def assert_same_adapter(one, other):

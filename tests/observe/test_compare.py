@@ -1,0 +1,95 @@
+"""`r3 compare`: figures of several runs stand side by side only where they say the same thing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from r3_rl.errors import InputError
+from r3_rl.observe.compare import compare
+from r3_rl.observe.statistics import over_seeds
+
+SETS = {"prompts": "p", "wrong": "w", "right": "r", "questions": "q"}
+RECIPE = (
+    "algorithm: {schedule: tree}\nrewards:\n- {scorer: shapes, weight: 1.0}\nlora: {targets: [a, b]}\n"
+    "training: {seed: 0, output_dir: runs/a}\n"
+)
+
+
+@pytest.fixture
+def made(finished_run: Path, tmp_path: Path):
+    """Copies of a finished run with another recipe, other sets, another change of the drafts."""
+
+    def run(name, *changes, sets=SETS, draft=None):
+        folder = tmp_path / name
+        shutil.copytree(finished_run, folder)
+        recipe = RECIPE.replace("runs/a", str(folder))
+        for old, new in changes:
+            assert old in recipe
+            recipe = recipe.replace(old, new)
+        (folder / "recipe.resolved.yaml").write_text(recipe)
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**summary, "sets": sets}))
+        if draft is not None:
+            measured = json.loads((folder / "evaluation.json").read_text())
+            measured["differences"]["draft"]["mean"] = draft
+            (folder / "evaluation.json").write_text(json.dumps(measured))
+        return folder
+
+    return run
+
+
+def test_settings_and_figures_stand_side_by_side(made, r3):
+    a, b = made("a"), made("b", ("tree", "full"), ("weight: 1.0", "weight: 0.5"), draft=0.125)
+    done = r3("compare", str(a), str(b))
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[0].startswith(f"run 1  {a}  (seed 0, 320 held-out prompts, 4 min 31 s)")
+    rows = {line.split()[0]: line.split()[1:] for line in lines[3:6]}
+    assert rows == {
+        "setting": ["run", "1", "run", "2"],
+        "algorithm.schedule": ["tree", "full"],
+        "rewards.0.weight": ["1.0", "0.5"],
+    }
+    measured = json.loads((a / "evaluation.json").read_text())
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("draft "))
+    for phase in ("before", "after"):
+        mean, low, high = (100 * measured["phases"][phase]["draft"][key] for key in ("mean", "low", "high"))
+        assert f"{mean:5.1f} [{low:5.1f}, {high:5.1f}]" in lines[at]
+    assert "run 1" in lines[at] and "run 2" in lines[at + 1] and "+12.5 [" in lines[at + 1]
+    (swap,) = (line for line in lines if line.startswith("swap_own_critic_edits"))
+    assert swap.split()[3] == "-" == swap.split()[-1], "measured after training alone"
+    assert not any("/" in line.split()[0] for line in lines[at:] if line and not line.startswith(" "))
+    assert "over the seeds" not in done.out
+
+
+def test_runs_that_differ_in_their_seed_alone_are_joined(made):
+    text = compare([made("a", draft=0.1), made("b", ("seed: 0", "seed: 1"), draft=0.2)])
+    (line, *_) = (line for line in text.splitlines() if "over the seeds" in line)
+    joined = over_seeds([0.1, 0.2])
+    assert f"+15.0 [{100 * joined.low:+5.1f}, {100 * joined.high:+5.1f}]" in line
+    assert "No setting differs." in compare([made("c"), made("d")])
+
+
+def test_other_fixed_sets_are_left_out_and_said_to_be(made):
+    text = compare([made("a"), made("b", sets={**SETS, "wrong": "others"})])
+    assert "\nwrong_drafts_edited" not in text and "\nright_drafts_kept" in text
+    assert "different sets (wrong): wrong_drafts_edited, wrong_drafts_repaired." in text
+
+
+def test_what_cannot_be_compared_is_refused(made, finished_run, tmp_path):
+    a, other = made("a"), made("b", sets={**SETS, "prompts": "others"})
+    with pytest.raises(InputError, match="b was measured on other prompts than"):
+        compare([a, other])
+    with pytest.raises(InputError, match="nothing to compare with"):
+        compare([a])
+    with pytest.raises(InputError, match="no run folder at"):
+        compare([a, tmp_path / "gone"])
+    with pytest.raises(InputError, match="not said on which sets"):
+        compare([a, finished_run])
+    (other / "evaluation.json").unlink()
+    with pytest.raises(InputError, match="not measured before and after"):
+        compare([a, other])
