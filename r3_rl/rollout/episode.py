@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -89,8 +90,7 @@ def row_seeds(seed: int, stage: int, count: int) -> list[int]:
 
 
 def _seeds_of(seed: int, stage: int, rows: Sequence[int]) -> list[int]:
-    seeds = row_seeds(seed, stage, max(rows, default=-1) + 1)
-    return [seeds[row] for row in rows]
+    return _at(rows, row_seeds(seed, stage, max(rows, default=-1) + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,11 @@ class Parts:
 
 
 _ONE = Parts()
+_T = TypeVar("_T")
+
+
+def _at(rows: Sequence[int], values: Sequence[_T]) -> list[_T]:
+    return [values[row] for row in rows]
 
 
 def make_drafts(
@@ -153,7 +158,7 @@ def make_drafts(
     noise = _noise_seeds(settings.draft, seeds, groups) or seeds
     out: list[Round] = []
     for rows in parts.of(groups):
-        images = policy.draw(*([values[i] for i in rows] for values in (contexts, drawings, seeds, noise)))
+        images = policy.draw(_at(rows, contexts), _at(rows, drawings), _at(rows, seeds), _at(rows, noise))
         out += [Round(image=image, plan=plans[i]) for i, image in zip(rows, images, strict=True)]
         if drawn is not None:
             drawn(rows, out[-len(rows) :])
@@ -229,7 +234,7 @@ def make_refinements(
             )
             for i in asked
         ]
-        made = policy.draw(contexts, *([values[i] for i in asked] for values in (drawings, seeds, noise)))
+        made = policy.draw(contexts, _at(asked, drawings), _at(asked, seeds), _at(asked, noise))
         for i, image in zip(asked, made, strict=True):
             out[i] = image
         if drawn is not None and asked:
