@@ -45,7 +45,7 @@ $(VENV)/.train-ready: $(VENV)/.torch-ready pyproject.toml constraints-cpu.txt
 
 $(VENV)/.dev-ready: $(VENV)/.train-ready pyproject.toml constraints-cpu.txt
 	@rm -rf *.egg-info
-	$(PIP_INSTALL) --editable ".[train,balance,clip,judge,serve,rewards,dev]"
+	$(PIP_INSTALL) --editable ".[train,balance,clip,judge,serve,rewards,deepspeed,dev]"
 	@touch $@
 
 # torch first: the CPU build where the configured index has it, else the pinned version as it comes, which is larger and

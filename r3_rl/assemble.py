@@ -25,6 +25,7 @@ from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.training.config import R3Config
+from r3_rl.training.sharded import checked_settings
 from r3_rl.worlds.shapes.shipped import weights_folder
 
 
@@ -196,10 +197,13 @@ def trainer_arguments(recipe: Recipe, run_folder: Path) -> R3Config:
         save_total_limit=2,
         logging_steps=recipe.observe.log_every,
         report_to=list(recipe.observe.trackers) or "none",
-        use_cpu=not torch.cuda.is_available(),
+        # told to use the CPU, accelerate passes DeepSpeed over in silence
+        use_cpu=not (torch.cuda.is_available() or t.deepspeed),
+        deepspeed=checked_settings(t.deepspeed) if t.deepspeed else None,
+        bf16=t.trains_in_bfloat16,
         disable_tqdm=True,
         remove_unused_columns=False,
-        optim="adamw_torch",
+        optim=t.optim,
         num_prompts=r.num_prompts,
         num_generations=r.num_generations,
         num_parts=r.num_parts,

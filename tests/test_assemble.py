@@ -40,6 +40,7 @@ CHANGED = {
 }
 ELSEWHERE = {
     "training.score_cache": "assemble.py",
+    "training.deepspeed": "assemble.py",  # needs a launcher: tests/training/test_processes.py
     "training.eval_steps": "evaluate/run.py",
     "training.eval_prompts": "evaluate/run.py",
     "training.output_dir": "evaluate/run.py",

@@ -13,6 +13,9 @@ from r3_rl.recipe.wording import section_at
 from r3_rl.recipe_io import json_schema
 
 
+ZERO = {"zero_optimization": {"stage": 2}}
+
+
 def recipe(**sections) -> Recipe:
     return Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}], **sections})
 
@@ -61,6 +64,12 @@ def test_recipe_is_frozen_and_values_are_not_converted():
         ({"algorithm": {"multi_objective_aggregation": "normalize_then_sum"}}, "schedule 'tree' needs"),
         ({"lora": {"branches": "generation"}}, "learn nothing from texts"),
         ({"lora": {"enabled": False}, "model": {"dtype": "bfloat16"}}, "full weights are trained in float32"),
+        ({"training": {"deepspeed": {"zero_optimization": {"stage": 3}}}}, "stage 3: use 1 or 2"),
+        ({"training": {"deepspeed": {"train_batch_size": 8}}}, "stage None: use 1 or 2"),
+        ({"training": {"deepspeed": ZERO, "optim": "adamw_8bit"}}, "is sharded already; use 'adamw_torch'"),
+        ({"training": {"deepspeed": {**ZERO, "bf16": {"enabled": True}}}}, "adapters are trained in float32"),
+        ({"training": {"deepspeed": {**ZERO, "bf16": {"enabled": True}}}, "lora": {"enabled": False}}, "to bfloat16"),
+        ({"training": {"deepspeed": ZERO}, "lora": {"enabled": False}, "model": {"dtype": "auto"}}, "in float32"),
         ({"pretrain": {"model": {"hidden_size": 102}}}, "does not divide over 4 num_heads"),
         ({"pretrain": {"apart_fraction": 0.6, "ramp_fraction": 0.6}}, "their sum passes 1"),
     ],

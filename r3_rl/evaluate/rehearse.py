@@ -50,7 +50,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
     free, begin = free_bytes("cuda" if torch.cuda.is_available() else "cpu"), time.perf_counter()
     loaded = load_policy(recipe.model)
     with TemporaryDirectory() as folder:
-        trainer = build_trainer(recipe, loaded, Path(folder))
+        trainer = build_trainer(_in_one_process(recipe), loaded, Path(folder))
         print(f"loaded in {time.perf_counter() - begin:.1f} s")
         log = Log(device=loaded.policy.model.device)
         try:
@@ -63,6 +63,10 @@ def rehearse(recipe: Recipe) -> Rehearsal:
             ) from error
         finally:
             trainer.close()
+
+
+def _in_one_process(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"deepspeed": None})})
 
 
 def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Log, free: int) -> Rehearsal:

@@ -130,7 +130,7 @@ class Policy(Protocol):
         """Tokens that replaying the segment costs, its context included (micro-batches are packed by it)."""
         ...
 
-    def remember_base(self) -> None:
+    def remember_base(self, *, on_host: bool = False) -> None:
         """Keeps a copy of the weights that are about to be trained, where there is no adapter to switch off."""
         ...
 

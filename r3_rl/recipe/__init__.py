@@ -72,8 +72,21 @@ class Recipe(Section):
                 "algorithm.text_loss_weight",
                 "adapters on the generation branch alone learn nothing from texts; set it to 0",
             )
-        if not self.lora.enabled and self.model.dtype != "float32" and self.pretrain is None:
-            yield Problem("model.dtype", "full weights are trained in float32: smaller steps vanish in bfloat16")
+        halved = self.training.trains_in_bfloat16
+        if (
+            not self.lora.enabled
+            and self.pretrain is None
+            and self.model.dtype != ("bfloat16" if halved else "float32")
+        ):
+            yield Problem(
+                "model.dtype",
+                "training.deepspeed.bf16 trains weights in bfloat16; set it to bfloat16"
+                if halved
+                else "full weights are trained in float32: smaller steps vanish in bfloat16 "
+                "(training.deepspeed with bf16.enabled keeps float32 master weights)",
+            )
+        if self.lora.enabled and halved:
+            yield Problem("training.deepspeed", "adapters are trained in float32; leave bf16 out")
         if self.algorithm.tree.synthetic_fraction > 0 and self.data.kind != "shapes":
             yield Problem(
                 "algorithm.tree.synthetic_fraction", "only the data 'shapes' can draw nodes itself; set it to 0"

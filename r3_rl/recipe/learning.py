@@ -10,6 +10,10 @@ from pydantic import Field
 from r3_rl.recipe.base import Problem, Section, section
 from r3_rl.recipe.sampling import Share
 
+STAGES = (1, 2)
+"""Of DeepSpeed's ZeRO, those that leave the weights whole in every process."""
+WHY_NOT = "use 1 or 2: stage 3 gathers weights in every pass of the network, and the processes' passes are unlike"
+
 
 class RewardSection(Section):
     """One scorer of the panel."""
@@ -111,6 +115,11 @@ class TrainingSection(Section):
         "constant_with_warmup", description="Course of the learning rate."
     )
     warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = Field(
+        "adamw_torch",
+        description="AdamW: torch's, or one whose moments take 8 bits or are paged out to the host "
+        "(package bitsandbytes).",
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
@@ -119,6 +128,11 @@ class TrainingSection(Section):
     token_budget: int = Field(4096, ge=64, description="Tokens in a micro-batch at most: the lever for memory.")
     gradient_checkpointing: bool = Field(
         False, description="Layers are computed again in the backward pass instead of kept: slower, far less memory."
+    )
+    deepspeed: dict[str, Any] | None = Field(
+        None,
+        description="DeepSpeed's settings, as in its JSON files: ZeRO stage 1 or 2 shards the optimiser over the "
+        "processes. Null: every process holds the whole optimiser.",
     )
     seed: int = Field(0, ge=0, description="Seed of the run.")
     save_steps: int = Field(50, ge=1, description="Steps between two checkpoints.")
@@ -131,6 +145,19 @@ class TrainingSection(Section):
     num_threads: int | None = Field(
         None, ge=1, description="Threads of a process on a CPU; null takes the physical cores."
     )
+
+    def problems(self) -> Iterator[Problem]:
+        zero = (self.deepspeed or {}).get("zero_optimization")
+        stage = zero.get("stage") if isinstance(zero, dict) else None
+        if self.deepspeed is not None and stage not in STAGES:
+            yield Problem("deepspeed", f"zero_optimization.stage {stage}: {WHY_NOT}")
+        if self.deepspeed is not None and self.optim != "adamw_torch":
+            yield Problem("optim", "with training.deepspeed the optimiser is sharded already; use 'adamw_torch'")
+
+    @property
+    def trains_in_bfloat16(self) -> bool:
+        """DeepSpeed keeps float32 master weights beside weights in bfloat16."""
+        return bool(((self.deepspeed or {}).get("bf16") or {}).get("enabled"))
 
 
 class LoraSection(Section):

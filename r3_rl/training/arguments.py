@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
+from transformers.training_args import OptimizerNames
+
 from r3_rl import ranks
-from r3_rl.errors import InputError
+from r3_rl.errors import InputError, MissingPackageError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.collector import Collector
@@ -35,6 +38,11 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
             f"save_steps {args.save_steps:g} falls between the {args.num_iterations} updates on the same rollouts",
             hint="make it a multiple of num_iterations",
         )
+    if args.fsdp:
+        raise InputError("R3Trainer leaves the weights whole, FSDP shards them", hint="shard the optimiser: deepspeed")
+    optim = OptimizerNames(args.optim).value
+    if any(word in optim for word in ("8bit", "paged", "bnb")) and find_spec("bitsandbytes") is None:
+        raise MissingPackageError(f"optim '{optim}' needs bitsandbytes", hint="pip install bitsandbytes")
     if args.num_prompts % ranks.count():
         raise InputError(
             f"{args.num_prompts} prompts do not divide over {ranks.count()} processes",

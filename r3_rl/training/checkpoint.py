@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
 
 from r3_rl import ranks
-from r3_rl.errors import CheckpointError
+from r3_rl.errors import CheckpointError, RunError
 from r3_rl.policy.adapters import adapted_layers, load_adapter, save_adapter
 from r3_rl.rollout.tree import NodePool
 
 WEIGHTS = "model.safetensors"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint among those of a folder; None where there is none. Trainer writes its state last, so a
+    checkpoint without it, or with half of it, was cut off by a crash."""
+    whole = {}
+    for state in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}"):
+        try:
+            whole[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = state.parent
+        except (ValueError, KeyError, TypeError):
+            continue
+    return whole[max(whole)] if whole else None
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what goes wrong while a checkpoint is written into one line: of a full disk torch says `unexpected pos`.
+
+    Raises RunError.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        free = shutil.disk_usage(folder).free / 2**30
+        raise RunError(
+            f"the checkpoint could not be written: {error} ({free:.1f} GiB are free at {folder})",
+            hint="make room, then --resume goes on from the last whole checkpoint",
+        ) from error
 
 
 def save_weights(module: nn.Module, folder: Path, *, fingerprint: str) -> None:

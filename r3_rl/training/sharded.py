@@ -7,29 +7,39 @@ the engine, added up over the processes, and handed over in one backward pass wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from r3_rl.errors import InputError, MissingPackageError
+from r3_rl.recipe.learning import STAGES, WHY_NOT
 
 INSTALL = "pip install 'r3-rl[deepspeed]'"
+LAUNCH = "torchrun --nproc_per_node 8 -m r3_rl train RECIPE"
 
 
-def refuse_settings(settings: Mapping[str, Any]) -> None:
-    """Raises InputError for settings of DeepSpeed that this trainer cannot keep, MissingPackageError without it."""
-    try:
-        import deepspeed  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError("training.deepspeed needs the package deepspeed", hint=INSTALL) from error
+def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's settings with what the trainer knows filled in.
+
+    Raises InputError for a stage that cannot be kept here and for a process that no launcher started,
+    MissingPackageError without DeepSpeed.
+    """
     stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (1, 2):
-        raise InputError(
-            f"training.deepspeed: ZeRO stage {stage}",
-            hint="use 1 or 2: stage 3 gathers the weights for every pass, and the processes' passes are unlike",
-        )
+    if stage not in STAGES:
+        raise InputError(f"training.deepspeed: zero_optimization.stage {stage}", hint=WHY_NOT)
+    if find_spec("deepspeed") is None:
+        raise MissingPackageError("training.deepspeed needs the package deepspeed", hint=INSTALL)
+    if "RANK" not in os.environ:
+        raise InputError("training.deepspeed needs a launcher, in one process too", hint=LAUNCH)
+    if settings.get("bf16", {}).get("enabled") and not torch.cuda.is_available():
+        raise InputError("training.deepspeed.bf16 needs a GPU", hint="leave it out, with model.dtype float32")
+    # moments in the host's memory work with torch's AdamW too, if one insists
+    known = {"gradient_clipping": "auto", "zero_force_ds_cpu_optimizer": False}
+    return {"train_micro_batch_size_per_gpu": "auto", **known, **settings}
 
 
 def keep_gradient(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
@@ -41,20 +51,23 @@ def keep_gradient(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
 
 
 def handed_over(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """A zero whose gradient is the one that the parameters hold; they hold none afterwards."""
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    """A zero whose gradient is the one that the parameters hold; they hold none afterwards.
+
+    Every parameter is a term of its own, so DeepSpeed takes one gradient away before the next is there.
+    """
+    terms = []
     for p in parameters:
-        p.grad = None
-    return _Hand.apply(gradients, *parameters)  # type: ignore[no-any-return]
+        gradient, p.grad = torch.zeros_like(p) if p.grad is None else p.grad, None
+        terms.append(_Hand.apply([gradient], p))
+    return torch.stack(terms).sum()
 
 
 class _Hand(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return parameters[0].new_zeros((), dtype=torch.float32)
+    def forward(ctx: Any, gradient: list[Tensor], parameter: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return parameter.new_zeros((), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, *scale: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        return None, *(gradient * scale[0].to(gradient.dtype) for gradient in gradients)
+    def backward(ctx: Any, *scale: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.gradient.pop().mul_(scale[0])  # in place: a second copy of all gradients would not fit

@@ -33,7 +33,7 @@ from r3_rl.rollout.protocol import PROTOCOLS
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, schedule_of, stream_of
 from r3_rl.training.callbacks import TimeBudgetCallback
-from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_weights
+from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_weights, writing
 from r3_rl.training.config import R3Config
 from r3_rl.training.schedules import Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
@@ -90,7 +90,7 @@ class R3Trainer(Trainer):
         if peft_config is not None:
             attach(model.module, peft_config, seed=args.seed)
         elif not adapted_layers(model.module):
-            model.remember_base()
+            model.remember_base(on_host=not (args.beta or args.image_beta))
         super().__init__(
             model=_Held(model.module),
             args=args,
@@ -243,6 +243,10 @@ class R3Trainer(Trainer):
         """Step numbers: the prompts of a step follow from its number, so that a resumed run sees the same ones."""
         # batches of one: a resumed Trainer skips batches by their sampler, which batch_size=None does without
         return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_alone)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with writing(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -88,12 +88,18 @@ class UpdateStatistics:
 
 
 def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) -> list[list[Credit]]:
-    """Packs credits up to the budget, longest first, so that like lengths share a pass; a plan stays with its draft."""
-    bundles = _bundles(credits)
-    sized = sorted(((sum(policy.num_tokens(c.segment) for c in b), b) for b in bundles), key=lambda pair: -pair[0])
+    """Packs credits up to the budget. A plan stays with its draft; peers lie side by side, so that a pass reads what
+    they share once; the longest come first, so that like lengths share a pass."""
+    groups: dict[int, list[tuple[int, list[Credit]]]] = {}
+    for bundle in _bundles(credits):
+        context = bundle[0].segment.context
+        size = sum(policy.num_tokens(c.segment) for c in bundle)
+        groups.setdefault(id(context[0] if context else bundle), []).append((size, bundle))
+    for peers in groups.values():
+        peers.sort(key=lambda pair: -pair[0])
     batches: list[list[Credit]] = []
     room: list[int] = []
-    for size, bundle in sized:
+    for size, bundle in (pair for peers in sorted(groups.values(), key=lambda peers: -peers[0][0]) for pair in peers):
         # like lengths lie side by side: only the newest batch is tried
         if batches and room[-1] >= size:
             batches[-1].extend(bundle)

@@ -1,52 +1,109 @@
-"""What a process of several does in the tests: a run of its share, its findings written to a folder by rank."""
+"""What one process of several does in the tests; its findings lie in a folder by rank."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from r3_rl import ranks
+from r3_rl.balance.gradients import Balancer
+from r3_rl.training.update import LossSettings, accumulate, step_sizes
+from tests.training.rollouts import gradient, step_credits, trained_policy
 from tests.training.test_trainer import make, reddish, run, untimed, weights
 
+SHARES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "texts_and_images": (("plan", "critique"), ("draft", "refinement")),
+    "none": (("plan", "draft", "critique", "refinement"), ()),
+}
+"""Stages that rank 0 and rank 1 learn from: micro-batches of texts alone and of images alone; none at all."""
 
-def run_share(folder: str, options: dict[str, Any], resume: str | None = None) -> None:
-    """Trains as one of several processes and leaves rows, weights and what was rolled out in `folder/RANK.*`."""
-    torch.set_num_threads(1)
-    ranks.join()
+
+def train_share(folder: Path, options: dict[str, Any], cut: int | None = None) -> None:
+    """A run's share: its rows, its weights and what it rolled out. cut: once more from the checkpoint of that step,
+    into the folder `again`."""
+    _train(folder, options, None)
+    if cut is not None:
+        _train(folder / "again", options, str(folder / "run" / f"checkpoint-{cut}"))
+
+
+def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
+    folder.mkdir(exist_ok=True)
     if options.get("scorer") == "reddish":
         options = {**options, "scorer": reddish}
-    trainer = make(Path(folder) / "run", **options)
+    trainer = make(folder / "run", **options)
     seen: list[dict[str, Any]] = []
 
     def keep(step: int, collected: Any) -> None:
-        seen.append(
-            {
-                "phase": collected.phase,
-                "prompts": [t.prompt.text for t in collected.trajectories()],
-                "credits": len(collected.credits),
-                "pixels": [float(t.rounds[-1].image.image.double().sum()) for t in collected.trajectories()],
-            }
-        )
+        rolled = collected.trajectories()
+        plans = [t.rounds[-1].plan.text for t in rolled if t.rounds[-1].plan]
+        pixels = [float(t.rounds[-1].image.image.double().sum()) for t in rolled]
+        prompts = [t.prompt.text for t in rolled]
+        seen.append({"phase": collected.phase, "prompts": prompts, "plans": plans, "pixels": pixels})
 
     trainer.on_collected = keep
     rows = untimed(run(trainer, **({"resume_from_checkpoint": resume} if resume else {})))
     found = {
         "world_size": ranks.count(),
-        "wrapped": type(trainer.model_wrapped).__name__,
+        "wrapper": type(trainer.model_wrapped).__name__,
         "rows": rows,
         "seen": seen,
         "pool": [[n.score for n in g.nodes] for g in trainer.schedule.pool.groups],
     }
-    (Path(folder) / f"{ranks.rank()}.json").write_text(json.dumps(found))
-    torch.save(weights(trainer), Path(folder) / f"{ranks.rank()}.pt")
+    (folder / f"{ranks.rank()}.json").write_text(json.dumps(found))
+    torch.save(weights(trainer), folder / f"{ranks.rank()}.pt")
+
+
+def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int) -> None:
+    """The gradient of one step whose credits lie in two processes as `SHARES` says, or all in a single one."""
+    policy = trained_policy()
+    credits = step_credits(policy)
+    if ranks.count() > 1:
+        credits = [c for c in credits if c.stage in SHARES[share][ranks.rank()]]
+    balancer = Balancer(policy.module, aggregator=aggregator, probe_every=probe_every, seed=0)
+    settings = LossSettings(token_budget=64, beta=0.1, image_beta=0.1)
+    statistics = balancer.accumulate(
+        0,
+        credits,
+        lambda part, sizes: accumulate(policy, part, settings, backward=torch.Tensor.backward, normalisers=sizes),
+        step_sizes(credits),
+    ).over_processes()
+    (folder / f"{ranks.rank()}.json").write_text(json.dumps({**statistics.metrics(), **balancer.metrics()}))
+    torch.save(gradient(policy), folder / f"{ranks.rank()}.pt")
+
+
+def main(folder: str, job: str, *arguments: Any) -> None:
+    """Joins the others, does its job, leaves."""
+    torch.set_num_threads(1)  # a fork has no threads of its parent's
+    ranks.join()
+    if find_spec("deepspeed"):
+        import deepspeed
+
+        # half a minute of compiling for a quicker sum in shared memory
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    {"train": train_share, "add_up": add_up_shares}[job](Path(folder), *arguments)
     ranks.leave()
 
 
+def fork(count: int, folder: Path, *job: Any) -> None:
+    """`count` processes that start with what is imported here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(_child, (count, port, str(folder), *job), nprocs=count, start_method="fork")
+
+
+def _child(rank: int, count: int, port: int, *job: Any) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({**{name: str(value) for name, value in place.items()}, "MASTER_ADDR": "127.0.0.1"})
+    main(*job)
+
+
 if __name__ == "__main__":
-    os.chdir(sys.argv[1])
-    run_share(sys.argv[1], json.loads(sys.argv[2]))
+    main(sys.argv[1], *json.loads(sys.argv[2]))

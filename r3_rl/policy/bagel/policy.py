@@ -58,9 +58,11 @@ class BagelPolicy:
         """Tokens that replaying the segment costs."""
         return _replay.segment_tokens(self.reader, segment)
 
-    def remember_base(self) -> None:
-        """Keeps a copy of the weights that are about to be trained: without an adapter `reference` needs it."""
-        self._base = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+    def remember_base(self, *, on_host: bool = False) -> None:
+        """Keeps a copy of the weights that are about to be trained: without an adapter `reference` needs it.
+        on_host: in the host's memory, where no loss asks for it."""
+        trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        self._base = {n: p.to("cpu", copy=True) if on_host else p.clone() for n, p in trained.items()}
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -75,7 +77,7 @@ class BagelPolicy:
         own = dict(self.model.named_parameters())
         try:
             for name, base in self._base.items():
-                own[name].data = base
+                own[name].data = base.to(own[name].device)
             yield
         finally:
             for name, data in trained.items():
