@@ -15,6 +15,7 @@ from r3_rl.policy.bagel.checkpoint import fingerprint, load_autoencoder, load_ba
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.base import Drawing, Sampling
+from r3_rl.policy.hub import fetch, is_hub_id
 from r3_rl.recipe import Recipe, RewardSection
 from r3_rl.recipe.learning import LoraSection
 from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection, WritingSection
@@ -40,8 +41,11 @@ class LoadedPolicy:
 
 
 def base_folder(model: ModelSection) -> Path:
-    """The folder of a recipe's base weights."""
-    folder = Path(model.path) if model.path else weights_folder()
+    """The folder of a recipe's base weights, fetched from the hub where `path` is a name there."""
+    if model.path is not None and is_hub_id(model.path):
+        folder = fetch(model.path, revision=model.revision, weights=not model.random_init)
+    else:
+        folder = Path(model.path) if model.path else weights_folder()
     if not (folder / "llm_config.json").is_file():
         raise CheckpointError(f"{folder} is no BAGEL folder: it has no llm_config.json", hint="check model.path")
     return folder

@@ -24,6 +24,7 @@ from r3_rl.policy.bagel.checkpoint import fingerprint, load_autoencoder, load_ba
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, TextBlock, pack
+from r3_rl.policy.hub import fetch, is_hub_id
 from r3_rl.worlds.shapes.shipped import weights_folder
 
 _ADAPTER = "adapter_config.json"
@@ -162,7 +163,8 @@ def _parsed(text: str) -> Mapping[str, Any]:
 
 def _base_folder(model: Mapping[str, Any], folder: Path) -> Path:
     if model.get("path") is not None:
-        return Path(str(model["path"]))
+        path = str(model["path"])
+        return fetch(path, revision=model.get("revision")) if is_hub_id(path) else Path(path)
     if model.get("kind", "embedded") == "embedded" and model:
         return weights_folder()
     raise InputError(

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from r3_rl.errors import RecipeError
+from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.tree import Mistake, Path, Place, Tree, parse_tree, parse_value, split
 from r3_rl.recipe.wording import mistakes_of
@@ -206,7 +207,9 @@ def _anchor(tree: Tree) -> None:
     for section in ("data", "model"):
         values = tree.values.get(section)
         if isinstance(values, dict) and isinstance(path := values.get("path"), str):
-            values["path"] = _anchored(tree, path, (section, "path"))
+            anchored = _anchored(tree, path, (section, "path"))
+            named = section == "model" and is_hub_id(path) and not FilePath(anchored).is_dir()
+            values["path"] = path if named else anchored
 
 
 def _anchored(tree: Tree, path: str, where: Path) -> str:
@@ -225,7 +228,9 @@ def _outside(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
 
     if isinstance(file := _below(values, "data").get("path"), str):
         yield from ((("data", "path"), message) for message in _prompt_file(FilePath(file)))
-    if isinstance(folder := _below(values, "model").get("path"), str) and not FilePath(folder).is_dir():
+    if isinstance(folder := _below(values, "model").get("path"), str) and not (
+        is_hub_id(folder) or FilePath(folder).is_dir()
+    ):
         yield ("model", "path"), f"no such folder: '{folder}'; name the weights with model.path=FOLDER"
     for section in ("rewards", "eval_rewards"):
         listed = values.get(section)

@@ -12,7 +12,6 @@ from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe.wording import section_at
 from r3_rl.recipe_io import json_schema
 
-
 ZERO = {"zero_optimization": {"stage": 2}}
 
 

@@ -19,6 +19,7 @@ from r3_rl.observe.strip import round_name, strip
 from r3_rl.observe.trajectories import to_pixels
 from r3_rl.policy.adapters import RECIPE_FILE, load_adapter
 from r3_rl.policy.base import Policy
+from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe.sampling import ModelSection, RolloutSection
 from r3_rl.recipe.tree import parse_tree
 from r3_rl.rollout.episode import LoopSettings, run_loop
@@ -98,7 +99,8 @@ class Refiner:
         without one the defaults of the embedded model or of BAGEL hold.
 
         Args:
-            model: folder of weights in BAGEL's layout; None takes the adapter's base, or the embedded model.
+            model: folder of weights in BAGEL's layout, or their name on the hub; None takes the adapter's base, or the
+                embedded model.
             adapter: folder of an adapter, or of a run that left one.
             device: such as `cuda`; None takes an accelerator where there is one.
             dtype: `float32`, `bfloat16` or `auto`; None takes the recipe's, else `auto`.
@@ -270,8 +272,8 @@ def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> 
     wanted = dict(stored) if isinstance(stored, Mapping) else {"dtype": "auto"}
     wanted |= {"random_init": False} | ({} if dtype is None else {"dtype": dtype})
     if model is not None:
-        if not Path(model).is_dir():
-            raise InputError(f"{model}: no such folder", hint="give a folder of weights; nothing is downloaded")
+        if not (Path(model).is_dir() or is_hub_id(str(model))):
+            raise InputError(f"{model}: no such folder", hint="give a folder of weights, or their name on the hub")
         wanted |= {"kind": "bagel", "path": str(model)}
     elif wanted.get("path") is None:
         wanted["path"] = str(weights_folder())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -22,7 +23,11 @@ class ModelSection(Section):
     )
     path: str | None = Field(
         None,
-        description="Folder of weights. Null takes the shipped ones of the embedded model; `bagel` needs a folder.",
+        description="Folder of weights, or their name on the hub, such as `ByteDance-Seed/BAGEL-7B-MoT`, to be fetched "
+        "into its cache. Null takes the shipped ones of the embedded model; `bagel` needs one.",
+    )
+    revision: str | None = Field(
+        None, min_length=1, description="Branch, tag or commit of a name on the hub; null takes its main branch."
     )
     random_init: bool = Field(False, description="Start from random weights (pretraining, tests).")
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
@@ -37,6 +42,8 @@ class ModelSection(Section):
     def problems(self) -> Iterator[Problem]:
         if self.kind == "bagel" and self.path is None:
             yield Problem("path", "kind 'bagel' ships no weights; give the folder of a downloaded checkpoint")
+        if self.revision is not None and (self.path is None or Path(self.path).is_absolute()):
+            yield Problem("revision", "only a name on the hub has revisions; drop it")
         if self.random_init and self.kind == "embedded" and self.path is not None:
             yield Problem("random_init", "random weights and a path contradict each other; drop one of them")
 
