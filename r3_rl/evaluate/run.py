@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback
-from transformers.trainer import TRAINER_STATE_NAME
 
 from r3_rl import ranks
 from r3_rl.assemble import (
@@ -40,6 +39,7 @@ from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.rollout.tree import Node
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
+from r3_rl.training.checkpoint import last_checkpoint
 from r3_rl.training.schedules import Collected
 from r3_rl.training.trainer import R3Trainer, fast_weights
 
@@ -216,12 +216,7 @@ def _folder(recipe: Recipe, name: str, resume: str | None, folder: Path | None) 
 
 
 def _checkpoint(folder: Path) -> str:
-    """The last whole checkpoint: the trainer writes its state last, so one without it was cut off by a crash."""
-    whole = {
-        int(state.parent.name.rpartition("-")[2]): state.parent
-        for state in (folder / "checkpoints").glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
-    }
-    found = whole[max(whole)] if whole else None
+    found = last_checkpoint(folder / "checkpoints")
     if found is None:
         raise InputError(f"{folder} holds no checkpoint", hint="start the run again without --resume")
     print(f"resuming from {found}: adapter, optimiser, schedule, random state, node pool, step")

@@ -10,7 +10,9 @@ import torch
 from r3_rl.errors import CheckpointError
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.adapters import AdapterSettings, merged_for_rollout, trainable_parameters
-from r3_rl.policy.bagel.reader import special_token_ids
+from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens
+from r3_rl.policy.bagel.config import AutoencoderConfig
+from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling
 from r3_rl.rollout.episode import make_critiques, make_drafts, make_refinements
 from r3_rl.types import ImagePiece, TextPiece, TextSegment
@@ -225,6 +227,9 @@ def test_the_end_token_is_part_of_an_ended_text_and_of_no_other(policy):
         assert text.log_probs.shape == (len(text.token_ids),)
         assert text.ended or len(text.token_ids) == LONG.max_new_tokens
     assert {t.ended for t in texts} == {True, False}
+    assert deviation(policy, texts) < 1e-4
+    for text, scored in zip(texts, policy.replay(texts), strict=True):
+        assert scored.shape == text.log_probs.shape, "the end token is scored, hence trained, like every other one"
 
 
 def test_seeds_make_samples_and_nothing_else_does(policy):
@@ -291,6 +296,11 @@ def test_gradient_reaches_the_experts(stage):
     assert any("vit_model" in n for n in got) is (stage in ("critique", "refinement"))
     assert any("lm_head" in n for n in got) is (stage in ("plan", "critique"))
     assert any("vae2llm" in n for n in got) is (stage in ("draft", "refinement"))
+    # the experts read latents and end tokens too: only the words of the context tell whether it was read with gradient
+    pieces = [piece for segment in segments for piece in segment.context if isinstance(piece, TextPiece)]
+    words = {i for piece in pieces for i in piece.token_ids or policy.reader.token_ids(piece.text)}
+    embedded = policy.model.decoder.embed_tokens.weight.grad[sorted(words)]
+    assert len(words) > 3 and bool((embedded.norm(dim=1) > 0).all())
 
 
 def test_gradient_checkpointing_changes_no_gradient():
@@ -350,6 +360,24 @@ def test_edit_contexts_read_the_image_the_same_way_every_time(policy):
     tokens = policy.reader.latent_tokens(picture[None])
     assert tokens.dtype == torch.float32 and torch.equal(tokens, policy.reader.latent_tokens(picture[None]))
     torch.testing.assert_close(policy.reader.images(tokens, (36, 36))[0], picture)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_edit_contexts_take_the_mean_of_an_autoencoder_that_has_a_spread(policy, dtype):
+    """Pixels handed through have none, so that mean and sample would look alike."""
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=4, downsample=2))
+    config = replace(policy.reader.config, autoencoder=autoencoder.config, latent_patch_size=6)
+    reader = Reader(config=config, tokenizer=policy.reader.tokenizer, autoencoder=autoencoder.to(dtype))
+    picture = pictures(1)[0]
+    scaled = (picture[None] * 2 - 1).to(dtype)
+    mean, sampled = autoencoder.encode(scaled), autoencoder.encode_sample(scaled, torch.ones(1, 4, 18, 18, dtype=dtype))
+    assert not torch.allclose(mean, sampled, atol=0.05)
+    (latent, _) = reader.blocks((ImagePiece(image=picture, use="edit"),))
+    assert latent.grid == (3, 3) and latent.tokens.dtype == torch.float32
+    assert torch.equal(latent.tokens, latents_to_tokens(mean.float(), 6)[0])
+    assert reader.images(latent.tokens[None], (36, 36)).dtype == torch.float32
+    assert {p.dtype for p in autoencoder.parameters()} == {dtype}, "decoding leaves the weights' type alone"
 
 
 @pytest.mark.parametrize("drawing", [FAITHFUL, GUIDED], ids=["plain", "guided"])

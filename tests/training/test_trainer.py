@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ from r3_rl.rollout.tree import Node
 from r3_rl.scoring.base import scorer_info
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
+from r3_rl.training.checkpoint import last_checkpoint
 from r3_rl.training.config import R3Config
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import Verdict
@@ -136,11 +138,12 @@ def test_the_same_seed_is_the_same_run_bit_for_bit(tmp_path):
     [
         ({"schedule": "tree", "scorer": reddish, "refine_node_choice": "spread_only", "refine_depth": 2}, 2),
         ({"schedule": "cotrain", "num_iterations": 2}, 2),
-        ({"schedule": "draft_only", "lora": None}, 2),
+        ({"schedule": "draft_only", "lora": None, "beta": 0.1, "image_beta": 0.1}, 2),
     ],
     ids=["tree", "iterations", "full_weights"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options, cut):
+    """Its reference too: the KL of full weights is measured from the base and not from where the run goes on."""
     options = {"max_steps": 4, "save_steps": 1 if "num_iterations" not in options else 2, **options}
     whole = make(tmp_path / "whole", **options)
     rows = untimed(run(whole))
@@ -213,6 +216,51 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     full = make(tmp_path / "b", lora=None)
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
         full.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
+
+
+@pytest.mark.parametrize("part", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_a_crash_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch, part):
+    trainer = make(tmp_path / "checkpoints", max_steps=3, save_steps=1, schedule="draft_only")
+    save = getattr(trainer, part)
+
+    def cut_off(*arguments, **options):
+        save(*arguments, **options)
+        if trainer.state.global_step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, part, cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.close()
+    assert (tmp_path / "checkpoints" / "checkpoint-2").is_dir()
+    last = last_checkpoint(tmp_path / "checkpoints")
+    assert last == tmp_path / "checkpoints" / "checkpoint-1"
+    again = make(tmp_path / "again", max_steps=3, schedule="draft_only")
+    run(again, resume_from_checkpoint=str(last))
+    assert again.state.global_step == 3
+
+
+def test_the_last_checkpoint_is_the_one_of_most_steps_that_is_whole(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    states = {9: '{"global_step": 9}', 10: '{"global_step": 10}', 11: '{"global_st', 12: ""}
+    for step, state in states.items():
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize("file", ["node_pool.json", "optimizer.pt", "trainer_state.json"])
+def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_stays(tmp_path, file):
+    trainer = make(tmp_path, max_steps=3, save_steps=1, schedule="draft_only")
+    full = tmp_path / "checkpoint-2" / file
+    full.parent.mkdir()
+    full.symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"checkpoint could not be written: .*GiB are free.*--resume goes on"):
+        trainer.train()
+    trainer.close()
+    full.unlink()  # reading it would never end
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
 
 
 def test_updates_on_the_same_rollouts_roll_out_once(tmp_path):

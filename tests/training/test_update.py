@@ -9,6 +9,7 @@ import torch
 
 from r3_rl.errors import RunError
 from r3_rl.observe.metrics import unknown_names
+from r3_rl.policy.base import Sampling
 from r3_rl.training.credit import Credit
 from r3_rl.training.update import LossSettings, accumulate, micro_batches, step_sizes
 from tests.policy.tiny import PAPER_GUIDANCE, loop
@@ -88,6 +89,17 @@ def test_on_policy_the_loss_is_minus_the_mean_advantage(policy, credits):
     assert unknown_names(metrics) == []
     later = statistics.metrics(first_pass=False)
     assert "ratio/text_deviation" not in later and "ratio/image_mean" in later
+
+
+def test_every_sampled_token_and_step_enters_the_loss(policy):
+    """The end token too, texts that ran into their limit, and images, which have one length all."""
+    long = Sampling(max_new_tokens=40)
+    mixed = step_credits(policy, loop(plan=long, critique=long))
+    texts = [c.segment for c in mixed if c.objective == "understanding"]
+    assert {text.ended for text in texts} == {True, False}
+    statistics, _ = updated(policy, mixed, replace(LOSSES, token_budget=200))
+    assert float(statistics.text.count) == sum(len(text.token_ids) for text in texts)
+    assert float(statistics.image.count) == sum(len(c.segment.times) for c in mixed if c.objective == "generation") > 0
 
 
 def test_weights_scale_the_objectives(policy, credits):
