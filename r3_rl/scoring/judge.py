@@ -142,11 +142,13 @@ class Judge:
                     return replace(outcome, num_retries=attempt)
                 fault = self._last_fault = outcome
                 self._pool.failed(server, started=started, now=time.monotonic(), rest_s=fault.rest_s)
-        if self._pool.is_down(settings.num_retries + 1):
-            raise ScorerError(
-                f"{fault.cause}; no server of this judge gives an answer that can be used",
-                hint="is it running, and is it this one?",
-            )
+                # Every question's failure lengthens the rest, so all give up together: each on its own would wait for
+                # as many rests as there are questions.
+                if self._pool.is_down(settings.num_retries + 1):
+                    raise ScorerError(
+                        f"{fault.cause}; no server of this judge gives an answer that can be used",
+                        hint="is it running, and is it this one?",
+                    )
         return Reply(cause=fault.cause, num_retries=settings.num_retries)
 
     async def _awake_server(self, deadline: float) -> Server | None:

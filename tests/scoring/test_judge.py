@@ -161,6 +161,15 @@ def test_all_dead_is_one_clear_line(chat_server, judge):
     assert "\n" not in str(raised.value)
 
 
+def test_questions_side_by_side_do_not_lengthen_the_wait_for_a_dead_server(chat_server, judge):
+    dead = chat_server(echo)
+    dead.close()
+    start = time.monotonic()
+    with pytest.raises(ScorerError, match="no server of this judge gives an answer"):
+        ask(judge(dead.url, num_retries=5, backoff_s=0.05), *"abcdefgh")
+    assert time.monotonic() - start < 6  # rests of 0.05 (1 + 2 + 4 + 8 + 16) = 1.6 s, half as much again at most
+
+
 def test_a_slow_server_runs_into_the_limit(chat_server, judge):
     released = threading.Event()
 
