@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+from torch import nn
 from transformers.training_args import OptimizerNames
 
 from r3_rl import ranks
@@ -55,6 +57,18 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
     if lora is not None and lora.branches == "generation" and args.text_loss_weight > 0:
         raise InputError(
             "adapters on the generation branch alone learn nothing from texts", hint="set text_loss_weight to 0"
+        )
+
+
+def refuse_coarse(module: nn.Module, args: R3Config) -> None:
+    """Raises InputError where trained weights have 16 bits: most steps are too small for them and would vanish.
+    DeepSpeed keeps float32 copies of what it trains; adapters are float32 on any base."""
+    trained = {p.dtype for p in module.parameters() if p.requires_grad}
+    coarse = sorted(str(dtype).removeprefix("torch.") for dtype in trained if torch.finfo(dtype).bits < 32)
+    if coarse and not args.deepspeed:
+        raise InputError(
+            f"weights in {', '.join(coarse)} are to be trained: small steps would vanish",
+            hint="load the model in float32, or train an adapter (peft_config)",
         )
 
 

@@ -31,7 +31,7 @@ from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.protocol import PROTOCOLS
 from r3_rl.scoring.panel import Panel
-from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, schedule_of, stream_of
+from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, refuse_coarse, schedule_of, stream_of
 from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_weights, writing
 from r3_rl.training.config import R3Config
@@ -126,6 +126,11 @@ class R3Trainer(Trainer):
         self.panel.close()
         if self.held_out is not None:
             self.held_out.close()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; a rehearsal, which keeps nothing that it learns, goes without it and may hold coarser weights."""
+        refuse_coarse(self.policy.module, self.args)
+        return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One step of the schedule: its gradient stands in the parameters afterwards."""

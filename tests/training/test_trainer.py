@@ -449,6 +449,17 @@ def test_arguments_that_contradict_each_other(tmp_path, options, problem):
         R3Trainer(tiny_policy(), red, R3Config(output_dir=str(tmp_path), use_cpu=True), [], [1])
 
 
+def test_weights_too_coarse_for_small_steps_are_not_trained(tmp_path):
+    with pytest.raises(InputError, match=r"weights in bfloat16 are to be trained.*an adapter"):
+        make(tmp_path, policy=tiny_policy(dtype=torch.bfloat16), lora=None).train()
+    adapted = make(tmp_path, policy=tiny_policy(dtype=torch.bfloat16), schedule="draft_only", learning_rate=1e-6)
+    before = weights(adapted)
+    run(adapted)
+    assert {p.dtype for p in before.values()} == {torch.float32}
+    moved = {n for n, p in weights(adapted).items() if "lora_A" in n and not torch.equal(p, before[n])}
+    assert moved, "steps of a millionth arrive"
+
+
 @pytest.mark.parametrize("branches", ["understanding", "generation"])
 def test_one_branch_alone_can_be_trained(tmp_path, branches):
     text_weight = 0.0 if branches == "generation" else 1.0
