@@ -100,9 +100,10 @@ def released(inputs: GainInputs) -> torch.Tensor:
 def repair(inputs: GainInputs) -> torch.Tensor:
     """Give every refinement that does not improve its image the lowest gain of its group.
 
-    C' = released gain;   C = min_{peers} C' if a refinement was drawn and V1 <= V0, else C'
+    C' = released gain;   C = min_{peers} C' where the critique did not stop and V1 <= V0, else C'
 
-    An edit that changes nothing is then worth no more than the one that did the most harm.
+    An edit that changes nothing is then worth no more than the one that did the most harm; nor is a malformed critique,
+    of which nothing was drawn.
 
     >>> no = torch.tensor([False, False, False])
     >>> change = torch.tensor([0.5, 0.0, -0.25])

@@ -122,8 +122,8 @@ def _drafts(rows: Sequence[Mapping[str, Any]], window: int) -> Alarm | None:
             name="drafts_get_worse",
             message=f"The gain rose from {gains_then.mean():.3f} to {gains_now.mean():.3f} while {fall} "
             f"(steps {span[0]} to {span[1]} against the last {window}).",
-            advice="The gain is earned by worse drafts, not by better refinements: lower the learning rate or the "
-            "share of refine steps, or raise the weight of the draft reward.",
+            advice="The gain is earned by worse drafts, not by better refinements: lower the learning rate, raise beta "
+            "and image_beta, or take the checkpoint from before the fall.",
         )
     return Alarm(
         name="draft_collapse",
@@ -164,8 +164,8 @@ def _off_policy(rows: Sequence[Mapping[str, Any]], tolerance: float) -> Alarm | 
         name="off_policy_ratio",
         message=f"The {kind} importance ratio was {deviation:.2g} away from 1 on a first pass (step {step}); "
         f"rounding explains {tolerance:g} at most.",
-        advice="Sampling and replay differ: other guidance, temperature or positions. Check the backbone's "
-        "`replay_text` and `replay_image` against `write` and `draw`.",
+        advice="Sampling and replay differ: other guidance, temperature or positions. Check the backbone's `replay` "
+        "against its `write` and `draw`.",
     )
 
 
