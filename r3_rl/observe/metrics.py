@@ -52,7 +52,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("refine/draft_score", "1", "Mean panel score of the drafts: read it beside the gain."),
         _metric("refine/final_score", "1", "Mean panel score of the last image of a trajectory."),
         _metric("refine/gain_mean", "1", "Mean of V1 - V0 over the rollouts; 0 where nothing was drawn."),
-        _metric("refine/frac_improved", "share", "Rollouts whose refinement scores above the image that was looked at."),
+        _metric("refine/frac_improved", "share", "Rollouts whose refinement beats the image that was looked at."),
         _metric("refine/frac_regressed", "share", "Rollouts whose refinement scores below it."),
         _metric("refine/frac_stopped", "share", "Critiques that ended the loop with a well-formed stop."),
         _metric("refine/frac_well_formed", "share", "Texts that close their thoughts and then say one thing."),
@@ -98,7 +98,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("num_tokens", "tokens", "Text tokens learned from since the start.", "last"),
     ),
     "Time": (
-        _metric("time/{stage}_s", "s", "Seconds of one stage: draft (with its plans), critique, refine, update.", "sum"),
+        _metric("time/{stage}_s", "s", "Seconds of a stage: draft (plans included), critique, refine, update.", "sum"),
         _metric("time/score_s", "s", "Seconds that the step waited for scorers after the last image was drawn.", "sum"),
         _metric("time/step_s", "s", "Seconds of the whole step.", "sum"),
         _metric("memory/peak_bytes", "bytes", "Largest memory held so far.", "max"),
