@@ -109,7 +109,8 @@ def random_bagel(
 ) -> Bagel:
     """A model of exactly these sizes with random weights, made on the device: for benchmarks and rehearsals.
 
-    Every part has an effect (no zero head), so that speed, memory and gradients are those of a real model.
+    Every part has an effect (no zero head), so that speed, memory and gradients are those of a real model. On the
+    device `meta` there are sizes and nothing else.
     """
     if config.special_token_ids is None:
         config = replace(config, special_token_ids=dict(QWEN_TOKEN_IDS))
@@ -186,6 +187,8 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
 def _randomise(model: Any, dtype: torch.dtype, device: torch.device, seed: int) -> Any:
     """Norms 1, biases 0, everything else normal with the deviation that keeps a layer's output at its input's size."""
     model = model.to(dtype).to_empty(device=device).eval()
+    if device.type == "meta":
+        return model
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
