@@ -135,6 +135,8 @@ class Verdict:
     """Raw score by scorer name."""
     words: str = ""
     """The reason in words, where a scorer gave one (`log_extra("reason", [...])`)."""
+    best: float = 1.0
+    """Total of a perfect image: what the scorers that apply, with their weights and ranges, give at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -38,13 +38,19 @@ class GainInputs:
 
     difference: torch.Tensor
     perfect: torch.Tensor
-    """bool, V0 is 1."""
+    """bool, V0 is 1, or the panel's best."""
     stopped: torch.Tensor
     groups: torch.Tensor
 
 
 def gains(
-    kind: str, score_before: torch.Tensor, score_after: torch.Tensor, stopped: torch.Tensor, groups: torch.Tensor
+    kind: str,
+    score_before: torch.Tensor,
+    score_after: torch.Tensor,
+    stopped: torch.Tensor,
+    groups: torch.Tensor,
+    *,
+    perfect: torch.Tensor | None = None,
 ) -> Gains:
     """Give each rollout's gain C(V0, V1, stop); the equations stand with each kind in this file.
 
@@ -55,6 +61,8 @@ def gains(
             stop: give V0 again, the image is unchanged.
         stopped: bool [R], a well-formed critique that asked for no further edit.
         groups: int [R], refinements of one image share an id; read by `repair`.
+        perfect: bool [R], nothing could score above V0; left out, where V0 is 1. A panel whose weights do not add up to
+            1 has another best.
 
     Raises:
         InputError: an unknown kind, or vectors of unlike length.
@@ -72,7 +80,8 @@ def gains(
         raise InputError("scores, stops and groups are not vectors of one length", hint="one entry for each rollout")
     before = _finite_or_missing(score_before)
     difference = torch.where(stopped, before, _finite_or_missing(score_after)) - before
-    inputs = GainInputs(difference=difference, perfect=before >= PERFECT_FROM, stopped=stopped, groups=groups)
+    perfect = before >= PERFECT_FROM if perfect is None else perfect
+    inputs = GainInputs(difference=difference, perfect=perfect, stopped=stopped, groups=groups)
     values = torch.where(difference.isnan(), torch.nan, rule(inputs))
     return Gains(values=values, improved=difference > 0, regressed=difference < 0, stopped=stopped)
 

@@ -38,6 +38,8 @@ from r3_rl.policy.bagel.checkpoint import save_bagel
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.rollout.tree import Node
+from r3_rl.scoring.batch import ScoreBatch, to_uint8
+from r3_rl.scoring.panel import Panel
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
 from r3_rl.training.checkpoint import last_checkpoint
 from r3_rl.training.schedules import Collected
@@ -192,18 +194,27 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
         peft_config=peft_config,
         eval_reward_funcs=held_out,
         base_fingerprint=loaded.fingerprint,
-        synthetic=partial(_synthetic, tags=shapes_tags(recipe.data)) if recipe.data.kind == "shapes" else None,
+        synthetic=partial(_synthetic, panel=panel, tags=shapes_tags(recipe.data))
+        if recipe.data.kind == "shapes"
+        else None,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _synthetic(count: int, seed: int, *, tags: Sequence[str]) -> list[Node]:
+def _synthetic(count: int, seed: int, *, panel: Panel, tags: Sequence[str] | None) -> list[Node]:
+    """Scored by the panel that scores their refinements: a gain is a difference of what one judge says."""
     pairs = synthetic_nodes(count, seed, tags=tags)
-    verdicts = judge([image for _, image in pairs], [prompt for prompt, _ in pairs])
+    batch = ScoreBatch(
+        prompts=[prompt for prompt, _ in pairs],
+        images=[to_uint8(image) for _, image in pairs],
+        texts=[""] * len(pairs),
+        groups=range(len(pairs)),
+    )
     return [
-        Node(prompt=prompt, image=image, score=verdict.total or 0.0, verdict=verdict)
-        for (prompt, image), verdict in zip(pairs, verdicts, strict=True)
+        Node(prompt=prompt, image=image, score=verdict.total, verdict=verdict)
+        for (prompt, image), verdict in zip(pairs, panel.score(batch), strict=True)
+        if verdict.total is not None
     ]
 
 

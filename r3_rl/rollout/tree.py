@@ -16,7 +16,8 @@ import torch
 
 from r3_rl.types import Prompt, Verdict
 
-PERFECT = 1.0 - 1e-6
+WITHIN = 1e-6
+"""A weighted panel reaches its best only up to rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +32,11 @@ class Node:
     verdict: Verdict
     depth: int = 0
     """0 for a draft, 1 for a refinement of a draft, ..."""
+
+    @property
+    def perfect(self) -> bool:
+        """Whether no image could score higher."""
+        return self.score >= self.verdict.best - WITHIN
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +53,7 @@ class NodeGroup:
     @property
     def mixed(self) -> bool:
         """Whether some are perfect and some are not."""
-        perfect = [node.score >= PERFECT for node in self.nodes]
+        perfect = [node.perfect for node in self.nodes]
         return any(perfect) and not all(perfect)
 
 
@@ -86,8 +92,8 @@ class NodePool:
         nodes = group.nodes
         if self.choice == "uniform":
             return nodes[int(rng.integers(len(nodes)))]
-        perfect = [n for n in nodes if n.score >= PERFECT]
-        wrong = [n for n in nodes if n.score < PERFECT]
+        perfect = [n for n in nodes if n.perfect]
+        wrong = [n for n in nodes if not n.perfect]
         side = perfect if rng.random() < self.perfect_ratio else wrong
         side = side or perfect or wrong  # where one side is empty the other serves
         return side[int(rng.integers(len(side)))]
@@ -105,6 +111,7 @@ class NodePool:
                         "depth": n.depth,
                         "scores": dict(n.verdict.scores),
                         "words": n.verdict.words,
+                        "best": n.verdict.best,
                     }
                     for n in g.nodes
                 ]
@@ -123,7 +130,7 @@ class NodePool:
                             prompt=Prompt(text=n["text"], columns=n["columns"]),
                             image=image,
                             score=n["score"],
-                            verdict=Verdict(total=n["score"], scores=n["scores"], words=n["words"]),
+                            verdict=Verdict(total=n["score"], scores=n["scores"], words=n["words"], best=n["best"]),
                             depth=n["depth"],
                         )
                         for image, n in zip(images, nodes, strict=True)

@@ -157,12 +157,19 @@ class Panel:
         ]
         parts = [weight * score for weight, score in counted if score is not None]
         total = math.fsum(parts) if counted and len(parts) == len(counted) else None
+        highest = [
+            max(seat.spec.weight * end for end in seat.info.range) if seat.info.range else None
+            for seat, column in zip(self._seats, columns, strict=True)
+            if seat.spec.weight != 0 and column.applies[index]
+        ]
+        known = [end for end in highest if end is not None]
         words = [(name, column.words[index]) for name, column in zip(self.names, columns, strict=True)]
         said = [(name, text) for name, text in words if text]
         return Verdict(
             total=total,
             scores={name: column.scores[index] for name, column in zip(self.names, columns, strict=True)},
             words=said[0][1] if len(said) == 1 else "; ".join(f"{name}: {text}" for name, text in said),
+            best=math.fsum(known) if known and len(known) == len(highest) else 1.0,
         )
 
     async def _close_step(self) -> dict[str, float]:

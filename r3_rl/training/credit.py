@@ -16,7 +16,7 @@ from r3_rl.algorithm.advantage import Advantages, advantages
 from r3_rl.algorithm.gain import Gains, gains
 from r3_rl.algorithm.rewards import Format, reason_rewards, refine_rewards, text_reward
 from r3_rl.rollout.collector import Drafts, Refinements
-from r3_rl.rollout.tree import PERFECT, Node
+from r3_rl.rollout.tree import Node
 from r3_rl.types import Critique, ImageSegment, Segment, TextSegment
 
 
@@ -95,7 +95,8 @@ def credit_refinements(refinements: Refinements, settings: CreditSettings) -> St
     # a malformed critique drew nothing and is no stop: its image is unchanged
     after = torch.where(drawn, _totals([v.total if v else None for v in refinements.verdicts]), before)
     groups = torch.tensor(refinements.groups)
-    gained = gains(settings.gain, before, after, stopped, groups)
+    perfect = _perfect(refinements.nodes)
+    gained = gains(settings.gain, before, after, stopped, groups, perfect=perfect)
     rewards = refine_rewards(
         gained, after, well_formed, drawn, settings.form, image="score" if settings.gain == "released" else "gain"
     )
@@ -106,12 +107,17 @@ def credit_refinements(refinements: Refinements, settings: CreditSettings) -> St
         out.append(Credit(segment=critique.segment, advantage=float(text.values[i]), stage="critique"))
         if segment is not None:
             out.append(Credit(segment=segment, advantage=float(image.values[i]), stage="refinement"))
-    metrics = {**_refine_metrics(gained, before, after, well_formed, drawn), **_common(after, text)}
+    metrics = {**_refine_metrics(gained, perfect, before, after, well_formed, drawn), **_common(after, text)}
     return _finish(out, metrics, refinements.groups, text, image)
 
 
 def _refine_metrics(
-    gained: Gains, before: torch.Tensor, after: torch.Tensor, well_formed: torch.Tensor, drawn: torch.Tensor
+    gained: Gains,
+    perfect: torch.Tensor,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    well_formed: torch.Tensor,
+    drawn: torch.Tensor,
 ) -> dict[str, float]:
     return {
         "refine/gain_mean": _mean(after - before),
@@ -120,16 +126,15 @@ def _refine_metrics(
         "refine/frac_regressed": _mean(gained.regressed.float()),
         "refine/frac_stopped": _mean(gained.stopped.float()),
         "refine/frac_well_formed": _mean(well_formed.float()),
-        "tree/frac_perfect": _mean((before >= PERFECT).float()),
-        **decisions(before, stopped=gained.stopped, drawn=drawn),
+        "tree/frac_perfect": _mean(perfect.float()),
+        **decisions(perfect, stopped=gained.stopped, drawn=drawn),
     }
 
 
-def decisions(score: torch.Tensor, *, stopped: torch.Tensor, drawn: torch.Tensor) -> dict[str, float]:
+def decisions(right: torch.Tensor, *, stopped: torch.Tensor, drawn: torch.Tensor) -> dict[str, float]:
     """Shares of wrong images that a critique wants edited and of right images that it leaves alone."""
-    right = score >= PERFECT
     return {
-        "refine/frac_wrong_edited": _mean(drawn[~right & ~score.isnan()].float()),
+        "refine/frac_wrong_edited": _mean(drawn[~right].float()),
         "refine/frac_right_kept": _mean(stopped[right].float()),
     }
 
@@ -142,7 +147,8 @@ def credit_critiques(
     score = _totals([n.score for n in nodes])
     stopped = torch.tensor([c.stop for c in critiques], dtype=torch.bool)
     well_formed = torch.tensor([c.well_formed for c in critiques], dtype=torch.bool)
-    agrees = (stopped == (score >= PERFECT)).float()
+    perfect = _perfect(nodes)
+    agrees = (stopped == perfect).float()
     text = advantages(
         text_reward(agrees, well_formed, settings.form),
         torch.tensor(groups, dtype=torch.int64),
@@ -155,7 +161,7 @@ def credit_critiques(
     metrics = {
         "refine/frac_well_formed": _mean(well_formed.float()),
         "refine/frac_stopped": _mean(stopped.float()),
-        **decisions(score, stopped=stopped, drawn=drawn),
+        **decisions(perfect, stopped=stopped, drawn=drawn),
         **_common(score, text),
     }
     return _finish(out, metrics, groups, text)
@@ -204,6 +210,10 @@ def _lengths(credits: Sequence[Credit]) -> dict[str, float]:
 
 def _trainable(segment: Segment) -> bool:
     return not isinstance(segment, ImageSegment) or len(segment.times) > 0
+
+
+def _perfect(nodes: Sequence[Node]) -> torch.Tensor:
+    return torch.tensor([node.perfect for node in nodes], dtype=torch.bool)
 
 
 def _totals(values: Sequence[float | None]) -> torch.Tensor:

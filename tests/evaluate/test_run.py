@@ -25,6 +25,7 @@ from r3_rl.observe.recorder import read_lines
 from r3_rl.observe.statistics import share
 from r3_rl.policy.bagel.checkpoint import load_bagel
 from r3_rl.recipe_io import load_recipe
+from r3_rl.scoring.panel import Panel, ScorerSpec
 from tests.docs.world import world_folder
 
 PLAIN = [
@@ -204,6 +205,18 @@ def test_what_cannot_be_resumed_is_refused(recipe, tmp_path):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match="holds no checkpoint"):
         train(recipe(), resume=str(tmp_path / "empty"))
+
+
+def test_nodes_that_the_world_draws_are_scored_by_the_panel():
+    """Not by the exact judge: its 0 against a score in part after the refinement would be a gain for nothing."""
+
+    def partly(images, **columns):
+        return [None if i == 2 else 0.25 + i / 100 for i in range(len(images))]
+
+    with Panel([ScorerSpec(name="partly", scorer=partly)]) as panel:
+        nodes = runs._synthetic(4, 0, panel=panel, tags=None)
+    assert [node.score for node in nodes] == [0.25, 0.26, 0.28], "without a score an image is no node"
+    assert nodes[0].verdict.scores == {"partly": 0.25} and nodes[0].image.shape == (3, 36, 36)
 
 
 def test_scorers_end_with_the_run_even_when_it_fails(recipe, monkeypatch):

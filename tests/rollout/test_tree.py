@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,18 @@ def test_what_a_group_says_about_itself():
     assert MIXED.mixed and not WRONG.mixed and not RIGHT.mixed
     assert RIGHT.spread == 0 < WRONG.spread == pytest.approx(0.1)
     assert group("nearly", 1 - 1e-7, 0.5).mixed, "a weighted panel reaches 1 only up to rounding"
+
+
+def test_perfect_is_the_best_that_the_panel_can_say():
+    """Weights that add up to 1.3 or 0.5: a total of 1 is then not what tells a perfect image."""
+    more = NodeGroup(nodes=tuple(replace(n, verdict=replace(n.verdict, best=1.3)) for n in group("m", 1.3, 1.1).nodes))
+    less = NodeGroup(nodes=tuple(replace(n, verdict=replace(n.verdict, best=0.5)) for n in group("l", 0.5, 0.2).nodes))
+    for made in (more, less):
+        assert [node.perfect for node in made.nodes] == [True, False] and made.mixed
+        kept = pool("spread_only", made, perfect_ratio=0.0)
+        other = pool("spread_only")
+        other.load(kept.state())
+        assert other.choose(1, np.random.default_rng(0))[0].score == made.nodes[1].score
 
 
 def test_spread_only_takes_mixed_groups_alone():

@@ -43,6 +43,23 @@ def test_the_total_is_the_weighted_sum(text_batch):
     assert "weighted_rewards/logged/mean" not in metrics
 
 
+def test_a_verdict_says_what_a_perfect_sample_would_get():
+    half = scorer_info(range=(0.0, 1.0))(lambda completions, **columns: [0.5] * len(completions))
+    asked = scorer_info(range=(-1.0, 1.0), needs=("asked",))(lambda completions, asked: [0.0] * len(completions))
+    prompts = [Prompt(text="a"), Prompt(text="b", columns={"asked": 1})]
+    specs = [
+        ScorerSpec(name="half", scorer=half, weight=1.0),
+        ScorerSpec(name="asked", scorer=asked, weight=-0.3),
+        ScorerSpec(name="logged", scorer=words, weight=0.0),
+    ]
+    with Panel(specs) as panel:
+        verdicts = panel.score(ScoreBatch(prompts=prompts, texts=["x", "y"]))
+    assert [verdict.best for verdict in verdicts] == pytest.approx([1.0, 1.3]), "of the scorers that apply"
+    with Panel([*specs, ScorerSpec(name="words", scorer=words)]) as panel:
+        (verdict,) = panel.score(ScoreBatch(prompts=prompts[:1], texts=["x"]))
+    assert verdict.best == 1.0, "where a range is not declared, 1 is taken for perfect"
+
+
 def test_one_missing_score_makes_the_total_missing(text_batch):
     def partly(completions):
         return [None if text == "?" else 1.0 for text in completions]

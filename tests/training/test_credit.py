@@ -132,6 +132,17 @@ def test_critiques_earn_the_gain_and_their_form(kind, column):
     assert found(stage, "critique") == pytest.approx([a for a in (gains - gains.mean()).tolist() if a], abs=1e-4)
 
 
+def test_what_is_perfect_follows_from_the_weights_of_the_panel():
+    """With weights that add up to 1.3 an image of 1.1 is not perfect: stopping at it earns nothing."""
+    found_at = refinements([1.1, 1.1], ["stop", 1.3])
+    nodes = tuple(replace(n, verdict=replace(n.verdict, best=1.3)) for n in found_at.nodes)
+    stage = credit_refinements(replace(found_at, nodes=nodes), replace(PLAIN, format_weight=0.0))
+    assert found(stage, "critique") == pytest.approx([-0.1, 0.1], abs=1e-4)
+    assert stage.metrics["tree/frac_perfect"] == 0 and stage.metrics["refine/frac_wrong_edited"] == 0.5
+    alone = credit_critiques(nodes, found_at.critiques, [0, 0], replace(PLAIN, format_weight=0.0))
+    assert found(alone, "critique") == [-0.5, 0.5]
+
+
 def test_refined_images_are_compared_with_refined_images_of_the_same_image():
     before, after = [0.5] * 4, [1.0, "stop", 0.0, "malformed"]
     stage = credit_refinements(refinements(before, after), PLAIN)
