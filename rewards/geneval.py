@@ -1,8 +1,8 @@
 """Does an image show the objects, counts, colours and positions that GenEval's prompt asks for?
 
 Source: Ghosh, Hajishirzi and Schmidt, "GenEval" (2023), its rules and thresholds. Range: 0 to 1.
-Licence of the weights: Mask2Former's (Swin-S, COCO instances) are CC BY-NC 4.0 by its authors' list of models, "other" by
-the model card on the hub; MIT, since 2022, is the code alone. OpenAI's CLIP ViT-L/14 is MIT.
+Licence of the weights: Mask2Former's (Swin-S, COCO instances) are CC BY-NC 4.0 by its authors' list of models, "other"
+by the model card on the hub; MIT, since 2022, is the code alone. OpenAI's CLIP ViT-L/14 is MIT.
 Memory: 0.3 and 1.7 GB of weights in float32, and the masks of one image at its full size, 4 MB for each of its
 detections at 1024 x 1024, several times over.
 Cannot judge: anything but COCO's 80 classes, ten colours and four relations; drawings far from photographs; whether the

@@ -51,8 +51,8 @@ def test_a_recipe_keeps_the_name_and_checks_without_a_network(cache, tmp_path, m
     places = [f"data.path={tmp_path / 'prompts.jsonl'}", "data.kind=jsonl"]
     recipe = load_recipe("bagel_smoke", [f"model.path={NAME}", "model.revision=main", *places])
     assert (recipe.model.path, recipe.model.revision) == (NAME, "main")
-    with pytest.raises(RecipeError, match=r"override 'model\.path=weigths'.*no such folder"):
-        load_recipe("bagel_smoke", ["model.path=weigths", *places])
+    with pytest.raises(RecipeError, match=r"override 'model\.path=nowhere'.*no such folder"):
+        load_recipe("bagel_smoke", ["model.path=nowhere", *places])
 
 
 @pytest.mark.parametrize(("name", "revision"), [("somebody/else", None), (NAME, "v2"), (NAME, "f" * 40)])
