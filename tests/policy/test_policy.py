@@ -121,11 +121,38 @@ def test_a_plan_and_its_draft_share_one_row_and_score_as_apart(policy):
     found = one_of_each(policy, GUIDED)
     plans, drafts = found["plan"], found["draft"]
     seen = rows_of_passes(policy, lambda: policy.replay([*plans, *drafts]))
-    assert seen == [12], "six rows of plan and draft, six without the text; the context holds no image to drop"
+    assert seen == [3, 6, 6], "three prompts; six rows of plan and draft; six without the text, which share nothing"
     together = policy.replay([*plans, *drafts])
     apart = [*policy.replay(plans), *policy.replay(drafts)]
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(log_probs(a), log_probs(b), atol=2e-5, rtol=0)
+
+
+def test_what_peers_share_is_read_once_and_scores_as_apart(policy):
+    found = one_of_each(policy, GUIDED)
+    images = [d.image for d in found["draft"][::2]]
+    critiques = [c.segment for c in make_critiques(policy, images, PROMPTS, loop(), 5, group=2)]
+    seen = rows_of_passes(policy, lambda: policy.replay(critiques))
+    assert seen == [3, 6], "three images, six critiques"
+    ragged = [*critiques[1:], *found["refinement"], *found["plan"][:3], *found["draft"][2:]]
+    for whole, segment in zip(policy.replay(ragged), ragged, strict=True):
+        (alone,) = policy.replay([segment])
+        torch.testing.assert_close(log_probs(whole), log_probs(alone), atol=2e-5, rtol=0)
+
+
+def test_a_shared_context_gets_the_gradient_of_all_its_rows():
+    policy = tiny_policy()
+    images = [d.image for d in one_of_each(policy, FAITHFUL)["draft"][::2]]
+    critiques = [c.segment for c in make_critiques(policy, images, PROMPTS, loop(), 5, group=2)][:5]
+
+    def gradient(passes):
+        policy.module.zero_grad()
+        for segments in passes:
+            torch.cat(policy.replay(segments)).sum().backward()
+        return torch.cat([p.grad.flatten() for p in policy.module.parameters() if p.grad is not None])
+
+    together, apart = gradient([critiques]), gradient([[c] for c in critiques])
+    torch.testing.assert_close(together, apart, atol=2e-6 * float(apart.norm()), rtol=0)
 
 
 def rows_of_passes(policy, run):
@@ -390,7 +417,8 @@ def test_num_tokens_is_what_a_replay_costs(policy, drawing):
             )
             policy.replay([segment])
             handle.remove()
-            assert [policy.num_tokens(segment)] == seen
+            # what the branches of one image share is read once
+            assert [policy.num_tokens(segment)] == seen if len(seen) == 1 else policy.num_tokens(segment) > sum(seen)
 
 
 def test_supervised_text_loss_is_the_replayed_log_prob(policy):

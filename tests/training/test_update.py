@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,12 @@ def test_micro_batches_keep_the_budget_and_everything(policy, credits):
     assert sorted(id(c) for b in batches for c in b) == sorted(id(c) for c in credits)
     for batch in batches:
         assert sum(policy.num_tokens(c.segment) for c in batch) <= 200 or len(batch) <= 2
+
+
+def test_peers_lie_side_by_side_in_a_micro_batch(policy, credits):
+    for batch in micro_batches(policy, credits, 150):
+        owners = [id(c.segment.context[0]) for c in batch]
+        assert len(set(owners)) == 1 + sum(a != b for a, b in itertools.pairwise(owners))
 
 
 def test_a_plan_travels_with_its_draft(policy, credits):

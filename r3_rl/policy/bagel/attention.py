@@ -62,9 +62,12 @@ def attend(
     q = (query * dim**-0.5).view(rows, num_new, num_kv, repeat, dim).permute(0, 2, 3, 1, 4)
     q = q.reshape(rows * num_kv, repeat * num_new, dim)
     k, v = (x.transpose(1, 2).reshape(rows * num_kv, num_new, dim) for x in (key, value))
+    if past and torch.is_grad_enabled():
+        out = _attend_joined(q, k, v, mask, past)
+        return out.view(rows, num_kv, repeat, num_new, dim).permute(0, 3, 1, 2, 4).reshape(query.shape)
     own = torch.bmm(q, k.transpose(1, 2))
     if mask is not None:
-        own = own.view(rows, num_kv, repeat, num_new, num_new).masked_fill(~mask[:, None, None], float("-inf"))
+        own = own.view(rows, num_kv, repeat, num_new, num_new) + _bias(mask, own.dtype)[:, None, None]
         own = own.view(rows * num_kv, repeat * num_new, num_new)
     if not past:
         out = torch.bmm(own.softmax(-1), v)
@@ -79,6 +82,40 @@ def attend(
                 out = out + _unstack(torch.bmm(_stack(weight, num_kv, share), values.flatten(0, 1)), num_kv, share)
     out = out.view(rows, num_kv, repeat, num_new, dim).permute(0, 3, 1, 2, 4)
     return out.reshape(rows, num_new, num_heads, dim)
+
+
+def _attend_joined(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    past: list[tuple[Tensor, Tensor, Tensor | None, int]],
+) -> Tensor:
+    """`attend` with a backward pass to come: joining keys before the product, shared ones repeated for every row, takes
+    fewer passes over scores than joining scores. q [B V, R Q, D], k and v [B V, Q, D] -> [B V, R Q, D]."""
+    num_kv, num_new = past[0][0].shape[1], k.shape[1]
+    rows = k.shape[0] // num_kv
+    keys = torch.cat([*(_repeated(keys, share).flatten(0, 1) for keys, _, _, share in past), k], 1)
+    values = torch.cat([*(_repeated(values, share).flatten(0, 1) for _, values, _, share in past), v], 1)
+    scores = torch.bmm(q, keys.transpose(1, 2))
+    if mask is not None or any(valid is not None for _, _, valid, _ in past):
+        looked = [
+            keys.new_ones(rows, part.shape[2], dtype=torch.bool) if valid is None else _repeated(valid, share)
+            for part, _, valid, share in past
+        ]
+        own = keys.new_ones(rows, num_new, num_new, dtype=torch.bool) if mask is None else mask
+        bias = _bias(torch.cat([*(x[:, None].expand(-1, num_new, -1) for x in looked), own], 2), scores.dtype)
+        scores = (scores.view(rows, num_kv, -1, *bias.shape[1:]) + bias[:, None, None]).view(scores.shape)
+    return torch.bmm(scores.softmax(-1), values)
+
+
+def _repeated(x: Tensor, share: int) -> Tensor:
+    return x if share == 1 else x.repeat_interleave(share, 0)
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where True, minus infinity elsewhere: adding it has no backward pass, unlike filling."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
 def attend_cached(query: Tensor, past: list[tuple[Tensor, Tensor, Tensor | None, int]]) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B contexts, G rows that share their leading pieces.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,47 @@ def shared_depth(contexts: Sequence[Context]) -> tuple[int, int]:
         if length > 1:
             return depth, length
     return 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peers:
+    """Rows whose contexts begin with the same pieces."""
+
+    rows: tuple[int, ...]
+    """Places in the batch."""
+    depth: int
+    """How many leading pieces they share; 0 for the rows that share none with another."""
+
+
+def peers_of(contexts: Sequence[Context]) -> list[Peers]:
+    """Every row with those that share the longest beginning with it, in any order of rows and any number.
+
+    >>> from r3_rl.types import TextPiece
+    >>> a, b = TextPiece(text="a"), TextPiece(text="b")
+    >>> [(p.depth, p.rows) for p in peers_of([(a,), (b,), (a, b)])]
+    [(1, (0, 2)), (0, (1,))]
+    """
+    keys = [tuple(id(piece) for piece in context) for context in contexts]
+    counts = Counter(key[:depth] for key in keys for depth in range(1, len(key) + 1))
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, key in enumerate(keys):
+        depth = max((d for d in range(1, len(key) + 1) if counts[key[:d]] > 1), default=0)
+        groups.setdefault(key[:depth], []).append(row)
+    shared = [Peers(rows=tuple(rows), depth=len(key)) for key, rows in groups.items() if key and len(rows) > 1]
+    alone = sorted(row for key, rows in groups.items() if not key or len(rows) == 1 for row in rows)
+    return [*shared, *([Peers(rows=tuple(alone), depth=0)] if alone else [])]
+
+
+def encode_peers(model: Bagel, reader: Reader, contexts: Sequence[Context], peers: Sequence[Peers]) -> Encoded:
+    """What the peers share, once each, as the past of their rows one after the other; gradient flows through it."""
+    encoded = encode_rows(model, [reader.blocks(contexts[p.rows[0]][: p.depth]) for p in peers])
+    sizes = [len(p.rows) for p in peers]
+    owner = torch.arange(len(peers), device=model.device).repeat_interleave(torch.tensor(sizes, device=model.device))
+    if len(set(sizes)) > 1:
+        return encoded.select(owner)
+    for part in encoded.parts:
+        part.share = sizes[0]
+    return Encoded(parts=encoded.parts, next_position=encoded.next_position[owner])
 
 
 def encode_rows(

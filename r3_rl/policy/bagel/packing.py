@@ -28,6 +28,8 @@ class TextBlock:
     ids: Sequence[int]
     num_scored: int = 0
     """Logits are computed at the first so many tokens; token i predicts ids[i + 1]."""
+    last: bool = False
+    """Nothing follows in the row: tokens that predict no other are not read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +105,7 @@ class _Grid:
 def num_tokens(block: Block) -> int:
     """Tokens that a block takes, begin and end of image included."""
     if isinstance(block, TextBlock):
-        return len(block.ids)
+        return block.num_scored if block.last else len(block.ids)
     return (block.patches if isinstance(block, LookBlock) else block.tokens).shape[0] + 2
 
 
@@ -161,9 +163,9 @@ def _empty_grid(rows: int, columns: int) -> _Grid:
 
 
 def _place_text(grid: _Grid, r: int, column: int, position: int, block: TextBlock) -> None:
-    n = len(block.ids)
+    n = num_tokens(block)
     ids = np.asarray(block.ids, np.int64)
-    grid.ids[r, column : column + n] = ids
+    grid.ids[r, column : column + n] = ids[:n]
     grid.position[r, column : column + n] = np.arange(position, position + n)
     grid.causal[r, column : column + n] = True
     if block.num_scored:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens, token
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.images import patchify, resize, resized_size
 from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, TextBlock
-from r3_rl.types import Context, ImagePiece, Piece, TextPiece
+from r3_rl.types import Context, ImagePiece, TextPiece
 
 _SPECIAL = {
     "bos_token_id": "<|im_start|>",
@@ -108,7 +107,7 @@ class Reader:
         there is no image; a plan goes with its prompt, a system prompt stays), `image` leaves out every image: the
         two dropped contexts of guidance."""
         out: list[Block] = []
-        for piece in _kept(context, drop):
+        for piece in kept_pieces(context, drop):
             if isinstance(piece, TextPiece):
                 out.append(self.text_block(piece.text, piece.token_ids))
                 continue
@@ -120,7 +119,7 @@ class Reader:
     def num_tokens(self, context: Context, *, drop: str = "") -> int:
         """Tokens of `blocks`, counted without reading any image."""
         total = 0
-        for piece in _kept(context, drop):
+        for piece in kept_pieces(context, drop):
             if isinstance(piece, TextPiece):
                 total += len(self.text_block(piece.text, piece.token_ids).ids)
                 continue
@@ -131,11 +130,13 @@ class Reader:
         return total
 
 
-def _kept(context: Context, drop: str) -> Iterator[Piece]:
+def kept_pieces(context: Context, drop: str) -> Context:
+    """What `Reader.blocks` reads of a context."""
+    if not drop:
+        return context
     last_image = max((i for i, piece in enumerate(context) if isinstance(piece, ImagePiece)), default=-1)
-    for i, piece in enumerate(context):
-        if isinstance(piece, ImagePiece):
-            if drop != "image":
-                yield piece
-        elif drop != "text" or i < last_image or piece.keep:
-            yield piece
+    if drop == "image":
+        return tuple(piece for piece in context if not isinstance(piece, ImagePiece))
+    return tuple(
+        piece for i, piece in enumerate(context) if isinstance(piece, ImagePiece) or i < last_image or piece.keep
+    )

@@ -2,13 +2,14 @@
 
 A text and the image drawn after it share one row: the text's tokens are scored where the image's steps find them as
 context, so a plan and its draft cost one pass. The steps of one image follow one another in the row as noisy blocks
-that do not see each other. Shapes: S scored steps, M latent tokens, C channels.
+that do not see each other. What rows of a group share (the prompt, the image looked at) is read once for all of them.
+Shapes: S scored steps, M latent tokens, C channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from torch import Tensor
 from r3_rl.flow.guidance import combine
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import log_prob, stochastic_step
-from r3_rl.policy.bagel.model import Bagel, token_log_probs
-from r3_rl.policy.bagel.packing import Block, LatentBlock, TextBlock, num_tokens, pack
-from r3_rl.policy.bagel.reader import Reader
+from r3_rl.policy.bagel.encoder import Encoded, encode_peers, peers_of
+from r3_rl.policy.bagel.model import Bagel, BagelOutput, token_log_probs
+from r3_rl.policy.bagel.packing import Block, LatentBlock, Packed, TextBlock, num_tokens, pack
+from r3_rl.policy.bagel.reader import Reader, kept_pieces
 from r3_rl.policy.base import ImageReplay
 from r3_rl.types import Context, ImagePiece, ImageSegment, Segment, TextPiece, TextSegment
 
@@ -27,7 +29,10 @@ from r3_rl.types import Context, ImagePiece, ImageSegment, Segment, TextPiece, T
 class _Row:
     """One row of the pass and whose numbers come out of it."""
 
+    context: Context
+    """What is read before."""
     blocks: list[Block]
+    """What is scored."""
     text: int | None = None
     """Index of the text segment scored in this row."""
     images: list[tuple[int, str]] = field(default_factory=list)
@@ -37,35 +42,85 @@ class _Row:
 def replay(model: Bagel, reader: Reader, segments: Sequence[Segment]) -> list[Tensor | ImageReplay]:
     """Log-probs of every segment: float32 [T] for a text, an `ImageReplay` for an image."""
     rows = _rows(reader, segments)
-    packed = pack([row.blocks for row in rows], model.config, device=model.device)
-    out = model(packed)
-    results: list[Tensor | ImageReplay | None] = [None] * len(segments)
-    velocities: dict[tuple[int, str], Tensor] = {}
-    logit_at = velocity_at = 0
-    for row in rows:
-        if row.text is not None:
-            segment = segments[row.text]
-            assert isinstance(segment, TextSegment)
-            count = len(segment.token_ids)
-            span = slice(logit_at, logit_at + count)
-            kept = None if segment.kept is None else segment.kept.to(model.device)
-            results[row.text] = token_log_probs(
-                out.logits[span], packed.targets[span], temperature=segment.temperature, kept=kept
-            )
-            logit_at += count
-        for index, branch in row.images:
-            segment = segments[index]
-            assert isinstance(segment, ImageSegment)
-            steps = _replayed_steps(segment, branch)
-            shape = (len(steps), *segment.states.shape[1:])
-            count = shape[0] * shape[1]
-            velocities[index, branch] = out.velocity[velocity_at : velocity_at + count].view(shape)
-            velocity_at += count
-    for index, branch in velocities:
+    found = _Found()
+    peers = peers_of([row.context for row in rows])
+    shared = [p for p in peers if p.depth]
+    if shared:
+        together = [rows[i] for p in shared for i in p.rows]
+        past = encode_peers(model, reader, [row.context for row in rows], shared)
+        depth = [p.depth for p in shared for _ in p.rows]
+        _score(model, reader, segments, together, found, depth=depth, past=past)
+    alone = [rows[i] for p in peers if not p.depth for i in p.rows]
+    if alone:
+        _score(model, reader, segments, alone, found, depth=[0] * len(alone), past=None)
+    for index, branch in found.velocities:
         if branch == "full":
-            results[index] = _image_replay(segments[index], index, velocities, model.device)
-    assert all(r is not None for r in results)
-    return results  # type: ignore[return-value]
+            found.results[index] = _image_replay(segments[index], index, found.velocities, model.device)
+    return [found.results[i] for i in range(len(segments))]
+
+
+@dataclass(kw_only=True, eq=False)
+class _Found:
+    """What the passes of a replay have brought so far."""
+
+    results: dict[int, Tensor | ImageReplay] = field(default_factory=dict)
+    """By segment."""
+    velocities: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    """[S, M, C] by segment and branch."""
+
+
+def _score(
+    model: Bagel,
+    reader: Reader,
+    segments: Sequence[Segment],
+    rows: Sequence[_Row],
+    found: _Found,
+    *,
+    depth: Sequence[int],
+    past: Encoded | None,
+) -> None:
+    """One pass over rows whose first `depth` pieces lie in `past`."""
+    blocks = [[*reader.blocks(row.context[d:]), *row.blocks] for row, d in zip(rows, depth, strict=True)]
+    start = past.next_position.tolist() if past else None
+    packed = pack(blocks, model.config, start=start, device=model.device)
+    out = model(packed, past.parts if past else None)
+    found.results |= _text_log_probs(segments, [row.text for row in rows if row.text is not None], out, packed)
+    places = [place for row in rows for place in row.images]
+    shapes = [
+        (len(_replayed_steps(segment, branch)), *segment.states.shape[1:])
+        for index, branch in places
+        if isinstance(segment := segments[index], ImageSegment)
+    ]
+    # split, not a slice each: a slice's backward pass is a zero-filled copy of the whole
+    velocities = out.velocity.split([steps * tokens for steps, tokens, _ in shapes])
+    found.velocities |= {p: v.view(shape) for p, v, shape in zip(places, velocities, shapes, strict=True)}
+
+
+def _text_log_probs(
+    segments: Sequence[Segment], texts: Sequence[int], out: BagelOutput, packed: Packed
+) -> dict[int, Tensor]:
+    """Of the texts in the order of their logits; texts sampled alike in one operation."""
+    spans: dict[int, tuple[int, int]] = {}
+    alike: dict[tuple[float, bool], list[int]] = {}
+    at = 0
+    for index in texts:
+        segment = segments[index]
+        assert isinstance(segment, TextSegment)
+        spans[index] = (at, at + len(segment.token_ids))
+        at = spans[index][1]
+        alike.setdefault((segment.temperature, segment.kept is not None), []).append(index)
+    results: dict[int, Tensor] = {}
+    for (temperature, truncated), indices in alike.items():
+        logits, targets = out.logits, packed.targets
+        if len(indices) < len(texts):
+            own = torch.cat([torch.arange(*spans[i]) for i in indices]).to(logits.device)
+            logits, targets = logits[own], targets[own]
+        masks = [m for i in indices if isinstance(s := segments[i], TextSegment) and (m := s.kept) is not None]
+        kept = torch.cat(masks).to(logits.device) if truncated else None
+        log_probs = token_log_probs(logits, targets, temperature=temperature, kept=kept)
+        sizes = [spans[i][1] - spans[i][0] for i in indices]
+        results |= dict(zip(indices, log_probs.split(sizes), strict=True))
+    return results
 
 
 def _rows(reader: Reader, segments: Sequence[Segment]) -> list[_Row]:
@@ -74,7 +129,7 @@ def _rows(reader: Reader, segments: Sequence[Segment]) -> list[_Row]:
     by_text: dict[int, _Row] = {}
     for i, segment in enumerate(segments):
         if isinstance(segment, TextSegment):
-            row = _Row(blocks=[*reader.blocks(segment.context), _scored(reader, segment)], text=i)
+            row = _Row(context=segment.context, blocks=[_scored(reader, segment)], text=i)
             by_text[id(segment.token_ids)] = row
             rows.append(row)
     for i, segment in enumerate(segments):
@@ -83,14 +138,19 @@ def _rows(reader: Reader, segments: Sequence[Segment]) -> list[_Row]:
             continue
         host = _host(segment.context, by_text, segments)
         if host is None:
-            host = _Row(blocks=reader.blocks(segment.context))
+            host = _Row(context=segment.context, blocks=[])
             rows.append(host)
         host.blocks.extend(_noisy_blocks(reader, segment, "full"))
         host.images.append((i, "full"))
         for drop in _dropped(segment):
             if _replayed_steps(segment, drop):
-                blocks = [*reader.blocks(segment.context, drop=drop), *_noisy_blocks(reader, segment, drop)]
-                rows.append(_Row(blocks=blocks, images=[(i, drop)]))
+                blocks = _noisy_blocks(reader, segment, drop)
+                rows.append(_Row(context=kept_pieces(segment.context, drop), blocks=blocks, images=[(i, drop)]))
+    for row in rows:
+        if row.text is not None and not row.images:
+            text = row.blocks[0]
+            assert isinstance(text, TextBlock)
+            row.blocks = [replace(text, last=True)]
     return rows
 
 
@@ -164,7 +224,7 @@ def _image_replay(
 def segment_tokens(reader: Reader, segment: Segment) -> int:
     """Tokens that replaying the segment costs, the dropped branches of guidance included."""
     if isinstance(segment, TextSegment):
-        return reader.num_tokens(segment.context) + num_tokens(_scored(reader, segment))
+        return reader.num_tokens(segment.context) + num_tokens(replace(_scored(reader, segment), last=True))
     step = segment.states.shape[1] + 2
     return sum(
         reader.num_tokens(segment.context, drop="" if branch == "full" else branch) + steps * step
