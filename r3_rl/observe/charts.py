@@ -14,7 +14,7 @@ from r3_rl.observe.markup import Html, element
 from r3_rl.observe.statistics import Interval
 
 WIDTH, WIDE, HEIGHT = 360, 560, 176
-LEFT, RIGHT, TOP, BOTTOM = 42, 10, 10, 22
+LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 22
 MAX_POINTS = 400
 """Longer curves are averaged into this many points: a screen shows no more, and the page stays small."""
 SMOOTH_FROM = 12

@@ -205,6 +205,23 @@ def test_a_browser_shows_the_page_without_errors_and_asks_for_nothing(finished_r
 
 @pytest.mark.browser
 @pytest.mark.skipif(find_browser() is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_labels_of_small_negative_values_are_not_cut_off(tmp_path, width):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "grad/cosine": -0.00041}\n{"step": 2, "grad/cosine": -0.0005}\n'
+    )
+    with open_browser(find_browser()) as page:
+        page.open(write_report(tmp_path), width=width)
+        cut = page.evaluate(
+            "[...document.querySelectorAll('svg text')].filter(t => t.getBoundingClientRect().left"
+            " < t.ownerSVGElement.getBoundingClientRect().left).map(t => t.textContent)"
+        )
+        assert page.evaluate("document.body.textContent.includes('-0.0004')")
+        assert cut == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_browser() is None, reason="needs chromium")
 def test_the_browser_check_can_fail(tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text("<!doctype html><img src='missing.png'><script>console.error('x'); undefined_name()</script>")
