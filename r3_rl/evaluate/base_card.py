@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,24 +42,28 @@ def base_card(
     size = settings.model
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     errors = [f"{100 * share:.0f} % {words}" for name, words in ERRORS.items() if (share := getattr(legs[-1][0], name))]
+    what = f"""BAGEL's architecture in small, {num_parameters:,} parameters ({size.num_layers} layers of width
+        {size.hidden_size}, two experts, {size.num_heads} query and {size.num_kv_heads} key-value heads, feed-forward
+        {size.intermediate_size}; understanding tower of {size.vit_num_layers} layers of width {size.vit_hidden_size};
+        patches of {size.vit_patch_size} x {size.vit_patch_size} pixels), bfloat16, pretrained from random weights on
+        the synthetic shapes world. Weights: Apache-2.0. `bagel_config.json` and its neighbours hold the exact sizes."""
+    how = f"""**How it was made.** `r3 pretrain shapes_pretrain`, seed {recipe.training.seed},
+        {duration(sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
+        {machine.get("accelerator", "no GPU")}:"""
+    headroom = f"""**Deliberate headroom.** So that reinforcement learning has something to correct, the last leg
+        teaches errors: {"; ".join(errors) or "none"}. What the base can do is measured with these errors in it: less than the
+        same compute could reach."""
     return f"""# The embedded policy of r3-rl
 
-BAGEL's architecture in small, {num_parameters:,} parameters ({size.num_layers} layers of width {size.hidden_size}, two
-experts, {size.num_heads} query and {size.num_kv_heads} key-value heads, feed-forward {size.intermediate_size};
-understanding tower of {size.vit_num_layers} layers of width {size.vit_hidden_size}; patches of {size.vit_patch_size} x
-{size.vit_patch_size} pixels), bfloat16, pretrained from random weights on the synthetic shapes world. Weights:
-Apache-2.0. `bagel_config.json` and its neighbours hold the exact sizes.
+{_paragraph(what)}
 
-**How it was made.** `r3 pretrain shapes_pretrain`, seed {recipe.training.seed}, {duration(sum(leg_seconds))} on
-{threads} of {machine.get("processor") or "a CPU"}, {machine.get("accelerator", "no GPU")}:
+{_paragraph(how)}
 
 | leg | steps | examples a step | time |
 |---|---|---|---|
 {chr(10).join(_leg(number, leg, seconds) for number, (leg, seconds) in enumerate(legs, 1))}
 
-**Deliberate headroom.** So that reinforcement learning has something to correct, the last leg teaches errors:
-{"; ".join(errors) or "none"}.
-What the base can do is measured with these errors in it: less than the same compute could reach.
+{_paragraph(headroom)}
 
 Measured on held-out prompts, drafts and questions; texts sampled at temperature 1, questions by the likeliest words;
 `critique_useful`: share of synthetic wrong drafts whose instruction, followed exactly, leaves fewer edits to do:
@@ -67,6 +72,10 @@ Measured on held-out prompts, drafts and questions; texts sampled at temperature
 |---|---|---|---|
 {chr(10).join(_row(name, interval) for name, interval in measured.items())}
 """
+
+
+def _paragraph(words: str) -> str:
+    return textwrap.fill(" ".join(words.split()), width=118, break_long_words=False, break_on_hyphens=False)
 
 
 def _leg(number: int, leg: PretrainSection, seconds: float) -> str:
