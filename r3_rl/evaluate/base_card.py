@@ -51,8 +51,8 @@ def base_card(
         {duration(sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
         {machine.get("accelerator", "no GPU")}:"""
     headroom = f"""**Deliberate headroom.** So that reinforcement learning has something to correct, the last leg
-        teaches errors: {"; ".join(errors) or "none"}. What the base can do is measured with these errors in it: less than the
-        same compute could reach."""
+        teaches errors: {"; ".join(errors) or "none"}. What the base can do is measured with these errors in it:
+        less than the same compute could reach."""
     return f"""# The embedded policy of r3-rl
 
 {_paragraph(what)}
