@@ -4,8 +4,8 @@ Both train the same decoder on the same prompts with the same reward function: 8
 tokens each (no token ends a text early), no KL, AdamW, clip-norm 1, one update a rollout, and each through its whole
 trainer: rollout, reward, loss, optimiser, callbacks, metrics. Ours runs the understanding expert of a BAGEL of the same
 sizes, whose attention has q/k norms that Qwen2 lacks: a little more work on our side. A prompt's wrapping tokens count
-on both sides, so both are given equally many tokens. Ours reads a group's prompt once, in the rollout and in the update;
-TRL reads it for every completion. How much of the ratio that is, `--prompt-tokens 8` shows.
+on both sides, so both are given equally many tokens. Ours reads a group's prompt once, in the rollout and in the
+update; TRL reads it for every completion. How much of the ratio that is, `--prompt-tokens 8` shows.
 
     python benchmarks/against_trl.py --help
 """
