@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from r3_rl import ranks
 from r3_rl.errors import CheckpointError
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.adapters import AdapterSettings
@@ -182,8 +183,8 @@ def prompt_stream(recipe: Recipe) -> PromptStream:
     return PromptStream(prompts, num_prompts=count, seed=data.seed)
 
 
-def trainer_arguments(recipe: Recipe, run_folder: Path) -> R3Config:
-    """The recipe's numbers under the trainer's names."""
+def trainer_arguments(recipe: Recipe, run_folder: Path, *, processes: int | None = None) -> R3Config:
+    """The recipe's numbers under the trainer's names. processes: of the run, where this one rehearses it alone."""
     t, a, r = recipe.training, recipe.algorithm, recipe.rollout
     return R3Config(
         output_dir=str(run_folder / "checkpoints"),
@@ -235,4 +236,5 @@ def trainer_arguments(recipe: Recipe, run_folder: Path) -> R3Config:
         time_budget_s=t.time_budget_s,
         probe_every=recipe.balance.probe_every,
         aggregator=recipe.balance.aggregator,
+        optimizer_parts=(processes or ranks.count()) if t.shard_optimizer else 0,
     )

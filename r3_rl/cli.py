@@ -80,7 +80,13 @@ def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> None
 
 @app.command
 def train(
-    recipe: str, /, *overrides: str, resume: str | None = None, dry_run: bool = False, rehearse: bool = False
+    recipe: str,
+    /,
+    *overrides: str,
+    resume: str | None = None,
+    dry_run: bool = False,
+    rehearse: bool = False,
+    processes: int = 1,
 ) -> int:
     """Fine-tune a policy by a recipe.
 
@@ -90,6 +96,7 @@ def train(
         resume: folder of an interrupted run to go on with.
         dry_run: write the resolved recipe and stop.
         rehearse: run one step of every kind, say what memory and time the run takes, and stop; nothing is kept.
+        processes: with --rehearse, how many the run will have: one of them is rehearsed.
     """
     from r3_rl.recipe_io import dump_resolved, find_recipe, load_recipe
 
@@ -102,12 +109,14 @@ def train(
 
     prepare_process(checked.training.num_threads)
     rank, num_processes = launched()
+    if processes < 1 or (processes > 1 and not rehearse):
+        raise InputError("--processes belongs to --rehearse and is at least 1", hint="start several with torchrun")
     if rehearse:
         if num_processes > 1:
             raise InputError("--rehearse measures one process", hint="run it without torchrun")
         from r3_rl.evaluate.rehearse import rehearse as run_rehearsal
 
-        rehearsal = run_rehearsal(checked)
+        rehearsal = run_rehearsal(checked, processes=processes)
         print(rehearsal)
         return 0 if rehearsal.fits else 1
     from r3_rl.evaluate.run import train as run_training

@@ -117,6 +117,29 @@ def add_up(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def add_up_parts(parts: list[Tensor]) -> Tensor:
+    """The sum over the processes of the part that is this one's; all parts have one size."""
+    import torch
+
+    own = torch.empty_like(parts[0])
+    if count() == 1:
+        return own.copy_(parts[0])
+    import torch.distributed as dist
+
+    dist.reduce_scatter(own, parts)
+    return own
+
+
+def collect(parts: list[Tensor], own: Tensor) -> None:
+    """Fills the parts by rank, each with its process's own."""
+    if count() == 1:
+        parts[0].copy_(own)
+        return
+    import torch.distributed as dist
+
+    dist.all_gather(parts, own)
+
+
 def add_gradients(parameters: Sequence[Parameter]) -> None:
     """Replaces each gradient by its sum over the processes.
 

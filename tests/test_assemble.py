@@ -41,6 +41,7 @@ CHANGED = {
 ELSEWHERE = {
     "training.score_cache": "assemble.py",
     "training.deepspeed": "assemble.py",  # needs a launcher: tests/training/test_processes.py
+    "training.shard_optimizer": "assemble.py",  # for full weights alone: tests/training/test_shards.py
     "training.eval_steps": "evaluate/run.py",
     "training.eval_prompts": "evaluate/run.py",
     "training.output_dir": "evaluate/run.py",

@@ -54,8 +54,13 @@ _INSTALL = "pip install 'r3-rl[balance]'"
 class Balancer:
     """Accumulates a step's gradient, objective by objective where that is asked for."""
 
-    def __init__(self, module: nn.Module, *, aggregator: str, probe_every: int, seed: int) -> None:
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+    def __init__(
+        self, module: nn.Module, *, aggregator: str, probe_every: int, seed: int, shards: Sequence[nn.Parameter] = ()
+    ) -> None:
+        """shards: this process's parts of what is trained, where `run` leaves gradients that are added up already."""
+        assert not shards or aggregator == "sum", "an aggregator sees whole gradients"
+        self.sharded = bool(shards)
+        self.parameters = list(shards) or [p for p in module.parameters() if p.requires_grad]
         self.probe_every = probe_every
         self.aggregate = None if aggregator == "sum" else load_aggregator(aggregator)
         self.generator_seed = seed
@@ -80,17 +85,18 @@ class Balancer:
         both = (due or self.aggregate) and all(ranks.total(*(float(len(part)) for part in parts.values())))
         if not both:
             statistics = run(credits, normalisers)
-            ranks.add_gradients(self.parameters)
+            if not self.sharded:
+                ranks.add_gradients(self.parameters)
             return statistics
         rows, total = [], None
         for part in parts.values():
             before = self._take()
             statistics = run(part, normalisers)
-            rows.append(ranks.add_up(self._take()))
+            rows.append(self._take() if self.sharded else ranks.add_up(self._take()))
             self._give(before)
             total = statistics if total is None else total.merged(statistics)
         assert total is not None
-        self._metrics = compare(*rows)
+        self._metrics = compare(*rows, sharded=self.sharded)
         if self.aggregate is None:
             combined = rows[0] + rows[1]
         else:
@@ -115,16 +121,19 @@ class Balancer:
             at += p.numel()
 
 
-def compare(understanding: Tensor, generation: Tensor) -> dict[str, float]:
-    """Cosine and norms of two gradients.
+def compare(understanding: Tensor, generation: Tensor, *, sharded: bool = False) -> dict[str, float]:
+    """Cosine and norms of two gradients, or of this process's parts of them.
 
     >>> compare(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.0]))["grad/cosine"]
     -1.0
     """
-    a, b = understanding.norm(), generation.norm()
+    a, b, dot = understanding.norm(), generation.norm(), understanding @ generation
+    if sharded:
+        squares = ranks.add_up(torch.stack([a.square(), b.square(), dot]))
+        (a, b), dot = squares[:2].sqrt(), squares[2]
     product = float(a * b)
     return {
-        **({"grad/cosine": float(understanding @ generation) / product} if product > 0 else {}),
+        **({"grad/cosine": float(dot) / product} if product > 0 else {}),
         "grad/norm_understanding": float(a),
         "grad/norm_generation": float(b),
     }

@@ -25,9 +25,8 @@ from r3_rl.observe.memory import free_bytes, weighed
 from r3_rl.policy.adapters import adapted_layers
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.recipe import Recipe, geometry
-from r3_rl.training.credit import Credit
 from r3_rl.training.trainer import R3Trainer
-from r3_rl.training.update import accumulate, micro_batches, step_sizes
+from r3_rl.training.update import micro_batches
 from r3_rl.types import ImageSegment, TextSegment
 
 _SMALL = (2, 4)
@@ -41,16 +40,19 @@ _TYPICAL, _PROBED = 1, 0
 """Numbers of steps: the gradients of the two objectives are taken apart in step 0, and in few others."""
 
 
-def rehearse(recipe: Recipe) -> Rehearsal:
+def rehearse(recipe: Recipe, *, processes: int = 1) -> Rehearsal:
     """Loads the recipe's policy and scorers, runs one step of every kind and plans the run from it.
+
+    processes: of the run; rehearsed is what one of them does, with its share of the prompts.
 
     Raises RunError that names the stage where a GPU's memory ran out.
     """
-    print(geometry(recipe))
+    print(geometry(recipe, processes))
+    recipe = _of_one_process(recipe, processes)
     free, begin = free_bytes("cuda" if torch.cuda.is_available() else "cpu"), time.perf_counter()
     loaded = load_policy(recipe.model)
     with TemporaryDirectory() as folder:
-        trainer = build_trainer(_in_one_process(recipe), loaded, Path(folder))
+        trainer = build_trainer(recipe, loaded, Path(folder), processes=processes)
         print(f"loaded in {time.perf_counter() - begin:.1f} s")
         log = Log(device=loaded.policy.model.device)
         try:
@@ -65,8 +67,14 @@ def rehearse(recipe: Recipe) -> Rehearsal:
             trainer.close()
 
 
-def _in_one_process(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"deepspeed": None})})
+def _of_one_process(recipe: Recipe, processes: int) -> Recipe:
+    share = {"num_prompts": recipe.rollout.num_prompts // processes}
+    return recipe.model_copy(
+        update={
+            "training": recipe.training.model_copy(update={"deepspeed": None}),
+            "rollout": recipe.rollout.model_copy(update=share),
+        }
+    )
 
 
 def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Log, free: int) -> Rehearsal:
@@ -109,28 +117,17 @@ def _update(trainer: R3Trainer, rollouts: Rollouts, names: Sequence[str], log: L
         credits = [c for c in rollouts.credits(stages) if weights[c.objective] > 0]
         if name not in names or not credits:
             continue
-        log.run(name, lambda credits=credits: _accumulate(trainer, credits, _TYPICAL))  # type: ignore[misc]
+        log.run(name, lambda credits=credits: trainer.accumulate(_TYPICAL, credits))  # type: ignore[misc]
         log.run("optimiser", trainer.optimizer.step)
         trainer.optimizer.zero_grad()
         batches = micro_batches(trainer.policy, credits, trainer.losses.token_budget)
         log.stage = name
         with weighed(log.device) as taken:
-            _accumulate(trainer, [*batches[0], *(batches[-1] if len(batches) > 1 else [])], _PROBED)
+            trainer.accumulate(_PROBED, [*batches[0], *(batches[-1] if len(batches) > 1 else [])])
         trainer.optimizer.zero_grad()
         most = max(most, taken.peak_bytes)
-    trained = sum(p.numel() * p.element_size() for p in trainer.policy.module.parameters() if p.requires_grad)
-    return max(most - trained, 0)  # gradients are made by the update and are listed by themselves
-
-
-def _accumulate(trainer: R3Trainer, credits: Sequence[Credit], step: int) -> None:
-    trainer.balancer.accumulate(
-        step,
-        credits,
-        lambda part, normalisers: accumulate(
-            trainer.policy, part, trainer.losses, backward=trainer.accelerator.backward, normalisers=normalisers
-        ),
-        step_sizes(credits),
-    )
+    # gradients are made by the update and are listed by themselves
+    return max(most - _bytes(trainer.balancer.parameters), 0)
 
 
 def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
@@ -142,9 +139,18 @@ def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
     autoencoder = _bytes(loaded.policy.reader.autoencoder.parameters())
     frozen = _bytes(p for p in module.parameters() if not p.requires_grad)
     dtype = str(loaded.dtype).removeprefix("torch.")
+    whole = {f"weights ({dtype})": frozen + (0 if adapted else own), "autoencoder": autoencoder}
+    if trainer.shards is not None:
+        part = _bytes(trainer.shards.masters.values())
+        return {
+            **whole,
+            "reference policy (a part)": _bytes(trainer.shards.base),
+            "gradients (a part)": part,
+            "master weights (a part)": part,
+            "optimiser (AdamW, a part)": 2 * part,
+        }
     return {
-        f"weights ({dtype})": frozen + (0 if adapted else own),
-        "autoencoder": autoencoder,
+        **whole,
         **({"adapter": own} if adapted else {"reference policy (a copy)": own}),
         **({"adapter merged for rollouts": _merged_bytes(module)} if adapted else {}),
         "gradients": own,

@@ -176,8 +176,8 @@ def _gallery(
     )
 
 
-def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Trainer:
-    """The trainer of a recipe."""
+def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, processes: int | None = None) -> R3Trainer:
+    """The trainer of a recipe. processes: of the run, where this one rehearses it alone."""
     panel = build_panel(recipe, recipe.rewards, base=Path.cwd())
     held_out = build_panel(recipe, recipe.eval_rewards, base=Path.cwd(), held_out=True) if recipe.eval_rewards else None
     loaded.policy.model.decoder.gradient_checkpointing = recipe.training.gradient_checkpointing
@@ -188,7 +188,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
     trainer = R3Trainer(
         model=loaded.policy,
         reward_funcs=panel,
-        args=trainer_arguments(recipe, folder),
+        args=trainer_arguments(recipe, folder, processes=processes),
         train_dataset=prompt_stream(recipe),
         processing_class=loop_settings(recipe.rollout),
         peft_config=peft_config,

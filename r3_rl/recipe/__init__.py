@@ -72,10 +72,17 @@ class Recipe(Section):
                 "algorithm.text_loss_weight",
                 "adapters on the generation branch alone learn nothing from texts; set it to 0",
             )
+        if self.training.shard_optimizer and self.lora.enabled:
+            yield Problem(
+                "training.shard_optimizer", "adapters are small, every process steps them whole; leave it out"
+            )
+        if self.training.shard_optimizer and self.balance.aggregator != "sum":
+            yield Problem("balance.aggregator", "training.shard_optimizer leaves no whole gradients; use 'sum'")
         halved = self.training.trains_in_bfloat16
         if (
             not self.lora.enabled
             and self.pretrain is None
+            and not self.training.shard_optimizer
             and self.model.dtype != ("bfloat16" if halved else "float32")
         ):
             yield Problem(
@@ -83,7 +90,7 @@ class Recipe(Section):
                 "training.deepspeed.bf16 trains weights in bfloat16; set it to bfloat16"
                 if halved
                 else "full weights are trained in float32: smaller steps vanish in bfloat16 "
-                "(training.deepspeed with bf16.enabled keeps float32 master weights)",
+                "(training.shard_optimizer keeps float32 master weights)",
             )
         if self.lora.enabled and halved:
             yield Problem("training.deepspeed", "adapters are trained in float32; leave bf16 out")

@@ -12,7 +12,10 @@ from r3_rl.recipe.sampling import Share
 
 STAGES = (1, 2)
 """Of DeepSpeed's ZeRO, those that leave the weights whole in every process."""
-WHY_NOT = "use 1 or 2: stage 3 gathers weights in every pass of the network, and the processes' passes are unlike"
+WHY_NOT = (
+    "use 1 or 2, or training.shard_optimizer: stage 3 gathers weights in every pass of the network, and the processes' "
+    "passes are unlike"
+)
 
 
 class RewardSection(Section):
@@ -115,10 +118,10 @@ class TrainingSection(Section):
         "constant_with_warmup", description="Course of the learning rate."
     )
     warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
-    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = Field(
+    optim: Literal["adamw_torch", "adamw_torch_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = Field(
         "adamw_torch",
-        description="AdamW: torch's, or one whose moments take 8 bits or are paged out to the host "
-        "(package bitsandbytes).",
+        description="AdamW: torch's, or one whose moments take 8 bits (`adamw_torch_8bit`: package torchao) or are "
+        "paged out to the host (package bitsandbytes, GPU only, as `adamw_8bit`).",
     )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
@@ -133,6 +136,11 @@ class TrainingSection(Section):
         None,
         description="DeepSpeed's settings, as in its JSON files: ZeRO stage 1 or 2 shards the optimiser over the "
         "processes. Null: every process holds the whole optimiser.",
+    )
+    shard_optimizer: bool = Field(
+        False,
+        description="Full weights on several GPUs: gradients, float32 master weights, moments and the reference policy "
+        "lie in parts, one in every process; `model.dtype` may be bfloat16. Needs no other package.",
     )
     seed: int = Field(0, ge=0, description="Seed of the run.")
     save_steps: int = Field(50, ge=1, description="Steps between two checkpoints.")
@@ -151,6 +159,8 @@ class TrainingSection(Section):
         stage = zero.get("stage") if isinstance(zero, dict) else None
         if self.deepspeed is not None and stage not in STAGES:
             yield Problem("deepspeed", f"zero_optimization.stage {stage}: {WHY_NOT}")
+        if self.deepspeed is not None and self.shard_optimizer:
+            yield Problem("shard_optimizer", "training.deepspeed shards the optimiser too; use one of them")
         if self.deepspeed is not None and self.optim != "adamw_torch":
             yield Problem("optim", "with training.deepspeed the optimiser is sharded already; use 'adamw_torch'")
 

@@ -41,10 +41,15 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
             hint="make it a multiple of num_iterations",
         )
     if args.fsdp:
-        raise InputError("R3Trainer leaves the weights whole, FSDP shards them", hint="shard the optimiser: deepspeed")
+        raise InputError("R3Trainer leaves the weights whole, FSDP shards them", hint="set optimizer_parts")
+    if args.optimizer_parts and (lora is not None or args.deepspeed or args.aggregator != "sum"):
+        raise InputError(
+            "optimizer_parts is for full weights, without DeepSpeed and with the aggregator 'sum'", hint="set it to 0"
+        )
     optim = OptimizerNames(args.optim).value
-    if any(word in optim for word in ("8bit", "paged", "bnb")) and find_spec("bitsandbytes") is None:
-        raise MissingPackageError(f"optim '{optim}' needs bitsandbytes", hint="pip install bitsandbytes")
+    needed = "torchao" if optim.startswith("adamw_torch_") and "bit" in optim else "bitsandbytes"
+    if any(word in optim for word in ("4bit", "8bit", "paged", "bnb")) and find_spec(needed) is None:
+        raise MissingPackageError(f"optim '{optim}' needs {needed}", hint=f"pip install {needed}")
     if args.num_prompts % ranks.count():
         raise InputError(
             f"{args.num_prompts} prompts do not divide over {ranks.count()} processes",
@@ -60,12 +65,14 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
         )
 
 
-def refuse_coarse(module: nn.Module, args: R3Config) -> None:
-    """Raises InputError where trained weights have 16 bits: most steps are too small for them and would vanish.
-    DeepSpeed keeps float32 copies of what it trains; adapters are float32 on any base."""
+def refuse_training(module: nn.Module, args: R3Config) -> None:
+    """Raises InputError where parts of the optimiser are nobody's, and where trained weights have 16 bits: most steps
+    are too small for them and would vanish. DeepSpeed and shards keep float32 copies; adapters are float32 anyway."""
+    if args.optimizer_parts not in (0, ranks.count()):
+        raise InputError(f"{args.optimizer_parts} optimizer_parts for {ranks.count()} processes", hint="one each")
     trained = {p.dtype for p in module.parameters() if p.requires_grad}
     coarse = sorted(str(dtype).removeprefix("torch.") for dtype in trained if torch.finfo(dtype).bits < 32)
-    if coarse and not args.deepspeed:
+    if coarse and not args.deepspeed and not args.optimizer_parts:
         raise InputError(
             f"weights in {', '.join(coarse)} are to be trained: small steps would vanish",
             hint="load the model in float32, or train an adapter (peft_config)",

@@ -43,6 +43,9 @@ class R3Config(TrainingArguments):
     max_zero_variance_steps: int = field(default=20, metadata={"help": "Steps without spread that stop the run."})
     time_budget_s: float | None = field(default=None, metadata={"help": "Seconds after which the run ends."})
     probe_every: int = field(default=10, metadata={"help": "Steps between gradient probes; 0 is never."})
+    optimizer_parts: int = field(
+        default=0, metadata={"help": "Full weights: parts of the optimiser, one a process; 0 is whole in each."}
+    )
     aggregator: str = field(default="sum", metadata={"help": "How the objectives' gradients become one."})
 
     @property

@@ -31,14 +31,16 @@ from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.protocol import PROTOCOLS
 from r3_rl.scoring.panel import Panel
-from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, refuse_coarse, schedule_of, stream_of
+from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, refuse_training, schedule_of, stream_of
 from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_weights, writing
 from r3_rl.training.config import R3Config
+from r3_rl.training.credit import Credit
 from r3_rl.training.schedules import Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.sharded import handed_over, keep_gradient
-from r3_rl.training.update import accumulate, step_sizes
+from r3_rl.training.shards import Shards
+from r3_rl.training.update import UpdateStatistics, accumulate, step_sizes
 from r3_rl.types import Prompt, TextSegment, Verdict
 
 
@@ -89,10 +91,15 @@ class R3Trainer(Trainer):
         self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
         if peft_config is not None:
             attach(model.module, peft_config, seed=args.seed)
+        self.shards: Shards | None = None
+        if args.optimizer_parts:
+            keep_base = bool(args.beta or args.image_beta)
+            self.shards = Shards(model.module, parts=args.optimizer_parts, keep_base=keep_base)
         elif not adapted_layers(model.module):
             model.remember_base(on_host=not (args.beta or args.image_beta))
+        masters = self.shards.masters if self.shards else {}
         super().__init__(
-            model=_Held(model.module),
+            model=_Held(model.module, masters),
             args=args,
             train_dataset=_Steps(args.max_steps),
             callbacks=[*(callbacks or []), TimeBudgetCallback(args.time_budget_s)],
@@ -103,7 +110,13 @@ class R3Trainer(Trainer):
             set_seed(args.seed + ranks.rank())
         self.schedule = schedule_of(model, self.panel, self.loop, args, synthetic)
         self.losses = losses_of(args)
-        self.balancer = Balancer(model.module, aggregator=args.aggregator, probe_every=args.probe_every, seed=args.seed)
+        self.balancer = Balancer(
+            model.module,
+            aggregator=args.aggregator,
+            probe_every=args.probe_every,
+            seed=args.seed,
+            shards=list(masters.values()),
+        )
         self.checked: SelfCheck | None = None
         self.averages = Averages()
         self._collected: Collected | None = None
@@ -129,7 +142,7 @@ class R3Trainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's; a rehearsal, which keeps nothing that it learns, goes without it and may hold coarser weights."""
-        refuse_coarse(self.policy.module, self.args)
+        refuse_training(self.policy.module, self.args)
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -138,16 +151,9 @@ class R3Trainer(Trainer):
         begin = time.perf_counter()
         collected = self._rollouts(step)
         updating = time.perf_counter()
-        statistics = self.balancer.accumulate(
-            step,
-            collected.credits,
-            lambda credits, normalisers: accumulate(
-                self.policy, credits, self.losses, backward=self._backward, normalisers=normalisers
-            ),
-            step_sizes(collected.credits),
-        ).over_processes()
+        statistics = self.accumulate(step, collected.credits).over_processes()
         self._refuse_broken_gradient()
-        if self._sharded:
+        if self._in_deepspeed:
             self.accelerator.backward(handed_over(self.balancer.parameters))
         collected.metrics |= self._held_out_numbers()
         done = time.perf_counter()
@@ -171,12 +177,43 @@ class R3Trainer(Trainer):
         self.averages.add(together.pop())
         return torch.tensor(statistics.loss)
 
+    def accumulate(self, step: int, credits: Sequence[Credit]) -> UpdateStatistics:
+        """The gradient of these credits and of those of the other processes."""
+        return self.balancer.accumulate(step, credits, self._accumulate, step_sizes(credits))
+
+    def _accumulate(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> UpdateStatistics:
+        with self.shards.collecting() if self.shards else nullcontext():
+            return accumulate(
+                self.policy,
+                credits,
+                self.losses,
+                backward=self._backward,
+                normalisers=normalisers,
+                base_first=self.shards.reference() if self.shards else None,
+            )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's; where it steps shards, the weights are written after every step."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if self.shards and fresh:
+            publish = self.shards.publish
+            optimizer.register_step_post_hook(lambda *_: publish())
+        return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.shards is None:
+            return super()._clip_grad_norm(model)
+        norm = self.shards.norm()
+        torch.nn.utils.clip_grads_with_norm_(self.balancer.parameters, self.args.max_grad_norm, norm)
+        return norm
+
     @property
-    def _sharded(self) -> bool:
+    def _in_deepspeed(self) -> bool:
         return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def _backward(self, loss: Tensor) -> None:
-        if self._sharded:
+        if self._in_deepspeed:
             keep_gradient(self.balancer.parameters, loss)
         else:
             self.accelerator.backward(loss)
@@ -232,7 +269,8 @@ class R3Trainer(Trainer):
 
     def _refuse_broken_gradient(self) -> None:
         gradients = [p.grad for p in self.balancer.parameters if p.grad is not None]
-        if gradients and not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        norm = self.shards.norm() if self.shards else torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
             raise RunError(
                 "the gradient is not finite",
                 hint="lower training.learning_rate or eta; the last checkpoint is good",
@@ -259,6 +297,13 @@ class R3Trainer(Trainer):
             save_weights(self.policy.module, folder, fingerprint=self.base_fingerprint)
         save_pool(self.schedule.pool, folder)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.shards:
+            self.shards.save(Path(output_dir))
+            if ranks.rank():  # the first process's was saved above
+                torch.save(self.optimizer.state_dict(), _own_optimizer(output_dir))
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         ranks.wait()  # the state that makes a checkpoint whole is written next, by one process for all
@@ -267,9 +312,14 @@ class R3Trainer(Trainer):
         load_weights(self.policy.module, Path(resume_from_checkpoint), fingerprint=self.base_fingerprint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:  # here, since DeepSpeed loads its weights by itself
             load_pool(self.schedule.pool, Path(checkpoint))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.shards:
+            self.shards.load(Path(checkpoint))
+            if ranks.rank():
+                stored = torch.load(_own_optimizer(checkpoint), map_location="cpu", weights_only=True)
+                self.optimizer.load_state_dict(stored)
 
 
 def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
@@ -283,18 +333,25 @@ class _Held(nn.Module):
     """The policy's module as Trainer holds it: what is trained, and without our frozen `config`, which Trainer would
     write to. A wrapper for several processes neither sends nor saves the base."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, masters: Mapping[nn.Parameter, nn.Parameter]) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.masters = module, masters
+        # what is sharded gets no wrapper: nobody else's gradients belong to this process's part
+        self._is_accelerate_prepared = bool(masters)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
+        trained = ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
+        return ((name, self.masters.get(p, p)) for name, p in trained)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {name: p.detach() for name, p in self.named_parameters()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
+
+
+def _own_optimizer(folder: str) -> Path:
+    return Path(folder) / f"optimizer_{ranks.rank()}.pt"
 
 
 class _Steps(torch.utils.data.Dataset[dict[str, int]]):

@@ -7,6 +7,7 @@ that one pass scores both. Losses are normalised by the whole step, so any packi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Literal
@@ -131,20 +132,27 @@ def accumulate(
     *,
     backward: Callable[[Tensor], None],
     normalisers: tuple[float, float] | None = None,
+    base_first: AbstractContextManager[None] | None = None,
 ) -> UpdateStatistics:
     """Adds the step's gradient to the parameters, micro-batch by micro-batch. What weighs 0 is not replayed.
 
     `normalisers`: (text tokens, denoising steps) of the step over all processes; by default those of the credits.
+    `base_first`: makes the policy its base; then it is entered once, before all, and not for each micro-batch.
     Raises RunError when a loss is not finite, before its gradient is taken.
     """
     weights = {"understanding": settings.text_weight, "generation": settings.image_weight}
     credits = [c for c in credits if weights[c.objective] > 0]
     num_text, num_image = normalisers or step_sizes(credits)
     statistics = UpdateStatistics()
-    for batch in micro_batches(policy, credits, settings.token_budget):
+    batches = micro_batches(policy, credits, settings.token_budget)
+    references = None
+    if base_first is not None:
+        with base_first:
+            references = [_reference(policy, [c.segment for c in batch], settings) for batch in batches]
+    for i, batch in enumerate(batches):
         segments = [c.segment for c in batch]
         results = policy.replay(segments)
-        reference = _reference(policy, segments, settings)
+        reference = references[i] if references is not None else _reference(policy, segments, settings)
         text = _text_part(batch, results, reference, settings, num_text)
         image = _image_part(batch, results, reference, settings, num_image)
         parts = [(settings.text_weight, text), (settings.image_weight, image)]

@@ -70,7 +70,7 @@ def test_other_keys_that_the_page_names_exist():
 @pytest.mark.parametrize("name", RELEASED)
 def test_recipes_check_where_their_paths_exist_and_name_what_is_missing(name, places):
     checked = load_recipe(name, places if name != "bagel_base" else [*places, "data.kind=jsonl"])
-    assert checked.model.dtype == "bfloat16" and (checked.training.deepspeed is None) is checked.lora.enabled
+    assert checked.model.dtype == "bfloat16" and checked.training.shard_optimizer is not checked.lora.enabled
     assert checked.rollout.num_generations == 16 and checked.training.gradient_checkpointing
     with pytest.raises(ValueError) as caught:
         load_recipe(name, places[:2] if name != "bagel_base" else [SCORER])

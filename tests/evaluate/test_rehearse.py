@@ -111,3 +111,14 @@ def test_living_tensors_are_weighed_with_their_graph():
     with weighed() as nothing:
         weight.detach().mul_(2)
     assert nothing.peak_bytes == 0
+
+
+def test_one_of_several_processes_is_rehearsed_with_its_parts(base):
+    full = ["lora.enabled=false", "training.shard_optimizer=true", "model.dtype=bfloat16", "algorithm.beta=0.01"]
+    recipe = load_recipe("shapes_r3", [f"model.path={base}", *PLAIN, *full])
+    whole, part = room.rehearse(recipe), room.rehearse(recipe, processes=2)
+    assert (whole.num_prompts, part.num_prompts) == (2, 1)
+    for name in [name for name in whole.resident if "a part)" in name]:
+        assert part.resident[name] == pytest.approx(whole.resident[name] / 2, rel=1e-3)
+    assert part.resident["optimiser (AdamW, a part)"] == 4 * part.resident["reference policy (a part)"]
+    assert part.resident["weights (bfloat16)"] == whole.resident["weights (bfloat16)"]

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
-from r3_rl.training.update import LossSettings, accumulate, step_sizes
+from r3_rl.policy.bagel.policy import BagelPolicy
+from r3_rl.training.shards import Shards
+from r3_rl.training.update import LossSettings, UpdateStatistics, accumulate, step_sizes
+from tests.policy.tiny import tiny_policy
 from tests.training.rollouts import gradient, step_credits, trained_policy
 from tests.training.test_trainer import make, reddish, run, untimed, weights
 
@@ -37,6 +41,9 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
     folder.mkdir(exist_ok=True)
     if options.get("scorer") == "reddish":
         options = {**options, "scorer": reddish}
+    if "full" in options:
+        options = {**options, "policy": whole_policy(options["full"]), "lora": None}
+        del options["full"]
     trainer = make(folder / "run", **options)
     seen: list[dict[str, Any]] = []
 
@@ -60,22 +67,37 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
     torch.save(weights(trainer), folder / f"{ranks.rank()}.pt")
 
 
-def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int) -> None:
-    """The gradient of one step whose credits lie in two processes as `SHARES` says, or all in a single one."""
-    policy = trained_policy()
+def whole_policy(dtype: str) -> BagelPolicy:
+    """What a recipe trains without an adapter: the decoder's layers."""
+    policy = tiny_policy(dtype=getattr(torch, dtype))
+    for name, parameter in policy.module.named_parameters():
+        parameter.requires_grad_(".layers." in name and "vit_model" not in name)
+    return policy
+
+
+def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, sharded: bool = False) -> None:
+    """The gradient of one step whose credits lie in two processes as `SHARES` says, or all in a single one. sharded:
+    of full weights, each process's parts of it."""
+    policy = whole_policy("float32") if sharded else trained_policy()
+    shards = Shards(policy.module, parts=ranks.count(), keep_base=True) if sharded else None
     credits = step_credits(policy)
     if ranks.count() > 1:
         credits = [c for c in credits if c.stage in SHARES[share][ranks.rank()]]
-    balancer = Balancer(policy.module, aggregator=aggregator, probe_every=probe_every, seed=0)
+    masters = list(shards.masters.values()) if shards else []
+    balancer = Balancer(policy.module, aggregator=aggregator, probe_every=probe_every, seed=0, shards=masters)
     settings = LossSettings(token_budget=64, beta=0.1, image_beta=0.1)
-    statistics = balancer.accumulate(
-        0,
-        credits,
-        lambda part, sizes: accumulate(policy, part, settings, backward=torch.Tensor.backward, normalisers=sizes),
-        step_sizes(credits),
-    ).over_processes()
+
+    def run(part: Any, sizes: tuple[float, float]) -> UpdateStatistics:
+        base = shards.reference() if shards else None
+        with shards.collecting() if shards else nullcontext():
+            return accumulate(
+                policy, part, settings, backward=torch.Tensor.backward, normalisers=sizes, base_first=base
+            )
+
+    statistics = balancer.accumulate(0, credits, run, step_sizes(credits)).over_processes()
     (folder / f"{ranks.rank()}.json").write_text(json.dumps({**statistics.metrics(), **balancer.metrics()}))
-    torch.save(gradient(policy), folder / f"{ranks.rank()}.pt")
+    found = [m.grad for m in masters] if shards else gradient(policy)
+    torch.save(found, folder / f"{ranks.rank()}.pt")
 
 
 def main(folder: str, job: str, *arguments: Any) -> None:
