@@ -12,7 +12,7 @@ from r3_rl.recipe import Recipe
 from r3_rl.recipe.pretraining import PretrainSection
 
 ERRORS = {
-    "plan_noise": "of the text-to-image plans contradict their prompt, in one to four places",
+    "plan_noise": "of the text-to-image plans contradict their prompt",
     "image_noise": "of the images depart from their plan",
     "edit_noise": "of the edits show something that nobody asked for",
     "critique_noise": "of the critiques of wrong images help nothing",
@@ -41,7 +41,8 @@ def base_card(
     legs = list(zip(settings.legs(), leg_seconds, strict=True))
     size = settings.model
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    errors = [f"{100 * share:.0f} % {words}" for name, words in ERRORS.items() if (share := getattr(legs[-1][0], name))]
+    last = legs[-1][0]
+    errors = [f"{100 * share:.0f} % {words}" for name, words in ERRORS.items() if (share := getattr(last, name))]
     what = f"""BAGEL's architecture in small, {num_parameters:,} parameters ({size.num_layers} layers of width
         {size.hidden_size}, two experts, {size.num_heads} query and {size.num_kv_heads} key-value heads, feed-forward
         {size.intermediate_size}; understanding tower of {size.vit_num_layers} layers of width {size.vit_hidden_size};
@@ -51,7 +52,8 @@ def base_card(
         {duration(sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
         {machine.get("accelerator", "no GPU")}:"""
     headroom = f"""**Deliberate headroom.** So that reinforcement learning has something to correct, the last leg
-        teaches errors: {"; ".join(errors) or "none"}. What the base can do is measured with these errors in it:
+        teaches errors: {"; ".join(errors) or "none"}. A wrong plan is up to {last.plan_errors} edits away from a right
+        one. What the base can do is measured with these errors in it:
         less than the same compute could reach."""
     return f"""# The embedded policy of r3-rl
 

@@ -159,6 +159,7 @@ def _batches(settings: PretrainSection, seed: int):  # type: ignore[no-untyped-d
             kind,
             count,
             plan_noise=settings.plan_noise,
+            plan_errors=settings.plan_errors,
             image_noise=settings.image_noise,
             edit_noise=settings.edit_noise,
             critique_noise=settings.critique_noise,

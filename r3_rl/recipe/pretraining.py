@@ -47,14 +47,17 @@ class MixSection(Section):
             yield Problem("text_to_image", "a step without any sample learns nothing; set one task above 0")
 
 
-class SecondLegSection(Section):
-    """What a second leg changes, from where the first ended and with fresh optimisers; null keeps the first's."""
+class LaterLegSection(Section):
+    """What a later leg changes, from where the one before ended and with fresh optimisers; null keeps what that had."""
 
-    steps: int = Field(600, ge=1, description="Updates of the second leg.")
+    steps: int = Field(600, ge=1, description="Updates of the leg.")
     batch: MixSection | None = Field(None, description="Examples of each task in a step.")
     muon_lr: float | None = Field(None, ge=0, description="Muon's learning rate.")
     adam_lr: float | None = Field(None, gt=0, description="AdamW's learning rate.")
     plan_noise: Share | None = Field(None, description="Share of plans that contradict their prompt.")
+    plan_errors: int | None = Field(
+        None, ge=1, le=6, description="Most edits that a wrong plan is away from a right one."
+    )
     image_noise: Share | None = Field(None, description="Share of images that depart from their plan.")
     edit_noise: Share | None = Field(None, description="Share of edits whose result departs from the instruction.")
     critique_noise: Share | None = Field(None, description="Share of critiques of wrong images that help nothing.")
@@ -87,6 +90,9 @@ class PretrainSection(Section):
     plan_noise: Share = Field(
         0.25, description="Share of plans (and images with them) that contradict their prompt: headroom for R3."
     )
+    plan_errors: int = Field(
+        4, ge=1, le=6, description="Most edits that a wrong plan is away from a right one; each number is as likely."
+    )
     image_noise: Share = Field(0.1, description="Share of images that depart from their plan: headroom for R3.")
     edit_noise: Share = Field(
         0.0, description="Share of edits whose result departs from the instruction: headroom for R3."
@@ -95,15 +101,16 @@ class PretrainSection(Section):
         0.0, description="Share of critiques of wrong images that stop, or ask for what helps nothing: headroom for R3."
     )
     position_weight: float = Field(1.5, ge=0, description="Weight of position prompts; the other kinds weigh 1.")
-    second: SecondLegSection | None = Field(None, description="A second leg with other examples; null is none.")
+    later: tuple[LaterLegSection, ...] = Field((), strict=False, description="Further legs with other examples.")
     model: ModelSizeSection = section("Sizes of the model.")
 
     def legs(self) -> list[PretrainSection]:
         """The settings of each leg; the limit of time is that of the first."""
-        if self.second is None:
-            return [self]
-        changes = {name: value for name, value in self.second if value is not None}
-        return [self, self.model_copy(update={**changes, "apart_fraction": 0.0, "ramp_fraction": 0.0})]
+        legs = [self]
+        for later in self.later:
+            changes = {name: value for name, value in later if value is not None}
+            legs.append(legs[-1].model_copy(update={**changes, "apart_fraction": 0.0, "ramp_fraction": 0.0}))
+        return legs
 
     def problems(self) -> Iterator[Problem]:
         if self.apart_fraction + self.ramp_fraction > 1:

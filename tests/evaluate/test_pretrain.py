@@ -33,8 +33,8 @@ def _recipe(tmp_path: Path, *overrides: str):
 
 def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) -> None:
     bench = ShapesBench(num_prompts=4, num_fixed=4, num_right=2, num_questions=2, rounds=1)
-    second = [f"pretrain.second.batch.{kind}=2" for kind in ("text_to_image", "edit", "critique", "question", "plan")]
-    made = pretrain(_recipe(tmp_path, "pretrain.steps=2", "pretrain.second.steps=1", *second), bench=bench, num_edits=2)
+    later = "pretrain.later=[{steps: 1, batch: {text_to_image: 2, edit: 2, critique: 2, question: 2, plan: 2}}]"
+    made = pretrain(_recipe(tmp_path, "pretrain.steps=2", later), bench=bench, num_edits=2)
     rows = read_lines(made.folder.parent / "metrics.jsonl").rows
     assert len(rows) == 3
     first, last = (load_policy(ModelSection(path=str(made.folder.parent / f"leg-{n}"))).policy.model for n in (1, 2))
@@ -47,12 +47,13 @@ def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) ->
         assert torch.equal(ours, theirs)
 
 
-def test_a_second_leg_changes_what_it_says_and_keeps_the_rest(tmp_path: Path) -> None:
-    recipe = _recipe(tmp_path, "pretrain.second={steps: 5, plan_noise: 0.4}", "pretrain.apart_fraction=0.5")
-    first, second = recipe.pretrain.legs()
+def test_a_later_leg_changes_what_it_says_and_keeps_the_rest(tmp_path: Path) -> None:
+    later = "pretrain.later=[{steps: 5, plan_noise: 0.4}, {steps: 3, plan_errors: 2}]"
+    first, second, third = _recipe(tmp_path, later, "pretrain.apart_fraction=0.5").pretrain.legs()
     assert (second.steps, second.plan_noise, second.apart_fraction) == (5, 0.4, 0.0)
-    assert (second.batch, second.muon_lr, second.critique_noise) == (first.batch, first.muon_lr, first.critique_noise)
-    assert len(_recipe(tmp_path, "pretrain.second=null").pretrain.legs()) == 1
+    assert (second.batch, second.muon_lr, second.plan_errors) == (first.batch, first.muon_lr, first.plan_errors)
+    assert (third.steps, third.plan_noise, third.plan_errors) == (3, 0.4, 2)
+    assert len(_recipe(tmp_path, "pretrain.later=[]").pretrain.legs()) == 1
 
 
 def test_the_loss_falls_and_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:

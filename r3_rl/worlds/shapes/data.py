@@ -76,14 +76,15 @@ class ShapesStream:
         self.tags = tags
 
     def text_to_image(
-        self, n: int, *, plan_noise: float = 0.25, image_noise: float = 0.1, tags: Tags = None
+        self, n: int, *, plan_noise: float = 0.25, plan_errors: int = 4, image_noise: float = 0.1, tags: Tags = None
     ) -> list[Drawn]:
         """Prompt, plan, image; partly wrong on purpose, so that reinforcement learning has something to gain.
 
         Args:
             n: how many.
-            plan_noise: share whose plan (and image with it) contradicts the prompt, in one to four places; half of
-                them are beyond the repair of two rounds, so that there is something to win for the plan itself.
+            plan_noise: share whose plan (and image with it) contradicts the prompt.
+            plan_errors: most edits that a wrong plan is away from a right one, each number as likely. From three on two
+                rounds cannot repair it, so that there is something to win for the plan itself.
             image_noise: share whose image departs from its plan by one random edit.
             tags: kinds of prompts, with weights if a mapping.
         """
@@ -91,7 +92,7 @@ class ShapesStream:
         for prompt in sample_prompts(n, split=self.split, tags=tags or self.tags, seed=rng):
             scene = sample_scene(prompt, rng)
             if rng.random() < plan_noise:
-                scene = corrupt(scene, prompt, rng, num_edits=1, num_wrong=1 + int(rng.random() * 4))
+                scene = corrupt(scene, prompt, rng, num_edits=1, num_wrong=1 + int(rng.random() * plan_errors))
             texts.append(prompt.text)
             plans.append(plan_text(scene))
             scenes.append(_edited(scene, rng) if rng.random() < image_noise else scene)

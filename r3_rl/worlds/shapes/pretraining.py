@@ -28,6 +28,7 @@ def examples(
     count: int,
     *,
     plan_noise: float = 0.25,
+    plan_errors: int = 4,
     image_noise: float = 0.1,
     edit_noise: float = 0.0,
     critique_noise: float = 0.0,
@@ -35,10 +36,13 @@ def examples(
 ) -> list[Example]:
     """`count` examples of one kind; `plan` is text to image without the image (cheap, for what words alone teach).
 
-    plan_noise, image_noise, edit_noise, critique_noise: shares that are wrong on purpose (headroom for R3).
+    plan_noise, image_noise, edit_noise, critique_noise: shares that are wrong on purpose (headroom for R3);
+    plan_errors: most edits that a wrong plan is away from a right one.
     """
     if kind in ("text_to_image", "plan"):
-        drawn = stream.text_to_image(count, plan_noise=plan_noise, image_noise=image_noise, tags=tags)
+        drawn = stream.text_to_image(
+            count, plan_noise=plan_noise, plan_errors=plan_errors, image_noise=image_noise, tags=tags
+        )
         return [
             Example(
                 context=(TextPiece(text=d.prompt),),
