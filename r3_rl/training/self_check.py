@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from r3_rl import ranks
 from r3_rl.errors import RunError
 from r3_rl.policy.adapters import trainable_parameters
 from r3_rl.policy.base import Drawing, Policy
 from r3_rl.rollout.episode import DrawingPlan, LoopSettings, make_critiques, make_drafts, row_seeds
 from r3_rl.rollout.protocol import edit
+from r3_rl.training.shards import Shards
 from r3_rl.types import Prompt, Segment, TextPiece
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -49,6 +51,7 @@ def self_check(
     *,
     seed: int = 0,
     rollout: AbstractContextManager[None] | None = None,
+    shards: Shards | None = None,
 ) -> SelfCheck:
     """Two rollouts of every stage, replayed as an update would replay them.
 
@@ -58,6 +61,7 @@ def self_check(
         settings: of the run.
         seed: of the rollouts.
         rollout: what the run's rollouts happen in (merged weights, say).
+        shards: where gradients lie in parts; then every process checks, and all the same rollouts.
 
     Raises RunError that says which stage or branch is wrong.
     """
@@ -66,8 +70,13 @@ def self_check(
     dtype = next(policy.module.parameters()).dtype
     tolerance = TOLERANCE.get(dtype, _COARSEST)
     gaps: dict[str, torch.Tensor] = {}
-    for names in (("plan", "draft"), ("critique",), ("refinement",)):  # a plan and its draft are replayed in one row
-        gaps |= _replayed(policy, {name: stages[name] for name in names if stages[name]})
+    with shards.collecting() if shards else nullcontext():
+        for names in (
+            ("plan", "draft"),
+            ("critique",),
+            ("refinement",),
+        ):  # a plan and its draft are replayed in one row
+            gaps |= _replayed(policy, {name: stages[name] for name in names if stages[name]})
     deviation = {name: float(gap.max()) for name, gap in gaps.items()}
     means = {name: float(gap.mean()) for name, gap in gaps.items()}
     judged = deviation if dtype == torch.float32 else means
@@ -78,8 +87,10 @@ def self_check(
                 hint="rollout and replay must use the same weights, guidance, temperature and truncation",
             )
     trained = {branch: p for branch, p in trainable_parameters(policy.module).items() if p}
-    norms = {branch: _norm(list(parameters.values())) for branch, parameters in trained.items()}
+    norms = {branch: _norm(list(parameters.values()), shards) for branch, parameters in trained.items()}
     policy.module.zero_grad(set_to_none=True)
+    if shards:
+        shards.zero_grad()
     for branch, norm in norms.items():
         if not norm > 0:
             raise RunError(f"self-check: no gradient reaches the {branch} branch", hint="check lora.branches")
@@ -128,6 +139,10 @@ def _replayed(policy: Policy, stages: dict[str, list[Segment]]) -> dict[str, tor
     return {name: torch.cat(found) for name, found in gaps.items()}  # nan stays
 
 
-def _norm(parameters: Sequence[torch.nn.Parameter]) -> float:
-    squares = [p.grad.float().square().sum() for p in parameters if p.grad is not None]
-    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+def _norm(parameters: Sequence[torch.nn.Parameter], shards: Shards | None) -> float:
+    held = [shards.masters[p] for p in parameters] if shards else parameters
+    squares = [p.grad.float().square().sum() for p in held if p.grad is not None]
+    if not squares:
+        return 0.0
+    total = torch.stack(squares).sum()
+    return float(ranks.add_up(total).sqrt()) / ranks.count() if shards else float(total.sqrt())

@@ -88,6 +88,11 @@ class Shards:
         for s in self._all():
             self._write(s.weight, s.master.detach())
 
+    def zero_grad(self) -> None:
+        """Forgets the gradient."""
+        for s in self._all():
+            s.master.grad = None
+
     def norm(self) -> Tensor:
         """Of the whole gradient."""
         own = torch.nn.utils.get_total_norm([s.master.grad for s in self._all() if s.master.grad is not None])

@@ -131,6 +131,7 @@ class R3Trainer(Trainer):
             self.loop,
             seed=self.args.seed,
             rollout=fast_weights(self.policy.module),
+            shards=self.shards,
         )
         return self.checked
 

@@ -131,6 +131,18 @@ def test_a_gradient_is_never_held_whole(monkeypatch, checkpointing):
                 assert torch.allclose(found.view_as(weight), expected, rtol=1e-4, atol=1e-6), name
 
 
+def test_the_self_check_needs_no_whole_gradient_either(tmp_path):
+    plain, sharded = (
+        make(tmp_path, policy=whole_policy("float32"), lora=None, optimizer_parts=parts) for parts in (0, 1)
+    )
+    weight, seen = next(iter(sharded.shards.masters)), []
+    weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))
+    expected, found = plain.self_check(), sharded.self_check()
+    assert found.deviation == expected.deviation and set(seen) <= {None}
+    assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
+    assert all(m.grad is None for m in sharded.shards.masters.values())
+
+
 def test_parts_that_are_nobodys_are_refused(tmp_path):
     full = {"policy": whole_policy("bfloat16"), "lora": None}
     with pytest.raises(InputError, match="2 optimizer_parts for 1 processes"):
