@@ -7,7 +7,11 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
+from r3_rl.policy.bagel.autoencoder import Autoencoder
+from r3_rl.policy.bagel.config import BagelConfig
+from r3_rl.policy.bagel.model import Bagel
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.tree import parse_value
 from r3_rl.recipe.wording import section_at
@@ -86,3 +90,25 @@ def test_the_variants_differ_in_what_they_say():
         assert f"scorer: {name}\n" in files[f"bagel_{name}"]
     assert "schedule: draft_only" in files["bagel_draft_only"]
     assert all(len(text.splitlines()) <= 52 for text in files.values())
+
+
+def test_what_full_weights_take_is_computed_from_the_released_sizes():
+    config = BagelConfig()
+    with torch.device("meta"):
+        model, autoencoder = Bagel(config), Autoencoder(config.autoencoder)
+    trained = [p.numel() for n, p in model.named_parameters() if ".layers." in n and "vit_model" not in n]
+    weights = 2 * sum(p.numel() for p in model.parameters()) + 4 * sum(p.numel() for p in autoencoder.parameters())
+    part, layer = sum(trained) / 8, sum(trained) / config.llm.num_hidden_layers
+    held = {
+        "weights and autoencoder": weights,
+        "gradients, float32": 4 * part,
+        "a layer's gradient on its way": 2 * layer,
+        "AdamW's moments, master weights": 12 * part,
+        "reference policy": 2 * part,
+    }
+    sending = 2 * 4 * max(trained) + 1e8  # a weight's gradient in float32, once more as one vector, its part
+    rows = {cells[1].strip(): cells[2] for line in PAGE.splitlines() if len(cells := line.split("|")) == 5}
+    for name, size in held.items():
+        assert f"{size / 2**30:.1f} GiB" in rows[name], name
+    assert f"{sending / 2**30:.1f} GiB to send it" in rows["a layer's gradient on its way"]
+    assert f" {(sum(held.values()) + sending) / 2**30:.1f} GiB" in rows["all of it"]
