@@ -88,6 +88,7 @@ def test_unlike_passes_add_up_and_nobody_waits(tmp_path):
     main(str(tmp_path / "alone"), "add_up", "", "sum", 1, True)
     alone, policy = found(tmp_path / "alone", 1), whole_policy("float32")
     expected = joined(alone.tensors, policy)
+    assert len(expected) == len([p for p in policy.module.parameters() if p.requires_grad])
     for share in SHARES:
         folder = tmp_path / share
         folder.mkdir()
