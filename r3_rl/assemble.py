@@ -190,6 +190,7 @@ def trainer_arguments(recipe: Recipe, run_folder: Path, *, processes: int | None
         output_dir=str(run_folder / "checkpoints"),
         max_steps=t.max_steps,
         learning_rate=t.learning_rate,
+        image_learning_rate=t.image_learning_rate,
         lr_scheduler_type=t.lr_scheduler,
         warmup_steps=t.warmup_steps,
         adam_beta1=t.adam_beta1,

@@ -114,6 +114,9 @@ class TrainingSection(Section):
         None, gt=0, description="Seconds after which the run ends early; null is no limit."
     )
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
+    image_learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Peak learning rate of the generation branch; null takes learning_rate."
+    )
     lr_scheduler: Literal["constant_with_warmup", "constant", "linear", "cosine"] = Field(
         "constant_with_warmup", description="Course of the learning rate."
     )

@@ -28,6 +28,9 @@ class R3Config(TrainingArguments):
     image_beta: float = field(default=0.0, metadata={"help": "KL coefficient of denoising steps."})
     image_kl: str = field(default="mean", metadata={"help": "KL of a step, from its mean or its velocity."})
     image_epsilon: float = field(default=0.2, metadata={"help": "Clip range of the image ratio."})
+    image_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the generation branch; None takes learning_rate."}
+    )
     image_loss_weight: float = field(default=2.0, metadata={"help": "Weight of the image loss."})
     text_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the text loss."})
     schedule: str = field(default="tree", metadata={"help": "tree, full, draft_only, critique_only or cotrain."})

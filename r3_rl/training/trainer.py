@@ -36,6 +36,7 @@ from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_weights, writing
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
+from r3_rl.training.rates import set_branch_rate
 from r3_rl.training.schedules import Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.sharded import handed_over, keep_gradient
@@ -194,13 +195,21 @@ class R3Trainer(Trainer):
             )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Trainer's; where it steps shards, the weights are written after every step."""
+        """Trainer's, with a rate of its own for the generation branch where one is set; where it steps shards, the
+        weights are written after every step."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
+        if fresh and self.args.image_learning_rate is not None:
+            set_branch_rate(optimizer, self._trained_names(), "generation", self.args.image_learning_rate)
         if self.shards and fresh:
             publish = self.shards.publish
             optimizer.register_step_post_hook(lambda *_: publish())
         return optimizer
+
+    def _trained_names(self) -> dict[nn.Parameter, str]:
+        """Names of what the optimiser steps; a master has that of its weight."""
+        masters = self.shards.masters if self.shards else {}
+        return {masters.get(p, p): name for name, p in self.policy.module.named_parameters() if p.requires_grad}
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if self.shards is None:

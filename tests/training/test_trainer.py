@@ -120,6 +120,21 @@ def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
     assert any("_moe_gen" in n for n in moved) is (schedule != "critique_only")
 
 
+def test_the_generation_branch_may_have_a_rate_of_its_own(tmp_path):
+    trainer = make(tmp_path, schedule="draft_only", image_learning_rate=1e-9, lr_scheduler_type="linear")
+    before = {n: p.detach().clone() for n, p in trainer.policy.module.named_parameters() if p.requires_grad}
+    run(trainer)
+    moved = {
+        branch: max(
+            float((p.detach() - before[n]).abs().max())
+            for n, p in trainer.policy.module.named_parameters()
+            if n in before and ("_moe_gen" in n) == (branch == "generation")
+        )
+        for branch in ("understanding", "generation")
+    }
+    assert moved["understanding"] > 1e-3 and 0 < moved["generation"] < 1e-8, moved
+
+
 def test_full_weights_train_with_a_reference_of_their_own(tmp_path):
     trainer = make(tmp_path, lora=None, schedule="draft_only", beta=0.1, image_beta=0.1)
     rows = run(trainer)

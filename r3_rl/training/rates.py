@@ -1,0 +1,46 @@
+"""A learning rate of its own for one branch.
+
+AdamW takes steps of the rate's size however small the gradient is, so the weight of a loss does not make a branch move
+less; only its rate does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from r3_rl.errors import InputError
+from r3_rl.policy.adapters import branch_of
+
+
+def set_branch_rate(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], branch: str, rate: float
+) -> None:
+    """Moves the branch's parameters of a fresh optimiser into groups that have this rate.
+
+    Args:
+        optimizer: before its first step.
+        names: the name of each of its parameters within the policy's module.
+        branch: `understanding` or `generation`.
+        rate: above 0; a scheduler that is made later starts from it.
+
+    Raises InputError where the branch has nothing that is trained.
+
+    >>> module = nn.ModuleDict({"q_proj": nn.Linear(1, 1), "q_proj_moe_gen": nn.Linear(1, 1)})
+    >>> optimizer = torch.optim.AdamW(module.parameters(), lr=1.0)
+    >>> set_branch_rate(optimizer, {p: n for n, p in module.named_parameters()}, "generation", 0.1)
+    >>> [(group["lr"], len(group["params"])) for group in optimizer.param_groups]
+    [(1.0, 2), (0.1, 2)]
+    """
+    moved = 0
+    for group in list(optimizer.param_groups):
+        ours = [p for p in group["params"] if branch_of(names[p]) == branch]
+        if not ours:
+            continue
+        group["params"] = [p for p in group["params"] if branch_of(names[p]) != branch]
+        optimizer.add_param_group({**group, "params": ours, "lr": rate})
+        moved += len(ours)
+    if not moved:
+        raise InputError(f"nothing of the {branch} branch is trained", hint="leave its learning rate out")
