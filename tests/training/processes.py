@@ -124,6 +124,7 @@ def fork(count: int, folder: Path, *job: Any) -> None:
 def _child(rank: int, count: int, port: int, *job: Any) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
     os.environ.update({**{name: str(value) for name, value in place.items()}, "MASTER_ADDR": "127.0.0.1"})
+    os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun sets it; accelerate warns where nobody did
     main(*job)
 
 
