@@ -1,4 +1,4 @@
-"""The process before torch is loaded: glibc's allocator and the number of threads.
+"""The process before torch is loaded: glibc's allocator and the numbers of threads.
 
 glibc gives large blocks back to the system after every training step and fetches them again, page by page. Told to keep
 them, a step of the embedded model took a quarter of the time. The allocator reads its settings once, at the start of
@@ -35,6 +35,8 @@ def prepare_process(num_threads: int | None = None) -> None:
     if num_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(physical_cores()))
+    # numpy's own pool: its idle threads spin on the cores that torch computes on (measured: lab book, entry 24)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if MARKER in os.environ or not _is_glibc() or all(name in os.environ for name in MALLOC):
         return
     for name, value in MALLOC.items():

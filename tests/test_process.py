@@ -16,13 +16,13 @@ import os, sys
 from r3_rl.process import MALLOC, prepare_process
 print("started", sys.argv[1:], flush=True)
 prepare_process({threads})
-print(os.environ["OMP_NUM_THREADS"], *(os.environ.get(name) for name in MALLOC))
+print(os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"], *(os.environ.get(name) for name in MALLOC))
 """
 glibc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the settings are glibc's")
 
 
 def start(threads: int | None = None, **changed: str) -> list[str]:
-    names = (MARKER, "OMP_NUM_THREADS", *MALLOC)
+    names = (MARKER, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", *MALLOC)
     environment = {name: value for name, value in os.environ.items() if name not in names} | changed
     command = [sys.executable, "-c", SCRIPT.format(threads=threads), "a b"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -33,15 +33,15 @@ def start(threads: int | None = None, **changed: str) -> list[str]:
 def test_process_restarts_once_with_its_arguments():
     first, second, last = start()
     assert first == second == "started ['a b']"
-    assert last.split() == [str(physical_cores()), *MALLOC.values()]
+    assert last.split() == [str(physical_cores()), "1", *MALLOC.values()]
 
 
 @glibc
 @pytest.mark.processes
 def test_values_of_the_user_are_kept():
-    *started, last = start(None, OMP_NUM_THREADS="3", MALLOC_TOP_PAD_="77")
+    *started, last = start(None, OMP_NUM_THREADS="3", OPENBLAS_NUM_THREADS="2", MALLOC_TOP_PAD_="77")
     assert len(started) == 2
-    assert last.split()[0] == "3"
+    assert last.split()[:2] == ["3", "2"]
     assert last.split()[-1] == "77"
 
 
