@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r3_rl.errors import InputError
-from r3_rl.worlds.shapes.data import wrong_scene
+from r3_rl.worlds.shapes.data import corrupt, wrong_scene
 from r3_rl.worlds.shapes.judging import edits_needed, judge, useful_edits
 from r3_rl.worlds.shapes.prompts import (
     ALWAYS_TRAINED,
@@ -153,3 +153,24 @@ def test_a_prompt_constrains_only_what_it_says(rng):
 def test_prompts_of_another_world_are_refused():
     with pytest.raises(InputError, match="cannot draw pink zebra"):
         judge((), {"include": [{"class": "zebra", "count": 1, "color": "pink"}]})
+
+
+def test_what_a_critique_says_first_follows_a_rule():
+    prompt = make_prompt("counting", [Group("circle", 2)])
+    five = [Obj("red", "circle", row, col) for row, col in ((2, 2), (0, 1), (1, 0), (0, 0), (2, 0))]
+    for seed in range(5):
+        edits = useful_edits(five, prompt, np.random.default_rng(seed))
+        assert [(e.kind, e.row, e.col) for e in edits] == [("remove", 0, 0), ("remove", 0, 1), ("remove", 1, 0)]
+        assert all(e.color == "" for e in edits)
+    wrong = [Obj("red", "cross", 2, 0), Obj("red", "cross", 0, 2)]
+    kinds = [
+        e.kind for e in useful_edits(wrong, make_prompt("counting", [Group("circle", 3)]), np.random.default_rng(0))
+    ]
+    assert kinds == ["turn", "turn", "add"], "additions last"
+
+
+def test_a_scene_is_corrupted_as_far_as_asked(rng):
+    for wanted in (1, 2, 3, 4):
+        for prompt in sample_prompts(20, seed=rng):
+            scene = corrupt(sample_scene(prompt, rng), prompt, rng, num_edits=1, num_wrong=wanted)
+            assert edits_needed(scene, prompt) >= wanted

@@ -126,7 +126,7 @@ def useful_edits(scene: Scene, prompt: Prompt | Mapping[str, Any], rng: np.rando
     """The edits of one smallest set that leads from the scene to the prompt; none when right.
 
     Each can be done first and lowers `edits_needed`. They come in reading order, additions last. Of several smallest
-    sets it is always the same one (of too many circles the last goes): a rule is learned where a toss-up is not. `rng`
+    sets it is always the same one (of too many circles the first go): a rule is learned where a toss-up is not. `rng`
     chooses what is free: the cell of what is added or moved, a colour that nobody asked for.
     """
     request = request_of(prompt.columns if isinstance(prompt, Prompt) else prompt)
