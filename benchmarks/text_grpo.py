@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from r3_rl.algorithm.advantage import advantages
 from r3_rl.policy.bagel.autoencoder import Autoencoder
@@ -16,6 +15,7 @@ from r3_rl.policy.bagel.config import AutoencoderConfig, BagelConfig, LanguageCo
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.base import Sampling
+from r3_rl.policy.linear import Linear
 from r3_rl.rollout.episode import row_seeds
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.training.credit import Credit, StageCredit
@@ -42,7 +42,7 @@ def text_policy(qwen: Any, tokenizer: Any) -> BagelPolicy:
     )
     model = random_bagel(config)
     head = qwen.lm_head.weight
-    model.language_model.lm_head = nn.Linear(head.shape[1], head.shape[0], bias=False)
+    model.language_model.lm_head = Linear(head.shape[1], head.shape[0], bias=False)
     missing, surplus = model.language_model.load_state_dict(qwen.state_dict(), strict=False)
     assert not surplus and all("_moe_gen" in name or "_norm" in name for name in missing), (missing, surplus)
     reader = Reader(config=config, tokenizer=tokenizer, autoencoder=Autoencoder(config.autoencoder))

@@ -63,7 +63,7 @@ def examine() -> Iterator[Finding]:
 
 
 def matmul_gflops(dtype_name: str, seconds: float = 0.2, size: int = 1024) -> float:
-    """Measured speed of square matrix products on the CPU, in 1e9 operations a second.
+    """Measured speed of a model's matrix products on the CPU, in 1e9 operations a second.
 
     Args:
         dtype_name: `float32` or `bfloat16`.
@@ -72,11 +72,13 @@ def matmul_gflops(dtype_name: str, seconds: float = 0.2, size: int = 1024) -> fl
     """
     import torch
 
+    from r3_rl.policy.linear import linear
+
     left, right = (torch.randn(size, size).to(getattr(torch, dtype_name)) for _ in range(2))
-    left @ right
+    linear(left, right)
     begin, count = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - begin) < seconds or count == 0:
-        left @ right
+        linear(left, right)
         count += 1
     return 2 * size**3 * count / elapsed / 1e9
 

@@ -16,9 +16,9 @@ import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from r3_rl.errors import InputError
+from r3_rl.policy.linear import linear
 
 NAME = "default"
 """PEFT's name for a module's only adapter."""
@@ -112,7 +112,7 @@ class MergedLinear(nn.Module):
         self.lora = [layer]  # a list, because a module in an attribute would bring its parameters along
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 def adapted_layers(module: nn.Module) -> dict[str, LoraLinear]:

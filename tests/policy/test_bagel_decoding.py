@@ -36,8 +36,8 @@ def contexts(shared: bool):
 
 
 def decoded(model, encoded, tokens):
-    step = Decoding(model, len(tokens), tokens.shape[1])
-    return [step.logits(tokens[:, t], encoded.next_position + t, encoded.parts) for t in range(tokens.shape[1])]
+    step = Decoding(model, encoded, tokens.shape[1])
+    return [step.logits(tokens[:, t]) for t in range(tokens.shape[1])]
 
 
 def packed(model, encoded, tokens):
@@ -76,13 +76,12 @@ def test_rows_that_stay_go_on_as_before(model):
     policy = tiny_policy(model)
     encoded = encode(model, policy.reader, contexts(shared=False))
     whole = decoded(model, encoded, WRITTEN)
-    stay, step = torch.tensor([3, 1]), Decoding(model, 4, 4)
+    stay, step = torch.tensor([3, 1]), Decoding(model, encoded, 4)
     for t in range(2):
-        step.logits(WRITTEN[:, t], encoded.next_position + t, encoded.parts)
+        step.logits(WRITTEN[:, t])
     step.select(stay)
-    fewer = encoded.select(stay)
     for t in (2, 3):
-        logits = step.logits(WRITTEN[stay, t], fewer.next_position + t, fewer.parts)
+        logits = step.logits(WRITTEN[stay, t])
         torch.testing.assert_close(logits, whole[t][stay], atol=2e-5, rtol=1e-5)
 
 

@@ -2,8 +2,8 @@
 
 The numbers are those of `Bagel.forward` on a batch of one token a row. At the embedded size such a pass costs more in
 preparing its operations than in doing them, so here they are few: the norms and rotations of all heads in one, and for
-small models on a CPU the matrices of a layer side by side and turned the way that the product reads them. Shapes: B
-rows, H query heads, V key-value heads, D channels a head, N channels, I channels inside the MLP.
+small models on a CPU the matrices of a layer that read the same side by side. Shapes: B rows, H query heads, V
+key-value heads, D channels a head, N channels, I channels inside the MLP.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from r3_rl.policy.bagel.attention import CachePart, attend, attend_cached
+from r3_rl.policy.bagel.encoder import Encoded
 from r3_rl.policy.bagel.kernels import rms_norm
 from r3_rl.policy.bagel.layers import DecoderLayer, RMSNorm, rotary_tables
 from r3_rl.policy.bagel.model import Bagel
+from r3_rl.policy.linear import linear
 
 _MOST_COPIED_BYTES = 256 * 2**20
 """Above this the matrices are no longer copied: reading them is then the cost of a token, not preparing to."""
@@ -40,38 +42,27 @@ class _Layer:
 
 
 class Decoding:
-    """A batch of texts being written: room for the keys of `limit` new tokens a row, after contexts cached elsewhere.
+    """A batch of texts being written after their contexts, with room for the keys of `limit` new tokens a row.
 
     Weights are taken over when it is made: make a new one after an update.
     """
 
-    def __init__(self, model: Bagel, num_rows: int, limit: int) -> None:
-        self.model, self.length = model, 0
-        llm, weight = model.config.llm, model.llm2vae.weight
-        shape = (num_rows, llm.num_key_value_heads)
-        depth = range(llm.num_hidden_layers)
-        # keys lie as the columns that queries are multiplied with
-        self.own = CachePart(
-            keys=[weight.new_zeros(*shape, llm.head_dim, limit).transpose(2, 3) for _ in depth],
-            values=[weight.new_zeros(*shape, limit, llm.head_dim) for _ in depth],
-            valid=None,
-        )
+    def __init__(self, model: Bagel, past: Encoded, limit: int) -> None:
+        self.model, self.past, self.position = model, past, past.next_position
+        self.own, self.length = _room(model, past.next_position.shape[0], limit), 0
         self.layers = _layers(model)
 
     def select(self, rows: Tensor) -> None:
-        """Some rows stay; the caller selects from the contexts' parts as well."""
-        self.own = self.own.select(rows)
+        """Some rows stay."""
+        self.own, self.past, self.position = self.own.select(rows), self.past.select(rows), self.position[rows]
 
     @torch.no_grad()
-    def logits(self, ids: Tensor, position: Tensor, past: list[CachePart]) -> Tensor:
-        """Reads one token a row after `past` and the tokens before it.
-
-        ids, position int64 [B] -> logits [B, vocabulary].
-        """
+    def logits(self, ids: Tensor) -> Tensor:
+        """Reads one token a row after the context and the tokens before it: ids int64 [B] -> [B, vocabulary]."""
         decoder, llm = self.model.decoder, self.model.config.llm
         num_heads, num_kv, dim = llm.num_attention_heads, llm.num_key_value_heads, llm.head_dim
         x = decoder.embed_tokens(ids)
-        cos, sin = (table.to(x.dtype) for table in rotary_tables(position, dim, llm.rope_theta))
+        cos, sin = (table.to(x.dtype) for table in rotary_tables(self.position, dim, llm.rope_theta))
         cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         for i, layer in enumerate(self.layers):
             h = _normed(x, layer.module.input_layernorm)
@@ -79,22 +70,36 @@ class Decoding:
             qk = _head_normed(qk, layer.head_norm, llm.rms_norm_eps)
             qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin)
             q, k = qk.split((num_heads, num_kv), 1)
-            x = x + layer.out(self._attend(i, q, k, v, past))
+            x = x + layer.out(self._attend(i, q, k, v))
             x = x + layer.mlp(_normed(x, layer.module.post_attention_layernorm))
         self.length += 1
+        self.position = self.position + 1
         return self.model.language_model.lm_head(_normed(x, decoder.norm))  # type: ignore[no-any-return]
 
-    def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor, past: list[CachePart]) -> Tensor:
+    def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, D], k and v [B, V, D] -> [B, H D]; k and v go into the cache."""
         keys, values = self.own.keys[i], self.own.values[i]
         keys[:, :, self.length], values[:, :, self.length] = k, v
-        seen = [(p.keys[i], p.values[i], p.valid, p.share) for p in past]
+        seen = [(p.keys[i], p.values[i], p.valid, p.share) for p in self.past.parts]
         if self.model.decoder.backend == "matmul":
             end = self.length + 1
             return attend_cached(q, [*seen, (keys[:, :, :end], values[:, :, :end], None, 1)]).flatten(1)
         if self.length:
             seen.append((keys[:, :, : self.length], values[:, :, : self.length], None, 1))
         return attend(q[:, None], k[:, None], v[:, None], None, seen, backend=self.model.decoder.backend).flatten(1)
+
+
+def _room(model: Bagel, num_rows: int, columns: int) -> CachePart:
+    """Keys and values yet to be written."""
+    llm, weight = model.config.llm, model.llm2vae.weight
+    shape = (num_rows, llm.num_key_value_heads)
+    depth = range(llm.num_hidden_layers)
+    # keys lie as the columns that queries are multiplied with
+    return CachePart(
+        keys=[weight.new_zeros(*shape, llm.head_dim, columns).transpose(2, 3) for _ in depth],
+        values=[weight.new_zeros(*shape, columns, llm.head_dim) for _ in depth],
+        valid=None,
+    )
 
 
 def _layers(model: Bagel) -> list[_Layer]:
@@ -123,20 +128,19 @@ def _called(layer: DecoderLayer, head_norm: Tensor) -> _Layer:
 
 
 def _copied(layer: DecoderLayer, head_norm: Tensor) -> _Layer:
-    """Copies of the layer's matrices, input dimension first."""
+    """Matrices that read the same, side by side in copies."""
     q, k, v, o, gate, up, down = _linears(layer)
-    qkv, bias = torch.cat([m.weight for m in (q, k, v)]).t().contiguous(), torch.cat([m.bias for m in (q, k, v)])
-    gate_up = torch.cat([gate.weight, up.weight]).t().contiguous()
-    out, back = o.weight.t().contiguous(), down.weight.t().contiguous()
+    weight, bias = torch.cat([m.weight for m in (q, k, v)]), torch.cat([m.bias for m in (q, k, v)])
+    gate_up = torch.cat([gate.weight, up.weight])
 
     def mlp(h: Tensor) -> Tensor:
-        g, u = torch.mm(h, gate_up).chunk(2, -1)
-        return torch.mm(F.silu(g).mul_(u), back)
+        g, u = linear(h, gate_up).chunk(2, -1)
+        return linear(F.silu(g).mul_(u), down.weight)
 
     return _Layer(
         module=layer,
-        qkv=lambda h: torch.addmm(bias, h, qkv),
-        out=lambda h: torch.mm(h, out),
+        qkv=lambda h: linear(h, weight, bias),
+        out=lambda h: linear(h, o.weight),
         mlp=mlp,
         head_norm=head_norm,
     )

@@ -123,5 +123,4 @@ def encode(model: Bagel, reader: Reader, contexts: Sequence[Context]) -> Encoded
     for part in head.parts:
         part.share = group
     head = Encoded(parts=head.parts, next_position=head.next_position.repeat_interleave(group))
-    tails = [reader.blocks(c)[len(reader.blocks(c[:depth])) :] if len(c) > depth else [] for c in contexts]
-    return encode_rows(model, tails, head)
+    return encode_rows(model, [reader.blocks(c[depth:]) for c in contexts], head)

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from r3_rl.policy.bagel.attention import CachePart, attend
 from r3_rl.policy.bagel.config import LanguageConfig
 from r3_rl.policy.bagel.kernels import rms_norm, rotate
+from r3_rl.policy.linear import Linear
 
 
 @dataclass(kw_only=True)
@@ -94,10 +95,10 @@ class Attention(nn.Module):
         wide, narrow = config.num_attention_heads * hd, config.num_key_value_heads * hd
         self.head_dim = hd
         for suffix in ("", "_moe_gen"):
-            setattr(self, f"q_proj{suffix}", nn.Linear(d, wide, bias=True))
-            setattr(self, f"k_proj{suffix}", nn.Linear(d, narrow, bias=True))
-            setattr(self, f"v_proj{suffix}", nn.Linear(d, narrow, bias=True))
-            setattr(self, f"o_proj{suffix}", nn.Linear(wide, d, bias=False))
+            setattr(self, f"q_proj{suffix}", Linear(d, wide, bias=True))
+            setattr(self, f"k_proj{suffix}", Linear(d, narrow, bias=True))
+            setattr(self, f"v_proj{suffix}", Linear(d, narrow, bias=True))
+            setattr(self, f"o_proj{suffix}", Linear(wide, d, bias=False))
             setattr(self, f"q_norm{suffix}", RMSNorm(hd, config.rms_norm_eps))
             setattr(self, f"k_norm{suffix}", RMSNorm(hd, config.rms_norm_eps))
 
@@ -127,9 +128,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -229,4 +230,4 @@ class LanguageModel(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)

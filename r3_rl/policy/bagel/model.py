@@ -19,6 +19,7 @@ from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.layers import Decoded, LanguageModel
 from r3_rl.policy.bagel.packing import LookBlock, Packed, table_rows
 from r3_rl.policy.bagel.vision import Connector, VisionModel, sincos_table
+from r3_rl.policy.linear import Linear
 
 # Below this t the division of a data prediction by t is held, or rounding noise would become velocity.
 _SMALLEST_TIME = 0.05
@@ -32,7 +33,7 @@ class TimeEmbedder(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(2 * self.num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            Linear(2 * self.num_frequencies, hidden_size), nn.SiLU(), Linear(hidden_size, hidden_size)
         )
 
     def sinusoids(self, times: Tensor) -> Tensor:
@@ -86,8 +87,8 @@ class Bagel(nn.Module):
         self.connector = Connector(config.vit.hidden_size, d)
         self.vit_pos_embed = PositionTable(config.vit_max_num_patch_per_side, d)
         self.time_embedder = TimeEmbedder(d)
-        self.vae2llm = nn.Linear(config.latent_channels, d)
-        self.llm2vae = nn.Linear(d, config.latent_channels)
+        self.vae2llm = Linear(config.latent_channels, d)
+        self.llm2vae = Linear(d, config.latent_channels)
         self.latent_pos_embed = PositionTable(config.max_latent_size, d)
 
     @property
@@ -180,7 +181,7 @@ def _init_std(name: str, parameter: Tensor, depth: int) -> float:
 
 def token_log_probs(logits: Tensor, targets: Tensor, *, temperature: float = 1.0, kept: Tensor | None = None) -> Tensor:
     """log softmax(logits / temperature) at the targets, over the kept tokens only: float32 [tokens]."""
-    scaled = logits.float() / temperature
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
     if kept is not None:
         scaled = scaled.masked_fill(~kept, float("-inf"))
     return -F.cross_entropy(scaled, targets, reduction="none")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from tokenizers import Tokenizer
@@ -55,8 +56,7 @@ class Reader:
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of a text without begin and end."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return list(_token_ids(self.tokenizer, text))
 
     def text(self, ids: list[int]) -> str:
         """The words of ids, special tokens left out."""
@@ -128,6 +128,12 @@ class Reader:
                 total += math.prod(self.grid(size)) + 2
             total += math.prod(resized_size(*size, self.config.vit_resize)) // self.config.vit.patch_size**2 + 2
         return total
+
+
+@lru_cache(maxsize=4096)
+def _token_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    # every row of a group asks for its prompt, in the rollout and in the update: 72 times a step where 8 would do
+    return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def kept_pieces(context: Context, drop: str) -> Context:

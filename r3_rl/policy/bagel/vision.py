@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from r3_rl.policy.bagel.config import VisionConfig
+from r3_rl.policy.linear import Linear
 
 
 class VisionAttention(nn.Module):
@@ -19,10 +20,10 @@ class VisionAttention(nn.Module):
         super().__init__()
         w = config.hidden_size
         self.num_heads = config.num_attention_heads
-        self.k_proj = nn.Linear(w, w)
-        self.v_proj = nn.Linear(w, w)
-        self.q_proj = nn.Linear(w, w)
-        self.out_proj = nn.Linear(w, w)
+        self.k_proj = Linear(w, w)
+        self.v_proj = Linear(w, w)
+        self.q_proj = Linear(w, w)
+        self.out_proj = Linear(w, w)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
@@ -40,8 +41,8 @@ class VisionMLP(nn.Module):
 
     def __init__(self, width: int, inner: int, out: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, inner)
-        self.fc2 = nn.Linear(inner, out)
+        self.fc1 = Linear(width, inner)
+        self.fc2 = Linear(inner, out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -67,7 +68,7 @@ class _Embeddings(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         side = config.image_size // config.patch_size
-        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.patch_embedding = Linear(config.num_channels * config.patch_size**2, config.hidden_size)
         self.position_embedding = nn.Embedding(side * side, config.hidden_size)
 
 

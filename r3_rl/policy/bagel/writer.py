@@ -23,18 +23,17 @@ def write(
     model: Bagel, reader: Reader, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]
 ) -> list[TextSegment]:
     """One text a context. The first token fed is bos at the context's next position; eos ends a text."""
-    encoded = encode(model, reader, contexts)
     num_rows, limit = len(contexts), sampling.max_new_tokens
     uniforms = row_uniforms(seeds, limit).to(model.device)
     tokens: list[list[int]] = [[] for _ in range(num_rows)]
     log_probs: list[list[float]] = [[] for _ in range(num_rows)]
     kept: list[list[Tensor]] = [[] for _ in range(num_rows)]
     active = torch.arange(num_rows, device=model.device)
-    decoding = Decoding(model, num_rows, limit)
+    decoding = Decoding(model, encode(model, reader, contexts), limit)
     feed = torch.full((num_rows,), reader.bos, dtype=torch.int64, device=model.device)
     running = torch.ones(num_rows, dtype=torch.bool, device=model.device)
     for step in range(limit):
-        logits = decoding.logits(feed, encoded.next_position + step, encoded.parts)
+        logits = decoding.logits(feed)
         chosen, chosen_log_probs, kept_mask = choose(logits, sampling, uniforms[active, step])
         going = running.tolist()
         rows, ids, values = active.tolist(), chosen.tolist(), chosen_log_probs.tolist()
@@ -52,7 +51,7 @@ def write(
         if left <= running.shape[0] // 2:  # copying the survivors' cache costs less than carrying the finished rows
             stay = running.nonzero()[:, 0]
             decoding.select(stay)
-            encoded, active, feed, running = encoded.select(stay), active[stay], feed[stay], running[stay]
+            active, feed, running = active[stay], feed[stay], running[stay]
     return [
         TextSegment(
             context=contexts[r],
