@@ -73,7 +73,8 @@ def counted(model: Bagel) -> Iterator[Count]:
     """Counts every pass of the model inside the block.
 
     A pass with gradient counts its backward too: once more for the activations' gradient, and once more again for the
-    weights' where they are trained. With an adapter in place its own products are counted, three times in training.
+    weights' where they are trained. With an adapter in place its own products are counted, three times in training, two
+    of them where it is merged.
     """
     count = Count()
     adapters = adapted_layers(model)
@@ -87,10 +88,11 @@ def counted(model: Bagel) -> Iterator[Count]:
         gradient = torch.is_grad_enabled()
         times = 1 if not gradient else 2 if adapters else 3
         count.flops += times * decoder + eyes
-        if adapters and not any(isinstance(m, MergedLinear) for m in module.modules()):
+        if adapters:
             llm = module.config.llm
             own = 2.0 * adapter_weights(llm, rank) * llm.num_hidden_layers * num_tokens
-            count.flops += (3 if gradient else 1) * own
+            merged = any(isinstance(m, MergedLinear) for m in module.modules())
+            count.flops += ((3 if gradient else 1) - merged) * own
         count.passes += 1
         count.tokens += num_tokens
 

@@ -152,14 +152,14 @@ def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
     return {
         **whole,
         **({"adapter": own} if adapted else {"reference policy (a copy)": own}),
-        **({"adapter merged for rollouts": _merged_bytes(module)} if adapted else {}),
+        **({"adapter merged into weights": _merged_bytes(module)} if adapted else {}),
         "gradients": own,
         "optimiser (AdamW)": 2 * own,
     }
 
 
 def _merged_bytes(module: torch.nn.Module) -> int:
-    """The second copy of the adapted weights that rollouts in float32 run on (`fast_weights`)."""
+    """The second copy of the adapted weights that rollouts and updates in float32 run on (`fast_weights`)."""
     layers = [layer.get_base_layer().weight for layer in adapted_layers(module).values()]
     return _bytes(weight for weight in layers if weight.dtype == torch.float32)
 

@@ -43,12 +43,12 @@ __all__ = [
     "AdapterSettings",
     "adapted_layers",
     "adapter_disabled",
+    "adapter_merged",
     "attach",
     "base_fingerprint",
     "branch_of",
     "load_adapter",
     "merge",
-    "merged_for_rollout",
     "save_adapter",
     "trainable_parameters",
 ]
@@ -95,7 +95,7 @@ def trainable_parameters(module: nn.Module) -> dict[str, dict[str, nn.Parameter]
 
 @contextmanager
 def adapter_disabled(module: nn.Module) -> Iterator[None]:
-    """Inside, the module is its base: the reference policy. Inside `merged_for_rollout` too.
+    """Inside, the module is its base: the reference policy. Inside `adapter_merged` too.
 
     The LoRA layers step aside for the linear layers they wrap, so nothing is computed for them and no flag of theirs
     changes. Raises InputError when the module has no adapter.
@@ -106,19 +106,21 @@ def adapter_disabled(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def merged_for_rollout(module: nn.Module) -> Iterator[None]:
+def adapter_merged(module: nn.Module) -> Iterator[None]:
     """Inside, every adapted layer is one plain linear layer with weight W + scale * B A; afterwards all is as before.
 
-    The base's tensors are never written, so nothing drifts. Costs a second copy of the adapted weights. For float32
-    weights only: in bfloat16 the sum would round most of the adapter away, and what is sampled would no longer be the
-    policy that is trained. Raises InputError for other types, and when the module has no adapter.
+    The base's tensors are never written, so nothing drifts. A backward pass inside leaves its gradient in A and B, as
+    if the adapter stood beside the weights; the weights are those of the moment of entry, and the adapter's dropout is
+    not applied. Costs a second copy of the adapted weights. For float32 weights only: in bfloat16 the sum would round
+    most of the adapter away, and what is sampled would no longer be the policy that is trained. Raises InputError for
+    other types, and when the module has no adapter.
     """
     slots = find_slots(module)
     types = {slot.layer.get_base_layer().weight.dtype for slot in slots}
     if types != {torch.float32}:
         raise InputError(
-            f"an adapter on {', '.join(sorted(str(t) for t in types))} weights is not merged for rollouts",
-            hint="use float32 weights, or roll out with the adapter beside them",
+            f"an adapter on {', '.join(sorted(str(t) for t in types))} weights is not merged",
+            hint="use float32 weights, or leave the adapter beside them",
         )
     with swapped(slots, [MergedLinear(slot.layer) for slot in slots]):
         yield

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
@@ -98,7 +99,8 @@ class Slot:
 class MergedLinear(nn.Module):
     """x -> (W + scale * B A) x + b in one product, summed in float32, with the base's own bias.
 
-    Stands in for a LoRA layer and remembers it, so that the adapter is still found and can be switched off.
+    Stands in for a LoRA layer and remembers it, so that the adapter is still found, can be switched off, and gets its
+    gradient.
     """
 
     @torch.no_grad()
@@ -112,7 +114,32 @@ class MergedLinear(nn.Module):
         self.lora = [layer]  # a list, because a module in an attribute would bring its parameters along
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        if not torch.is_grad_enabled():
+            return linear(x, self.weight, self.bias)
+        layer = self.lora[0]
+        a, b = (part[NAME].weight for part in (layer.lora_A, layer.lora_B))
+        return _Merged.apply(x, a, b, self.weight, self.bias, layer.scaling[NAME])  # type: ignore[no-any-return]
+
+
+class _Merged(torch.autograd.Function):
+    """The merged product, whose gradient goes to A [r, in] and B [out, r]: half the passes of a layer beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        ctx.save_for_backward(x, a, b, weight)
+        ctx.scale = scale
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, weight = ctx.saved_tensors
+        grad_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None, None, None
+        grad, x = grad.flatten(0, -2), x.flatten(0, -2)
+        of_a = linear(linear(grad, b.t() * ctx.scale).t(), x.t())
+        of_b = linear(linear(x, a * ctx.scale).t(), grad.t()).t()
+        return grad_x, of_a, of_b, None, None, None
 
 
 def adapted_layers(module: nn.Module) -> dict[str, LoraLinear]:

@@ -25,7 +25,7 @@ from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Averages
-from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach, merged_for_rollout
+from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_merged, attach
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
@@ -184,7 +184,7 @@ class R3Trainer(Trainer):
         return self.balancer.accumulate(step, credits, self._accumulate, step_sizes(credits))
 
     def _accumulate(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> UpdateStatistics:
-        with self.shards.collecting() if self.shards else nullcontext():
+        with fast_update(self.policy.module), self.shards.collecting() if self.shards else nullcontext():
             return accumulate(
                 self.policy,
                 credits,
@@ -335,8 +335,14 @@ class R3Trainer(Trainer):
 def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
     """In float32 rollouts run on merged weights: the same numbers without the adapter's extra products."""
     if adapted_layers(module) and next(module.parameters()).dtype == torch.float32:
-        return merged_for_rollout(module)
+        return adapter_merged(module)
     return nullcontext()
+
+
+def fast_update(module: nn.Module) -> AbstractContextManager[None]:
+    """The same with gradient, unless the adapter's input is dropped: that needs the adapter beside the weights."""
+    dropped = any(isinstance(m, nn.Dropout) for layer in adapted_layers(module).values() for m in layer.modules())
+    return nullcontext() if dropped else fast_weights(module)
 
 
 class _Held(nn.Module):

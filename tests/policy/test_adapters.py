@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -141,12 +142,12 @@ def test_switched_off_the_policy_is_its_base():
         pass
 
 
-def test_merged_for_rollout_gives_the_same_policy_and_restores_the_very_tensors():
+def test_adapter_merged_gives_the_same_policy_and_restores_the_very_tensors():
     model = adapted()
     before, tensors = state(model), dict(model.named_parameters())
     expected = outputs(model)
     for _ in range(3):
-        with adapters.merged_for_rollout(model):
+        with adapters.adapter_merged(model):
             assert not any("lora" in name for name, _ in model.named_modules())
             assert (outputs(model) - expected).abs().max() < 1e-5
             rolled = segments(tiny_policy(model))
@@ -158,9 +159,25 @@ def test_merged_for_rollout_gives_the_same_policy_and_restores_the_very_tensors(
         assert ((log_probs - segment.log_probs).exp() - 1).abs().max() < 1e-4
 
 
+def test_a_merged_adapter_gets_the_gradient_of_one_beside_the_weights():
+    model = adapted()
+    trained = [p for branch in adapters.trainable_parameters(model).values() for p in branch.values()]
+    whole = [model.vae2llm.weight.requires_grad_(), model.language_model.model.embed_tokens.weight.requires_grad_()]
+    found = []
+    for merged in (False, True):
+        with adapters.adapter_merged(model) if merged else nullcontext():
+            outputs(model).square().sum().backward()
+        found.append([p.grad.clone() for p in [*trained, *whole]])
+        for p in [*trained, *whole]:
+            p.grad = None
+    assert len(trained) > 10 and all(gradient.abs().max() > 0 for gradient in found[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5 * float(one.abs().max()), rtol=1e-4)
+
+
 def test_the_reference_is_the_base_inside_a_merged_rollout_too():
     model, base = adapted(), tiny_bagel()
-    with adapters.merged_for_rollout(model):
+    with adapters.adapter_merged(model):
         merged = outputs(model)
         with adapters.adapter_disabled(model):
             assert torch.equal(outputs(model), outputs(base))
@@ -170,14 +187,14 @@ def test_the_reference_is_the_base_inside_a_merged_rollout_too():
 def test_an_error_inside_a_merged_rollout_restores_the_adapter():
     model = adapted()
     expected = outputs(model)
-    with pytest.raises(KeyboardInterrupt), adapters.merged_for_rollout(model):
+    with pytest.raises(KeyboardInterrupt), adapters.adapter_merged(model):
         raise KeyboardInterrupt
     assert torch.equal(outputs(model), expected)
 
 
-def test_bfloat16_is_not_merged_for_rollouts():
+def test_bfloat16_is_not_adapter_mergeds():
     model = adapted(dtype=torch.bfloat16)
-    with pytest.raises(InputError, match="bfloat16 weights is not merged"), adapters.merged_for_rollout(model):
+    with pytest.raises(InputError, match="bfloat16 weights is not merged"), adapters.adapter_merged(model):
         pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach, merged_for_rollout
+from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_merged, attach
 from r3_rl.policy.bagel import decoding
 from r3_rl.policy.bagel.decoding import Decoding
 from r3_rl.policy.bagel.encoder import encode, encode_rows
@@ -96,7 +96,7 @@ def test_an_adapter_is_not_left_out(merged):
     encoded = encode(model, policy.reader, contexts(shared=True))
     expected = packed(model, encoded, WRITTEN)
     if merged:
-        with merged_for_rollout(model):
+        with adapter_merged(model):
             found = decoded(model, encoded, WRITTEN)
     else:
         found = decoded(model, encoded, WRITTEN)

@@ -9,7 +9,7 @@ import torch
 
 from r3_rl.errors import CheckpointError
 from r3_rl.flow.guidance import Guidance
-from r3_rl.policy.adapters import AdapterSettings, merged_for_rollout, trainable_parameters
+from r3_rl.policy.adapters import AdapterSettings, adapter_merged, trainable_parameters
 from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens
 from r3_rl.policy.bagel.config import AutoencoderConfig
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
@@ -72,7 +72,7 @@ def deviation(policy, segments):
 )
 def test_on_policy_ratio_is_one(guidance, size, backend):
     policy = tiny_policy(adapter=ADAPTER, moved=0.1, backend=backend)
-    with merged_for_rollout(policy.module):
+    with adapter_merged(policy.module):
         stages = one_of_each(policy, replace(FAITHFUL, guidance=guidance, size=size))
     for name, segments in stages.items():
         assert deviation(policy, segments) < 1e-4, name
@@ -472,7 +472,7 @@ def test_the_reference_is_the_base_however_it_is_asked_for():
         torch.testing.assert_close(means(policy), means(base))
     torch.testing.assert_close(means(policy), means(trained))
     assert not torch.allclose(means(policy), means(base), atol=1e-3)
-    with merged_for_rollout(policy.module), policy.reference():
+    with adapter_merged(policy.module), policy.reference():
         torch.testing.assert_close(means(policy), means(base))
 
 

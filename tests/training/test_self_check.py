@@ -9,7 +9,7 @@ import torch
 
 from r3_rl.errors import RunError
 from r3_rl.flow.guidance import Guidance
-from r3_rl.policy.adapters import merged_for_rollout
+from r3_rl.policy.adapters import adapter_merged
 from r3_rl.policy.base import Sampling
 from r3_rl.training.self_check import self_check
 from r3_rl.types import ImageSegment, TextSegment
@@ -35,7 +35,7 @@ def planted(change):
 @pytest.mark.parametrize("num_prompts", [1, 3])
 def test_a_sound_policy_passes(merged, num_prompts):
     policy = trained_policy()
-    rollout = merged_for_rollout(policy.module) if merged else None
+    rollout = adapter_merged(policy.module) if merged else None
     check = self_check(policy, PROMPTS[:num_prompts], SETTINGS, rollout=rollout)
     assert set(check.deviation) == {"plan", "draft", "critique", "refinement"}
     assert max(check.deviation.values()) < 1e-4

@@ -23,6 +23,7 @@ from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.tree import Node
 from r3_rl.scoring.base import scorer_info
 from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.training import trainer as trainer_module
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
 from r3_rl.training.checkpoint import last_checkpoint
 from r3_rl.training.config import R3Config
@@ -504,7 +505,21 @@ class _Watch(TrainerCallback):
         self.kinds.append({type(m).__name__ for m in self.policy.module.modules()})
 
 
-def test_merged_weights_are_for_the_rollout_only(tmp_path):
+@pytest.mark.parametrize(("dropout", "merged"), [(0.0, True), (0.1, False)])
+def test_updates_run_on_merged_weights_unless_the_adapter_drops(tmp_path, monkeypatch, dropout, merged):
+    kinds = set()
+
+    def watched(policy, *args, **kwargs):
+        kinds.update(type(m).__name__ for m in policy.module.modules())
+        return accumulate(policy, *args, **kwargs)
+
+    accumulate = trainer_module.accumulate
+    monkeypatch.setattr(trainer_module, "accumulate", watched)
+    run(make(tmp_path, lora=AdapterSettings(rank=2, dropout=dropout)))
+    assert ("MergedLinear" in kinds) is merged and ("Dropout" in kinds) is (not merged)
+
+
+def test_merged_weights_are_gone_after_a_step(tmp_path):
     trainer = make(tmp_path)
     watch = _Watch(trainer.policy)
     trainer.add_callback(watch)
