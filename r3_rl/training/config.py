@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from r3_rl import ranks
@@ -50,6 +52,12 @@ class R3Config(TrainingArguments):
         default=0, metadata={"help": "Full weights: parts of the optimiser, one a process; 0 is whole in each."}
     )
     aggregator: str = field(default="sum", metadata={"help": "How the objectives' gradients become one."})
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            # an installed DeepSpeed is asked which device it would take, and warns about what is no news here
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        super().__post_init__()
 
     @property
     def world_size(self) -> int:
