@@ -5,7 +5,8 @@ tokens each (no token ends a text early), no KL, AdamW, clip-norm 1, one update 
 trainer: rollout, reward, loss, optimiser, callbacks, metrics. Ours runs the understanding expert of a BAGEL of the same
 sizes, whose attention has q/k norms that Qwen2 lacks: a little more work on our side. A prompt's wrapping tokens count
 on both sides, so both are given equally many tokens. Ours reads a group's prompt once, in the rollout and in the
-update; TRL reads it for every completion. How much of the ratio that is, `--prompt-tokens 8` shows.
+update; TRL reads it for every completion. How much of the ratio that is, `--prompt-tokens 8` shows. On processors where
+MKL is slow our linear layers multiply with oneDNN (r3_rl/policy/linear.py); `--plain-products` goes without.
 
     python benchmarks/against_trl.py --help
 """
@@ -66,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--token-budget", type=int, default=32768, help="of our micro-batches; the default takes a step whole"
     )
+    parser.add_argument("--plain-products", action="store_true", help="leave our float32 products to torch too")
     parser.add_argument("--profile", action="store_true", help="print torch's profile of one step of ours")
     parser.add_argument("--out", help="also write the numbers to this JSON file")
     return parser.parse_args()
@@ -82,6 +84,8 @@ def main() -> None:
     import transformers
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if args.plain_products:
+        torch.backends.mkldnn.enabled = False
     transformers.logging.set_verbosity_error()
     work = Work(
         hidden=args.hidden, layers=args.layers, vocab=args.vocab, prompt_tokens=args.prompt_tokens,
@@ -253,6 +257,15 @@ def profile(ours: Timed) -> None:
     print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=48))
 
 
+def products() -> str:
+    """Who multiplies our float32 matrices."""
+    import torch
+
+    from r3_rl.policy.linear import onednn_is_faster
+
+    return "oneDNN" if onednn_is_faster() and torch.backends.mkldnn.enabled else "torch, as TRL's"
+
+
 def report(work: Work, ours: Timed, theirs: Timed, args: argparse.Namespace) -> Report:
     import torch
     import transformers
@@ -278,6 +291,7 @@ def report(work: Work, ours: Timed, theirs: Timed, args: argparse.Namespace) -> 
             f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}; "
             f"TRL with {args.trl_attention} attention, {args.trl_cache} cache. "
             "Ours carries q/k norms that Qwen2 has not.",
+            f"Our float32 products: {products()}.",
             f"Goal: ours at least {GOAL:.0f}x in samples/s: {'reached' if ratio >= GOAL else 'NOT reached'}.",
         ],
         numbers={
