@@ -47,7 +47,7 @@ ELSEWHERE = {
     "training.eval_prompts": "evaluate/run.py",
     "training.output_dir": "evaluate/run.py",
     "training.gradient_checkpointing": "evaluate/run.py",
-    "training.num_threads": "cli.py",
+    "training.num_threads": "cli/run_verbs.py",
     "observe.gallery": "evaluate/run.py",
     "observe.keep_trajectories": "evaluate/run.py",
 }

@@ -1,0 +1,58 @@
+"""The verbs of `r3`. A verb imports its room when it runs, so that help and checks answer at once and load no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from r3_rl import __version__
+from r3_rl.cli.look_verbs import check, doctor, schema
+from r3_rl.cli.prompt_verbs import prompts
+from r3_rl.cli.recipe_verbs import recipes
+from r3_rl.cli.reward_verbs import rewards
+from r3_rl.cli.run_verbs import compare, demo, export, pretrain, refine, report, train
+from r3_rl.errors import R3Error
+
+app = App(
+    name="r3",
+    help="Reinforcement learning for models that draw, look at what they drew, and draw again.",
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+    print_error=False,
+    exit_on_error=False,
+)
+for verb in (demo, train, pretrain, refine, export, report, compare, check, schema, doctor, recipes, rewards, prompts):
+    app.command(verb)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb and leave with its exit code: 0 ok, 1 the run failed, 2 the input was wrong, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a verb and return its exit code; an error becomes lines on stderr."""
+    try:
+        result = app(list(arguments))
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except R3Error as error:
+        return _say(str(error), error.exit_code)
+    except CycloptsError as error:
+        return _say(f"r3: {' '.join(str(error).split())}", 2)
+    except KeyboardInterrupt:
+        return _say("r3: interrupted", 130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; without this Python complains once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _say(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code

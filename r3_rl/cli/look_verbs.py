@@ -1,0 +1,38 @@
+"""Verbs that say something about a recipe or this machine and start nothing."""
+
+from __future__ import annotations
+
+from r3_rl.errors import InputError
+
+
+def check(recipe: str, /, *overrides: str, processes: int = 1) -> None:
+    """Check a recipe and say what a step of it is made of; nothing is loaded.
+
+    Args:
+        recipe: a YAML file or the name of a shipped recipe.
+        overrides: settings to change, such as training.seed=1.
+        processes: number of processes it will run on.
+    """
+    from r3_rl.recipe import geometry
+    from r3_rl.recipe_io import load_recipe
+
+    if processes < 1:
+        raise InputError(f"--processes {processes}: at least 1")
+    print(geometry(load_recipe(recipe, overrides), processes))
+    print("ok")
+
+
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors that complete and check YAML."""
+    import json
+
+    from r3_rl.recipe_io import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def doctor() -> None:
+    """Say what this machine and installation can do: versions, speed, optional packages."""
+    from r3_rl.doctor import doctor as examine
+
+    examine()

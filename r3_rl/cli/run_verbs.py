@@ -1,0 +1,157 @@
+"""Verbs that start a run or read one."""
+
+from __future__ import annotations
+
+import io
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+
+from r3_rl.errors import InputError
+
+
+def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> None:
+    """Train the embedded model with R3 for a few minutes and show before and after.
+
+    Args:
+        out: folder of the run: pictures, adapter, report.html, summary.json.
+        seed: seed of the run.
+        minutes: time for training and evaluation.
+    """
+    from r3_rl.process import prepare_process
+
+    prepare_process()
+    from r3_rl.evaluate.demo import demo as run_demo
+
+    run_demo(out=out, seed=seed, minutes=minutes)
+
+
+def train(
+    recipe: str,
+    /,
+    *overrides: str,
+    resume: str | None = None,
+    dry_run: bool = False,
+    rehearse: bool = False,
+    processes: int = 1,
+) -> int:
+    """Fine-tune a policy by a recipe.
+
+    Args:
+        recipe: a YAML file or the name of a shipped recipe.
+        overrides: settings to change, such as training.seed=1.
+        resume: folder of an interrupted run to go on with.
+        dry_run: write the resolved recipe and stop.
+        rehearse: run one step of every kind, say what memory and time the run takes, and stop; nothing is kept.
+        processes: with --rehearse, how many the run will have: one of them is rehearsed.
+    """
+    from r3_rl.recipe_io import dump_resolved, find_recipe, load_recipe
+
+    checked = load_recipe(recipe, overrides)
+    if dry_run:
+        print(dump_resolved(checked), end="")
+        return 0
+    from r3_rl.process import prepare_process
+    from r3_rl.ranks import launched
+
+    prepare_process(checked.training.num_threads)
+    rank, num_processes = launched()
+    if processes < 1 or (processes > 1 and not rehearse):
+        raise InputError("--processes belongs to --rehearse and is at least 1", hint="start several with torchrun")
+    if rehearse:
+        if num_processes > 1:
+            raise InputError("--rehearse measures one process", hint="run it without torchrun")
+        from r3_rl.evaluate.rehearse import rehearse as run_rehearsal
+
+        rehearsal = run_rehearsal(checked, processes=processes)
+        print(rehearsal)
+        return 0 if rehearsal.fits else 1
+    from r3_rl.evaluate.run import train as run_training
+
+    source = "".join(f"# override: {override}\n" for override in overrides)
+    source += find_recipe(recipe).read_text(encoding="utf-8")
+    with redirect_stdout(io.StringIO()) if rank else nullcontext():  # the first process speaks for all
+        done = run_training(checked, name=Path(recipe).stem, resume=resume, source=source)
+    return 130 if done.interrupted else 0
+
+
+def pretrain(recipe: str, /, *overrides: str) -> None:
+    """Make the embedded model: supervised pretraining by a recipe with a `pretrain` section.
+
+    Args:
+        recipe: a YAML file or the name of a shipped recipe.
+        overrides: settings to change, such as pretrain.steps=100.
+    """
+    from r3_rl.recipe_io import load_recipe
+
+    checked = load_recipe(recipe, overrides)
+    if checked.pretrain is None:
+        raise InputError(
+            f"{recipe}: no section 'pretrain'", hint="run it with `r3 train`, or start from shapes_pretrain"
+        )
+    from r3_rl.process import prepare_process
+
+    prepare_process(checked.training.num_threads)
+    from r3_rl.evaluate.pretrain import pretrain as run_pretraining
+
+    run_pretraining(checked)
+
+
+def refine(
+    prompt: str,
+    /,
+    *,
+    model: str | None = None,
+    adapter: str | None = None,
+    rounds: int = 2,
+    out: str = "refine.png",
+    seed: int = 0,
+) -> None:
+    """Draw a prompt, critique it and draw again; write draft, critiques and refinements as one picture.
+
+    Args:
+        prompt: what to draw.
+        model: folder of a policy; without it the embedded model.
+        adapter: folder of an adapter.
+        rounds: refinements at most.
+        out: the picture, a PNG file.
+        seed: seed of texts and noise.
+    """
+    from r3_rl.evaluate.refiner import refine_command
+
+    refine_command(prompt=prompt, model=model, adapter=adapter, rounds=rounds, out=out, seed=seed)
+
+
+def export(run: str, /, *, out: str | None = None, merge: bool = False, base: str | None = None) -> None:
+    """Write the adapter of a run with its model card, reload it and compare the outputs.
+
+    Args:
+        run: folder of a run, or of an adapter.
+        out: folder to write; without it the adapter is completed where it lies.
+        merge: write full weights with the adapter merged in.
+        base: folder of the base, where the recipe's has moved.
+    """
+    from r3_rl.export import export as run_export
+
+    run_export(run, out, merge=merge, base=base)
+
+
+def report(run: str, /) -> None:
+    """Write report.html of a run: curves, table, gallery; one file that needs no network.
+
+    Args:
+        run: folder of a run.
+    """
+    from r3_rl.observe.report import write_report
+
+    print(write_report(run))
+
+
+def compare(*runs: str) -> None:
+    """Show two or more runs side by side: settings that differ, figures before and after, changes with intervals.
+
+    Args:
+        runs: folders of runs that were measured on the same held-out prompts.
+    """
+    from r3_rl.observe.compare import compare as compare_runs
+
+    print(compare_runs(runs))
