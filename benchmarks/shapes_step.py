@@ -158,7 +158,7 @@ def drawing(trainer: Any, policy: Any, args: argparse.Namespace) -> tuple[float,
     from flops import counted
 
     from r3_rl.rollout.episode import make_drafts
-    from r3_rl.training.trainer import fast_weights
+    from r3_rl.training.fast import fast_weights
 
     settings = replace(trainer.loop, plan=None)
     few = trainer.prompts.batch(0)

@@ -14,7 +14,7 @@ from r3_rl.policy.base import Policy
 from r3_rl.rollout.episode import LoopSettings, run_loop
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
-from r3_rl.training.trainer import fast_weights
+from r3_rl.training.fast import fast_weights
 from r3_rl.types import Prompt, Trajectory
 
 Verdicts = Callable[[Sequence[Trajectory]], list[Trajectory]]

@@ -16,7 +16,8 @@ from r3_rl.rollout.episode import make_critiques, make_drafts, row_seeds
 from r3_rl.rollout.protocol import edit
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.training.credit import Credit
-from r3_rl.training.trainer import R3Trainer, fast_weights
+from r3_rl.training.fast import fast_weights
+from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import Critique, ImageSegment, Prompt, Round, Segment, TextPiece, TextSegment
 
 Result = TypeVar("Result")

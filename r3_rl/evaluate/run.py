@@ -42,8 +42,9 @@ from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
 from r3_rl.training.checkpoint import last_checkpoint
+from r3_rl.training.fast import fast_weights
 from r3_rl.training.schedules import Collected
-from r3_rl.training.trainer import R3Trainer, fast_weights
+from r3_rl.training.trainer import R3Trainer
 
 SUMMARY = {
     "draft": "draft",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Averages
-from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_merged, attach
+from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
@@ -36,6 +36,8 @@ from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_weights, writing
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
+from r3_rl.training.fast import fast_update, fast_weights
+from r3_rl.training.held import Held, Steps, alone
 from r3_rl.training.rates import set_branch_rate
 from r3_rl.training.schedules import Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
@@ -100,9 +102,9 @@ class R3Trainer(Trainer):
             model.remember_base(on_host=not (args.beta or args.image_beta))
         masters = self.shards.masters if self.shards else {}
         super().__init__(
-            model=_Held(model.module, masters),
+            model=Held(model.module, masters),
             args=args,
-            train_dataset=_Steps(args.max_steps),
+            train_dataset=Steps(args.max_steps),
             callbacks=[*(callbacks or []), TimeBudgetCallback(args.time_budget_s)],
             optimizers=optimizers,
         )
@@ -295,7 +297,7 @@ class R3Trainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Step numbers: the prompts of a step follow from its number, so that a resumed run sees the same ones."""
         # batches of one: a resumed Trainer skips batches by their sampler, which batch_size=None does without
-        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_alone)
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=alone)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with writing(Path(self.args.output_dir)):
@@ -332,56 +334,5 @@ class R3Trainer(Trainer):
                 self.optimizer.load_state_dict(stored)
 
 
-def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
-    """In float32 rollouts run on merged weights: the same numbers without the adapter's extra products."""
-    if adapted_layers(module) and next(module.parameters()).dtype == torch.float32:
-        return adapter_merged(module)
-    return nullcontext()
-
-
-def fast_update(module: nn.Module) -> AbstractContextManager[None]:
-    """The same with gradient, unless the adapter's input is dropped: that needs the adapter beside the weights."""
-    dropped = any(isinstance(m, nn.Dropout) for layer in adapted_layers(module).values() for m in layer.modules())
-    return nullcontext() if dropped else fast_weights(module)
-
-
-class _Held(nn.Module):
-    """The policy's module as Trainer holds it: what is trained, and without our frozen `config`, which Trainer would
-    write to. A wrapper for several processes neither sends nor saves the base."""
-
-    def __init__(self, module: nn.Module, masters: Mapping[nn.Parameter, nn.Parameter]) -> None:
-        super().__init__()
-        self.module, self.masters = module, masters
-        # what is sharded gets no wrapper: nobody else's gradients belong to this process's part
-        self._is_accelerate_prepared = bool(masters)
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        trained = ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
-        return ((name, self.masters.get(p, p)) for name, p in trained)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {name: p.detach() for name, p in self.named_parameters()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().load_state_dict({**super().state_dict(), **state_dict}, *args, **kwargs)
-
-
 def _own_optimizer(folder: str) -> Path:
     return Path(folder) / f"optimizer_{ranks.rank()}.pt"
-
-
-class _Steps(torch.utils.data.Dataset[dict[str, int]]):
-    """The numbers of the steps."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        return {"step": index}
-
-
-def _alone(batch: list[dict[str, int]]) -> dict[str, int]:
-    return batch[0]

@@ -1,0 +1,23 @@
+"""Merged weights for rollouts and updates, where they are the same numbers in fewer products."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from r3_rl.policy.adapters import adapted_layers, adapter_merged
+
+
+def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
+    """In float32 rollouts run on merged weights: the same numbers without the adapter's extra products."""
+    if adapted_layers(module) and next(module.parameters()).dtype == torch.float32:
+        return adapter_merged(module)
+    return nullcontext()
+
+
+def fast_update(module: nn.Module) -> AbstractContextManager[None]:
+    """The same with gradient, unless the adapter's input is dropped: that needs the adapter beside the weights."""
+    dropped = any(isinstance(m, nn.Dropout) for layer in adapted_layers(module).values() for m in layer.modules())
+    return nullcontext() if dropped else fast_weights(module)
