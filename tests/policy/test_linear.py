@@ -34,7 +34,7 @@ def numbers(*shape, seed=0):
 
 
 def with_gradients(product, x, weight, bias, grad, trained):
-    leaves = [t.clone().requires_grad_(t_trained) for t, t_trained in zip((x, weight, bias), trained, strict=True)]
+    leaves = [t.detach().requires_grad_(t_trained) for t, t_trained in zip((x, weight, bias), trained, strict=True)]
     out = product(*leaves)
     out.backward(grad)
     return [out, *(leaf.grad for leaf in leaves)]
@@ -54,6 +54,24 @@ def test_values_and_gradients_are_those_of_torch(calls, rows, num_in, num_out, t
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-5)
+
+
+@needs_operation
+@pytest.mark.parametrize("laid", ["transposed", "every other row", "some columns"])
+def test_tensors_that_lie_otherwise_in_memory(calls, laid):
+    """A summed output's gradient has strides of 0, a split weight others than its shape says."""
+    x = {
+        "transposed": lambda: numbers(24, 70).t(),
+        "every other row": lambda: numbers(140, 24)[::2],
+        "some columns": lambda: numbers(70, 60)[:, 7:31],
+    }[laid]()
+    weight = numbers(24, 40, seed=1).t()
+    grad = numbers(1).expand(70, 40)
+    found, expected = (
+        with_gradients(product, x, weight, numbers(40), grad, (True, True, True)) for product in (linear, F.linear)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
 
 
 @needs_operation
