@@ -147,6 +147,11 @@ def adapted_layers(module: nn.Module) -> dict[str, LoraLinear]:
     return {slot.path: slot.layer for slot in _search(module)}
 
 
+def first_adapted_layer(module: nn.Module) -> LoraLinear | None:
+    """One layer of the adapter, to ask for what all have in common; None without an adapter."""
+    return next((slot.layer for slot in _search(module)), None)
+
+
 def find_slots(module: nn.Module) -> list[Slot]:
     """All places of the adapter. Raises InputError when there is none."""
     found = list(_search(module))

@@ -7,17 +7,19 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from r3_rl.policy.adapters import adapted_layers, adapter_merged
+from r3_rl.policy.adapters import adapter_merged
+from r3_rl.policy.lora import NAME, first_adapted_layer
 
 
 def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
     """In float32 rollouts run on merged weights: the same numbers without the adapter's extra products."""
-    if adapted_layers(module) and next(module.parameters()).dtype == torch.float32:
+    if first_adapted_layer(module) and next(module.parameters()).dtype == torch.float32:
         return adapter_merged(module)
     return nullcontext()
 
 
 def fast_update(module: nn.Module) -> AbstractContextManager[None]:
     """The same with gradient, unless the adapter's input is dropped: that needs the adapter beside the weights."""
-    dropped = any(isinstance(m, nn.Dropout) for layer in adapted_layers(module).values() for m in layer.modules())
+    layer = first_adapted_layer(module)
+    dropped = layer is not None and isinstance(layer.lora_dropout[NAME], nn.Dropout)
     return nullcontext() if dropped else fast_weights(module)
