@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError
+from r3_rl.rewards.hub_files import hub_folder
 
 if TYPE_CHECKING:
     import torch
@@ -139,20 +140,20 @@ def _from_transformers(weights: str, revision: str, processor: str, place: _Runs
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
     except ImportError as error:
         raise MissingPackageError(f"CLIP weights '{weights}' need transformers", hint=_INSTALL) from error
-    version = {"revision": revision} if revision else {}
-    source, source_version = (processor, {}) if processor else (weights, version)
     try:
-        config = AutoConfig.from_pretrained(weights, **version)
+        folder = hub_folder(weights, revision or None)
+        source = hub_folder(processor) if processor else folder
+        config = AutoConfig.from_pretrained(folder)
         if config.model_type != "clip":  # transformers would fill a CLIP model with random numbers
             raise CheckpointError(f"'{weights}' is a model of the kind '{config.model_type}', not 'clip'")
         # Loaded in float32 whatever it runs in: rounded to bfloat16, a logit scale of 100 would be 99.
         model, found = CLIPModel.from_pretrained(
-            weights, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **version
+            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **source_version)
+        tokenizer = AutoTokenizer.from_pretrained(source)
         # Pillow resizes as the published scores were made; torchvision's result differs in the last digits.
-        pixels = AutoImageProcessor.from_pretrained(source, backend="pil", **source_version)
-    except OSError as error:
+        pixels = AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read CLIP weights '{weights}': {_one_line(error)}", hint=_WHERE) from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])

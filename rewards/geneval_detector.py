@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from r3_rl.errors import CheckpointError, MissingPackageError, ScorerError
 from r3_rl.rewards.geneval_rules import Detection
+from r3_rl.rewards.hub_files import hub_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,11 +202,11 @@ def _load(weights: str, revision: str | None) -> tuple[Any, Any]:
     except ImportError as error:
         hint = "pip install 'r3-rl[train,clip]'"
         raise MissingPackageError(f"scorer 'geneval' needs {error.name or 'transformers'}", hint=hint) from error
-    options = {} if revision is None else {"revision": revision}
     try:
-        processor = AutoImageProcessor.from_pretrained(weights, **options)
+        folder = hub_folder(weights, revision, pickled=True)  # transformers reads tensors alone out of a pickle
+        processor = AutoImageProcessor.from_pretrained(folder)
         model, report = AutoModelForUniversalSegmentation.from_pretrained(
-            weights, dtype=torch.float32, output_loading_info=True, **options
+            folder, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from r3_rl.errors import InputError, MissingPackageError
+from r3_rl.rewards.hub_files import hub_folder
 from r3_rl.scoring.judge_settings import JudgeSettings
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -118,9 +119,10 @@ class LocalYes:
         except ImportError as error:
             raise MissingPackageError("a local model needs transformers", hint="pip install 'r3-rl[train]'") from error
         try:
-            processor = AutoProcessor.from_pretrained(model, revision=revision)
+            folder = hub_folder(model, revision)
+            processor = AutoProcessor.from_pretrained(folder)
             network = AutoModelForImageTextToText.from_pretrained(
-                model, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True
+                folder, dtype=getattr(torch, dtype), use_safetensors=True
             )
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
