@@ -231,6 +231,8 @@ def trainer_arguments(recipe: Recipe, run_folder: Path, *, processes: int | None
         refine_perfect_ratio=a.tree.perfect_ratio,
         refine_depth=a.tree.depth,
         refine_synthetic_fraction=a.tree.synthetic_fraction,
+        apart_fraction=a.progressive.apart_fraction,
+        ramp_fraction=a.progressive.ramp_fraction,
         rounds=r.rounds,
         token_budget=t.token_budget,
         max_zero_variance_steps=a.max_zero_variance_steps,

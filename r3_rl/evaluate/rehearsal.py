@@ -15,8 +15,9 @@ PHASES: dict[str, tuple[str, ...]] = {
     "draft_only": ("reason",),
     "critique_only": ("critique",),
     "cotrain": ("reason", "critique"),
+    "progressive": ("reason", "critique", "reason", "refine"),
 }
-"""Schedule -> the kinds of steps that it takes in turn."""
+"""Schedule -> the kinds of steps that it takes in turn (`progressive`: in the mean, with its default shares)."""
 STAGES: dict[str, tuple[str, ...]] = {
     "reason": ("plan", "draft", "score drafts", "update drafts", "optimiser"),
     "refine": ("critique", "refinement", "score refinements", "update refinements", "optimiser"),
@@ -143,7 +144,8 @@ class Rehearsal:
         group = self.largest_group
         most = f"more than {group}" if (group + 1) * self.num_prompts > MOST_ROWS else str(group)
         side = f"{self.num_prompts} prompt{'s' * (self.num_prompts > 1)} side by side"
-        steps = " and ".join(f"a {phase} step {self.step_s(phase):.1f} s" for phase in PHASES[self.schedule])
+        kinds = dict.fromkeys(PHASES[self.schedule])
+        steps = " and ".join(f"a {kind} step {self.step_s(kind):.1f} s" for kind in kinds)
         return [
             f"peak {gib(self.peak)} of {gib(self.free)} free on {self.device}: "
             f"{'fits' if self.fits else 'DOES NOT FIT'}",

@@ -41,14 +41,23 @@ class TreeSection(Section):
     synthetic_fraction: Share = Field(0.0, description="Share of nodes drawn by the world, not the policy (`shapes`).")
 
 
+class ProgressiveSection(Section):
+    """Drafts and critiques apart first; then the critique of a step is more and more often one with its refinement."""
+
+    apart_fraction: Share = Field(0.25, description="First share of the run, in which drafts and critiques take turns.")
+    ramp_fraction: Share = Field(0.5, description="Following share, in which reflect-refine steps become the rule.")
+
+
 class AlgorithmSection(Section):
     """Credit and losses."""
 
-    schedule: Literal["tree", "full", "draft_only", "critique_only", "cotrain"] = Field(
+    schedule: Literal["tree", "full", "draft_only", "critique_only", "cotrain", "progressive"] = Field(
         "tree",
-        description="`tree` trains drafts and refinements in turn, `full` whole trajectories; others are baselines.",
+        description="`tree` trains drafts and refinements in turn, `full` whole trajectories, `progressive` begins as "
+        "`cotrain` and becomes `tree`; others are baselines.",
     )
     tree: TreeSection = section("The node pool of schedule `tree`.")
+    progressive: ProgressiveSection = section("When schedule `progressive` joins drawing and understanding.")
     gain: Literal["paper", "released", "repair"] = Field("paper", description="What a refinement earns over its draft.")
     format_mode: Literal["gate", "add"] = Field(
         "gate", description="A malformed text earns nothing (`gate`) or only misses format_weight (`add`)."

@@ -134,6 +134,8 @@ def schedule_of(
         rounds=args.rounds,
         synthetic=synthetic,
         synthetic_fraction=args.refine_synthetic_fraction,
+        apart=args.apart_fraction,
+        ramp=args.ramp_fraction,
     )
 
 

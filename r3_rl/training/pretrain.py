@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from r3_rl.balance.progressive import joint_share
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.base import Example
 from r3_rl.recipe.pretraining import PretrainSection
@@ -26,10 +27,7 @@ MUON_PARTS = (".layers.", "patch_embedding", "vae2llm")
 
 def objectives(step: int, settings: PretrainSection, rng: np.random.Generator) -> tuple[str, ...]:
     """Which kinds of examples a step holds."""
-    done = step / settings.steps
-    ramp = max(settings.ramp_fraction, 1e-9)
-    joint_share = min(max((done - settings.apart_fraction) / ramp, 0.0), 1.0)
-    if rng.random() < joint_share:
+    if rng.random() < joint_share(step / settings.steps, settings.apart_fraction, settings.ramp_fraction):
         return GENERATION + UNDERSTANDING
     return GENERATION if step % 2 == 0 else UNDERSTANDING
 

@@ -2,6 +2,7 @@
 
 tree: reason steps and reflect-refine steps in turn. full: whole trajectories. draft_only: reason steps alone.
 critique_only: critiques of drafts, judged by whether their decision is right. cotrain: the last two in turn.
+progressive: begins as cotrain and becomes tree.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from r3_rl.balance.progressive import joint_share
 from r3_rl.rollout.collector import Collector, Drafts, Refinements
 from r3_rl.rollout.episode import make_critiques, round_seed
 from r3_rl.rollout.tree import Node, NodePool
@@ -75,19 +77,29 @@ class Schedule:
     rounds: int = 1
     synthetic: SyntheticNodes | None = None
     synthetic_fraction: float = 0.0
+    apart: float = 0.0
+    ramp: float = 0.0
+    """Of `progressive`: shares of the run, as `joint_share` takes them."""
 
     def collect(self, step: int, prompts: Sequence[Prompt], *, seed: int, progress: float) -> Collected:
         """Rollouts and credits of one step. `step` counts updates from 0."""
         if self.name == "full":
             return self._full(prompts, seed, progress)
-        second = step % 2 == 1
-        if self.name == "tree" and second:
+        name, second = self._now(seed, progress), step % 2 == 1
+        if name == "tree" and second:
             nodes = self._nodes(len(prompts), seed)
             if nodes:
                 return self._refine(nodes, seed, progress)
-        if self.name == "critique_only" or (self.name == "cotrain" and second):
+        if name == "critique_only" or (name == "cotrain" and second):
             return self._critique(prompts, seed, progress)
         return self._reason(prompts, seed, progress)
+
+    def _now(self, seed: int, progress: float) -> str:
+        """What `progressive` is at this step, in every process alike; the others are what they are."""
+        if self.name != "progressive":
+            return self.name
+        joint = np.random.default_rng((seed, 1)).random() < joint_share(progress, self.apart, self.ramp)
+        return "tree" if joint else "cotrain"
 
     def _reason(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
         drafts = self.collector.drafts(prompts, seed=seed, progress=progress)

@@ -99,7 +99,7 @@ def untimed(rows):
     ]
 
 
-@pytest.mark.parametrize("schedule", ["tree", "full", "draft_only", "critique_only", "cotrain"])
+@pytest.mark.parametrize("schedule", ["tree", "full", "draft_only", "critique_only", "cotrain", "progressive"])
 def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
     trainer = make(tmp_path, schedule=schedule, probe_every=1, rounds=2, beta=0.01, image_beta=0.01)
     before = weights(trainer)
