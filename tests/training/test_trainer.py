@@ -111,7 +111,7 @@ def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
         assert row["grad_norm"] > 0 and row["time/step_s"] > 0 and row["rewards/red/mean"] > 0
         assert row["ratio/text_deviation"] < 1e-4
     stages = {name for row in rows for name in row if name.startswith(("refine/", "image/loss", "time/"))}
-    assert ("refine/gain_mean" in stages) is (schedule in ("tree", "full"))
+    assert ("refine/gain_mean" in stages) is (schedule in ("tree", "full", "progressive"))
     assert ("image/loss" in stages) is (schedule != "critique_only")
     assert ("time/critique_s" in stages) is (schedule != "draft_only")
     assert "refine/draft_score" in stages
