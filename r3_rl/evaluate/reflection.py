@@ -14,7 +14,7 @@ import torch
 
 from r3_rl.observe.statistics import Interval, paired_difference, share
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import LoopSettings, make_critiques, make_refinements, run_loop
+from r3_rl.rollout.episode import LoopSettings, make_critiques, make_refinements, round_seed, run_loop
 from r3_rl.types import Critique, Prompt, Trajectory, Verdict
 
 Judge = Callable[[Sequence[torch.Tensor], Sequence[Prompt]], list[Verdict]]
@@ -123,9 +123,8 @@ def read(policy: Policy, drafts: FixedDrafts, settings: LoopSettings, seed: int)
     return out
 
 
-def swap_test(policy: Policy, trajectories: Sequence[Trajectory], settings: LoopSettings, *, seed: int) -> Measured:
+def swap_test(policy: Policy, wrong: FixedDrafts, settings: LoopSettings, *, seed: int) -> Measured:
     """The policy's own wrong drafts, read by its own critic and, with the adapter off, by the base's."""
-    wrong = own_drafts(trajectories, wanted=0.0)
     out = Measured()
     if not wrong.images:
         return out
@@ -135,6 +134,32 @@ def swap_test(policy: Policy, trajectories: Sequence[Trajectory], settings: Loop
     out.values["swap_own_critic_edits"] = [float(bool(c.instruction)) for c in own]
     out.values["swap_base_critic_edits"] = [float(bool(c.instruction)) for c in base]
     return out
+
+
+def own_wrong_drafts(
+    policy: Policy,
+    trajectories: Sequence[Trajectory],
+    settings: LoopSettings,
+    judge: Judge,
+    *,
+    count: int,
+    seed: int,
+    most_passes: int = 4,
+) -> FixedDrafts:
+    """Wrong drafts of the policy: those of the trajectories, and where they are fewer than `count`, those of further
+    drafts for the same prompts. After `most_passes` over the prompts it is as many as were found: a policy may be good.
+    """
+    found = own_drafts(trajectories, wanted=0.0, limit=count)
+    prompts = [t.prompt for t in trajectories]
+    for number in range(1, most_passes + 1):
+        for start in range(0, len(prompts), CHUNK):
+            missing = count - len(found.images)
+            if missing <= 0:
+                return found
+            part = prompts[start : start + CHUNK]
+            walked = run_loop(policy, part, settings, rounds=0, seed=round_seed(seed, number) + start)
+            found = found + own_drafts(judged(walked, judge), wanted=0.0, limit=missing)
+    return found
 
 
 def own_drafts(trajectories: Sequence[Trajectory], *, wanted: float, limit: int | None = None) -> FixedDrafts:

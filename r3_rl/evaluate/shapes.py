@@ -16,6 +16,7 @@ from r3_rl.evaluate.reflection import (
     measure_fixed,
     measure_loop,
     own_drafts,
+    own_wrong_drafts,
     read,
     right,
     swap_test,
@@ -59,6 +60,8 @@ class ShapesBench:
     """Wrong drafts of the fixed set: half synthetic, half the base's own (as far as it has so many)."""
     num_right: int = 200
     num_questions: int = 300
+    num_swap: int = 200
+    """Wrong drafts of the policy as it is, for the swap test; fewer where four more drafts a prompt bring no more."""
     tags: tuple[str, ...] | None = None
     rounds: int = ROUNDS
     wrong: FixedDrafts | None = None
@@ -83,7 +86,8 @@ class ShapesBench:
         if self.wrong is None or self.rights is None:
             self.wrong, self.rights = self._fix(policy, settings, out)
         out.values |= measure_fixed(policy, self.wrong, self.rights, settings, judge, seed=SEED + 1).values
-        out.values |= swap_test(policy, out.trajectories, settings, seed=SEED + 2).values
+        own = own_wrong_drafts(policy, out.trajectories, settings, judge, count=self.num_swap, seed=SEED + 7)
+        out.values |= swap_test(policy, own, settings, seed=SEED + 2).values
         out.values["questions"] = measure_questions(policy, self.num_questions)
         return out
 

@@ -16,6 +16,7 @@ from r3_rl.evaluate.reflection import (
     measure_fixed,
     measure_loop,
     own_drafts,
+    own_wrong_drafts,
     right,
     swap_test,
 )
@@ -117,13 +118,31 @@ def test_the_swap_test_reads_with_the_base(policy):
     trained, base = trained_policy(moved=0.4), tiny_policy()
     walked = run_loop(trained, PROMPTS * 3, loop(), rounds=0, seed=2)
     walked = reflection.judged(walked, by_brightness)
-    values = swap_test(trained, walked, loop(), seed=5).values
     wrong = own_drafts(walked, wanted=0.0)
+    values = swap_test(trained, wrong, loop(), seed=5).values
     assert 0 < len(wrong.images) < 9
     for name, critic in (("own", trained), ("base", base)):
         said = make_critiques(critic, wrong.images, wrong.prompts, loop(), 5)
         assert values[f"swap_{name}_critic_edits"] == [float(bool(c.instruction)) for c in said], name
-    assert swap_test(trained, reflection.judged(walked, always(1.0)), loop(), seed=5).values == {}
+    assert swap_test(trained, FixedDrafts(prompts=(), images=()), loop(), seed=5).values == {}
+
+
+def test_wrong_drafts_are_looked_for_until_there_are_enough(policy):
+    walked = reflection.judged(run_loop(policy, PROMPTS * 3, loop(), rounds=0, seed=2), by_brightness)
+    first = own_drafts(walked, wanted=0.0)
+    count = len(first.images) + 3
+
+    def look(judge=by_brightness, **options):
+        return own_wrong_drafts(policy, walked, loop(), judge, seed=7, **options)
+
+    found, again = look(count=count), look(count=count)
+    assert len(found.images) == len(found.prompts) == count
+    assert all(torch.equal(a, b) for a, b in zip(found.images, first.images, strict=False))
+    assert all(torch.equal(a, b) for a, b in zip(found.images, again.images, strict=True))
+    assert not any(torch.equal(a, b) for a in found.images[-3:] for b in first.images), "drafts of their own"
+    assert all(right(v) == 0 for v in by_brightness(found.images, found.prompts))
+    assert len(look(count=2).images) == 2
+    assert len(look(always(1.0), count=count, most_passes=1).images) == len(first.images), "a policy may be good"
 
 
 def trajectory(total, prompt=PROMPTS[0]):
