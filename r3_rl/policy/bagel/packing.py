@@ -19,6 +19,9 @@ from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.layers import Layout
 
 _VIT, _LATENT = -1, -2
+_ROUND = 64
+_LEAST_TOKENS = 512
+"""From so many understanding tokens on they are a multiple of _ROUND, where there is padding to make them so."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -184,6 +187,7 @@ def _flatten(
     valid = grid.block >= 0
     is_latent = grid.ids == _LATENT
     understanding = np.flatnonzero(valid & ~is_latent)
+    understanding = _rounded(understanding, np.flatnonzero(~valid))
     generation = np.flatnonzero(is_latent)
     slot = np.concatenate([understanding, generation])
     whole = bool(valid.all())
@@ -228,6 +232,15 @@ def _flatten(
         valid=None if whole else on(valid),
         next_position=torch.tensor(ends, device=device),
     )
+
+
+def _rounded(understanding: np.ndarray, spare: np.ndarray) -> np.ndarray:
+    """With some of the padding as further tokens, which nobody looks at, to a number that comes again: for every new
+    one oneDNN makes code, and keeps it (lab book, entry 29)."""
+    missing = -len(understanding) % _ROUND
+    if len(understanding) < _LEAST_TOKENS or len(spare) < missing:
+        return understanding
+    return np.concatenate([understanding, spare[:missing]])
 
 
 def _mask(grid: _Grid, valid: np.ndarray, device: torch.device) -> Tensor | None:
