@@ -39,6 +39,9 @@ def train_share(folder: Path, options: dict[str, Any], cut: int | None = None) -
 
 def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
     folder.mkdir(exist_ok=True)
+    options = dict(options)
+    if options.pop("plain_products", False):
+        torch.backends.mkldnn.enabled = False
     if options.get("scorer") == "reddish":
         options = {**options, "scorer": reddish}
     if "full" in options:

@@ -55,6 +55,7 @@ def joined(parts: list[list[Tensor | None]], policy) -> list[Tensor]:
 def test_two_processes_with_parts_are_the_run_of_one(tmp_path, dtype):
     """In float32 of one that holds the optimiser whole; and a resumed run goes on as the uninterrupted one."""
     alone = {**FULL, "full": dtype, "optimizer_parts": int(dtype == "bfloat16"), "save_steps": 1}
+    alone["plain_products"] = True  # oneDNN's round by the size of a batch, which is not what is compared here
     (tmp_path / "alone").mkdir()
     fork(1, tmp_path / "alone", "train", alone)
     fork(2, tmp_path, "train", {**alone, "optimizer_parts": 2}, 2)
@@ -63,7 +64,7 @@ def test_two_processes_with_parts_are_the_run_of_one(tmp_path, dtype):
     assert largest_gap(*two.tensors) == 0 == largest_gap(again.tensors[0], two.tensors[0])
     assert again.numbers[1]["rows"][-1] == two.numbers[1]["rows"][-1]
     # bfloat16 rounds the gradients of a pass: another packing alone moves the first step by a sixth; later texts differ
-    num_steps, gap = (3, 1e-3) if dtype == "float32" else (1, 0.1)
+    num_steps, gap = (3, 1e-4) if dtype == "float32" else (1, 0.1)
     ours, single = (saved(f / "run" / f"checkpoint-{num_steps}", dtype) for f in (tmp_path, tmp_path / "alone"))
     assert distance(ours, single) < gap * distance(single, start(dtype))
     rows = zip(two.numbers[0]["rows"][:num_steps], one.numbers[0]["rows"][:num_steps], strict=True)

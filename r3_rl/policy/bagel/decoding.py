@@ -48,13 +48,13 @@ class Decoding:
     """
 
     def __init__(self, model: Bagel, past: Encoded, limit: int) -> None:
-        self.model, self.past, self.position = model, past, past.next_position
+        self.model, self.past = model, past
         self.own, self.length = _room(model, past.next_position.shape[0], limit), 0
         self.layers = _layers(model)
 
     def select(self, rows: Tensor) -> None:
         """Some rows stay."""
-        self.own, self.past, self.position = self.own.select(rows), self.past.select(rows), self.position[rows]
+        self.own, self.past = self.own.select(rows), self.past.select(rows)
 
     @torch.no_grad()
     def logits(self, ids: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Decoding:
         decoder, llm = self.model.decoder, self.model.config.llm
         num_heads, num_kv, dim = llm.num_attention_heads, llm.num_key_value_heads, llm.head_dim
         x = decoder.embed_tokens(ids)
-        cos, sin = (table.to(x.dtype) for table in rotary_tables(self.position, dim, llm.rope_theta))
+        cos, sin = (table.to(x.dtype) for table in rotary_tables(self.past.next_position + self.length, dim, llm.rope_theta))
         cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         for i, layer in enumerate(self.layers):
             h = _normed(x, layer.module.input_layernorm)
@@ -73,7 +73,6 @@ class Decoding:
             x = x + layer.out(self._attend(i, q, k, v))
             x = x + layer.mlp(_normed(x, layer.module.post_attention_layernorm))
         self.length += 1
-        self.position = self.position + 1
         return self.model.language_model.lm_head(_normed(x, decoder.norm))  # type: ignore[no-any-return]
 
     def _attend(self, i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
