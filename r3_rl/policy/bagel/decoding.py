@@ -62,7 +62,8 @@ class Decoding:
         decoder, llm = self.model.decoder, self.model.config.llm
         num_heads, num_kv, dim = llm.num_attention_heads, llm.num_key_value_heads, llm.head_dim
         x = decoder.embed_tokens(ids)
-        cos, sin = (table.to(x.dtype) for table in rotary_tables(self.past.next_position + self.length, dim, llm.rope_theta))
+        position = self.past.next_position + self.length
+        cos, sin = (table.to(x.dtype) for table in rotary_tables(position, dim, llm.rope_theta))
         cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         for i, layer in enumerate(self.layers):
             h = _normed(x, layer.module.input_layernorm)
