@@ -29,11 +29,14 @@ class CachePart:
     """How many consecutive batch rows read the same row of this part."""
 
     def select(self, rows: Tensor) -> CachePart:
-        """The part for some of the batch's rows only (finished texts and stopped trajectories leave)."""
+        """The part for some of the batch's rows only (finished texts and stopped trajectories leave), or for more.
+
+        Not `k[own]`: with a row named twice, the backward pass of that adds in whichever order the threads come.
+        """
         own = rows // self.share
         return CachePart(
-            keys=[k[own] for k in self.keys],
-            values=[v[own] for v in self.values],
+            keys=[k.index_select(0, own) for k in self.keys],
+            values=[v.index_select(0, own) for v in self.values],
             valid=None if self.valid is None else self.valid[own],
         )
 
