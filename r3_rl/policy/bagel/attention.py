@@ -29,14 +29,11 @@ class CachePart:
     """How many consecutive batch rows read the same row of this part."""
 
     def select(self, rows: Tensor) -> CachePart:
-        """The part for some of the batch's rows only (finished texts and stopped trajectories leave), or for more.
-
-        Not `k[own]`: with a row named twice, the backward pass of that adds in whichever order the threads come.
-        """
+        """The part for some of the batch's rows, a row as often as it is named: finished texts leave, peers share."""
         own = rows // self.share
         return CachePart(
-            keys=[k.index_select(0, own) for k in self.keys],
-            values=[v.index_select(0, own) for v in self.values],
+            keys=[_rows(k, own) for k in self.keys],
+            values=[_rows(v, own) for v in self.values],
             valid=None if self.valid is None else self.valid[own],
         )
 
@@ -110,6 +107,12 @@ def _attend_joined(
         bias = _bias(torch.cat([*(x[:, None].expand(-1, num_new, -1) for x in looked), own], 2), scores.dtype)
         scores = (scores.view(rows, num_kv, -1, *bias.shape[1:]) + bias[:, None, None]).view(scores.shape)
     return torch.bmm(scores.softmax(-1), values)
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows]; where a row is named twice its gradients are added in one order, so that a run can be repeated: indexing
+    adds on a CPU as its threads come, index_select on a GPU (torch's page of `use_deterministic_algorithms`)."""
+    return x.index_select(0, rows) if x.device.type == "cpu" else x[rows]
 
 
 def _repeated(x: Tensor, share: int) -> Tensor:
