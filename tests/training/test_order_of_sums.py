@@ -10,7 +10,7 @@ from r3_rl.policy.base import Example
 from r3_rl.rollout.episode import make_critiques
 from r3_rl.types import ImagePiece, TextPiece
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
-from tests.training.test_trainer import make, reddish, run
+from tests.training.test_trainer import LORA, make, reddish, run
 
 
 class SumsOfAnyOrder(TorchDispatchMode):
@@ -65,8 +65,9 @@ def test_supervised_sums_are_in_order():
     assert not sums.found
 
 
+@pytest.mark.parametrize("lora", [LORA, None], ids=["adapter", "full weights"])
 @pytest.mark.parametrize("schedule", ["tree", "full"])
-def test_every_sum_of_a_run_is_in_order(tmp_path, schedule):
+def test_every_sum_of_a_run_is_in_order(tmp_path, schedule, lora):
     with SumsOfAnyOrder() as sums:
-        run(make(tmp_path, reddish, schedule=schedule, max_steps=4, num_prompts=4, num_generations=4, beta=0.01))
+        run(make(tmp_path, reddish, schedule=schedule, lora=lora, max_steps=4, num_prompts=4, num_generations=4))
     assert not sums.found

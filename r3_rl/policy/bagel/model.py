@@ -55,7 +55,7 @@ class PositionTable(nn.Module):
         self.pos_embed = nn.Parameter(sincos_table(side, dim), requires_grad=False)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.pos_embed[rows]
+        return F.embedding(rows, self.pos_embed)
 
 
 @dataclass(kw_only=True)
@@ -118,7 +118,8 @@ class Bagel(nn.Module):
             time = self.time_embedder(times[:1])  # one step of a batch: one time for all
         else:
             values, inverse = times.unique(return_inverse=True)
-            time = self.time_embedder(values)[inverse]
+            # not indexed: many tokens' gradients meet in one row, and indexing adds them in any order
+            time = F.embedding(inverse, self.time_embedder(values))
         return x + time + self.latent_pos_embed(position_ids)
 
     def embed(self, packed: Packed) -> Tensor:
