@@ -38,14 +38,16 @@ class Spent:
     """For `Rehearsal.rows` rollouts."""
     peaks: tuple[tuple[int, int], ...] = ()
     """(rollouts side by side, most bytes beside the weights), by rising rollouts; empty where it does not matter."""
+    share: float = 1.0
+    """How much of a step's rollouts lie side by side: less than 1 where images are drawn in parts."""
 
     def bytes_at(self, rows: float) -> float:
-        """Memory for so many rollouts: the line through the smallest and the largest measurement."""
+        """Memory for a step of so many rollouts: the line through the smallest and the largest measurement."""
         if not self.peaks:
             return 0.0
         (few, low), (many, high) = self.peaks[0], self.peaks[-1]
         slope = max(high - low, 0) / (many - few) if many > few else low / few
-        return low + slope * (rows - few)
+        return low + slope * (rows * self.share - few)
 
 
 @dataclass(frozen=True, kw_only=True)

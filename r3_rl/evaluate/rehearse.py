@@ -8,7 +8,7 @@ a GPU the whole step is measured too.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +18,14 @@ import torch
 
 from r3_rl.assemble import LoadedPolicy, load_policy
 from r3_rl.errors import RunError
-from r3_rl.evaluate.rehearsal import AGAIN, PHASES, STAGES, Rehearsal, Spent
+from r3_rl.evaluate.rehearsal import AGAIN, PHASES, STAGES, Rehearsal
 from r3_rl.evaluate.rehearsed_step import Log, Rollouts, Stage, roll_out
 from r3_rl.evaluate.run import build_trainer
 from r3_rl.observe.memory import free_bytes, weighed
 from r3_rl.policy.adapters import adapted_layers
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.recipe import Recipe, geometry
+from r3_rl.rollout.episode import Parts
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.training.update import micro_batches
 from r3_rl.types import ImageSegment, TextSegment
@@ -82,14 +83,17 @@ def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Lo
     if recipe.algorithm.schedule == "full":
         names += AGAIN
     resident = _resident(loaded, trainer)
-    for peers in _SMALL:
-        roll_out(trainer, trainer.prompts.batch(0)[:1], peers, names, log)
     num_prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
+    parts = trainer.schedule.collector.parts
+    share = max(map(len, parts.of([i // peers for i in range(num_prompts * peers)]))) / (num_prompts * peers)
+    log.shares = {"draft": share, "refinement": share}
+    for few in _SMALL:
+        roll_out(trainer, trainer.prompts.batch(0)[:1], few, names, log, Parts())
     rows = log.fitting(num_prompts * peers, free - sum(resident.values()))
     if rows < num_prompts * peers:
         num_prompts, peers = (rows // peers, peers) if rows >= peers else (1, rows)
     log.weigh = log.device.type == "cuda"
-    rollouts = roll_out(trainer, trainer.prompts.batch(0)[:num_prompts], peers, names, log)
+    rollouts = roll_out(trainer, trainer.prompts.batch(0)[:num_prompts], peers, names, log, parts)
     update_bytes = _update(trainer, rollouts, names, log)
     return Rehearsal(
         device=str(log.device),
@@ -99,9 +103,9 @@ def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Lo
         num_prompts=recipe.rollout.num_prompts,
         num_generations=recipe.rollout.num_generations,
         rows=num_prompts * peers,
-        stages={n: Spent(seconds=log.seconds[n], peaks=tuple(log.peaks.get(n, ()))) for n in names if n in log.seconds},
+        stages={name: log.spent(name) for name in names if name in log.seconds},
         resident=resident,
-        caches=_caches(loaded.policy, rollouts),
+        caches=_caches(loaded.policy, rollouts, log.shares),
         update_bytes=update_bytes,
         free=free,
         notes=_notes(rollouts, num_prompts * peers, recipe),
@@ -168,14 +172,14 @@ def _bytes(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _caches(policy: BagelPolicy, rollouts: Rollouts) -> int:
+def _caches(policy: BagelPolicy, rollouts: Rollouts, shares: Mapping[str, float]) -> int:
     """Keys and values of the largest stage: a text's own tokens and its group's context, an image's contexts with
     those that guidance drops something from."""
     llm, reader = policy.model.config.llm, policy.reader
     a_token = 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim
     a_token *= policy.model.llm2vae.weight.element_size()
-    most = 0
-    for segments in rollouts.segments.values():
+    most = 0.0
+    for stage, segments in rollouts.segments.items():
         texts = [s for s in segments if isinstance(s, TextSegment)]
         contexts = {id(s.context): s.context for s in texts}.values()
         tokens = sum(len(s.token_ids) for s in texts) + sum(map(reader.num_tokens, contexts))
@@ -184,8 +188,8 @@ def _caches(policy: BagelPolicy, rollouts: Rollouts) -> int:
                 guidance = s.drawing.guidance
                 drops = ["", *(["text"] * guidance.needs_text_drop), *(["image"] * guidance.needs_image_drop)]
                 tokens += sum(reader.num_tokens(s.context, drop=drop) for drop in drops)
-        most = max(most, tokens)
-    return most * a_token
+        most = max(most, tokens * shares.get(stage, 1.0))
+    return round(most * a_token)
 
 
 def _notes(rollouts: Rollouts, rows: int, recipe: Recipe) -> tuple[str, ...]:
@@ -198,4 +202,6 @@ def _notes(rollouts: Rollouts, rows: int, recipe: Recipe) -> tuple[str, ...]:
     whole = recipe.rollout.num_prompts * recipe.rollout.num_generations
     if rows < whole:
         notes.append(f"the {whole} rollouts of a step would not fit: seconds are those of {rows}, scaled up")
+    if recipe.rollout.num_parts > 1:
+        notes.append("scoring is counted in full, though scorers work while the next part of the images is drawn")
     return tuple(notes if lengths else notes[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
@@ -12,7 +12,7 @@ import torch
 from r3_rl.evaluate.rehearsal import Spent
 from r3_rl.observe.memory import weighed
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import make_critiques, make_drafts, row_seeds
+from r3_rl.rollout.episode import Parts, make_critiques, make_drafts, row_seeds
 from r3_rl.rollout.protocol import edit
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.training.credit import Credit
@@ -32,20 +32,40 @@ class Log:
     rows: int = 0
     stage: str = ""
     weigh: bool = True
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Stage -> the share of a run's rollouts that it takes side by side, where that is not all of them."""
     seconds: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
+    def begin(self, rows: int) -> None:
+        """Before the rollouts of a step."""
+        self.rows = rows
+        self.seconds.clear()
+
     def run(self, stage: str, work: Callable[[], Result]) -> Result:
         """Runs a stage; keeps its seconds, and its memory where it is to be weighed."""
-        self.stage = stage
-        if self.weigh:
-            with weighed(self.device) as taken:
-                result, seconds = self._timed(work)
-            self.peaks.setdefault(stage, []).append((self.rows, taken.peak_bytes))
-        else:
-            result, seconds = self._timed(work)
-        self.seconds[stage] = seconds
+        result, self.seconds[stage] = self._spent(stage, work, self.rows)
         return result
+
+    def run_part(self, stage: str, work: Callable[[], Result], rows: int) -> Result:
+        """The same for some of the rollouts: the seconds add up."""
+        result, seconds = self._spent(stage, work, rows)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        return result
+
+    def spent(self, stage: str) -> Spent:
+        """What a stage took."""
+        peaks = tuple(sorted(self.peaks.get(stage, ())))
+        return Spent(seconds=self.seconds.get(stage, 0.0), peaks=peaks, share=self.shares.get(stage, 1.0))
+
+    def _spent(self, stage: str, work: Callable[[], Result], rows: int) -> tuple[Result, float]:
+        self.stage = stage
+        if not self.weigh:
+            return self._timed(work)
+        with weighed(self.device) as taken:
+            spent = self._timed(work)
+        self.peaks.setdefault(stage, []).append((rows, taken.peak_bytes))
+        return spent
 
     def _timed(self, work: Callable[[], Result]) -> tuple[Result, float]:
         begin = time.perf_counter()
@@ -56,7 +76,7 @@ class Log:
 
     def fitting(self, rows: int, room: int) -> int:
         """At most so many rollouts, and no more than fit into the room by what was measured so far."""
-        spent = [Spent(seconds=0.0, peaks=tuple(p)) for p in self.peaks.values()]
+        spent = [self.spent(stage) for stage in self.peaks]
         while rows > 2 and any(s.bytes_at(rows) > room for s in spent):
             rows -= 1
         return rows
@@ -75,7 +95,7 @@ class _Watched:
         return self.log.run(self.write_stage, lambda: self.policy.write(*args))
 
     def draw(self, *args: Any) -> list[ImageSegment]:
-        return self.log.run(self.draw_stage, lambda: self.policy.draw(*args))
+        return self.log.run_part(self.draw_stage, lambda: self.policy.draw(*args), len(args[0]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +113,18 @@ class Rollouts:
         ]
 
 
-def roll_out(trainer: R3Trainer, prompts: Sequence[Prompt], peers: int, names: Sequence[str], log: Log) -> Rollouts:
-    """Drafts of every prompt; then critiques and refinements that branch from each prompt's first draft."""
-    log.rows, loop, seed = len(prompts) * peers, trainer.loop, trainer.args.seed
+def roll_out(
+    trainer: R3Trainer, prompts: Sequence[Prompt], peers: int, names: Sequence[str], log: Log, parts: Parts
+) -> Rollouts:
+    """Drafts of every prompt; then critiques and refinements that branch from each prompt's first draft. Images are
+    drawn in `parts`."""
+    log.begin(len(prompts) * peers)
+    loop, seed = trainer.loop, trainer.args.seed
     groups = [i // peers for i in range(log.rows)]
     watched = _Watched(policy=trainer.policy, log=log, write_stage="plan", draw_stage="draft")
     with torch.no_grad(), fast_weights(trainer.policy.module):
         drawings = loop.draft.rows(groups, seed=seed, progress=0.0)
-        drafts = make_drafts(cast(Policy, watched), prompts, loop, drawings, seed, group=peers)
+        drafts = make_drafts(cast(Policy, watched), prompts, loop, drawings, seed, group=peers, parts=parts)
         _score_drafts(trainer, prompts, drafts, groups, log)
         segments: dict[Stage, list[Segment]] = {
             "plan": [r.plan for r in drafts if r.plan is not None],
@@ -118,7 +142,12 @@ def roll_out(trainer: R3Trainer, prompts: Sequence[Prompt], peers: int, names: S
                 for group, critique in zip(groups, critiques, strict=True)
             ]
             drawings = loop.refine.rows(groups, seed=seed, progress=0.0)
-            refined = again.draw(contexts, drawings, row_seeds(seed, 3, len(contexts)))
+            seeds = row_seeds(seed, 3, len(contexts))
+            refined = [
+                image
+                for rows in parts.of(groups)
+                for image in again.draw(*([values[i] for i in rows] for values in (contexts, drawings, seeds)))
+            ]
             segments["refinement"] = list(refined)
             _score_refinements(trainer, prompts, nodes, critiques, refined, groups, log)
     return Rollouts(segments=segments)

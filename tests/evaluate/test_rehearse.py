@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import count
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from r3_rl.assemble import load_policy
 from r3_rl.errors import RunError
 from r3_rl.evaluate import rehearse as room
+from r3_rl.evaluate import rehearsed_step
 from r3_rl.evaluate.rehearsal import Rehearsal, Spent
 from r3_rl.observe.memory import weighed
 from r3_rl.recipe_io import load_recipe
@@ -80,6 +84,25 @@ def test_baselines_rehearse_their_own_stages_and_full_weights_their_copy(base):
     found = rehearsed(base, "algorithm.schedule=draft_only", "lora.enabled=false", "algorithm.tree.node_choice=uniform")
     assert "critique" not in found.stages and "update drafts" in found.stages
     assert found.resident["reference policy (a copy)"] == found.resident["gradients"] > 0
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock that goes on by one when it is looked at: everything timed takes one second."""
+    monkeypatch.setattr(rehearsed_step, "time", SimpleNamespace(perf_counter=count().__next__))
+
+
+def test_images_drawn_in_parts_need_less_memory_and_the_time_of_all(base, ticks):
+    eight = ["rollout.num_prompts=4", "rollout.num_generations=2"]
+    whole, parts = rehearsed(base, *eight), rehearsed(base, *eight, "rollout.num_parts=4")
+    for stage in ("draft", "refinement"):
+        assert parts.stages[stage].share == 0.25 and whole.stages[stage].share == 1.0
+        assert parts.stages[stage].bytes_at(8) == parts.stages[stage].peaks[0][1], "two rollouts side by side"
+        assert whole.stages[stage].bytes_at(8) > 1.5 * parts.stages[stage].bytes_at(8)
+        assert (parts.stages[stage].seconds, whole.stages[stage].seconds) == (4.0, 1.0)
+    assert parts.stages["critique"].share == 1.0, "texts are written in one batch"
+    assert parts.caches < whole.caches
+    assert "scoring is counted in full" in str(parts) and "scoring is counted" not in str(whole)
 
 
 def test_recomputing_layers_takes_less_memory(base):
