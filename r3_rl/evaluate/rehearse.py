@@ -61,8 +61,9 @@ def rehearse(recipe: Recipe, *, processes: int = 1) -> Rehearsal:
             return _rehearsed(recipe, loaded, trainer, log, free)
         except torch.OutOfMemoryError as error:
             raise RunError(
-                f"out of memory in stage '{log.stage or 'self-check'}' with {log.rows} rollouts side by side",
-                hint="lower rollout.num_prompts, rollout.draft.size or training.token_budget",
+                f"out of memory in stage '{log.stage or 'self-check'}' with {log.beside} rollouts side by side",
+                hint="lower rollout.num_prompts, rollout.draft.size or training.token_budget; "
+                "rollout.num_parts draws fewer images at once",
             ) from error
         finally:
             trainer.close()

@@ -30,7 +30,11 @@ class Log:
 
     device: torch.device
     rows: int = 0
+    """Rollouts of the step."""
     stage: str = ""
+    """What runs, or ran last."""
+    beside: int = 0
+    """Rollouts that it has side by side."""
     weigh: bool = True
     shares: Mapping[str, float] = field(default_factory=dict)
     """Stage -> the share of a run's rollouts that it takes side by side, where that is not all of them."""
@@ -44,12 +48,12 @@ class Log:
 
     def run(self, stage: str, work: Callable[[], Result]) -> Result:
         """Runs a stage; keeps its seconds, and its memory where it is to be weighed."""
-        result, self.seconds[stage] = self._spent(stage, work, self.rows)
+        result, self.seconds[stage] = self._measured(stage, work, self.rows)
         return result
 
     def run_part(self, stage: str, work: Callable[[], Result], rows: int) -> Result:
         """The same for some of the rollouts: the seconds add up."""
-        result, seconds = self._spent(stage, work, rows)
+        result, seconds = self._measured(stage, work, rows)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         return result
 
@@ -58,8 +62,8 @@ class Log:
         peaks = tuple(sorted(self.peaks.get(stage, ())))
         return Spent(seconds=self.seconds.get(stage, 0.0), peaks=peaks, share=self.shares.get(stage, 1.0))
 
-    def _spent(self, stage: str, work: Callable[[], Result], rows: int) -> tuple[Result, float]:
-        self.stage = stage
+    def _measured(self, stage: str, work: Callable[[], Result], rows: int) -> tuple[Result, float]:
+        self.stage, self.beside = stage, rows
         if not self.weigh:
             return self._timed(work)
         with weighed(self.device) as taken:

@@ -122,6 +122,20 @@ def test_memory_that_runs_out_names_the_stage(base, monkeypatch):
         rehearsed(base)
 
 
+def test_memory_that_runs_out_in_a_part_names_its_rollouts(base, monkeypatch):
+    policy = type(load_policy(load_recipe("shapes_r3", [f"model.path={base}"]).model).policy)
+    draw = policy.draw
+
+    def full(self, contexts, *arguments):
+        if len(contexts) == 3:
+            raise torch.OutOfMemoryError("full")
+        return draw(self, contexts, *arguments)
+
+    monkeypatch.setattr(policy, "draw", full)
+    with pytest.raises(RunError, match=r"stage 'draft' with 3 rollouts side by side.*rollout\.num_parts draws fewer"):
+        rehearsed(base, "rollout.num_parts=2")
+
+
 def test_living_tensors_are_weighed_with_their_graph():
     weight = torch.randn(100, 100, requires_grad=True)
     with weighed() as taken:
