@@ -212,6 +212,7 @@ def trainer_arguments(recipe: Recipe, run_folder: Path, *, processes: int | None
         optim=t.optim,
         num_prompts=r.num_prompts,
         num_generations=r.num_generations,
+        images_per_plan=r.images_per_plan,
         num_parts=r.num_parts,
         num_iterations=a.num_iterations,
         beta=a.beta,

@@ -83,7 +83,7 @@ class ImageSegment:
     states: torch.Tensor
     """float32 [S, N, C], x_t before each scored step."""
     next_states: torch.Tensor
-    """float32 [S, N, C], the sampled x at the end of each scored step."""
+    """float32 [S, N, C], the sampled x at the end of each scored step; with `matching` the velocity to match."""
     times: torch.Tensor
     """float32 [S], t of each scored step; 1 is noise, 0 is data."""
     next_times: torch.Tensor

@@ -76,21 +76,26 @@ def text_reward(value: torch.Tensor, well_formed: torch.Tensor, form: Format) ->
     return value + form.weight * well_formed.float()
 
 
-def reason_rewards(score: torch.Tensor, plan_well_formed: torch.Tensor, form: Format) -> StageRewards:
-    """Reward plans and drafts: the draft by its score V, the plan by V and its form.
+def reason_rewards(
+    score: torch.Tensor, plan_well_formed: torch.Tensor, form: Format, *, images_per_plan: int = 1
+) -> StageRewards:
+    """Reward plans and drafts: a draft by its score V, a plan by the mean V of its drafts and by its form.
 
     Args:
         score: [R], V of each draft; nan is missing.
-        plan_well_formed: bool [R].
+        plan_well_formed: bool [R / m].
         form: mode and weight of good form.
+        images_per_plan: m, neighbouring drafts that were drawn from one plan.
 
     >>> reason_rewards(torch.tensor([0.25]), torch.tensor([True]), Format(weight=0.5)).text
     tensor([0.7500])
+    >>> reason_rewards(torch.tensor([0.0, 1.0]), torch.tensor([True]), Format(weight=0.5), images_per_plan=2).text
+    tensor([1.])
     """
     return StageRewards(
-        text=text_reward(score, plan_well_formed, form),
+        text=text_reward(score.reshape(-1, images_per_plan).nanmean(dim=1), plan_well_formed, form),
         image=score.float(),
-        has_image=torch.ones_like(plan_well_formed),
+        has_image=torch.ones_like(score, dtype=torch.bool),
     )
 
 

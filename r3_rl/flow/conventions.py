@@ -143,6 +143,10 @@ CONVENTIONS: dict[str, Convention] = {
 }
 """SDE conventions by their name in a recipe."""
 
+MATCHING = "matching"
+"""The name that a recipe has for no SDE at all: all steps follow the ODE and finished images are scored by
+`flow.matching`."""
+
 
 def can_be_stochastic(convention: str, next_time: float) -> bool:
     """Tell whether a step that ends at `next_time` can carry noise, and so a log-prob.

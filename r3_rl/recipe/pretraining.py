@@ -101,6 +101,14 @@ class PretrainSection(Section):
         0.0, description="Share of critiques of wrong images that stop, or ask for what helps nothing: headroom for R3."
     )
     position_weight: float = Field(1.5, ge=0, description="Weight of position prompts; the other kinds weigh 1.")
+    draw_weights: dict[str, float] = Field(
+        {},
+        description="Weights of kinds of prompts in `text_to_image` and `plan`, by tag; kinds left out weigh 1. Edits, "
+        "critiques and questions show scenes of all kinds whatever is set here.",
+    )
+    snapshots: tuple[int, ...] = Field(
+        (), strict=False, description="Steps of the run after which the moving average is saved as a model of its own."
+    )
     later: tuple[LaterLegSection, ...] = Field((), strict=False, description="Further legs with other examples.")
     model: ModelSizeSection = section("Sizes of the model.")
 

@@ -123,15 +123,17 @@ class DrawingSection(Section):
     timestep_shift: float = Field(
         1.0, gt=0, description="s in t' = s t / (1 + (s - 1) t); above 1 spends more steps in noise."
     )
-    sde: Literal["r3_monotonic", "r3_constant", "flow_grpo", "dance", "cps"] = Field(
-        "r3_monotonic", description="Convention of the stochastic step."
+    sde: Literal["r3_monotonic", "r3_constant", "flow_grpo", "dance", "cps", "matching"] = Field(
+        "r3_monotonic",
+        description="Convention of the stochastic step; `matching`: no step is stochastic, and an image is scored by "
+        "its flow-matching loss at the chosen steps' noise levels instead.",
     )
     eta: float = Field(0.7, gt=0, description="Noise level of the stochastic step.")
     window: Literal["random", "first", "sliding", "all"] = Field(
         "random",
         description="Which steps are stochastic and trained; the others follow the ODE. `all` takes every step.",
     )
-    num_sde_steps: int = Field(2, ge=1, description="How many steps are stochastic (not used by `all`).")
+    num_sde_steps: int = Field(2, ge=1, description="How many steps are stochastic, or scored (not used by `all`).")
     window_size: int | None = Field(
         None, ge=1, description="`random` draws among the first so many steps; null draws among all of them."
     )
@@ -142,6 +144,8 @@ class DrawingSection(Section):
         steps = f"the {self.num_steps} steps of num_steps"
         if self.window != "all" and self.num_sde_steps > self.num_steps:
             yield Problem("num_sde_steps", f"{self.num_sde_steps} is more than {steps}")
+        if self.sde == "matching" and self.shared_noise:
+            yield Problem("shared_noise", "with sde 'matching' only their first noise tells peers apart; drop one")
         if self.window_size is not None and self.window_size > self.num_steps:
             yield Problem("window_size", f"{self.window_size} is more than {steps}")
         if self.window_size is not None and self.window != "random":
@@ -174,6 +178,12 @@ class RolloutSection(Section):
     )
     num_prompts: int = Field(8, ge=1, description="Prompts in a step, over all processes.")
     num_generations: int = Field(8, ge=1, description="Peers in a group: drafts of a prompt, refinements of a draft.")
+    images_per_plan: int = Field(
+        1,
+        ge=1,
+        description="Drafts drawn from each plan; divides num_generations. Above 1, a draft is compared with the other "
+        "drafts of its plan, and a plan by the mean of its drafts with the other plans of the prompt.",
+    )
     rounds: int = Field(
         1, ge=1, le=16, description="Refinements of a trajectory at most (schedule `full` and evaluation)."
     )
@@ -199,3 +209,9 @@ class RolloutSection(Section):
         rollouts = self.num_prompts * self.num_generations
         if self.num_parts > rollouts:
             yield Problem("num_parts", f"{rollouts} rollouts do not make {self.num_parts} parts")
+        if self.num_generations % self.images_per_plan:
+            yield Problem(
+                "images_per_plan", f"{self.num_generations} num_generations do not divide into {self.images_per_plan}"
+            )
+        if self.images_per_plan > 1 and not self.plan.enabled:
+            yield Problem("images_per_plan", "without plans there is nothing to draw several images from; drop it")

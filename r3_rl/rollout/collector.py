@@ -60,6 +60,8 @@ class Drafts:
     """Peers have one number."""
     well_formed: tuple[bool, ...]
     """Of the plans; True where plans are off."""
+    per_plan: int = 1
+    """Neighbouring rows that were drawn from one plan."""
 
     def node_groups(self) -> list[NodeGroup]:
         """Groups for the pool; images without a score stay out."""
@@ -148,6 +150,8 @@ class Collector:
     submit: Submit
     settings: LoopSettings
     num_generations: int
+    images_per_plan: int = 1
+    """Drafts of a plan, a divisor of `num_generations`."""
     parts: Parts = field(default_factory=Parts)
     """The batches in which a step's images are drawn."""
     rewards: Rewards = totals
@@ -191,6 +195,7 @@ class Collector:
                 drawings,
                 seed,
                 group=g,
+                per_plan=self.images_per_plan,
                 first_row=self.first_row,
                 parts=self.parts,
                 drawn=drawn,
@@ -205,6 +210,7 @@ class Collector:
             rewards=tuple(self.rewards(verdicts, groups)),
             groups=groups,
             well_formed=tuple(r.plan is None or protocol.plan_well_formed(r.plan) for r in rounds),
+            per_plan=self.images_per_plan if self.settings.plan is not None else 1,
         )
 
     def refinements(self, nodes: Sequence[Node], *, seed: int, progress: float = 0.0) -> Refinements:

@@ -134,14 +134,26 @@ def make_drafts(
     seed: int,
     *,
     group: int = 1,
+    per_plan: int = 1,
     first_row: int = 0,
     parts: Parts = _ONE,
     drawn: Callable[[Sequence[int], Sequence[Round]], None] | None = None,
 ) -> list[Round]:
-    """`group` drafts a prompt, peers side by side. drawings: one a row. first_row: the first one's place among the rows
-    of all processes, from which its seed follows.
+    """Draw `group` drafts of each prompt, peers side by side, `per_plan` of them from each plan.
 
-    Plans are written in one batch and drawn in `parts`; `drawn` is told the rows of a part as soon as it is there.
+    Plans are written in one batch and drawn in `parts`.
+
+    Args:
+        policy: who writes and draws.
+        prompts: [P].
+        settings: templates and sampling.
+        drawings: [P * group], one a row.
+        seed: of the step.
+        group: drafts of a prompt.
+        per_plan: drafts of a plan; divides `group`. They share one plan segment, and differ in their noise.
+        first_row: the first row's place among the rows of all processes, from which its seed follows.
+        parts: the batches that are drawn.
+        drawn: called with the rows of a part as soon as its images are there.
     """
     contexts: list[Context] = []
     for prompt in prompts:
@@ -149,10 +161,11 @@ def make_drafts(
     places = range(first_row, first_row + len(contexts))
     plans: list[TextSegment | None] = [None] * len(contexts)
     if settings.plan is not None:
-        plans = list(policy.write(contexts, settings.plan, _seeds_of(seed, 0, places)))
-        contexts = [
-            (*c, TextPiece(text=p.text, token_ids=p.token_ids)) for c, p in zip(contexts, plans, strict=True) if p
-        ]
+        firsts = range(0, len(contexts), per_plan)
+        written = policy.write(_at(firsts, contexts), settings.plan, _seeds_of(seed, 0, _at(firsts, places)))
+        plans = [plan for plan in written for _ in range(per_plan)]
+        pieces = [piece for p in written for piece in [TextPiece(text=p.text, token_ids=p.token_ids)] * per_plan]
+        contexts = [(*c, piece) for c, piece in zip(contexts, pieces, strict=True)]
     seeds = _seeds_of(seed, 1, places)
     groups = [i // group for i in range(len(contexts))]
     noise = _noise_seeds(settings.draft, seeds, groups) or seeds

@@ -61,23 +61,30 @@ class StageCredit:
 
 
 def credit_drafts(drafts: Drafts, settings: CreditSettings) -> StageCredit:
-    """Plans and drafts, compared with the drafts of the same prompt."""
+    """Compare plans with the plans of the same prompt, and images with those of the same plan.
+
+    With one image a plan (`per_plan` 1) both are compared within the prompt. With several, a plan's reward is the mean
+    over its images that have a score, so that a plan is not blamed for what its painter did once.
+    """
     score = _totals([r.verdict.total if r.verdict else None for r in drafts.rounds])
     groups = torch.tensor(drafts.groups)
-    rewards = reason_rewards(_totals(drafts.rewards), torch.tensor(drafts.well_formed), settings.form)
-    text = advantages(rewards.text, groups, scale=settings.scale_rewards)
-    image = advantages(rewards.image, groups, scale=settings.scale_rewards)
+    m = drafts.per_plan
+    well_formed = torch.tensor(drafts.well_formed)[::m]
+    rewards = reason_rewards(_totals(drafts.rewards), well_formed, settings.form, images_per_plan=m)
+    text = advantages(rewards.text, groups[::m], scale=settings.scale_rewards)
+    painted = groups if m == 1 else torch.arange(len(groups)) // m
+    image = advantages(rewards.image, painted, scale=settings.scale_rewards)
     out: list[Credit] = []
     for i, r in enumerate(drafts.rounds):
-        if r.plan is not None:
-            out.append(Credit(segment=r.plan, advantage=float(text.values[i]), stage="plan"))
+        if r.plan is not None and i % m == 0:
+            out.append(Credit(segment=r.plan, advantage=float(text.values[i // m]), stage="plan"))
         out.append(Credit(segment=r.image, advantage=float(image.values[i]), stage="draft"))
     metrics = {
         **draft_score(drafts),
         "refine/frac_well_formed": sum(drafts.well_formed) / len(drafts.well_formed),
         **_common(score, text),
     }
-    return _finish(out, metrics, drafts.groups, text, image)
+    return _finish(out, metrics, (drafts.groups[::m], text), (drafts.groups, image))
 
 
 def draft_score(drafts: Drafts) -> dict[str, float]:
@@ -108,7 +115,7 @@ def credit_refinements(refinements: Refinements, settings: CreditSettings) -> St
         if segment is not None:
             out.append(Credit(segment=segment, advantage=float(image.values[i]), stage="refinement"))
     metrics = {**_refine_metrics(gained, perfect, before, after, well_formed, drawn), **_common(after, text)}
-    return _finish(out, metrics, refinements.groups, text, image)
+    return _finish(out, metrics, (refinements.groups, text), (refinements.groups, image))
 
 
 def _refine_metrics(
@@ -164,7 +171,7 @@ def credit_critiques(
         **decisions(perfect, stopped=stopped, drawn=drawn),
         **_common(score, text),
     }
-    return _finish(out, metrics, groups, text)
+    return _finish(out, metrics, (groups, text))
 
 
 def _common(score: torch.Tensor, text: Advantages) -> dict[str, float]:
@@ -176,12 +183,16 @@ def _common(score: torch.Tensor, text: Advantages) -> dict[str, float]:
 
 
 def _finish(
-    credits: list[Credit], metrics: dict[str, float], groups: Sequence[int], *compared: Advantages
+    credits: list[Credit], metrics: dict[str, float], *compared: tuple[Sequence[int], Advantages]
 ) -> StageCredit:
-    """`compared`: of texts and, where the stage draws, of images. A group that teaches either is not flat."""
+    """`compared`: the prompt (or node) of each advantage and the advantages, of texts and, if the stage draws, of
+    images. A group that teaches either is not flat."""
     useful = tuple(c for c in credits if c.advantage != 0 and _trainable(c.segment))
-    num_groups = max(a.num_groups for a in compared)
-    learning = {group for a in compared for group, value in zip(groups, a.values.tolist(), strict=True) if value != 0}
+    rows = [
+        (group, float(v), bool(m)) for gs, a in compared for group, v, m in zip(gs, a.values, a.missing, strict=True)
+    ]
+    num_groups = len({group for group, _, missing in rows if not missing})
+    learning = {group for group, value, _ in rows if value != 0}
     num_flat = num_groups - len(learning)
     metrics = {
         **metrics,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -74,13 +75,15 @@ def run_pretraining(
     settings: PretrainSection,
     *,
     seed: int,
+    average: Average | None = None,
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Trains in place and yields each step's number and metrics; at the end the weights are their moving average."""
+    """Train in place and yield each step's number and metrics; at the end the weights are their moving average, which
+    a caller that wants snapshots passes in."""
     module = policy.module
     module.requires_grad_(True)  # the position tables too: frozen in the release, they are small here and learn
     optims = optimizers(module, settings)
     base_rates = [o.param_groups[0]["lr"] for o in optims]
-    average = {n: p.detach().clone() for n, p in module.named_parameters()}
+    average = average or Average(module)
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
@@ -100,20 +103,42 @@ def run_pretraining(
             optim.param_groups[0]["lr"] = base * factor
             optim.step()
             optim.zero_grad(set_to_none=True)
-        _average(module, average, min(settings.ema, (step + 1) / (step + 10)))
+        average.update(module, min(settings.ema, (step + 1) / (step + 10)))
         now = time.monotonic()
         yield step, {**means, "learning_rate": factor, "time/data_s": made - begin, "time/step_s": now - begin}
         if limit and now - started > limit:
             break
-    with torch.no_grad():
+    average.exchange(module)
+
+
+class Average:
+    """The exponential moving average of a module's parameters, float32 as they are."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.values = {n: p.detach().clone() for n, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, decay: float) -> None:
+        """Move by 1 - decay towards the module's weights."""
         for n, p in module.named_parameters():
-            p.copy_(average[n])
+            self.values[n].lerp_(p, 1 - decay)
 
+    @torch.no_grad()
+    def exchange(self, module: nn.Module) -> None:
+        """Swap the average and the module's weights."""
+        for n, p in module.named_parameters():
+            kept = p.detach().clone()
+            p.copy_(self.values[n])
+            self.values[n].copy_(kept)
 
-@torch.no_grad()
-def _average(module: nn.Module, average: dict[str, torch.Tensor], decay: float) -> None:
-    for n, p in module.named_parameters():
-        average[n].lerp_(p, 1 - decay)
+    @contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """Inside, the module's weights are the average."""
+        self.exchange(module)
+        try:
+            yield
+        finally:
+            self.exchange(module)
 
 
 def _backward(

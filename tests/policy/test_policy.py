@@ -80,10 +80,32 @@ def test_on_policy_ratio_is_one(guidance, size, backend):
     assert deviation(policy, together) < 1e-4
 
 
-@pytest.mark.parametrize("convention", ["r3_monotonic", "flow_grpo", "cps"])
+@pytest.mark.parametrize("convention", ["r3_monotonic", "flow_grpo", "cps", "matching"])
 def test_every_convention_is_scored_as_drawn(policy, convention):
     drawing = replace(GUIDED, convention=convention, eta=0.4, sde_steps=(0, 2), shift=3.0)
     assert deviation(policy, one_of_each(policy, drawing)["refinement"]) < 1e-4
+
+
+def test_matching_draws_by_the_ode_and_its_gradient_lowers_the_loss_of_the_image():
+    policy = tiny_policy(adapter=ADAPTER, moved=0.1)
+    matching = replace(GUIDED, convention="matching", sde_steps=(0, 2), shift=3.0)
+    drafts = one_of_each(policy, matching)["draft"]
+    ode = one_of_each(policy, replace(matching, convention="cps", eta=0.4, sde_steps=()))["draft"]
+    for draft, plain in zip(drafts, ode, strict=True):
+        assert torch.equal(draft.image, plain.image), "no step is stochastic"
+        assert len(draft.times) == 2 and draft.times[0] == 1 and len(plain.times) == 0
+        # v = x_1 - x_0 and x_t = x_0 + t v: both levels belong to one image and to the noise that it was drawn from
+        data = draft.states - draft.times[:, None, None] * draft.next_states
+        torch.testing.assert_close(data[0], data[1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(draft.states[0], data[0] + draft.next_states[0], atol=1e-5, rtol=0)
+    before = policy.replay(drafts[:1])[0].log_probs
+    assert (before < 0).all()
+    before.sum().backward()
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            if parameter.grad is not None:
+                parameter += 1e-3 * parameter.grad
+    assert policy.replay(drafts[:1])[0].log_probs.sum() > before.sum()
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,23 @@ def test_a_stopped_trajectory_leaves_the_batch(policy):
         assert all(r.plan is None and r.critique.instruction for r in t.rounds[1:])
 
 
+def test_several_images_are_drawn_from_one_plan(policy):
+    counting = Counting(policy)
+    settings = loop()
+    drawings = [settings.draft.drawing] * 12
+    drafts = make_drafts(counting, PROMPTS, settings, drawings, 3, group=4, per_plan=2)
+    assert counting.written == [6] and counting.drawn == [12]
+    for i in range(0, 12, 2):
+        assert drafts[i].plan is drafts[i + 1].plan, "one text, one credit"
+        assert drafts[i].image.context[-1] is drafts[i + 1].image.context[-1]
+        assert not torch.equal(drafts[i].image.image, drafts[i + 1].image.image), "the painter's noise differs"
+    assert drafts[0].plan.text != drafts[2].plan.text
+    single = make_drafts(policy, PROMPTS, settings, drawings, 3, group=4)
+    for i in range(0, 12, 2):
+        assert drafts[i].plan.token_ids == single[i].plan.token_ids, "a row's seed follows from its place"
+        torch.testing.assert_close(drafts[i].image.image, single[i].image.image, atol=1e-5, rtol=0)
+
+
 def test_nothing_is_asked_of_the_policy_when_all_have_stopped(policy):
     stopping = replace(loop(), protocol=AllStop(reflect_template="check {prompt}"))
     counting = Counting(policy)

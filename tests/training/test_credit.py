@@ -85,6 +85,29 @@ def test_drafts_are_compared_with_drafts_of_their_prompt_alone():
     assert (stage.num_groups, stage.num_flat_groups) == (2, 0)
 
 
+def test_images_of_a_plan_are_compared_with_each_other_and_the_plan_by_their_mean_with_other_plans():
+    def branched(scores, well_formed=(True,) * 4, groups=(0,) * 4 + (1,) * 4):
+        plans = [text() for _ in range(4)]
+        given = drafts(scores, groups=list(groups), well_formed=[f for f in well_formed for _ in range(2)])
+        rounds = tuple(replace(r, plan=plans[i // 2]) for i, r in enumerate(given.rounds))
+        return replace(given, rounds=rounds, per_plan=2)
+
+    stage = credit_drafts(branched([1.0, 0.5, 0.0, 0.0, 0.25, 0.75, 0.5, 0.5]), PLAIN)
+    assert found(stage, "draft") == [0.25, -0.25, -0.25, 0.25], (
+        "two plans whose images are equal teach the painter nothing"
+    )
+    assert found(stage, "plan") == [0.375, -0.375], "one credit a plan; the plans of the second prompt are equally good"
+    assert (stage.num_groups, stage.num_flat_groups) == (2, 0)
+    gaps = credit_drafts(branched([1.0, None, 0.0, None, None, None, 0.5, 0.0]), PLAIN)
+    assert found(gaps, "plan") == [0.5, -0.5], (
+        "a missing image is left out of its plan's mean, a plan without any of all"
+    )
+    assert found(gaps, "draft") == [0.25, -0.25]
+    formed = credit_drafts(branched([1.0, 1.0, 1.0, 1.0] * 2, well_formed=(True, False, True, True)), PLAIN)
+    assert found(formed, "plan") == pytest.approx([0.55, -0.55]) and found(formed, "draft") == []
+    assert (formed.num_groups, formed.num_flat_groups) == (2, 1)
+
+
 def test_without_plans_there_is_no_text_to_credit():
     stage = credit_drafts(drafts([1.0, 0.0], plan=False), PLAIN)
     assert found(stage, "plan") == [] and found(stage, "draft") == [0.5, -0.5]

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from r3_rl.flow.conventions import MATCHING
 from r3_rl.flow.guidance import combine
+from r3_rl.flow.matching import matching_log_prob
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import log_prob, stochastic_step
 from r3_rl.policy.bagel.encoder import Encoded, encode_peers, peers_of
@@ -208,6 +210,9 @@ def _image_replay(
     if len(dropped) == 1 and drawing.guidance.needs_image_drop:
         dropped.append(velocity)
     velocity = combine(drawing.guidance, times, velocity, *dropped)
+    if drawing.convention == MATCHING:
+        log_probs = matching_log_prob(velocity, segment.next_states.to(device), times)
+        return ImageReplay(log_probs=log_probs, mean=velocity, std=torch.ones_like(times), velocity=velocity)
     step = stochastic_step(
         segment.states.to(device),
         velocity,

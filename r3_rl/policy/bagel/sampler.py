@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from r3_rl.flow.conventions import MATCHING
 from r3_rl.flow.guidance import Guidance, combine
+from r3_rl.flow.matching import matching_log_prob, noised
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import euler_step, log_prob, sample, stochastic_step
 from r3_rl.policy.bagel.encoder import Encoded, encode, encode_rows
@@ -135,7 +137,7 @@ def denoise(denoiser: Denoiser, drawings: Sequence[Drawing], initial: Tensor, st
         t, t_next = float(times[i]), float(times[i + 1])
         v = denoiser.velocity(x, t)
         after = euler_step(x, v, torch.tensor(t), torch.tensor(t_next))
-        scored = [r for r in range(rows) if i in drawings[r].sde_steps]
+        scored = [r for r in range(rows) if first.convention != MATCHING and i in drawings[r].sde_steps]
         if scored:
             noise = torch.stack([step_noise[r, len(steps[r])] for r in scored])
             ones = torch.ones(len(scored), device=x.device)
@@ -151,7 +153,25 @@ def denoise(denoiser: Denoiser, drawings: Sequence[Drawing], initial: Tensor, st
                 steps[r].append(i)
             after = after.index_copy(0, torch.tensor(scored, device=x.device), drawn)
         x = after
-    return Denoised(final=x, states=states, next_states=next_states, log_probs=log_probs, steps=steps, times=times)
+    walk = Denoised(final=x, states=states, next_states=next_states, log_probs=log_probs, steps=steps, times=times)
+    if first.convention == MATCHING:
+        _match(denoiser, drawings, walk, initial.to(x.device, torch.float32))
+    return walk
+
+
+def _match(denoiser: Denoiser, drawings: Sequence[Drawing], walk: Denoised, noise: Tensor) -> None:
+    """Score finished images at their noise levels. The noise is the one that each image was drawn from: the pair lies
+    on the path that the sampler took, and the target does not depend on another draw."""
+    for i in sorted({i for drawing in drawings for i in drawing.sde_steps}):
+        time = walk.times[i].expand(len(drawings)).to(noise.device)
+        state, target = noised(walk.final, noise, time)
+        values = matching_log_prob(denoiser.velocity(state, float(walk.times[i])), target, time)
+        for r, drawing in enumerate(drawings):
+            if i in drawing.sde_steps:
+                walk.states[r].append(state[r])
+                walk.next_states[r].append(target[r])
+                walk.log_probs[r].append(values[r])
+                walk.steps[r].append(i)
 
 
 @torch.no_grad()
