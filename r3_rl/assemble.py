@@ -213,6 +213,7 @@ def trainer_arguments(recipe: Recipe, run_folder: Path, *, processes: int | None
         num_prompts=r.num_prompts,
         num_generations=r.num_generations,
         images_per_plan=r.images_per_plan,
+        images_per_critique=r.images_per_critique,
         num_parts=r.num_parts,
         num_iterations=a.num_iterations,
         beta=a.beta,

@@ -107,6 +107,7 @@ def refine_rewards(
     form: Format,
     *,
     image: Literal["gain", "score"] = "gain",
+    images_per_critique: int = 1,
 ) -> StageRewards:
     """Reward critiques and refinements: the critique by its gain and form, the refinement by its gain or its score.
 
@@ -118,6 +119,7 @@ def refine_rewards(
         form: mode and weight of good form.
         image: `gain` is the paper's choice, `score` that of the released code. Inside a group of refinements of one
             image both give the same advantage, except where the image was perfect or `repair` moved a gain.
+        images_per_critique: m, neighbouring rows that were drawn by one critique; its value is the mean of their gains.
 
     Raises:
         InputError: `image` is neither.
@@ -131,8 +133,9 @@ def refine_rewards(
     """
     if image not in ("gain", "score"):
         raise InputError(f"unknown reward {image!r} of a refined image", hint="choose gain or score")
+    m = images_per_critique
     return StageRewards(
-        text=text_reward(gains.values, critique_well_formed, form),
+        text=text_reward(gains.values.reshape(-1, m).nanmean(dim=1), critique_well_formed[::m], form),
         image=(gains.values if image == "gain" else score_after).float(),
         has_image=has_image,
     )

@@ -88,17 +88,15 @@ class PretrainSection(Section):
     soften_below: Share = Field(0.35, description="s: the flow loss at t < s weighs (t / s)^2; 0 leaves it as it is.")
     context_dropout: Share = Field(0.08, description="Chance to draw without context, which guidance needs.")
     plan_noise: Share = Field(
-        0.25, description="Share of plans (and images with them) that contradict their prompt: headroom for R3."
+        0.0, description="Share of plans (and images with them) that contradict their prompt: entropy, not headroom."
     )
     plan_errors: int = Field(
         4, ge=1, le=6, description="Most edits that a wrong plan is away from a right one; each number is as likely."
     )
-    image_noise: Share = Field(0.1, description="Share of images that depart from their plan: headroom for R3.")
-    edit_noise: Share = Field(
-        0.0, description="Share of edits whose result departs from the instruction: headroom for R3."
-    )
+    image_noise: Share = Field(0.0, description="Share of images that depart from their plan.")
+    edit_noise: Share = Field(0.0, description="Share of edits whose result departs from the instruction.")
     critique_noise: Share = Field(
-        0.0, description="Share of critiques of wrong images that stop, or ask for what helps nothing: headroom for R3."
+        0.0, description="Share of critiques of wrong images that stop, or ask for what helps nothing."
     )
     position_weight: float = Field(1.5, ge=0, description="Weight of position prompts; the other kinds weigh 1.")
     draw_weights: dict[str, float] = Field(

@@ -184,6 +184,12 @@ class RolloutSection(Section):
         description="Drafts drawn from each plan; divides num_generations. Above 1, a draft is compared with the other "
         "drafts of its plan, and a plan by the mean of its drafts with the other plans of the prompt.",
     )
+    images_per_critique: int = Field(
+        1,
+        ge=1,
+        description="Refinements drawn by each critique; divides num_generations. Above 1, a refinement is compared "
+        "with the others by its critique, and a critique by the mean of theirs.",
+    )
     rounds: int = Field(
         1, ge=1, le=16, description="Refinements of a trajectory at most (schedule `full` and evaluation)."
     )
@@ -209,9 +215,13 @@ class RolloutSection(Section):
         rollouts = self.num_prompts * self.num_generations
         if self.num_parts > rollouts:
             yield Problem("num_parts", f"{rollouts} rollouts do not make {self.num_parts} parts")
-        if self.num_generations % self.images_per_plan:
-            yield Problem(
-                "images_per_plan", f"{self.num_generations} num_generations do not divide into {self.images_per_plan}"
-            )
+        for key, number in (
+            ("images_per_plan", self.images_per_plan),
+            ("images_per_critique", self.images_per_critique),
+        ):
+            if self.num_generations % number:
+                yield Problem(key, f"{self.num_generations} num_generations do not divide into {number}")
+        if self.images_per_critique == self.num_generations:
+            yield Problem("images_per_critique", "a critique alone has no peers to compare with; use half or fewer")
         if self.images_per_plan > 1 and not self.plan.enabled:
             yield Problem("images_per_plan", "without plans there is nothing to draw several images from; drop it")

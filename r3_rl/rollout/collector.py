@@ -91,6 +91,8 @@ class Refinements:
     verdicts: tuple[Verdict | None, ...]
     """Of the refined images."""
     groups: tuple[int, ...]
+    per_critique: int = 1
+    """Neighbouring rows that were drawn by one critique."""
 
     def node_groups(self) -> list[NodeGroup]:
         """Refined images as nodes one deeper."""
@@ -152,6 +154,8 @@ class Collector:
     num_generations: int
     images_per_plan: int = 1
     """Drafts of a plan, a divisor of `num_generations`."""
+    images_per_critique: int = 1
+    """Refinements by a critique, a divisor of `num_generations`."""
     parts: Parts = field(default_factory=Parts)
     """The batches in which a step's images are drawn."""
     rewards: Rewards = totals
@@ -214,26 +218,30 @@ class Collector:
         )
 
     def refinements(self, nodes: Sequence[Node], *, seed: int, progress: float = 0.0) -> Refinements:
-        """G critiques a node and a refinement of each that asks for one, scored."""
+        """G refinements a node, scored: `images_per_critique` of each critique that asks for one."""
         groups = [i for i in range(len(nodes)) for _ in range(self.num_generations)]
-        return self._branch(nodes, groups, self.num_generations, seed, progress)
+        return self._branch(nodes, groups, self.num_generations, self.images_per_critique, seed, progress)
 
     def chain(self, nodes: Sequence[Node], groups: Sequence[int], *, seed: int, progress: float = 0.0) -> Refinements:
         """One critique and refinement a node; `groups` says whose peers the nodes are (whole trajectories)."""
-        return self._branch(nodes, groups, 1, seed, progress)
+        return self._branch(nodes, groups, 1, 1, seed, progress)
 
-    def _branch(self, nodes: Sequence[Node], groups: Sequence[int], g: int, seed: int, progress: float) -> Refinements:
+    def _branch(
+        self, nodes: Sequence[Node], groups: Sequence[int], g: int, m: int, seed: int, progress: float
+    ) -> Refinements:
+        """g rows a node, m of them by one critique."""
         places = range(self.first_row, self.first_row + len(groups))
         with self.watch.stage("critique"):
-            critiques = make_critiques(
+            written = make_critiques(
                 self.policy,
                 [n.image for n in nodes],
                 [n.prompt for n in nodes],
                 self.settings,
                 seed,
-                group=g,
-                rows=places,
+                group=g // m,
+                rows=places[::m],
             )
+        critiques = [critique for critique in written for _ in range(m)]
         rows = [n for n in nodes for _ in range(g)]
         drawings = self.settings.refine.rows(groups, seed=seed, progress=progress, first_group=self.first_group)
         asked = _Asked(self.submit, self.batches)
@@ -274,4 +282,5 @@ class Collector:
             images=tuple(images),
             verdicts=tuple(answers.get(i) for i in range(len(rows))),
             groups=tuple(groups),
+            per_critique=m,
         )

@@ -225,7 +225,8 @@ def make_refinements(
 
     Args:
         policy: who draws.
-        critiques, images, prompts, drawings: one a row; peers' images are one object, so that it is encoded once.
+        critiques, images, prompts, drawings: one a row; peers' images are one object, so that it is encoded once, and
+            so is a critique that several rows refine by.
         settings: templates.
         seed: of the step.
         groups: peers have one number and may share their starting noise; by default every row stands alone.
@@ -234,19 +235,18 @@ def make_refinements(
         drawn: is told the rows of a part that have an image, and their images, as soon as they are there.
     """
     pieces = {id(image): edit(image) for image in images}
+    said = {
+        id(critique): settings.protocol.refine_pieces(critique, prompt, show_prompt=settings.show_prompt)
+        for critique, prompt in zip(critiques, prompts, strict=True)
+        if critique.instruction
+    }
     seeds = _seeds_of(seed, 3, rows or range(len(critiques)))
     peers = groups or range(len(critiques))
     noise = _noise_seeds(settings.refine, seeds, peers) or seeds
     out: list[ImageSegment | None] = [None] * len(critiques)
     for part in parts.of(peers):
         asked = [i for i in part if critiques[i].instruction]
-        contexts = [
-            (
-                pieces[id(images[i])],
-                *settings.protocol.refine_pieces(critiques[i], prompts[i], show_prompt=settings.show_prompt),
-            )
-            for i in asked
-        ]
+        contexts = [(pieces[id(images[i])], *said[id(critiques[i])]) for i in asked]
         made = policy.draw(contexts, _at(asked, drawings), _at(asked, seeds), _at(asked, noise))
         for i, image in zip(asked, made, strict=True):
             out[i] = image

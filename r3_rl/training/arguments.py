@@ -35,11 +35,12 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
         raise InputError("R3Trainer takes no eval_dataset", hint="measure the loop with r3_rl.evaluate")
     if args.num_generations < 2:
         raise InputError("a group of one has no peers to compare with", hint="num_generations of 2 or more")
-    if args.num_generations % args.images_per_plan:
-        raise InputError(
-            f"{args.num_generations} num_generations do not divide into images_per_plan {args.images_per_plan}",
-            hint="make num_generations a multiple",
-        )
+    for name in ("images_per_plan", "images_per_critique"):
+        if args.num_generations % getattr(args, name):
+            raise InputError(
+                f"{args.num_generations} num_generations do not divide into {name} {getattr(args, name)}",
+                hint="make num_generations a multiple",
+            )
     if args.save_steps % args.num_iterations:
         raise InputError(
             f"save_steps {args.save_steps:g} falls between the {args.num_iterations} updates on the same rollouts",
@@ -117,6 +118,7 @@ def schedule_of(
         settings=loop,
         num_generations=args.num_generations,
         images_per_plan=args.images_per_plan,
+        images_per_critique=args.images_per_critique,
         parts=Parts(count=args.num_parts, whole_groups=panel.compares_peers),
     )
     # whole groups stay in a process, and what follows from a row's place among all rows is the same for any number

@@ -21,6 +21,7 @@ class R3Config(TrainingArguments):
     num_prompts: int = field(default=8, metadata={"help": "Prompts of a step, over all processes."})
     num_generations: int = field(default=8, metadata={"help": "Peers of a group, at least 2."})
     images_per_plan: int = field(default=1, metadata={"help": "Drafts of a plan; divides num_generations."})
+    images_per_critique: int = field(default=1, metadata={"help": "Refinements by a critique; likewise."})
     num_parts: int = field(default=1, metadata={"help": "Parts of the drawing; scorers work on one during the next."})
     num_iterations: int = field(default=1, metadata={"help": "Updates on the same rollouts."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Of plain scorers; None is 1 each."})

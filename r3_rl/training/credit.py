@@ -94,7 +94,12 @@ def draft_score(drafts: Drafts) -> dict[str, float]:
 
 
 def credit_refinements(refinements: Refinements, settings: CreditSettings) -> StageCredit:
-    """Critiques and refinements, compared with those of the same image."""
+    """Compare critiques with the critiques of the same image, and refinements with those by the same critique.
+
+    With one refinement a critique (`per_critique` 1) both are compared within the image. With several, a critique's
+    gain is the mean over its refinements, so that neither is blamed for the other.
+    """
+    m = refinements.per_critique
     before = _totals([n.score for n in refinements.nodes])
     stopped = torch.tensor([c.stop for c in refinements.critiques])
     well_formed = torch.tensor([c.well_formed for c in refinements.critiques])
@@ -105,17 +110,25 @@ def credit_refinements(refinements: Refinements, settings: CreditSettings) -> St
     perfect = _perfect(refinements.nodes)
     gained = gains(settings.gain, before, after, stopped, groups, perfect=perfect)
     rewards = refine_rewards(
-        gained, after, well_formed, drawn, settings.form, image="score" if settings.gain == "released" else "gain"
+        gained,
+        after,
+        well_formed,
+        drawn,
+        settings.form,
+        image="score" if settings.gain == "released" else "gain",
+        images_per_critique=m,
     )
-    text = advantages(rewards.text, groups, scale=settings.scale_rewards)
-    image = advantages(rewards.image, groups, applies=drawn, scale=settings.scale_rewards)
+    text = advantages(rewards.text, groups[::m], scale=settings.scale_rewards)
+    drawers = groups if m == 1 else torch.arange(len(groups)) // m
+    image = advantages(rewards.image, drawers, applies=drawn, scale=settings.scale_rewards)
     out: list[Credit] = []
     for i, (critique, segment) in enumerate(zip(refinements.critiques, refinements.images, strict=True)):
-        out.append(Credit(segment=critique.segment, advantage=float(text.values[i]), stage="critique"))
+        if i % m == 0:
+            out.append(Credit(segment=critique.segment, advantage=float(text.values[i // m]), stage="critique"))
         if segment is not None:
             out.append(Credit(segment=segment, advantage=float(image.values[i]), stage="refinement"))
     metrics = {**_refine_metrics(gained, perfect, before, after, well_formed, drawn), **_common(after, text)}
-    return _finish(out, metrics, (refinements.groups, text), (refinements.groups, image))
+    return _finish(out, metrics, (refinements.groups[::m], text), (refinements.groups, image))
 
 
 def _refine_metrics(

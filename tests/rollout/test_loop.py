@@ -88,6 +88,25 @@ def test_several_images_are_drawn_from_one_plan(policy):
         torch.testing.assert_close(drafts[i].image.image, single[i].image.image, atol=1e-5, rtol=0)
 
 
+def test_several_refinements_are_drawn_by_one_critique(policy):
+    counting = Counting(policy)
+    collector = Collector(
+        policy=counting, submit=at_once(brightness), settings=loop(), num_generations=4, images_per_critique=2
+    )
+    nodes = [Node(prompt=p, image=i, score=0.5, verdict=Verdict(total=0.5)) for p, i in zip(PROMPTS, pictures(3))]
+    found = collector.refinements(nodes, seed=3)
+    assert counting.written == [6] and len(found.critiques) == 12 and found.per_critique == 2
+    for i in range(0, 12, 2):
+        assert found.critiques[i] is found.critiques[i + 1]
+        first, second = found.images[i], found.images[i + 1]
+        if first is None:
+            assert second is None
+        else:
+            assert first.context[-1] is second.context[-1], "one instruction, encoded once"
+            assert not torch.equal(first.image, second.image)
+    assert any(found.images), "some critiques ask for an edit"
+
+
 def test_nothing_is_asked_of_the_policy_when_all_have_stopped(policy):
     stopping = replace(loop(), protocol=AllStop(reflect_template="check {prompt}"))
     counting = Counting(policy)

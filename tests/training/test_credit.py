@@ -108,6 +108,19 @@ def test_images_of_a_plan_are_compared_with_each_other_and_the_plan_by_their_mea
     assert (formed.num_groups, formed.num_flat_groups) == (2, 1)
 
 
+def test_refinements_are_compared_by_their_critique_and_critiques_by_the_mean_of_theirs():
+    given = refinements([0.5] * 8, [1.0, 0.5, 0.25, 0.75, "stop", "stop", "malformed", "malformed"], groups=[0] * 8)
+    pairs = [given.critiques[i - i % 2] for i in range(8)]
+    stage = credit_refinements(replace(given, critiques=tuple(pairs), per_critique=2), PLAIN)
+    assert found(stage, "refinement") == [0.25, -0.25, -0.25, 0.25], "each against the other one of its critique"
+    rewards = torch.tensor([0.25 + 0.1, 0.0 + 0.1, 0.0 + 0.1, 0.0])  # f (C + w): mean gains, a stop's, a malformed one's
+    assert found(stage, "critique") == pytest.approx((rewards - rewards.mean()).tolist(), abs=1e-6)
+    gap = refinements([0.5] * 4, [1.0, None, 0.25, 0.25], groups=[0] * 4)
+    pairs = [gap.critiques[i - i % 2] for i in range(4)]
+    stage = credit_refinements(replace(gap, critiques=tuple(pairs), per_critique=2), PLAIN)
+    assert found(stage, "critique") == pytest.approx([0.375, -0.375]), "a missing score is left out of the mean"
+
+
 def test_without_plans_there_is_no_text_to_credit():
     stage = credit_drafts(drafts([1.0, 0.0], plan=False), PLAIN)
     assert found(stage, "plan") == [] and found(stage, "draft") == [0.5, -0.5]
