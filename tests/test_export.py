@@ -64,6 +64,11 @@ def test_the_card_says_what_was_measured(run):
     assert json.loads((run / "adapter" / "base.json").read_text())["fingerprint"] in card
     assert "- scorers: shapes" in card and "- adapter: rank 2" in card
     assert "| color attribution (after all rounds) |" in card
+    greedy = [evaluation()["phases"]["before"][f"{name}_greedy"]["mean"] for name in ("draft", "final")]
+    assert (
+        "untrained base draws {:.1f} % of the prompts right at first, and {:.1f} %".format(*(100 * g for g in greedy))
+        in card
+    )
     assert "<script>" not in card
     pictures = re.findall(r"\]\((pictures/\d\.png)\)", card)
     assert len(pictures) == 4 and all((run / "adapter" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)

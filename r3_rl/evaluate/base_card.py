@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from r3_rl.observe.evaluation import Evaluation, Row, grouped_rows
 from r3_rl.observe.progress import duration
 from r3_rl.observe.statistics import Interval
 from r3_rl.recipe import Recipe
@@ -18,6 +19,10 @@ ERRORS = {
     "critique_noise": "of the critiques of wrong images help nothing",
 }
 
+MEASURED = """Measured on held-out prompts, drafts and questions, with 95 % intervals. Greedy: every text is made of
+    the likeliest words; sampled: as the recipe says. What greedy texts get right is not for reinforcement learning to
+    win."""
+
 
 def base_card(
     recipe: Recipe,
@@ -27,11 +32,11 @@ def base_card(
     leg_seconds: Sequence[float],
     machine: Mapping[str, Any],
 ) -> str:
-    """The card in Markdown.
+    """Return the card in Markdown.
 
     Args:
         recipe: with a section `pretrain`.
-        measured: share right of each measurement, with its 95 % interval and count.
+        measured: each measurement by its name in `observe.measures`, with its 95 % interval and count.
         num_parameters: of the model that was made.
         leg_seconds: what each leg took, in seconds.
         machine: `observe.environment.environment`'s description.
@@ -41,8 +46,6 @@ def base_card(
     legs = list(zip(settings.legs(), leg_seconds, strict=True))
     size = settings.model
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    last = legs[-1][0]
-    errors = [f"{100 * share:.0f} % {words}" for name, words in ERRORS.items() if (share := getattr(last, name))]
     what = f"""BAGEL's architecture in small, {num_parameters:,} parameters ({size.num_layers} layers of width
         {size.hidden_size}, two experts, {size.num_heads} query and {size.num_kv_heads} key-value heads, feed-forward
         {size.intermediate_size}; understanding tower of {size.vit_num_layers} layers of width {size.vit_hidden_size};
@@ -51,10 +54,6 @@ def base_card(
     how = f"""**How it was made.** `r3 pretrain shapes_pretrain`, seed {recipe.training.seed},
         {duration(sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
         {machine.get("accelerator", "no GPU")}:"""
-    headroom = f"""**Deliberate headroom.** So that reinforcement learning has something to correct, the last leg
-        teaches errors: {"; ".join(errors) or "none"}. A wrong plan is up to {last.plan_errors} edits away from a right
-        one. What the base can do is measured with these errors in it:
-        less than the same compute could reach."""
     return f"""# The embedded policy of r3-rl
 
 {_paragraph(what)}
@@ -65,15 +64,47 @@ def base_card(
 |---|---|---|---|
 {chr(10).join(_leg(number, leg, seconds) for number, (leg, seconds) in enumerate(legs, 1))}
 
-{_paragraph(headroom)}
+{_paragraph(_headroom([leg for leg, _ in legs]))}
 
-Measured on held-out prompts, drafts and questions; texts sampled at temperature 1, questions by the likeliest words;
-`critique_useful`: share of synthetic wrong drafts whose instruction, followed exactly, leaves fewer edits to do:
+{_paragraph(MEASURED)}
 
-| | share | 95 % interval | n |
+| | greedy | sampled | n |
 |---|---|---|---|
-{chr(10).join(_row(name, interval) for name, interval in measured.items())}
+{chr(10).join(_rows(measured))}
 """
+
+
+def _headroom(legs: Sequence[PretrainSection]) -> str:
+    """What is wrong on purpose, in any leg."""
+    if not any(getattr(leg, name) for leg in legs for name in ERRORS):
+        return """**No target was wrong on purpose**, in any leg: what the base gets wrong, it has not learned."""
+    last = legs[-1]
+    errors = [f"{100 * share:.0f} % {words}" for name, words in ERRORS.items() if (share := getattr(last, name))]
+    if not errors:
+        return """**Deliberate headroom.** Earlier legs taught errors on purpose; the last one does not."""
+    return f"""**Deliberate headroom.** So that reinforcement learning has something to correct, the last leg
+        teaches errors: {"; ".join(errors)}. A wrong plan is up to {last.plan_errors} edits away from a right
+        one. What the base can do is measured with these errors in it:
+        less than the same compute could reach."""
+
+
+def _rows(measured: Mapping[str, Interval]) -> Iterator[str]:
+    """Greedy and sampled figures next to each other, group by group."""
+    for group, rows in grouped_rows(Evaluation(before=measured, after={}, differences={})).items():
+        yield f"| **{group}** | | | |"
+        for row in rows:
+            greedy = _cell(row, row.greedy.before) if row.decoding != "sampled" else "–"
+            sampled = _cell(row, row.sampled.before) if row.decoding != "once" else "the same"
+            label = f"{row.label} ({row.hint})" if row.hint else row.label
+            yield f"| {label} | {greedy} | {sampled} | {' / '.join(map(str, row.counts))} |"
+
+
+def _cell(row: Row, i: Interval | None) -> str:
+    if i is None:
+        return "not measured"
+    if row.is_share:
+        return f"{100 * i.mean:.1f} % ({100 * i.low:.1f} - {100 * i.high:.1f})"
+    return f"{i.mean:.3f} ({i.low:.3f} - {i.high:.3f})"
 
 
 def _paragraph(words: str) -> str:
@@ -83,7 +114,3 @@ def _paragraph(words: str) -> str:
 def _leg(number: int, leg: PretrainSection, seconds: float) -> str:
     mix = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in leg.batch.model_dump().items() if count)
     return f"| {number} | {leg.steps} | {sum(leg.batch.model_dump().values())} ({mix}) | {duration(seconds)} |"
-
-
-def _row(name: str, i: Interval) -> str:
-    return f"| {name} | {100 * i.mean:.1f} % | {100 * i.low:.1f} - {100 * i.high:.1f} | {i.count} |"

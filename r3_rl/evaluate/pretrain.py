@@ -11,11 +11,13 @@ import torch
 from r3_rl.assemble import load_tokenizer, loop_settings
 from r3_rl.errors import InputError
 from r3_rl.evaluate.base_card import base_card
-from r3_rl.evaluate.shapes import ShapesBench, measure_critiques, measure_edits
+from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.environment import environment
+from r3_rl.observe.measures import greedy, plain_names
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
-from r3_rl.observe.statistics import Interval, share
+from r3_rl.observe.statistics import Interval
+from r3_rl.observe.text_table import figure
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.checkpoint import load_bagel, save_bagel
 from r3_rl.policy.bagel.config import (
@@ -32,7 +34,7 @@ from r3_rl.policy.base import Example
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.pretraining import ModelSizeSection, PretrainSection
 from r3_rl.recipe_io import dump_resolved
-from r3_rl.training.pretrain import run_pretraining
+from r3_rl.training.pretrain import Average, run_pretraining
 from r3_rl.worlds.shapes.data import ShapesStream
 from r3_rl.worlds.shapes.drawing import BACKGROUND, IMAGE_SIZE
 from r3_rl.worlds.shapes.language import build_tokenizer
@@ -71,12 +73,15 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
         for number, leg in enumerate(legs):
             begin = time.monotonic()
             seed = recipe.training.seed + 1000 * number
-            for _, numbers in run_pretraining(policy, _batches(leg, seed), leg, seed=seed):
+            average = Average(policy.module)
+            for _, numbers in run_pretraining(policy, _batches(leg, seed), leg, seed=seed, average=average):
                 steps += 1
                 recorder.metrics(steps, numbers)
                 progress.update(steps, numbers)
                 if steps % SAVE_EVERY == 0:
                     _save(policy, folder / "latest", torch.float32)
+                if steps in settings.snapshots:
+                    _save_average(policy, average, folder / f"step-{steps}")
             _save(policy, folder / f"leg-{number + 1}", torch.float32)
             leg_seconds.append(time.monotonic() - begin)
     weights = _save(policy, folder / "weights", torch.bfloat16)
@@ -93,7 +98,7 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
     summary = {name: interval.as_dict() for name, interval in measured.items()}
     recorder.document("summary.json", {**summary, "steps": steps, "wall_s": round(sum(leg_seconds), 1)})
     for name, interval in measured.items():
-        print(f"{name:30} {100 * interval.mean:5.1f} [{100 * interval.low:5.1f}, {100 * interval.high:5.1f}]")
+        print(f"{name:34} {figure(name, interval)}")
     return Pretrained(folder=weights, measured=measured)
 
 
@@ -150,8 +155,10 @@ def embedded_config(size: ModelSizeSection, vocab_size: int, special: dict[str, 
 def _batches(settings: PretrainSection, seed: int):  # type: ignore[no-untyped-def]
     stream = ShapesStream(seed=seed + 1)
     tags = {tag: settings.position_weight if tag == "position" else 1.0 for tag in TAGS}
+    draw_tags = {tag: weight * settings.draw_weights.get(tag, 1.0) for tag, weight in tags.items()}
     # words alone teach relations slowly and cost little, so most of the plans without image are about positions
-    plan_tags = {tag: 4.0 if tag == "position" else 0.4 for tag in TAGS}
+    plan_tags = {tag: settings.draw_weights.get(tag, 1.0) * (4.0 if tag == "position" else 0.4) for tag in TAGS}
+    tags_of = {"text_to_image": draw_tags, "plan": plan_tags}
 
     def batches(kind: str, count: int) -> list[Example]:
         return examples(
@@ -163,7 +170,7 @@ def _batches(settings: PretrainSection, seed: int):  # type: ignore[no-untyped-d
             image_noise=settings.image_noise,
             edit_noise=settings.edit_noise,
             critique_noise=settings.critique_noise,
-            tags=plan_tags if kind == "plan" else tags,
+            tags=tags_of.get(kind, tags),
         )
 
     return batches
@@ -178,17 +185,40 @@ def _save(policy: BagelPolicy, folder: Path, dtype: torch.dtype) -> Path:
     return folder
 
 
+def _save_average(policy: BagelPolicy, average: Average, folder: Path) -> None:
+    """A snapshot as the run would end here: the moving average in the precision that ships."""
+    with average.applied(policy.module):
+        _save(policy, folder, torch.bfloat16)
+
+
 def measure_base(
     policy: BagelPolicy, recipe: Recipe, bench: ShapesBench | None = None, *, num_edits: int = 1000
 ) -> dict[str, Interval]:
-    """Loop, fixed drafts, questions and edits with the true instruction, with 95 % intervals."""
+    """Measure a base on everything that runs are measured on, with 95 % intervals, greedy and sampled.
+
+    Args:
+        policy: frozen by this.
+        recipe: for its loop.
+        bench: the sets; by default 1,000 prompts, questions and fixed drafts.
+        num_edits: true edits and true plans of the default bench.
+
+    Returns:
+        Intervals by the names of `observe.measures`, greedy before sampled; without the swap test, which wants a
+        trained policy.
+    """
     policy.module.requires_grad_(False)
-    settings = loop_settings(recipe.rollout)
-    bench = bench or ShapesBench(num_prompts=1000, num_fixed=1000, num_right=500, num_questions=1000)
-    measured = bench.measure(policy, settings).intervals()
-    measured["edits_with_true_instruction"] = share(measure_edits(policy, num_edits, settings))
-    measured["critique_useful"] = share(measure_critiques(policy, num_edits, settings))
-    return {name: i for name, i in measured.items() if not name.startswith("swap_")}
+    bench = bench or ShapesBench(
+        num_prompts=1000,
+        num_fixed=1000,
+        num_right=500,
+        num_questions=1000,
+        num_pairs=500,
+        num_plans=num_edits,
+        num_edits=num_edits,
+    )
+    measured = bench.measure(policy, loop_settings(recipe.rollout)).intervals()
+    ordered = [name for plain in plain_names(measured) for name in (greedy(plain), plain) if name in measured]
+    return {name: measured[name] for name in ordered if not name.startswith("swap_")}
 
 
 __all__ = ["Pretrained", "measure_base", "new_policy", "pretrain"]

@@ -25,14 +25,13 @@ from r3_rl.assemble import (
 )
 from r3_rl.errors import InputError
 from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
-from r3_rl.evaluate.reflection import Measured, differences
+from r3_rl.evaluate.measured import Measured
+from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.shapes import SEED, ShapesBench, judge, synthetic_nodes
-from r3_rl.observe.compare import percent
 from r3_rl.observe.environment import environment
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
-from r3_rl.observe.statistics import Interval
 from r3_rl.policy.adapters import adapted_layers, save_adapter
 from r3_rl.policy.bagel.checkpoint import save_bagel
 from r3_rl.recipe import Recipe, geometry
@@ -45,15 +44,6 @@ from r3_rl.training.checkpoint import last_checkpoint
 from r3_rl.training.fast import fast_weights
 from r3_rl.training.schedules import Collected
 from r3_rl.training.trainer import R3Trainer
-
-SUMMARY = {
-    "draft": "draft",
-    "final": "final",
-    "wrong_drafts_edited": "wrong_drafts_edited",
-    "wrong_drafts_repaired": "wrong_drafts_repaired",
-    "right_drafts_kept": "right_drafts_kept",
-    "questions": "questions",
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,11 +109,22 @@ def train(
         print(f"interrupted at step {trainer.state.global_step}; go on with --resume {folder}")
         return RunResult(folder=folder, before=before, after=None, interrupted=True)
     _save_result(recipe, loaded, folder)
-    after = None
+    after = evaluation = None
     if bench and before:
         after = _measure(bench, loaded, settings, gallery, "after", trainer.state.global_step)
-        _write_results(recorder, before, after, recipe, bench, time.monotonic() - begin)
+        evaluation = evaluation_of(before, after)
+        write_results(
+            recorder,
+            evaluation,
+            num_prompts=bench.num_prompts,
+            sets=bench.sets(),
+            seeds=[recipe.training.seed],
+            wall_s=time.monotonic() - begin,
+        )
+        print_table(evaluation)
     print(f"report {write_report(folder)}")
+    if evaluation:
+        print_headline(evaluation)
     return RunResult(folder=folder, before=before, after=after, interrupted=False)
 
 
@@ -264,38 +265,3 @@ def _measure(
     gallery.recorder.trajectories(step, measured.trajectories[shown:], phase=phase)
     print(f"measured {phase} training in {duration(time.monotonic() - begin)}")
     return measured
-
-
-def _write_results(
-    recorder: Recorder, before: Measured, after: Measured, recipe: Recipe, bench: ShapesBench, wall_s: float
-) -> None:
-    changes = differences(before.values, after.values)
-    phases = {"before": before.intervals(), "after": after.intervals()}
-    recorder.document(
-        "evaluation.json",
-        {
-            "phases": {p: {n: i.as_dict() for n, i in intervals.items()} for p, intervals in phases.items()},
-            "differences": {n: i.as_dict() for n, i in changes.items()},
-        },
-    )
-    summary: dict[str, Any] = {}
-    for key, metric in SUMMARY.items():
-        for phase, intervals in phases.items():
-            if metric in intervals:
-                summary[f"{key}_{phase}"] = intervals[metric].mean
-        if metric in changes:
-            summary[f"{key}_difference"] = changes[metric].as_dict()
-    summary |= {"num_prompts": bench.num_prompts, "seeds": [recipe.training.seed], "wall_s": round(wall_s, 1)}
-    summary["sets"] = bench.sets()
-    recorder.document("summary.json", summary)
-    print_table(phases["before"], phases["after"], changes)
-
-
-def print_table(before: dict[str, Interval], after: dict[str, Interval], changes: dict[str, Interval]) -> None:
-    """Before -> after with 95 % intervals, in per cent."""
-    for name in dict.fromkeys([*before, *after]):
-        if "/" in name:
-            continue
-        phases = [percent(interval) if interval else " " * 21 for interval in (before.get(name), after.get(name))]
-        change = changes.get(name)
-        print(f"{name:24}{'  ->  '.join(phases)}" + (f"   {percent(change, signed=True)}" if change else ""))

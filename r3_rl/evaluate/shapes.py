@@ -1,42 +1,30 @@
-"""The embedded world's measurements: loop, fixed drafts, swap test, questions."""
+"""The embedded world's bench: everything that is measured of a policy before and after training, in both decodings."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from r3_rl.evaluate.reflection import (
-    CHUNK,
-    FixedDrafts,
-    Measured,
-    measure_fixed,
-    measure_loop,
-    own_drafts,
-    own_wrong_drafts,
-    read,
-    right,
-    swap_test,
-)
-from r3_rl.policy.base import Policy, Sampling
-from r3_rl.rollout.episode import LoopSettings, row_seeds
-from r3_rl.rollout.protocol import split_thought
-from r3_rl.types import ImagePiece, Prompt, TextPiece, Verdict
-from r3_rl.worlds.shapes.data import ShapesStream, fixed_wrong_drafts, held_out_questions, wrong_scene
+from r3_rl.evaluate.drafting import in_turns, measure_drafts, sample_drafts
+from r3_rl.evaluate.measured import Measured, Values, decodings, entropies
+from r3_rl.evaluate.reflection import edited_and_repaired, measure_loop, read, refine_once, stops_if_right, swap_test
+from r3_rl.evaluate.shapes_drawing import measure_edits, measure_instructions, measure_true_plans, plan_and_painter
+from r3_rl.evaluate.shapes_reading import answers, measure_pairs, measure_questions, of_own_images, of_world
+from r3_rl.evaluate.shapes_sets import SEED, FixedSets, OwnDrafts, digest
+from r3_rl.policy.base import Policy
+from r3_rl.rollout.episode import LoopSettings
+from r3_rl.types import Prompt, Trajectory, Verdict
+from r3_rl.worlds.shapes.data import Answered, Edited, ShapesStream, held_out_questions, wrong_scene
 from r3_rl.worlds.shapes.drawing import render, roughen_pixels
-from r3_rl.worlds.shapes.inspector import inspect, same_objects
-from r3_rl.worlds.shapes.judging import edits_needed
+from r3_rl.worlds.shapes.inspector import inspect
 from r3_rl.worlds.shapes.judging import judge as judge_scene
-from r3_rl.worlds.shapes.language import apply_instruction
-from r3_rl.worlds.shapes.pretraining import question_text
+from r3_rl.worlds.shapes.pairs import Pair, fixed_pairs
 from r3_rl.worlds.shapes.prompts import HARD_TAGS, sample_prompts, sample_scene
 
 ROUNDS = 2
-SEED = 77_001
-"""Of the held-out sets: the same for every run, so that runs can be compared."""
 
 
 def judge(images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[Verdict]:
@@ -53,7 +41,11 @@ def judge(images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[Ver
 
 @dataclass(kw_only=True, eq=False)
 class ShapesBench:
-    """The sets of one run: made once, measured before and after."""
+    """The sets of one run: made once, measured before and after.
+
+    `measure` gives every figure of `observe.measures`: with texts sampled as the settings say, and with greedy ones.
+    A figure without items (say, of wrong drafts where none is wrong) is left out.
+    """
 
     num_prompts: int = 320
     num_fixed: int = 500
@@ -61,11 +53,20 @@ class ShapesBench:
     num_right: int = 200
     num_questions: int = 300
     num_swap: int = 200
-    """Wrong drafts of the policy as it is, for the swap test; fewer where four more drafts a prompt bring no more."""
+    """Most wrong drafts of the current policy that its own and the base's critic read; its own reads as many right
+    ones. They are fewer if `drafting.sample_drafts` found no more."""
+    num_pairs: int = 120
+    """Prompts with a right image and a near miss each."""
+    num_plans: int = 200
+    """True plans to draw."""
+    num_edits: int = 200
+    """True instructions to carry out."""
+    num_own_questions: int = 150
+    """Most questions about drafts of its own."""
     tags: tuple[str, ...] | None = None
     rounds: int = ROUNDS
-    wrong: FixedDrafts | None = None
-    rights: FixedDrafts | None = None
+    fixed: FixedSets | None = None
+    """None until something was measured."""
 
     def prompts(self) -> list[Prompt]:
         """The held-out prompts of every phase."""
@@ -75,89 +76,98 @@ class ShapesBench:
         """A digest of what each set asks for, known once something was measured: runs with equal ones can be compared.
         The base's own drafts among the fixed ones are told by their prompts: their pixels differ in the last digit
         from one processor to the next."""
-        asked = {"prompts": self.prompts()}
-        asked |= {name: list(d.prompts) for name, d in (("wrong", self.wrong), ("right", self.rights)) if d is not None}
-        found = {name: _digest(p.text for p in prompts) for name, prompts in asked.items()}
-        return found | {"questions": _digest(q.question for q in held_out_questions(self.num_questions, SEED + 4))}
+        asked = {
+            "prompts": self.prompts(),
+            "plans": self._plan_prompts(),
+            "pairs": [pair.prompt for pair in self._pairs()],
+        }
+        if self.fixed is not None:
+            base = self.fixed.base_drafts
+            asked["wrong"], asked["right"] = list(self.fixed.wrong.prompts), list(self.fixed.rights.prompts)
+            asked["base_drafts"] = [*base.rights.prompts, *base.wrongs.prompts]
+        found = {name: digest(p.text for p in prompts) for name, prompts in asked.items()}
+        found["edits"] = digest(e.instruction for e in self._edits())
+        return found | {"questions": digest(q.question for q in self._questions())}
+
+    def _plan_prompts(self) -> list[Prompt]:
+        return sample_prompts(self.num_plans, split="held_out", tags=self.tags, seed=SEED + 12)
+
+    def _pairs(self) -> list[Pair]:
+        return fixed_pairs(self.num_pairs, tags=self.tags)
+
+    def _edits(self) -> list[Edited]:
+        return ShapesStream(seed=SEED + 5).edits(self.num_edits)
+
+    def _questions(self) -> list[Answered]:
+        return held_out_questions(self.num_questions, SEED + 4)
 
     def measure(self, policy: Policy, settings: LoopSettings) -> Measured:
         """Everything, in one phase. The first call also fixes the drafts that both phases are judged on."""
-        out = measure_loop(policy, self.prompts(), settings, judge, rounds=self.rounds, seed=SEED, harder=HARD_TAGS)
-        if self.wrong is None or self.rights is None:
-            self.wrong, self.rights = self._fix(policy, settings, out)
-        out.values |= measure_fixed(policy, self.wrong, self.rights, settings, judge, seed=SEED + 1).values
-        own = own_wrong_drafts(policy, out.trajectories, settings, judge, count=self.num_swap, seed=SEED + 7)
-        out.values |= swap_test(policy, own, settings, seed=SEED + 2).values
-        out.values["questions"] = measure_questions(policy, self.num_questions)
+        out = Measured()
+        for suffix, how in decodings(settings).items():
+            loop = measure_loop(policy, self.prompts(), how, judge, rounds=self.rounds, seed=SEED, harder=HARD_TAGS)
+            out.add(loop.values | plan_and_painter(loop.trajectories), suffix)
+            out.trajectories = out.trajectories or loop.trajectories
+        walked = out.trajectories
+        drafts = sample_drafts(policy, walked, settings, judge, rounds=self.rounds, seed=SEED + 7)
+        own = OwnDrafts.of(in_turns(drafts), limit=self.num_swap)
+        first = self.fixed is None
+        fixed = self.fixed = self.fixed or FixedSets.of(
+            walked, own, num_wrong=self.num_fixed, num_right=self.num_right, tags=self.tags
+        )
+        for suffix, how in decodings(settings).items():
+            out.add(self._reflection(policy, how, fixed), suffix)
+            out.add(self._understanding(policy, how, walked), suffix)
+            found = _own_images(policy, how, own)
+            # in the first phase the base's drafts are these, and would be read with the same seeds
+            base = found["ita_own_drafts"] if first else _stops(policy, how, fixed.base_drafts)
+            out.add({**found, "ita_base_drafts": base}, suffix)
+        out.add(measure_drafts(policy, drafts, settings, rounds=self.rounds, seed=SEED + 9))
+        out.add(self._painter(policy, settings))
+        if settings.plan is not None and not settings.plan.greedy:
+            out.add({"entropy_plan": entropies([t.rounds[0].plan for t in walked])})
         return out
 
-    def _fix(self, policy: Policy, settings: LoopSettings, measured: Measured) -> tuple[FixedDrafts, FixedDrafts]:
-        own_wrong = own_drafts(measured.trajectories, wanted=0.0, limit=self.num_fixed // 2)
-        synthetic = fixed_wrong_drafts(self.num_fixed - len(own_wrong.images), tags=self.tags)
-        wrong = FixedDrafts(
-            prompts=tuple(d.prompt for d in synthetic), images=tuple(torch.from_numpy(d.image) for d in synthetic)
-        )
-        own_right = own_drafts(measured.trajectories, wanted=1.0, limit=self.num_right // 2)
-        return wrong + own_wrong, self._right_renders(self.num_right - len(own_right.images)) + own_right
+    def _reflection(self, policy: Policy, settings: LoopSettings, fixed: FixedSets) -> Values:
+        """On fixed wrong and right drafts."""
+        refined = refine_once(policy, fixed.wrong, settings, seed=SEED + 1)
+        kept = read(policy, fixed.rights, settings, SEED + 1)
+        return {
+            **edited_and_repaired(refined, fixed.wrong.prompts, judge),
+            "right_drafts_kept": [float(c.stop) for c in kept],
+            **measure_instructions(fixed.synthetic, refined[: len(fixed.synthetic)]),
+        }
 
-    def _right_renders(self, count: int) -> FixedDrafts:
-        rng = np.random.default_rng(SEED + 3)
-        prompts = sample_prompts(count, split="held_out", tags=self.tags, seed=rng)
-        images = roughen_pixels(render([sample_scene(p, rng) for p in prompts]), rng)
-        return FixedDrafts(prompts=tuple(prompts), images=tuple(torch.from_numpy(i) for i in images))
+    def _understanding(self, policy: Policy, settings: LoopSettings, walked: Sequence[Trajectory]) -> Values:
+        """On images of the world, and on drafts of the sampled loop."""
+        own = of_own_images(walked, self.num_own_questions, seed=SEED + 10)
+        return {
+            **measure_pairs(policy, self._pairs(), settings, seed=SEED + 8),
+            **measure_questions(policy, of_world(self._questions()), settings.critique, seed=SEED),
+            "questions_own": answers(policy, own, settings.critique, seed=SEED + 10),
+        }
 
-
-def _digest(texts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-
-
-def measure_questions(policy: Policy, count: int) -> list[float]:
-    """Questions about images of the world, answered by the likeliest words: 1 where the answer after the thought is
-    right."""
-    asked = held_out_questions(count, SEED + 4)
-    hits: list[float] = []
-    for start in range(0, count, CHUNK):
-        part = asked[start : start + CHUNK]
-        contexts = [
-            (ImagePiece(image=torch.from_numpy(q.image)), TextPiece(text=question_text(q.question))) for q in part
-        ]
-        texts = policy.write(
-            contexts, Sampling(max_new_tokens=64, temperature=0.0), row_seeds(SEED, start, len(contexts))
-        )
-        hits += [float(split_thought(t.text)[1] == q.answer) for t, q in zip(texts, part, strict=True)]
-    return hits
+    def _painter(self, policy: Policy, settings: LoopSettings) -> Values:
+        """With true texts, so that no decoding matters."""
+        return {
+            "true_plan_drawn": measure_true_plans(policy, self._plan_prompts(), settings, judge, seed=SEED + 11),
+            "true_edit_drawn": measure_edits(policy, self._edits(), settings, seed=SEED),
+        }
 
 
-def measure_edits(policy: Policy, count: int, settings: LoopSettings) -> list[float]:
-    """True instructions on images of the world: 1 where the drawn image shows what the target shows."""
-    edits = ShapesStream(seed=SEED + 5).edits(count)
-    hits: list[float] = []
-    for start in range(0, count, CHUNK):
-        part = edits[start : start + CHUNK]
-        contexts = [
-            (ImagePiece(image=torch.from_numpy(e.source), use="edit"), TextPiece(text=e.instruction)) for e in part
-        ]
-        drawn = policy.draw(contexts, [settings.refine.drawing] * len(part), row_seeds(SEED, start, len(part)))
-        got = inspect(np.stack([d.image.numpy() for d in drawn]))
-        want = inspect(np.stack([e.target for e in part]))
-        hits += [float(same_objects(a.objects, b.objects)) for a, b in zip(got, want, strict=True)]
-    return hits
+def _own_images(policy: Policy, settings: LoopSettings, own: OwnDrafts) -> Values:
+    """The policy's own drafts, read by its own critic and, the wrong ones, by the base's."""
+    of_wrong = read(policy, own.wrongs, settings, SEED + 2)
+    of_right = read(policy, own.rights, settings, SEED + 6)
+    with policy.reference():
+        by_base = read(policy, own.wrongs, settings, SEED + 2)
+    ita = stops_if_right(of_right, of_wrong[: len(of_right)])["ita"]
+    return {**swap_test(of_wrong, by_base), "ita_own_drafts": ita}
 
 
-def measure_critiques(policy: Policy, count: int, settings: LoopSettings) -> list[float]:
-    """Critiques of synthetic wrong drafts, rough ones included: 1 where following the instruction exactly would leave
-    fewer edits to the prompt."""
-    drafts = fixed_wrong_drafts(count)
-    given = FixedDrafts(
-        prompts=tuple(d.prompt for d in drafts), images=tuple(torch.from_numpy(d.image) for d in drafts)
-    )
-    hits: list[float] = []
-    for critique, draft in zip(read(policy, given, settings, SEED + 6), drafts, strict=True):
-        after = apply_instruction(draft.scene, critique.instruction)
-        hits.append(
-            float(after is not None and edits_needed(after, draft.prompt) < edits_needed(draft.scene, draft.prompt))
-        )
-    return hits
+def _stops(policy: Policy, settings: LoopSettings, drafts: OwnDrafts) -> list[float]:
+    of_wrong = read(policy, drafts.wrongs, settings, SEED + 2)
+    return stops_if_right(read(policy, drafts.rights, settings, SEED + 6), of_wrong)["ita"]
 
 
 def synthetic_nodes(count: int, seed: int, *, tags: Sequence[str] | None = None) -> list[tuple[Prompt, torch.Tensor]]:
@@ -169,12 +179,4 @@ def synthetic_nodes(count: int, seed: int, *, tags: Sequence[str] | None = None)
     return [(p, torch.from_numpy(i)) for p, i in zip(prompts, images, strict=True)]
 
 
-__all__ = [
-    "ShapesBench",
-    "judge",
-    "measure_critiques",
-    "measure_edits",
-    "measure_questions",
-    "right",
-    "synthetic_nodes",
-]
+__all__ = ["ROUNDS", "SEED", "ShapesBench", "judge", "synthetic_nodes"]

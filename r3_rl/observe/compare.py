@@ -11,21 +11,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from r3_rl.errors import InputError
+from r3_rl.observe.evaluation import Evaluation
+from r3_rl.observe.measures import OWN, greedy, measure_of, plain_names
 from r3_rl.observe.progress import duration
 from r3_rl.observe.report import read_run
-from r3_rl.observe.statistics import Interval, over_seeds
-from r3_rl.observe.tables import Evaluation
+from r3_rl.observe.statistics import over_seeds
+from r3_rl.observe.text_table import figure
 
 SEED = "training.seed"
 NO_SETTINGS = ("training.output_dir",)
-"""Keys that say where a run lies and not what it is."""
-FIXED_SETS = {
-    "wrong": ("wrong_drafts_edited", "wrong_drafts_repaired"),
-    "right": ("right_drafts_kept",),
-    "questions": ("questions",),
-}
-"""Measurements by the set that they are made on; all others are made on the held-out prompts."""
-_WIDTH = 22
+"""Keys that say where a run is stored, not what it is."""
+_WIDTH = 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +45,7 @@ def compare(folders: Sequence[str | Path]) -> str:
         folders: of two or more finished runs.
 
     Raises:
-        InputError: one run alone, a run that was not measured before and after, or runs that were measured on
+        InputError: only one run, a run that was not measured before and after, or runs that were measured on
             different held-out prompts.
     """
     if len(folders) < 2:
@@ -65,16 +61,6 @@ def compare(folders: Sequence[str | Path]) -> str:
     differing = _differing(runs)
     lines = [*_heads(runs), "", *_settings(differing, len(runs)), ""]
     return "\n".join([*lines, *_figures(runs, seeds_only=set(differing) == {SEED})])
-
-
-def percent(interval: Interval, *, signed: bool = False) -> str:
-    """A share, or a difference of shares, in per cent.
-
-    >>> percent(Interval(mean=0.5, low=0.25, high=0.75, count=4))
-    ' 50.0 [ 25.0,  75.0]'
-    """
-    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
-    return f"{mean:+5.1f} [{low:+5.1f}, {high:+5.1f}]" if signed else f"{mean:5.1f} [{low:5.1f}, {high:5.1f}]"
 
 
 def _read(folder: Path) -> _Run:
@@ -145,26 +131,39 @@ def _columns(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Iterator
 
 
 def _figures(runs: Sequence[_Run], *, seeds_only: bool) -> Iterator[str]:
-    left_out = {
-        name: words
-        for words, names in FIXED_SETS.items()
-        for name in names
-        if len({_set(run, words) for run in runs}) > 1
-    }
-    yield f"{'per cent, 95 % interval':32}{'before':{_WIDTH}}{'after':{_WIDTH}}change"
-    for name in dict.fromkeys(name for run in runs for name in run.evaluation.names()):
-        if "/" in name or name in left_out:
-            continue
-        rows = [run.evaluation.row(name, name) for run in runs]
-        for number, row in enumerate(rows, start=1):
-            phases = [f"{percent(this) if this else '    -':{_WIDTH}}" for this in (row.before, row.after)]
-            change = percent(row.difference, signed=True) if row.difference else "    -"
-            yield f"{name if number == 1 else '':24}  run {number:<2}{''.join(phases)}{change}"
-        changes = [row.difference.mean for row in rows if row.difference]
-        if seeds_only and len(changes) == len(runs):
-            yield f"{'':24}  {'over the seeds':{6 + 2 * _WIDTH}}{percent(over_seeds(changes), signed=True)}"
+    yield f"{'per cent (entropies: nats), 95 % interval':42}{'before':{_WIDTH}}{'after':{_WIDTH}}change"
+    measured = dict.fromkeys(name for run in runs for name in run.evaluation.names())
+    left_out: dict[str, str] = {}
+    for plain in plain_names(measured):
+        for name in (greedy(plain), plain):  # greedy first: sampled figures also move with the entropy of the texts
+            if name not in measured or "/" in name:
+                continue
+            if other := _other_set(name, runs):
+                left_out[name] = other
+            else:
+                yield from _rows(name, runs, seeds_only=seeds_only)
     yield ""
     if left_out:
         sets = ", ".join(dict.fromkeys(left_out.values()))
         yield f"Left out, since the runs were judged on different sets ({sets}): {', '.join(left_out)}."
     yield "Intervals are over the items of one run; runs with other seeds differ by more than that."
+
+
+def _other_set(name: str, runs: Sequence[_Run]) -> str:
+    """The set that a figure is measured on, if it is not the same in all runs; else nothing. Own items are as they
+    come."""
+    measure = measure_of(name)
+    items = measure.items if measure else "prompts"
+    return items if items != OWN and len({_set(run, items) for run in runs}) > 1 else ""
+
+
+def _rows(name: str, runs: Sequence[_Run], *, seeds_only: bool) -> Iterator[str]:
+    shown = [run.evaluation.figure(name) for run in runs]
+    for number, row in enumerate(shown, start=1):
+        phases = [f"{figure(name, this) if this else '    -':{_WIDTH}}" for this in (row.before, row.after)]
+        change = figure(name, row.difference, signed=True) if row.difference else "    -"
+        yield f"{name if number == 1 else '':34}  run {number:<2}{''.join(phases)}{change}"
+    changes = [row.difference.mean for row in shown if row.difference]
+    if seeds_only and len(changes) == len(runs):
+        joined = figure(name, over_seeds(changes), signed=True)
+        yield f"{'':34}  {'over the seeds':{6 + 2 * _WIDTH}}{joined}"

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from r3_rl.observe.evaluation import words_of
 from r3_rl.observe.markup import Html, element
 from r3_rl.observe.strip import RIGHT_SCORE, round_name
-from r3_rl.observe.tables import words_of
 from r3_rl.observe.trajectories import SeenRound, SeenTrajectory, load_trajectory
 
 SHOWN_PER_TAB = 8

@@ -17,12 +17,13 @@ from r3_rl.errors import InputError
 from r3_rl.observe.alarms import CHECKS, find_alarms, ratio_tolerance_of
 from r3_rl.observe.charts import NUM_COLOURS
 from r3_rl.observe.curves import curves_section, scorers_section, time_section
+from r3_rl.observe.evaluation import Evaluation, words_of
 from r3_rl.observe.gallery import gallery
 from r3_rl.observe.markup import Html, element, join
 from r3_rl.observe.progress import duration
 from r3_rl.observe.recorder import Lines, read_lines, write_document
 from r3_rl.observe.style import SCRIPT, STYLE, colour_rules, tab_rules
-from r3_rl.observe.tables import Evaluation, before_after_table, headline, words_of
+from r3_rl.observe.tables import before_after_table, headline
 
 NUM_TABS = 5
 WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError)
@@ -206,8 +207,11 @@ def _results(run: RunFiles) -> list[Html]:
         missing = "No evaluation.json in this run folder, so there is no table. `r3 eval` makes one."
         return [element("p", _with_code(missing), class_="missing")]
     note = (
-        "95 % intervals below each figure: Wilson's for shares; for changes a bootstrap over prompts that keeps each "
-        "prompt's pair. A change is coloured when its interval excludes zero. In the marks, grey is before and blue is "
+        "Greedy: every text is made of the likeliest words; sampled: at the recipe's temperature. A gain that only the "
+        "sampled figures show is sharper text, not a new skill. 95 % intervals below each figure: Wilson's for shares, "
+        "a bootstrap for entropies. For changes a bootstrap over prompts that keeps each prompt's pair; Newcombe's "
+        "unpaired interval for figures on the policy's own plans and drafts, which differ before and after. A change "
+        "is coloured if its interval excludes zero. In the marks (of the first figures), grey is before and blue is "
         "after; n is the number of prompts, drafts or questions."
     )
     return [element("p", note, class_="note"), element("div", before_after_table(run.evaluation), class_="box")]

@@ -1,4 +1,4 @@
-"""Means with 95 % intervals: of shares, of before -> after differences on the same prompts, and over seeds."""
+"""Means with 95 % intervals: shares, before -> after differences on the same or on other items, and over seeds."""
 
 from __future__ import annotations
 
@@ -138,6 +138,37 @@ def paired_difference(
     change = second - first
     low, high = _bootstrap_bounds(change, seed, num_resamples)
     return Interval(mean=float(change.mean()), low=low, high=high, count=change.size)
+
+
+def unpaired_difference(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """Newcombe's hybrid score interval for the difference of two independent shares.
+
+    With p and [l, u] each share and its Wilson interval, and d = p_after - p_before:
+    low = d - sqrt((p_after - l_after)^2 + (u_before - p_before)^2),
+    high = d + sqrt((u_after - p_after)^2 + (p_before - l_before)^2)
+
+    Args:
+        before: [m] successes before training, each 0 or 1, m >= 1.
+        after: [n] successes after training, of other items than before; n >= 1.
+
+    Returns:
+        The difference; `count` is the smaller of m and n.
+
+    Raises:
+        InputError: when either has no value, or one is neither 0 nor 1.
+
+    Source: R. G. Newcombe, Interval estimation for the difference between independent proportions: comparison of
+    eleven methods (1998), method 10.
+
+    >>> interval = unpaired_difference([1] * 48 + [0] * 32, [1] * 56 + [0] * 14)
+    >>> round(interval.mean, 4), round(interval.low, 4), round(interval.high, 4)
+    (0.2, 0.0524, 0.3339)
+    """
+    first, second = share(before), share(after)
+    change = second.mean - first.mean
+    low = change - math.hypot(second.mean - second.low, first.high - first.mean)
+    high = change + math.hypot(second.high - second.mean, first.mean - first.low)
+    return Interval(mean=change, low=low, high=high, count=min(first.count, second.count))
 
 
 def over_seeds(means: Sequence[float]) -> Interval:

@@ -38,20 +38,22 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 .tile-figure i { font-style: normal; color: var(--past); font-size: 16px; }
 .tile-note { font-size: 13px; display: flex; gap: 7px; align-items: baseline; }
 .tile-note small { font-size: 12px; }
+.tiles-note { margin-top: 10px; max-width: none; }
 .box { margin-top: 14px; padding: 4px 18px 10px; overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
-.results th, .results td { text-align: left; padding: 7px 0 7px 16px; vertical-align: top;
+.results th, .results td { text-align: left; padding: 7px 0 7px 14px; vertical-align: top;
   border-top: 1px solid var(--rule); }
 .results th:first-child { padding-left: 0; font-weight: 500; }
 .results thead th { border: 0; font-size: 12px; color: var(--quiet); font-weight: 500; padding-top: 10px; }
 .results .number { text-align: right; white-space: nowrap; }
-.results b { font-weight: 600; }
+.results b { font-weight: 600; } .results .sampled { border-left: 1px solid var(--rule); }
 .results .group th { padding-top: 22px; font-size: 12px; font-weight: 600; color: var(--quiet); border: 0; }
 .results tbody tr:first-child th { padding-top: 8px; }
-.mark-cell { width: 174px; } .results thead .mark-cell { text-align: center; padding-right: 0; }
-.results td.count-cell { color: var(--quiet); font-size: 13px; }
+.mark-cell { width: 96px; } .results thead .mark-cell { text-align: center; padding-right: 0; }
+.results td.count-cell { color: var(--quiet); font-size: 13px; width: 84px; white-space: normal; }
+.results tbody th[scope=row] { min-width: 218px; }
 .alarm + .note { margin-top: 12px; }
-.mark { width: 150px; height: 26px; display: block; margin: 4px 0 0 8px; }
+.mark { width: 84px; height: 16px; display: block; margin: 4px 0 0 8px; }
 .mark .tick { stroke: var(--line); } .mark .whisker { stroke-width: 2; stroke-linecap: round; }
 .mark .before { fill: var(--past); stroke: var(--past); } .mark .after { fill: var(--accent); stroke: var(--accent); }
 .alarm { background: var(--warn); border: 1px solid var(--line); border-left: 4px solid var(--partly);
@@ -126,6 +128,8 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
   .results tr { display: grid; grid-template-columns: 4fr 4fr 5fr; border-top: 1px solid var(--rule); padding: 7px 0; }
   .results th, .results td, .results tbody tr:first-child th { border: 0; padding: 0; }
   .results tbody th { grid-column: 1 / -1; padding-bottom: 3px; } .results td.number { text-align: left; }
+  .results td[colspan] { grid-column: 1 / -1; } .results .sampled { border: 0; }
+  .results tbody th[scope=row] { min-width: 0; }
   .results thead th { text-align: left; } .results thead tr, .results .group { border: 0; }
   .results thead th.number { text-align: left; } .results .group th { padding-top: 12px; }
   .wide text { font-size: 16px; } .card header .phase { margin-left: 0; }

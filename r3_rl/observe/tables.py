@@ -1,187 +1,89 @@
-"""The before / after table of the report, and its headline figures."""
+"""The before / after table of the report, and its headline figures: greedy texts first, sampled ones next to them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from r3_rl.observe.charts import interval_mark
+from r3_rl.observe.evaluation import Evaluation, Figure, Row, grouped_rows
 from r3_rl.observe.markup import Html, element
+from r3_rl.observe.measures import HEADLINE
 from r3_rl.observe.statistics import Interval
+from r3_rl.observe.text_table import headline_lines
 
-GROUPS: Mapping[str, Mapping[str, tuple[str, str]]] = {
-    "Images": {
-        "draft": ("Draft right", "first image, no reflection"),
-        "round_1": ("Right after 1 round", "one critique and refinement, unless it stopped"),
-        "final": ("Right at the end", "after all rounds"),
-    },
-    "Harder kinds": {
-        "harder_draft": ("Draft right", "counts, count + colour, several objects"),
-        "harder_final": ("Right at the end", "what the loop still adds"),
-    },
-    "Reflection on a fixed set of drafts": {
-        "wrong_drafts_edited": ("Wrong drafts edited", "the critique asks for an edit"),
-        "wrong_drafts_repaired": ("Wrong drafts repaired", "right after one refinement"),
-        "right_drafts_kept": ("Right drafts left alone", "the critique says stop"),
-    },
-    "Swap test: the trained model's own wrong drafts": {
-        "swap_own_critic_edits": ("Edited by its own critic", "should not fall below the next line"),
-        "swap_base_critic_edits": ("Edited by the base's critic", "same drafts, read by the base"),
-    },
-    "Understanding": {
-        "questions": ("Questions answered", "on images it did not draw"),
-    },
-}
-HEADLINE = ("draft", "final", "wrong_drafts_repaired", "right_drafts_kept")
-BY_TAG = "By kind of prompt"
-OTHER = "Further measurements"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One metric of the table."""
-
-    label: str
-    hint: str
-    before: Interval | None
-    after: Interval | None
-    difference: Interval | None
-
-    @property
-    def is_share(self) -> bool:
-        """True when every bound lies in [0, 1], so that per cent is the natural unit."""
-        shown = [this for this in (self.before, self.after) if this is not None]
-        return bool(shown) and all(this.low >= 0 and this.high <= 1 for this in shown)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What `evaluation.json` holds, metric by metric."""
-
-    before: Mapping[str, Interval]
-    after: Mapping[str, Interval]
-    differences: Mapping[str, Interval]
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> Evaluation:
-        """Read the parsed file.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: when it does not have the expected shape.
-        """
-        phases = document.get("phases", {})
-        return cls(
-            before=_intervals(phases.get("before", {})),
-            after=_intervals(phases.get("after", {})),
-            differences=_intervals(document.get("differences", {})),
-        )
-
-    def names(self) -> list[str]:
-        """Every metric of either phase, in the order of the file."""
-        return list(dict.fromkeys([*self.before, *self.after]))
-
-    def row(self, name: str, label: str, hint: str = "") -> Row:
-        """One metric with its words."""
-        return Row(
-            label=label,
-            hint=hint,
-            before=self.before.get(name),
-            after=self.after.get(name),
-            difference=self.differences.get(name),
-        )
-
-
-def _intervals(document: Mapping[str, Mapping[str, float]]) -> dict[str, Interval]:
-    return {name: Interval.from_dict(fields) for name, fields in document.items()}
-
-
-def grouped_rows(evaluation: Evaluation) -> dict[str, list[Row]]:
-    """The table's rows by group; names that nobody told us about come last, under their own name."""
-    names = evaluation.names()
-    groups: dict[str, list[Row]] = {}
-    for group, metrics in GROUPS.items():
-        rows = [evaluation.row(name, *words) for name, words in metrics.items() if name in names]
-        if rows:
-            groups[group] = rows
-    known = {name for metrics in GROUPS.values() for name in metrics}
-    tags = list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(("draft/", "final/"))))
-    by_tag = [
-        evaluation.row(f"{part}/{tag}", words_of(tag), hint)
-        for tag in tags
-        for part, hint in (("draft", "draft"), ("final", "after all rounds"))
-        if f"{part}/{tag}" in names
-    ]
-    if by_tag:
-        groups[BY_TAG] = by_tag
-    other = [
-        evaluation.row(name, words_of(name))
-        for name in names
-        if name not in known and not name.startswith(("draft/", "final/"))
-    ]
-    if other:
-        groups[OTHER] = other
-    return groups
-
-
-def words_of(name: str) -> str:
-    """A key as words.
-
-    >>> words_of("color_attribution")
-    'color attribution'
-    """
-    return name.replace("_", " ")
+OLD_HEADLINE = ("draft", "final", "wrong_drafts_repaired", "right_drafts_kept")
+"""Of runs that were measured with sampled texts only."""
 
 
 def headline(evaluation: Evaluation) -> Html:
-    """Up to four large figures: what was gained, and whether reflection survived."""
-    labels = {name: words[0] for metrics in GROUPS.values() for name, words in metrics.items()}
-    tiles = []
-    for name in HEADLINE:
-        row = evaluation.row(name, labels[name])
-        if row.before is None and row.after is None:
-            continue
-        means = [element("b", _value(this.mean, row)) for this in (row.before, row.after) if this is not None]
-        figure = [means[0], element("i", "→"), means[1]] if len(means) == 2 else means
-        tiles.append(
-            element(
-                "div",
-                element("span", row.label, class_="tile-label"),
-                element("span", figure, class_="tile-figure"),
-                element("span", _difference(row, unit=" points" if row.is_share else ""), class_="tile-note"),
-                class_="tile",
-            )
-        )
-    return element("div", tiles, class_="tiles")
+    """Up to four large figures, greedy ones if there are any, and a line with the sampled ones."""
+    tiles = [_tile(row, row.greedy, "greedy") for row in map(evaluation.row, HEADLINE) if row.greedy.phases]
+    lines = headline_lines(evaluation)[1:]
+    if not evaluation.row("draft").greedy.phases:
+        rows = [evaluation.row(name) for name in OLD_HEADLINE]
+        tiles, lines = [_tile(row, row.sampled, "sampled") for row in rows if row.sampled.phases], []
+    notes = [
+        element("p", line[0].upper() + line[1:].replace("->", "→"), class_="note tiles-note") for line in lines
+    ]  # fmt: skip
+    return element("div", element("div", tiles, class_="tiles"), notes)
+
+
+def _tile(row: Row, shown: Figure, decoding: str) -> Html:
+    means = [element("b", _value(this.mean, row)) for this in shown.phases]
+    figure = [means[0], element("i", "→"), means[1]] if len(means) == 2 else means
+    return element(
+        "div",
+        element("span", f"{row.label}, {decoding}", class_="tile-label"),
+        element("span", figure, class_="tile-figure"),
+        element("span", _difference(shown, row, unit=" points" if row.is_share else ""), class_="tile-note"),
+        class_="tile",
+    )
 
 
 def before_after_table(evaluation: Evaluation) -> Html:
-    """The whole table, group by group, with a mark that shows both intervals."""
+    """The complete table, group by group, with a mark that shows both intervals of the first decoding."""
     head = element(
         "tr",
         element("th", "", scope="col"),
-        [element("th", name, scope="col", class_="number") for name in ("before", "after", "change, points")],
+        [
+            element("th", words, scope="col", class_="number sampled" if place == 3 else "number")
+            for place, words in enumerate(
+                ("greedy: before", "after", "change", "sampled: before", "after", "change")
+            )
+        ],
         element("th", "0 – 100 %", scope="col", class_="mark-cell"),
         element("th", "n", scope="col", class_="number count-cell"),
-    )
+    )  # fmt: skip
     body: list[Html] = []
     for group, rows in grouped_rows(evaluation).items():
-        body.append(element("tr", element("th", group, colspan="6", scope="colgroup"), class_="group"))
+        body.append(element("tr", element("th", group, colspan="9", scope="colgroup"), class_="group"))
         body += [_table_row(row) for row in rows]
     return element("table", element("thead", head), element("tbody", body), class_="results")
 
 
 def _table_row(row: Row) -> Html:
-    counts = list(dict.fromkeys(this.count for this in (row.before, row.after) if this is not None))
+    mark = interval_mark(row.figures[0].before, row.figures[0].after) if row.is_share else None
     return element(
         "tr",
         element("th", row.label, element("small", row.hint) if row.hint else None, scope="row"),
-        element("td", _cell(row.before, row), class_="number"),
-        element("td", _cell(row.after, row), class_="number"),
-        element("td", _difference(row), class_="number"),
-        element("td", interval_mark(row.before, row.after) if row.is_share else None, class_="mark-cell"),
-        element("td", " / ".join(f"{count:,}" for count in counts), class_="number count-cell"),
+        _cells(row, row.greedy, missing="–" if row.decoding == "sampled" else "not measured"),
+        _cells(row, row.sampled, missing="the same" if row.decoding == "once" else "not measured", first="sampled"),
+        element("td", mark, class_="mark-cell"),
+        element("td", " / ".join(f"{count:,}" for count in row.counts), class_="number count-cell"),
     )
+
+
+def _cells(row: Row, shown: Figure, *, missing: str, first: str = "") -> list[Html]:
+    """Before, after and change in one decoding; one cell that says why there is none."""
+    if not shown.phases:
+        return [
+            element("td", element("span", missing, class_="missing"), colspan="3", class_=f"number {first}".strip())
+        ]
+    return [
+        element("td", _cell(shown.before, row), class_=f"number {first}".strip()),
+        element("td", _cell(shown.after, row), class_="number"),
+        element("td", _difference(shown, row), class_="number"),
+    ]
 
 
 def _cell(interval: Interval | None, row: Row) -> Sequence[Html]:
@@ -200,8 +102,8 @@ def _bounds(interval: Interval, row: Row) -> str:
     return f"{interval.low:.3f} – {interval.high:.3f}"
 
 
-def _difference(row: Row, unit: str = "") -> list[Html]:
-    change = row.difference
+def _difference(shown: Figure, row: Row, unit: str = "") -> list[Html]:
+    change = shown.difference
     if change is None:
         return [element("span", "–", class_="missing")]
     factor, digits = (100, 1) if row.is_share else (1, 3)

@@ -32,15 +32,29 @@ def _recipe(tmp_path: Path, *overrides: str):
 
 
 def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) -> None:
-    bench = ShapesBench(num_prompts=4, num_fixed=4, num_right=2, num_questions=2, rounds=1)
+    bench = ShapesBench(
+        num_prompts=4,
+        num_fixed=4,
+        num_right=2,
+        num_questions=2,
+        num_pairs=2,
+        num_plans=2,
+        num_edits=2,
+        num_own_questions=2,
+        rounds=1,
+    )
     later = "pretrain.later=[{steps: 1, batch: {text_to_image: 2, edit: 2, critique: 2, question: 2, plan: 2}}]"
-    made = pretrain(_recipe(tmp_path, "pretrain.steps=2", later), bench=bench, num_edits=2)
+    made = pretrain(_recipe(tmp_path, "pretrain.steps=2", later), bench=bench)
     rows = read_lines(made.folder.parent / "metrics.jsonl").rows
     assert len(rows) == 3
     first, last = (load_policy(ModelSection(path=str(made.folder.parent / f"leg-{n}"))).policy.model for n in (1, 2))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
     assert unknown_names(set(rows[0]) - {"step"}) == []
-    assert "edits_with_true_instruction" in (made.folder / "README.md").read_text(encoding="utf-8")
+    card = (made.folder / "README.md").read_text(encoding="utf-8")
+    assert "True edit drawn" in card and "Deliberate headroom" in card and "No target was wrong" not in card
+    names = list(made.measured)
+    assert names.index("draft_greedy") + 1 == names.index("draft"), "greedy and sampled next to each other"
+    assert not any(name.startswith("swap_") for name in names)
     loaded = load_policy(ModelSection(path=str(made.folder)), device="cpu")
     again = new_policy(_recipe(tmp_path, f"pretrain.start={made.folder}").pretrain, seed=1)
     for ours, theirs in zip(loaded.policy.model.parameters(), again.model.parameters(), strict=True):

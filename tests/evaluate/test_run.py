@@ -16,13 +16,11 @@ from safetensors.torch import load_file
 
 from r3_rl.errors import InputError
 from r3_rl.evaluate import run as runs
-from r3_rl.evaluate.reflection import Measured
-from r3_rl.evaluate.run import print_table, train
+from r3_rl.evaluate.run import train
 from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.compare import compare
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
-from r3_rl.observe.statistics import share
 from r3_rl.policy.bagel.checkpoint import load_bagel
 from r3_rl.recipe_io import load_recipe
 from r3_rl.scoring.panel import Panel, ScorerSpec
@@ -46,7 +44,10 @@ PLAIN = [
     "observe.keep_trajectories=3",
 ]
 MEASURED = ("draft", "final", "wrong_drafts_edited", "wrong_drafts_repaired", "right_drafts_kept", "questions")
-SUMMARY = {f"{name}_{phase}" for name in MEASURED for phase in ("before", "after")} | {
+BOTH = (*MEASURED, "ita_fixed", "listing", "plan_right")
+NAMES = (*BOTH, *(f"{name}_greedy" for name in BOTH), "true_plan_drawn", "true_edit_drawn", "draft_pass_8",
+         "entropy_plan", "entropy_critique")  # fmt: skip
+SUMMARY = {f"{name}_{what}" for name in NAMES for what in ("before", "after", "difference")} | {
     "num_prompts", "seeds", "wall_s", "sets",
 }  # fmt: skip
 
@@ -94,18 +95,34 @@ def whole(recipe):
 
 
 def bench():
-    return ShapesBench(num_prompts=4, num_fixed=4, num_right=2, num_questions=2, rounds=1)
+    return ShapesBench(
+        num_prompts=4,
+        num_fixed=4,
+        num_right=2,
+        num_questions=2,
+        num_pairs=2,
+        num_plans=2,
+        num_edits=2,
+        num_own_questions=2,
+        rounds=1,
+    )
 
 
 def test_a_run_leaves_everything_that_it_says(recipe, whole):
     folder, said = whole.folder, whole.text
     for line in ("2 prompts x 2 drafts = 4 rollouts", f"run folder {folder}", "self-check: |ratio - 1|", "report "):
         assert line in said
+    headline = " ".join(said[said.index("\ngreedy texts, ") :].split())
+    assert headline.startswith("greedy texts, untrained -> trained, %: draft ")
+    assert "sampled texts: draft " in headline and "entropy in nats a token: plans " in headline
+    assert "report" not in headline, "the last lines"
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary) >= SUMMARY and summary["seeds"] == [0] and summary["num_prompts"] == 4
     measured = json.loads((folder / "evaluation.json").read_text())
     assert set(measured["phases"]) == {"before", "after"} and "draft" in measured["differences"]
     assert summary["draft_after"] == measured["phases"]["after"]["draft"]["mean"]
+    assert summary["ita_fixed_greedy_before"] == measured["phases"]["before"]["ita_fixed_greedy"]["mean"]
+    assert summary["entropy_plan_difference"] == measured["differences"]["entropy_plan"]
     assert (folder / "report.html").stat().st_size > 5000 and (folder / "environment.json").is_file()
     rows = read_lines(folder / "metrics.jsonl").rows
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -236,10 +253,3 @@ def test_scorers_end_with_the_run_even_when_it_fails(recipe, monkeypatch):
         train(recipe(), bench=bench())
     assert closed == [True]
     assert signal.getsignal(signal.SIGINT) is before, "Ctrl-C is the process's own again"
-
-
-def test_the_table_names_every_measure_once(capsys):
-    phases = [Measured(values={"draft": v, "draft/counting": v}).intervals() for v in ([0.0, 1.0], [1.0, 1.0])]
-    print_table(*phases, {"draft": share([1.0, 0.0])})
-    printed = capsys.readouterr().out
-    assert printed.count("draft") == 1 and " 50.0 [" in printed and "100.0 [" in printed and "+50.0 [" in printed

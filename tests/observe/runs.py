@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from r3_rl.observe.environment import environment
 from r3_rl.observe.recorder import Recorder, new_run_folder
-from r3_rl.observe.statistics import paired_difference, share
+from r3_rl.observe.statistics import mean_of, paired_difference, share, unpaired_difference
 from r3_rl.types import Critique, ImageSegment, Prompt, Round, TextSegment, Trajectory, Verdict
 
 COLOURS = {"red": (222, 60, 50), "blue": (60, 110, 230), "green": (60, 190, 90), "yellow": (232, 205, 60)}
@@ -109,18 +109,26 @@ def step_metrics(step: int, total: int, noise: random.Random) -> dict[str, float
     return values
 
 
-def evaluation(num_prompts: int = 320) -> dict[str, object]:
-    """An `evaluation.json` whose figures come from answers, prompt by prompt."""
+CHANCES = {
+    "draft": (0.55, 0.74), "round_1": (0.66, 0.8), "final": (0.7, 0.82), "draft/counting": (0.5, 0.66),
+    "final/counting": (0.61, 0.76), "draft/color_attribution": (0.66, 0.84), "final/color_attribution": (0.8, 0.9),
+    "questions": (0.78, 0.79), "wrong_drafts_edited": (0.84, 0.87), "wrong_drafts_repaired": (0.43, 0.55),
+    "right_drafts_kept": (0.93, 0.92), "harder_draft": (0.42, 0.57), "harder_final": (0.52, 0.68),
+}  # fmt: skip
+NEW_CHANCES = {
+    "draft_greedy": (0.91, 0.9), "draft_greedy/counting": (0.9, 0.93), "final_greedy": (0.95, 0.96),
+    "ita_fixed": (0.8, 0.84), "ita_fixed_greedy": (0.85, 0.88), "ita_fixed_greedy/right": (0.82, 0.9),
+    "questions_greedy": (0.79, 0.77), "draft_pass_8": (0.97, 0.99), "true_plan_drawn": (0.93, 0.94),
+}  # fmt: skip
+"""Not in the files of runs from before figures were measured in both decodings."""
+
+
+def evaluation(num_prompts: int = 320, *, old: bool = False) -> dict[str, object]:
+    """An `evaluation.json` whose figures come from answers, prompt by prompt. old: one of sampled texts only."""
     noise = random.Random(3)
-    chances = {
-        "draft": (0.55, 0.74), "round_1": (0.66, 0.8), "final": (0.7, 0.82), "draft/counting": (0.5, 0.66),
-        "final/counting": (0.61, 0.76), "draft/color_attribution": (0.66, 0.84), "final/color_attribution": (0.8, 0.9),
-        "questions": (0.78, 0.79), "wrong_drafts_edited": (0.84, 0.87), "wrong_drafts_repaired": (0.43, 0.55),
-        "right_drafts_kept": (0.93, 0.92), "harder_draft": (0.42, 0.57), "harder_final": (0.52, 0.68),
-    }  # fmt: skip
     phases: dict[str, dict[str, object]] = {"before": {}, "after": {}}
     differences = {}
-    for name, (low, high) in chances.items():
+    for name, (low, high) in (CHANCES if old else {**CHANCES, **NEW_CHANCES}).items():
         before = [float(noise.random() < low) for _ in range(num_prompts)]
         after = [float(noise.random() < high) for _ in range(num_prompts)]
         phases["before"][name] = share(before).as_dict()
@@ -128,6 +136,15 @@ def evaluation(num_prompts: int = 320) -> dict[str, object]:
         differences[name] = paired_difference(before, after, num_resamples=400).as_dict()
     phases["after"]["swap_own_critic_edits"] = share([1.0] * 50 + [0.0] * 27).as_dict()
     phases["after"]["swap_base_critic_edits"] = share([1.0] * 48 + [0.0] * 29).as_dict()
+    if not old:
+        plans = [[noise.gauss(mean, 0.05) for _ in range(num_prompts)] for mean in (0.7, 0.2)]
+        for phase, values in zip(phases.values(), plans, strict=True):
+            phase["entropy_plan"] = mean_of(values, num_resamples=400).as_dict()
+        differences["entropy_plan"] = paired_difference(*plans, num_resamples=400).as_dict()
+        own = [[1.0] * 30 + [0.0] * 60, [1.0] * 20 + [0.0] * 15]
+        for phase, values in zip(phases.values(), own, strict=True):
+            phase["repair_round_1"] = share(values).as_dict()
+        differences["repair_round_1"] = unpaired_difference(*own).as_dict()
     return {"phases": phases, "differences": differences}
 
 

@@ -11,6 +11,7 @@ import pytest
 from r3_rl.errors import InputError
 from r3_rl.observe.compare import compare
 from r3_rl.observe.statistics import over_seeds
+from tests.observe.runs import evaluation
 
 SETS = {"prompts": "p", "wrong": "w", "right": "r", "questions": "q"}
 RECIPE = (
@@ -55,7 +56,8 @@ def test_settings_and_figures_stand_side_by_side(made, r3):
         "rewards.0.weight": ["1.0", "0.5"],
     }
     measured = json.loads((a / "evaluation.json").read_text())
-    (at,) = (i for i, line in enumerate(lines) if line.startswith("draft "))
+    (greedy, at) = (i for i, line in enumerate(lines) if line.startswith(("draft ", "draft_greedy ")))
+    assert lines[greedy].startswith("draft_greedy ") and at == greedy + 2, "greedy first, then sampled"
     for phase in ("before", "after"):
         mean, low, high = (100 * measured["phases"][phase]["draft"][key] for key in ("mean", "low", "high"))
         assert f"{mean:5.1f} [{low:5.1f}, {high:5.1f}]" in lines[at]
@@ -68,10 +70,34 @@ def test_settings_and_figures_stand_side_by_side(made, r3):
 
 def test_runs_that_differ_in_their_seed_alone_are_joined(made):
     text = compare([made("a", draft=0.1), made("b", ("seed: 0", "seed: 1"), draft=0.2)])
-    (line, *_) = (line for line in text.splitlines() if "over the seeds" in line)
-    joined = over_seeds([0.1, 0.2])
-    assert f"+15.0 [{100 * joined.low:+5.1f}, {100 * joined.high:+5.1f}]" in line
+    lines = text.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("draft "))
+    line, joined = lines[at + 2], over_seeds([0.1, 0.2])
+    assert "over the seeds" in line and f"+15.0 [{100 * joined.low:+5.1f}, {100 * joined.high:+5.1f}]" in line
     assert "No setting differs." in compare([made("c"), made("d")])
+
+
+def test_entropies_are_in_nats_and_figures_of_own_items_stay(made):
+    sets = {**SETS, "pairs": "a"}
+    text = compare([made("a", sets=sets), made("b", sets={**sets, "pairs": "b"})])
+    (entropy, *_) = (line for line in text.splitlines() if line.startswith("entropy_plan"))
+    mean = json.loads((made("c") / "evaluation.json").read_text())["phases"]["before"]["entropy_plan"]["mean"]
+    assert entropy.split()[3] == f"{mean:.3f}".removeprefix("0") and entropy.count(" nats") == 3
+    assert "\nrepair_round_1 " in text and "\nita_fixed" not in text
+    assert "different sets (pairs): ita_fixed_greedy, ita_fixed." in text
+
+
+def test_runs_from_before_greedy_figures_compare_where_both_say_the_same(made):
+    """Their questions were read greedily: no sampled figure of another run may be next to them."""
+    new, old = made("a"), made("b")
+    (old / "evaluation.json").write_text(json.dumps(evaluation(old=True)))
+    lines = compare([new, old]).splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("questions_greedy"))
+    asked = evaluation(old=True)["phases"]["before"]["questions"]["mean"]
+    assert f"{100 * asked:.1f} [" in lines[at + 1]
+    assert "[" in lines[at + 2] and lines[at + 3].split()[2:] == ["-", "-", "-"]
+    (draft,) = (i for i, line in enumerate(lines) if line.startswith("draft_greedy"))
+    assert lines[draft + 1].split() == ["run", "2", "-", "-", "-"]
 
 
 def test_other_fixed_sets_are_left_out_and_said_to_be(made):

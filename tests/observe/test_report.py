@@ -13,7 +13,7 @@ from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
 from r3_rl.types import Prompt, Trajectory
 from tests.observe.browser import find_browser, open_browser
-from tests.observe.runs import HOSTILE, critique, trajectory
+from tests.observe.runs import HOSTILE, critique, evaluation, trajectory
 
 HOSTILE_CRITIQUE = '</p><img src=x onerror="alert(1)"><script>alert("critique")</script>'
 
@@ -67,7 +67,10 @@ def test_figures_with_intervals_are_those_of_the_evaluation(page, finished_run):
     document = json.loads((finished_run / "evaluation.json").read_text())
     text = Tags(page).text
     for phase in document["phases"].values():
-        for interval in phase.values():
+        for name, interval in phase.items():
+            if name.startswith("entropy"):
+                assert f"{interval['mean']:.3f}{interval['low']:.3f} – {interval['high']:.3f}" in text
+                continue
             assert f"{100 * interval['mean']:.1f} %" in text
             assert f"{100 * interval['low']:.1f} – {100 * interval['high']:.1f}" in text
     change = document["differences"]["draft"]
@@ -75,6 +78,38 @@ def test_figures_with_intervals_are_those_of_the_evaluation(page, finished_run):
         f"+{100 * change['mean']:.1f}" in text and f"+{100 * change['low']:.1f} to +{100 * change['high']:.1f}" in text
     )
     assert "color attribution" in text and "Edited by the base's critic" in text
+
+
+def rows_of(text, label):
+    return text.split(label)[1][:240]
+
+
+def test_greedy_figures_come_first_and_the_large_ones_are_greedy(page, finished_run):
+    document = json.loads((finished_run / "evaluation.json").read_text())
+    tags = Tags(page)
+    tiles = [attributes for tag, attributes in tags.elements if attributes.get("class") == "tile"]
+    assert len(tiles) == 4
+    before, after = (document["phases"][phase] for phase in ("before", "after"))
+    for label, name in (("Draft right", "draft"), ("Right at the end", "final"), ("ITA, fixed images", "ita_fixed")):
+        shown = f"{100 * before[f'{name}_greedy']['mean']:.1f} %→{100 * after[f'{name}_greedy']['mean']:.1f} %"
+        assert f"{label}, greedy{shown}" in tags.text, name
+    assert "Sampled texts: draft" in tags.text and "entropy in nats a token: plans" in tags.text
+    row = rows_of(tags.text, "Draft rightfirst image, no reflection")
+    assert row.index(f"{100 * before['draft_greedy']['mean']:.1f} %") < row.index(
+        f"{100 * before['draft']['mean']:.1f} %"
+    )
+    assert "the same" in rows_of(tags.text, "True plan drawn") and "–" in rows_of(tags.text, "One of 8 drafts right")
+    assert "not measured" in rows_of(tags.text, "Wrong drafts edited")
+
+
+def test_a_run_of_sampled_texts_only_is_shown_as_before(finished_run, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(finished_run, folder)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation(old=True)))
+    text = Tags(write_report(folder).read_text(encoding="utf-8")).text
+    for label in ("Draft right, sampled", "Right at the end, sampled", "Wrong drafts repaired, sampled"):
+        assert label in text
+    assert "Sampled texts:" not in text and "not measured" in rows_of(text, "Draft rightfirst image, no reflection")
 
 
 def test_every_section_is_there(page):

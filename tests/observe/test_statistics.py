@@ -5,7 +5,7 @@ import pytest
 
 from r3_rl.errors import InputError
 from r3_rl.observe import statistics
-from r3_rl.observe.statistics import Interval, mean_of, over_seeds, paired_difference, share
+from r3_rl.observe.statistics import Interval, mean_of, over_seeds, paired_difference, share, unpaired_difference
 
 
 def test_wilson_bounds_solve_the_score_equation():
@@ -40,6 +40,24 @@ def test_paired_difference_is_narrower_than_unpaired_when_prompts_differ():
     assert (paired.high - paired.low) < 0.6 * (shuffled.high - shuffled.low)
 
 
+def test_newcombes_interval_is_that_of_his_table():
+    """R. G. Newcombe (1998), table II, method 10: (a) 56/70 - 48/80, (b) 9/10 - 3/10, (f) 10/10 - 0/20."""
+    for (x, m), (y, n), low, high in (
+        ((48, 80), (56, 70), 0.0524, 0.3339),
+        ((3, 10), (9, 10), 0.1705, 0.8090),
+        ((0, 20), (10, 10), 0.6791, 1.0),
+    ):
+        interval = unpaired_difference([1] * x + [0] * (m - x), [1] * y + [0] * (n - y))
+        assert (interval.mean, interval.count) == (pytest.approx(y / n - x / m), min(m, n))
+        assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+def test_unpaired_differences_cover_the_truth_about_95_times_in_100():
+    generator = np.random.default_rng(6)
+    found = [unpaired_difference(generator.random(60) < 0.4, generator.random(90) < 0.6) for _ in range(600)]
+    assert 0.92 <= np.mean([this.low <= 0.2 <= this.high for this in found]) <= 0.98
+
+
 def test_bootstrap_agrees_with_the_normal_interval_and_repeats_with_its_seed():
     generator = np.random.default_rng(1)
     values = generator.normal(0.2, 1.0, 2000)
@@ -70,6 +88,8 @@ def test_over_seeds_matches_student_t_by_hand():
         (lambda: share([0.5, 1.0]), "zeros and ones"),
         (lambda: mean_of([1.0, float("nan")]), "not finite"),
         (lambda: paired_difference([1.0], [1.0, 0.0]), "cannot be paired"),
+        (lambda: unpaired_difference([], [1.0]), "at least one value"),
+        (lambda: unpaired_difference([1.0], [0.5]), "zeros and ones"),
         (lambda: over_seeds([0.5]), "one seed has no spread"),
     ],
 )

@@ -93,7 +93,10 @@ def test_several_refinements_are_drawn_by_one_critique(policy):
     collector = Collector(
         policy=counting, submit=at_once(brightness), settings=loop(), num_generations=4, images_per_critique=2
     )
-    nodes = [Node(prompt=p, image=i, score=0.5, verdict=Verdict(total=0.5)) for p, i in zip(PROMPTS, pictures(3))]
+    nodes = [
+        Node(prompt=p, image=i, score=0.5, verdict=Verdict(total=0.5))
+        for p, i in zip(PROMPTS, pictures(3), strict=True)
+    ]
     found = collector.refinements(nodes, seed=3)
     assert counting.written == [6] and len(found.critiques) == 12 and found.per_critique == 2
     for i in range(0, 12, 2):

@@ -113,7 +113,9 @@ def test_refinements_are_compared_by_their_critique_and_critiques_by_the_mean_of
     pairs = [given.critiques[i - i % 2] for i in range(8)]
     stage = credit_refinements(replace(given, critiques=tuple(pairs), per_critique=2), PLAIN)
     assert found(stage, "refinement") == [0.25, -0.25, -0.25, 0.25], "each against the other one of its critique"
-    rewards = torch.tensor([0.25 + 0.1, 0.0 + 0.1, 0.0 + 0.1, 0.0])  # f (C + w): mean gains, a stop's, a malformed one's
+    rewards = torch.tensor(
+        [0.25 + 0.1, 0.0 + 0.1, 0.0 + 0.1, 0.0]
+    )  # f (C + w): mean gains, a stop's, a malformed one's
     assert found(stage, "critique") == pytest.approx((rewards - rewards.mean()).tolist(), abs=1e-6)
     gap = refinements([0.5] * 4, [1.0, None, 0.25, 0.25], groups=[0] * 4)
     pairs = [gap.critiques[i - i % 2] for i in range(4)]

@@ -50,6 +50,8 @@ class Answered(NamedTuple):
     question: str
     text: str
     answer: str
+    kind: str
+    """One of QUESTION_KINDS."""
 
 
 class WrongDraft(NamedTuple):
@@ -76,9 +78,9 @@ class ShapesStream:
         self.tags = tags
 
     def text_to_image(
-        self, n: int, *, plan_noise: float = 0.25, plan_errors: int = 4, image_noise: float = 0.1, tags: Tags = None
+        self, n: int, *, plan_noise: float = 0.0, plan_errors: int = 4, image_noise: float = 0.0, tags: Tags = None
     ) -> list[Drawn]:
-        """Prompt, plan, image; partly wrong on purpose, so that reinforcement learning has something to gain.
+        """Prompt, plan, image; with `plan_noise` or `image_noise` partly wrong on purpose, as for the first base.
 
         Args:
             n: how many.
@@ -179,7 +181,7 @@ class ShapesStream:
         asked = [ask(scene, pick(kinds, rng), rng) for scene in scenes]
         images = roughen_pixels(render(scenes), rng, max_noise=max_noise)
         return [
-            Answered(image, question.text, answer_text(scene, question.answer), question.answer)
+            Answered(image, question.text, answer_text(scene, question.answer), question.answer, question.kind)
             for image, question, scene in zip(images, asked, scenes, strict=True)
         ]
 

@@ -27,16 +27,16 @@ def examples(
     kind: str,
     count: int,
     *,
-    plan_noise: float = 0.25,
+    plan_noise: float = 0.0,
     plan_errors: int = 4,
-    image_noise: float = 0.1,
+    image_noise: float = 0.0,
     edit_noise: float = 0.0,
     critique_noise: float = 0.0,
     tags: Tags = None,
 ) -> list[Example]:
     """`count` examples of one kind; `plan` is text to image without the image (cheap, for what words alone teach).
 
-    plan_noise, image_noise, edit_noise, critique_noise: shares that are wrong on purpose (headroom for R3);
+    plan_noise, image_noise, edit_noise, critique_noise: shares that are wrong on purpose;
     plan_errors: most edits that a wrong plan is away from a right one.
     """
     if kind in ("text_to_image", "plan"):

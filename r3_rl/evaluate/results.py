@@ -1,0 +1,89 @@
+"""What a run writes and prints of its two measurements: `evaluation.json`, `summary.json`, the table, the headline."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from r3_rl.evaluate.measured import Measured, differences
+from r3_rl.observe.evaluation import Evaluation
+from r3_rl.observe.measures import greedy
+from r3_rl.observe.recorder import Recorder
+from r3_rl.observe.statistics import Interval
+from r3_rl.observe.text_table import headline_lines, table_lines
+
+IN_BOTH = (
+    "draft",
+    "final",
+    "wrong_drafts_edited",
+    "wrong_drafts_repaired",
+    "right_drafts_kept",
+    "questions",
+    "ita_fixed",
+    "listing",
+    "plan_right",
+    "image_right_given_plan",
+)
+"""In `summary.json` with sampled texts (`draft_before`) and with greedy ones (`draft_greedy_before`)."""
+IN_ONE = ("true_plan_drawn", "true_edit_drawn", "draft_pass_8", "entropy_plan", "entropy_critique")
+
+
+def evaluation_of(before: Measured, after: Measured) -> Evaluation:
+    """Intervals of both phases and of the changes between them."""
+    return Evaluation(
+        before=before.intervals(), after=after.intervals(), differences=differences(before.values, after.values)
+    )
+
+
+def write_results(
+    recorder: Recorder,
+    evaluation: Evaluation,
+    *,
+    num_prompts: int,
+    sets: Mapping[str, str],
+    seeds: Sequence[int],
+    wall_s: float,
+) -> None:
+    """Write `evaluation.json` and `summary.json`.
+
+    Args:
+        recorder: of the run.
+        evaluation: before and after.
+        num_prompts: held-out prompts.
+        sets: digests of the sets that were measured on.
+        seeds: of the run.
+        wall_s: seconds that the run took.
+    """
+    recorder.document(
+        "evaluation.json",
+        {
+            "phases": {"before": _documents(evaluation.before), "after": _documents(evaluation.after)},
+            "differences": _documents(evaluation.differences),
+        },
+    )
+    summary: dict[str, Any] = {}
+    for name in (*IN_BOTH, *map(greedy, IN_BOTH), *IN_ONE):
+        for phase, intervals in (("before", evaluation.before), ("after", evaluation.after)):
+            if name in intervals:
+                summary[f"{name}_{phase}"] = intervals[name].mean
+        if name in evaluation.differences:
+            summary[f"{name}_difference"] = evaluation.differences[name].as_dict()
+    summary |= {"num_prompts": num_prompts, "seeds": list(seeds), "wall_s": round(wall_s, 1), "sets": dict(sets)}
+    recorder.document("summary.json", summary)
+
+
+def _documents(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | int]]:
+    return {name: interval.as_dict() for name, interval in intervals.items()}
+
+
+def print_table(evaluation: Evaluation) -> None:
+    """Before -> after with 95 % intervals, in per cent and nats, greedy above sampled."""
+    for line in table_lines(evaluation):
+        print(line)
+
+
+def print_headline(evaluation: Evaluation) -> None:
+    """The greedy figures, and after them the sampled ones with the entropy of the texts."""
+    for line in headline_lines(evaluation):
+        print(textwrap.fill(line, width=118, subsequent_indent="  ", break_on_hyphens=False))

@@ -1,0 +1,162 @@
+"""What `evaluation.json` holds, figure by figure: before and after training, greedy and sampled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from r3_rl.observe.measures import GREEDY, GROUPS, Measure, greedy, measure_of, pattern, plain, plain_names
+from r3_rl.observe.statistics import Interval
+
+BY_TAG = "By kind of prompt"
+OTHER = "Further measurements"
+_TAGGED = ("draft/", "final/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One measurement in one decoding."""
+
+    before: Interval | None = None
+    after: Interval | None = None
+    difference: Interval | None = None
+
+    @property
+    def phases(self) -> list[Interval]:
+        """What was measured, before first."""
+        return [this for this in (self.before, self.after) if this is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measurement of the table."""
+
+    name: str
+    """As in `evaluation.json`, without its decoding."""
+    label: str
+    hint: str
+    greedy: Figure
+    """Of the likeliest words; of a measurement for which no text is written, its only figure."""
+    sampled: Figure
+    measure: Measure | None
+    """None for a name that `observe.measures` does not know."""
+
+    @property
+    def decoding(self) -> str:
+        """`both`, `sampled` or `once`, as in `Measure`."""
+        return self.measure.decoding if self.measure else "both"
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Those that hold something, greedy first."""
+        return [this for this in (self.greedy, self.sampled) if this.phases]
+
+    @property
+    def is_share(self) -> bool:
+        """True if it is a share, so that per cent is the natural unit. A name that nobody told us about is taken for
+        one if every bound is in [0, 1]."""
+        if self.measure is not None:
+            return not self.measure.in_nats
+        shown = [this for figure in self.figures for this in figure.phases]
+        return bool(shown) and all(this.low >= 0 and this.high <= 1 for this in shown)
+
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of cases, each once."""
+        return list(dict.fromkeys(this.count for figure in self.figures for this in figure.phases))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Intervals by name, both phases and the change between them."""
+
+    before: Mapping[str, Interval]
+    after: Mapping[str, Interval]
+    differences: Mapping[str, Interval]
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Evaluation:
+        """Read the parsed file.
+
+        A run from before figures were measured in both decodings has no greedy name; its questions were read greedily,
+        and are called so here.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: when it does not have the expected shape.
+        """
+        phases = document.get("phases", {})
+        parts = [phases.get("before", {}), phases.get("after", {}), document.get("differences", {})]
+        if not any(name.partition("/")[0].endswith(GREEDY) for part in parts for name in part):
+            parts = [{greedy(n) if n == "questions" else n: fields for n, fields in p.items()} for p in parts]
+        before, after, differences = ({n: Interval.from_dict(fields) for n, fields in p.items()} for p in parts)
+        return cls(before=before, after=after, differences=differences)
+
+    def names(self) -> list[str]:
+        """Every figure of either phase, in the order of the file."""
+        return list(dict.fromkeys([*self.before, *self.after]))
+
+    def figure(self, name: str) -> Figure:
+        """One name's figures; empty if it was not measured."""
+        return Figure(
+            before=self.before.get(name), after=self.after.get(name), difference=self.differences.get(name)
+        )  # fmt: skip
+
+    def row(self, name: str, label: str = "", hint: str = "") -> Row:
+        """A measurement with its words, by default those of `observe.measures`.
+
+        Args:
+            name: without decoding.
+            label, hint: other words.
+        """
+        measure = measure_of(name)
+        number = re.search(r"\d+", name)
+        words = measure.label.replace("#", number.group() if number else "") if measure else words_of(name)
+        once = measure is not None and measure.decoding == "once"
+        return Row(
+            name=name,
+            label=label or words,
+            hint=hint or (measure.hint if measure and not label else ""),
+            greedy=self.figure(name if once else greedy(name)),
+            sampled=Figure() if once else self.figure(name),
+            measure=measure,
+        )
+
+
+def grouped_rows(evaluation: Evaluation) -> dict[str, list[Row]]:
+    """The table's rows by group; names that `observe.measures` does not know come last, under their own name."""
+    names = plain_names(evaluation.names())
+    groups: dict[str, list[Row]] = {}
+    for group, measures in GROUPS.items():
+        rows = [evaluation.row(name) for key in measures for name in names if pattern(name) == key]
+        if rows:
+            groups[group] = rows
+    known = {row.name for rows in groups.values() for row in rows}
+    tags = list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(_TAGGED)))
+    by_tag = [
+        evaluation.row(part + tag, words_of(tag), hint)
+        for tag in tags
+        for part, hint in zip(_TAGGED, ("draft", "after all rounds"), strict=True)
+        if part + tag in names
+    ]
+    if by_tag:
+        groups[BY_TAG] = by_tag
+    other = [
+        evaluation.row(name, words_of(name)) for name in names if name not in known and not name.startswith(_TAGGED)
+    ]
+    if other:
+        groups[OTHER] = other
+    return groups
+
+
+def words_of(name: str) -> str:
+    """A key as words.
+
+    >>> words_of("color_attribution")
+    'color attribution'
+    """
+    return name.replace("_", " ")
+
+
+__all__ = ["BY_TAG", "OTHER", "Evaluation", "Figure", "Row", "grouped_rows", "plain", "words_of"]

@@ -1,0 +1,76 @@
+"""What is written and printed of two measurements."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from r3_rl.evaluate.measured import Measured
+from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
+from r3_rl.observe.evaluation import Evaluation
+from r3_rl.observe.recorder import Recorder
+
+BEFORE = Measured(
+    values={
+        "draft": [0.0, 1.0],
+        "draft/counting": [0.0, 1.0],
+        "draft_greedy": [1.0, 1.0],
+        "repair_round_1": [0.0],
+        "true_plan_drawn": [1.0, 0.0],
+        "entropy_plan": [0.5, 0.75],
+    }
+)
+AFTER = Measured(
+    values={
+        "draft": [1.0, 1.0],
+        "draft/counting": [1.0, 1.0],
+        "draft_greedy": [1.0, 0.0],
+        "repair_round_1": [1.0, 1.0, 0.0],
+        "true_plan_drawn": [1.0, 1.0],
+        "entropy_plan": [0.25, 0.25],
+    }
+)
+
+
+@pytest.fixture
+def evaluation():
+    return evaluation_of(BEFORE, AFTER)
+
+
+def test_the_files_hold_every_figure_and_the_summary_the_main_ones(evaluation, tmp_path):
+    write_results(Recorder(tmp_path), evaluation, num_prompts=2, sets={"prompts": "p"}, seeds=[3], wall_s=1.26)
+    document = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(document) == {"phases", "differences"} and set(document["phases"]) == {"before", "after"}
+    assert set(document["phases"]["before"]) == set(BEFORE.values) == set(document["differences"])
+    assert document["differences"]["repair_round_1"]["mean"] == pytest.approx(2 / 3)
+    assert Evaluation.from_document(document) == evaluation
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    plain = {name: value for name, value in summary.items() if not isinstance(value, dict)}
+    assert plain == {
+        "draft_before": 0.5, "draft_after": 1.0, "draft_greedy_before": 1.0, "draft_greedy_after": 0.5,
+        "true_plan_drawn_before": 0.5, "true_plan_drawn_after": 1.0, "entropy_plan_before": 0.625,
+        "entropy_plan_after": 0.25, "num_prompts": 2, "seeds": [3], "wall_s": 1.3,
+    }  # fmt: skip
+    assert summary["draft_greedy_difference"]["mean"] == -0.5 and summary["sets"] == {"prompts": "p"}
+
+
+def test_the_table_has_greedy_above_sampled_and_no_kinds(evaluation, capsys):
+    print_table(evaluation)
+    lines = capsys.readouterr().out.splitlines()
+    assert [(line[:24].strip(), line[24:33].strip()) for line in lines] == [
+        ("draft", "greedy"),
+        ("", "sampled"),
+        ("true_plan_drawn", "once"),
+        ("repair_round_1", "sampled"),
+        ("entropy_plan", "sampled"),
+    ]
+    assert "100.0 [" in lines[0] and "-50.0 [" in lines[0] and "+50.0 [" in lines[1]
+    assert ".625 [ .500,  .750] nats  ->   .250 [ .250,  .250] nats   -.375 [" in lines[-1]
+
+
+def test_the_headline_is_greedy_and_the_line_after_it_sampled(evaluation, capsys):
+    print_headline(evaluation)
+    greedy, sampled = capsys.readouterr().out.splitlines()
+    assert greedy == "greedy texts, untrained -> trained, %: draft 100.0 -> 50.0 (-50.0 [-100.0, +0.0])"
+    assert sampled == "sampled texts: draft 50.0 -> 100.0; entropy in nats a token: plans 0.62 -> 0.25"
