@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from r3_rl.errors import InputError
 from r3_rl.observe.evaluation import Evaluation
-from r3_rl.observe.measures import OWN, greedy, measure_of, plain_names
+from r3_rl.observe.measures import greedy, measure_of, plain_names
 from r3_rl.observe.progress import duration
 from r3_rl.observe.report import read_run
 from r3_rl.observe.statistics import over_seeds
@@ -150,11 +150,11 @@ def _figures(runs: Sequence[_Run], *, seeds_only: bool) -> Iterator[str]:
 
 
 def _other_set(name: str, runs: Sequence[_Run]) -> str:
-    """The set that a figure is measured on, if it is not the same in all runs; else nothing. Own items are as they
-    come."""
+    """The set that a figure is measured on, if it is not the same in all runs; else nothing. The policy's own items are
+    not a set."""
     measure = measure_of(name)
     items = measure.items if measure else "prompts"
-    return items if items != OWN and len({_set(run, items) for run in runs}) > 1 else ""
+    return items if len({_set(run, items) for run in runs}) > 1 else ""
 
 
 def _rows(name: str, runs: Sequence[_Run], *, seeds_only: bool) -> Iterator[str]:

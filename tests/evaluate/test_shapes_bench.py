@@ -96,6 +96,7 @@ def test_a_trained_policy_is_measured_on_the_bases_drafts_and_on_its_own(monkeyp
     assert len(base) == len(before.values["ita_base_drafts_greedy"]) > 0
     assert base != own or len(base) != len(own)
     assert before.values["swap_own_critic_edits"] == before.values["swap_base_critic_edits"]
+    assert after.values["swap_own_critic_edits"] != after.values["swap_base_critic_edits"], "two critics"
     changes = differences(before.values, after.values)
     assert measure_of("ita_own_drafts").items == OWN and "ita_own_drafts" in changes
     assert any(changes[name].mean for name in changes)
@@ -132,7 +133,8 @@ def test_own_drafts_are_balanced_by_leaving_some_out():
     assert (len(own.rights.images), len(own.wrongs.images)) == (2, 2)
     few = OwnDrafts.of([trajectory(t) for t in (0.0, 0.0, 1.0, 0.0)], limit=2)
     assert (len(few.rights.images), len(few.wrongs.images)) == (1, 2)
-    assert len(few.balanced().rights.images) == len(few.balanced().wrongs.images) == 1
+    for uneven in (few, OwnDrafts(rights=own.rights, wrongs=few.wrongs.first(1))):
+        assert len(uneven.balanced().rights.images) == len(uneven.balanced().wrongs.images) == 1
 
 
 def test_a_bench_says_which_sets_it_measures_on(policy):

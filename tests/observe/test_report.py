@@ -8,9 +8,12 @@ from html.parser import HTMLParser
 import pytest
 
 from r3_rl.errors import InputError
+from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.markup import element
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
+from r3_rl.observe.statistics import share
+from r3_rl.observe.tables import headline
 from r3_rl.types import Prompt, Trajectory
 from tests.observe.browser import find_browser, open_browser
 from tests.observe.runs import HOSTILE, critique, evaluation, trajectory
@@ -100,6 +103,13 @@ def test_greedy_figures_come_first_and_the_large_ones_are_greedy(page, finished_
     )
     assert "the same" in rows_of(tags.text, "True plan drawn") and "–" in rows_of(tags.text, "One of 8 drafts right")
     assert "not measured" in rows_of(tags.text, "Wrong drafts edited")
+
+
+def test_what_has_no_greedy_figure_is_no_large_one():
+    half = share([1.0, 0.0])
+    tags = Tags(str(headline(Evaluation(before={"draft_greedy": half, "ita_fixed": half}, after={}, differences={}))))
+    assert [attributes.get("class") for tag, attributes in tags.elements].count("tile") == 1
+    assert "Draft right, greedy" in tags.text and "Sampled texts: ITA 50.0" in tags.text
 
 
 def test_a_run_of_sampled_texts_only_is_shown_as_before(finished_run, tmp_path):
