@@ -11,17 +11,23 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from embedded import load_embedded
 from machine import Report
 
-from r3_rl.evaluate.measured import Measured, differences
+from r3_rl.assemble import shapes_tags
+from r3_rl.evaluate.measured import Measured, differences, entropies
 from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.evaluation import Evaluation, Figure, Row, grouped_rows
 from r3_rl.observe.measures import greedy
 from r3_rl.observe.text_table import figure
 from r3_rl.policy.adapters import load_adapter
+from r3_rl.policy.base import Policy
+from r3_rl.recipe_io import load_recipe
+from r3_rl.rollout.episode import LoopSettings, make_drafts
 from r3_rl.training.fast import fast_weights
 
 COLUMNS = ("greedy", "sampled", "n")
@@ -33,13 +39,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--adapter", action="append", default=[], help="folder of an adapter on it; repeatable")
     parser.add_argument("--prompts", type=int, default=320, help="held-out prompts; other sets grow with them")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--tags", nargs="+", help="kinds of prompts, or `all`; default those of shapes_r3")
+    parser.add_argument(
+        "--match-entropy",
+        action="store_true",
+        help="also the base at the temperature at which its plans have the first adapter's entropy",
+    )
     parser.add_argument("--kinds", action="store_true", help="also by kind of prompt and of question")
     parser.add_argument("--out", help="also write all numbers to this JSON file")
     return parser.parse_args()
 
 
-def bench_of(prompts: int, rounds: int) -> ShapesBench:
+def bench_of(prompts: int, rounds: int, tags: Sequence[str] | None) -> ShapesBench:
     """The demo's sets where `prompts` is 320."""
+    if not tags:
+        tags = shapes_tags(load_recipe("shapes_r3").data)
     share = prompts / 320
     return ShapesBench(
         num_prompts=prompts,
@@ -52,12 +66,13 @@ def bench_of(prompts: int, rounds: int) -> ShapesBench:
         num_edits=round(160 * share),
         num_own_questions=round(150 * share),
         rounds=rounds,
+        tags=None if "all" in tags else tuple(tags),
     )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Measured]:
     """The base first, since it fixes what all are measured on; then each adapter, by its folder."""
-    bench = bench_of(args.prompts, args.rounds)
+    bench = bench_of(args.prompts, args.rounds, args.tags)
     loaded = load_embedded(args.model)
     found = {"base": bench.measure(loaded.policy, loaded.settings)}
     for folder in args.adapter:
@@ -65,7 +80,32 @@ def measure(args: argparse.Namespace) -> dict[str, Measured]:
         load_adapter(loaded.policy.module, folder)
         with fast_weights(loaded.policy.module):
             found[_name(folder)] = bench.measure(loaded.policy, loaded.settings)
+    if args.match_entropy and args.adapter:
+        wanted = found[_name(args.adapter[0])].intervals()["entropy_plan"].mean
+        loaded = load_embedded(args.model)
+        cooler = at_entropy(loaded.policy, loaded.settings, bench, wanted)
+        assert cooler.plan is not None
+        found[f"base at T = {cooler.plan.temperature:.2f}"] = bench.measure(loaded.policy, cooler)
     return found
+
+
+def at_entropy(policy: Policy, settings: LoopSettings, bench: ShapesBench, wanted: float) -> LoopSettings:
+    """The settings at the temperature, of plans and critiques alike, at which plans have `wanted` nats a token: what a
+    gain in sampled figures is to be compared with. Found by halving between 0.05 and 2; entropy rises with it."""
+    low, high = 0.05, 2.0
+    prompts = bench.prompts()
+    for _ in range(8):
+        middle = (low + high) / 2
+        assert settings.plan is not None
+        tried = replace(
+            settings,
+            plan=replace(settings.plan, temperature=middle),
+            critique=replace(settings.critique, temperature=middle),
+        )
+        drafts = make_drafts(policy, prompts, tried, [tried.draft.drawing] * len(prompts), 5)
+        found = entropies([draft.plan for draft in drafts])
+        low, high = (middle, high) if sum(found) / len(found) < wanted else (low, middle)
+    return tried
 
 
 def _name(folder: str) -> str:

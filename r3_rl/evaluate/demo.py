@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from r3_rl.assemble import shapes_tags
 from r3_rl.evaluate.run import RunResult, train
 from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.progress import duration
@@ -47,6 +48,8 @@ def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> RunR
         num_pairs=120,
         num_plans=160,
         num_edits=160,
+        num_others=100,
+        tags=shapes_tags(recipe.data),
     )
     result = train(
         recipe,

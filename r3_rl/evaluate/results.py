@@ -24,6 +24,8 @@ IN_BOTH = (
     "listing",
     "plan_right",
     "image_right_given_plan",
+    "other_draft",
+    "other_final",
 )
 """In `summary.json` with sampled texts (`draft_before`) and with greedy ones (`draft_greedy_before`)."""
 IN_ONE = ("true_plan_drawn", "true_edit_drawn", "draft_pass_8", "entropy_plan", "entropy_critique")

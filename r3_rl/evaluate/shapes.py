@@ -22,7 +22,7 @@ from r3_rl.worlds.shapes.drawing import render, roughen_pixels
 from r3_rl.worlds.shapes.inspector import inspect
 from r3_rl.worlds.shapes.judging import judge as judge_scene
 from r3_rl.worlds.shapes.pairs import Pair, fixed_pairs
-from r3_rl.worlds.shapes.prompts import HARD_TAGS, sample_prompts, sample_scene
+from r3_rl.worlds.shapes.prompts import HARD_TAGS, TAGS, sample_prompts, sample_scene
 
 ROUNDS = 2
 
@@ -63,7 +63,10 @@ class ShapesBench:
     """True instructions to carry out."""
     num_own_questions: int = 150
     """Most questions about drafts of its own."""
+    num_others: int = 120
+    """Prompts of the kinds that `tags` leaves out."""
     tags: tuple[str, ...] | None = None
+    """Kinds of the prompts; None is all."""
     rounds: int = ROUNDS
     fixed: FixedSets | None = None
     """None until something was measured."""
@@ -79,6 +82,7 @@ class ShapesBench:
         asked = {
             "prompts": self.prompts(),
             "plans": self._plan_prompts(),
+            "others": self._other_prompts(),
             "pairs": [pair.prompt for pair in self._pairs()],
         }
         if self.fixed is not None:
@@ -91,6 +95,10 @@ class ShapesBench:
 
     def _plan_prompts(self) -> list[Prompt]:
         return sample_prompts(self.num_plans, split="held_out", tags=self.tags, seed=SEED + 12)
+
+    def _other_prompts(self) -> list[Prompt]:
+        tags = [tag for tag in TAGS if self.tags is not None and tag not in self.tags]
+        return sample_prompts(self.num_others, split="held_out", tags=tags, seed=SEED + 13) if tags else []
 
     def _pairs(self) -> list[Pair]:
         return fixed_pairs(self.num_pairs, tags=self.tags)
@@ -108,6 +116,8 @@ class ShapesBench:
             loop = measure_loop(policy, self.prompts(), how, judge, rounds=self.rounds, seed=SEED, harder=HARD_TAGS)
             out.add(loop.values | plan_and_painter(loop.trajectories), suffix)
             out.trajectories = out.trajectories or loop.trajectories
+            others = measure_loop(policy, self._other_prompts(), how, judge, rounds=self.rounds, seed=SEED + 13).values
+            out.add({f"other_{name}": others.get(name, []) for name in ("draft", "final")}, suffix)
         walked = out.trajectories
         drafts = sample_drafts(policy, walked, settings, judge, rounds=self.rounds, seed=SEED + 7)
         own = OwnDrafts.of(in_turns(drafts), limit=self.num_swap)

@@ -41,6 +41,10 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
         "harder_draft": Measure(label="Draft right", hint="counts, count + colour, several objects"),
         "harder_final": Measure(label="Right at the end", hint="what the loop still adds"),
     },
+    "Kinds that were not trained": {
+        "other_draft": Measure(label="Draft right", hint="what training on some kinds costs", items="others"),
+        "other_final": Measure(label="Right at the end", hint="after all rounds", items="others"),
+    },
     "Plan and painter": {
         "plan_right": Measure(label="Plan right", hint="the plan as text satisfies the prompt exactly"),
         "image_right_given_plan": Measure(

@@ -31,6 +31,7 @@ def policy():
 
 def small_bench(**options):
     sizes = {"num_prompts": 6, "num_fixed": 6, "num_right": 4, "num_questions": 5, "num_pairs": 3, "num_plans": 3}
+    sizes["num_others"] = options.pop("num_others", 4)
     return ShapesBench(**sizes, num_edits=3, num_own_questions=4, rounds=1, **options)
 
 
@@ -65,6 +66,17 @@ def test_both_phases_are_judged_on_the_same_sets(phases):
     assert before.values["ita_base_drafts"] == after.values["ita_base_drafts"], "though read once in the first phase"
     assert {p.columns["tag"] for p in bench.prompts()} == {"counting", "multi_count"}
     assert [p.text for p in bench.prompts()] == [t.prompt.text for t in before.trajectories]
+
+
+def test_kinds_that_are_not_asked_for_are_measured_as_a_control(policy):
+    bench = small_bench(tags=("counting", "multi_count"), num_others=5)
+    others = {prompt.columns["tag"] for prompt in bench._other_prompts()}
+    assert others and not others & {"counting", "multi_count"}
+    found = bench.measure(policy, SETTINGS).values
+    assert len(found["other_draft"]) == len(found["other_final_greedy"]) == 5
+    everything = small_bench(num_others=5)
+    assert everything._other_prompts() == []
+    assert not any(name.startswith("other_") for name in everything.measure(policy, SETTINGS).values)
 
 
 def test_every_figure_of_the_table_is_measured_in_its_decodings(phases):
@@ -139,7 +151,7 @@ def test_own_drafts_are_balanced_by_leaving_some_out():
 
 def test_a_bench_says_which_sets_it_measures_on(policy):
     one, other = small_bench(), small_bench(tags=("counting",))
-    drawn_by_the_world = {"prompts", "plans", "pairs", "edits", "questions"}
+    drawn_by_the_world = {"prompts", "plans", "pairs", "edits", "questions", "others"}
     assert set(one.sets()) == drawn_by_the_world, "fixed drafts are made by the first measurement"
     for bench in (one, other):
         bench.fixed = FixedSets.of(
@@ -148,7 +160,7 @@ def test_a_bench_says_which_sets_it_measures_on(policy):
     sets = one.sets()
     assert set(sets) == drawn_by_the_world | {"wrong", "right", "base_drafts"}
     assert {name for name, digest in other.sets().items() if digest != sets[name]} == {
-        "prompts", "plans", "pairs", "wrong", "right",
+        "prompts", "plans", "pairs", "wrong", "right", "others",
     }  # fmt: skip
     items = {measure.items for group in GROUPS.values() for measure in group.values()}
     assert items == set(sets) | {OWN}, "every figure's set has a digest"
