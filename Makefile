@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
 DEMO_OUT ?= runs/demo
-DEMO_MINUTES ?= 5
+DEMO_MINUTES ?= 6
 SEED ?= 0
 
 .PHONY: help demo test check wheel clean

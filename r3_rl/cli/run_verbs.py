@@ -9,7 +9,7 @@ from pathlib import Path
 from r3_rl.errors import InputError
 
 
-def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> None:
+def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> None:
     """Train the embedded model with R3 for a few minutes and show before and after.
 
     Args:

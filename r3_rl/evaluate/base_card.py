@@ -77,7 +77,8 @@ def base_card(
 def _headroom(legs: Sequence[PretrainSection]) -> str:
     """What is wrong on purpose, in any leg."""
     if not any(getattr(leg, name) for leg in legs for name in ERRORS):
-        return """**No target was wrong on purpose**, in any leg: what the base gets wrong, it has not learned."""
+        right = """**No target was wrong on purpose**, in any leg: what the base gets wrong, it has not learned."""
+        return f"{right} {_seldom(legs[0])}"
     last = legs[-1]
     errors = [f"{100 * share:.0f} % {words}" for name, words in ERRORS.items() if (share := getattr(last, name))]
     if not errors:
@@ -86,6 +87,15 @@ def _headroom(legs: Sequence[PretrainSection]) -> str:
         teaches errors: {"; ".join(errors)}. A wrong plan is up to {last.plan_errors} edits away from a right
         one. What the base can do is measured with these errors in it:
         less than the same compute could reach."""
+
+
+def _seldom(leg: PretrainSection) -> str:
+    """The kinds of prompts that were seldom drawn, if any."""
+    kinds = [f"{kind.replace('_', ' ')} {weight:g}" for kind, weight in leg.draw_weights.items() if weight < 1]
+    if not kinds:
+        return ""
+    return f"""Some kinds of prompts were seldom drawn or planned (weights, where others have 1: {", ".join(kinds)}); edits,
+        critiques and questions show scenes of all kinds."""
 
 
 def _rows(measured: Mapping[str, Interval]) -> Iterator[str]:

@@ -12,14 +12,14 @@ from r3_rl.observe.progress import duration
 from r3_rl.observe.recorder import new_run_folder
 from r3_rl.recipe_io import find_recipe, load_recipe
 
-MAX_STEPS = 120
-"""A longer run moved the drafts little further and left fewer right ones alone (lab book)."""
+MAX_STEPS = 160
+"""What two idle cores train in about four and a half minutes."""
 
-MEASURE_SHARE = 0.3
+MEASURE_SHARE = 0.25
 """Of the time that is asked for, kept for measuring before and after."""
 
 
-def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 5.0) -> RunResult:
+def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> RunResult:
     """Trains the shipped model with `shapes_r3` for a few minutes and shows what changed.
 
     Args:

@@ -35,6 +35,9 @@ def test_greedy_and_sampled_figures_are_next_to_each_other():
 def test_a_base_without_wrong_targets_says_so():
     clean = [f"pretrain.{name}=0.0" for name in ERRORS]
     assert "**No target was wrong on purpose**" in card(*clean) and "Deliberate headroom" not in card(*clean)
+    seldom = " ".join(card(*clean, "pretrain.draw_weights={multi_count: 0.15, position: 2.0}").split())
+    assert "seldom drawn or planned (weights, where others have 1: multi count 0.15);" in seldom
+    assert "seldom" not in card(*clean, "pretrain.draw_weights={}")
     for name, words in ERRORS.items():
         noisy = card(*clean, f"pretrain.{name}=0.1")
         assert "No target was wrong" not in noisy and f"10 % {words}".split()[0] in noisy

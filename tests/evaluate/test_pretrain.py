@@ -51,7 +51,7 @@ def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) ->
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
     assert unknown_names(set(rows[0]) - {"step"}) == []
     card = (made.folder / "README.md").read_text(encoding="utf-8")
-    assert "True edit drawn" in card and "Deliberate headroom" in card and "No target was wrong" not in card
+    assert "True edit drawn" in card and "No target was wrong on purpose" in card
     names = list(made.measured)
     assert names.index("draft_greedy") + 1 == names.index("draft"), "greedy and sampled next to each other"
     assert not any(name.startswith("swap_") for name in names)

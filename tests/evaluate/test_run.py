@@ -31,6 +31,9 @@ PLAIN = [
     "rollout.num_generations=2",
     "rollout.draft.num_steps=2",
     "rollout.refine.num_steps=2",
+    "rollout.draft.window_size=null",
+    "rollout.refine.window_size=null",
+    "rollout.images_per_plan=1",
     "rollout.plan.max_new_tokens=4",
     "rollout.critique.max_new_tokens=4",
     "rollout.rounds=1",
@@ -207,7 +210,9 @@ def test_full_weights_leave_a_folder_that_loads(recipe, base):
 
 
 def test_prompts_from_a_file_are_judged_by_the_panel(recipe):
-    folder = train(recipe("data.kind=jsonl", "data.path=prompts.jsonl", "eval_rewards=[]", "observe.gallery=3")).folder
+    folder = train(
+        recipe("data.kind=jsonl", "data.tags=null", "data.path=prompts.jsonl", "eval_rewards=[]", "observe.gallery=3")
+    ).folder
     rows = read_lines(folder / "trajectories.jsonl").rows
     assert {row["phase"] for row in rows} == {"train", "during"}
     rows = [row for row in rows if row["phase"] == "during"]
