@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 from machine import Report
 
+from r3_rl.observe.statistics import over_seeds
+
 HARD = ("count_color", "multi_count", "multi_color_count", "multi_object")
 SETTINGS = {
     "first": (
@@ -217,8 +219,6 @@ def run_one(args: argparse.Namespace) -> dict[str, Any]:
 
 def row_of(name: str, settings: str, runs: Sequence[dict[str, Any]]) -> list[str]:
     """A line of the table: mean over the seeds, and each seed."""
-    from r3_rl.observe.statistics import over_seeds
-
     first, last = ([run["curve"][place][1] for run in runs] for place in (0, -1))
     change = [b - a for a, b in zip(first, last, strict=True)]
     steps, seconds = [], []

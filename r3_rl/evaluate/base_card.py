@@ -94,8 +94,8 @@ def _seldom(leg: PretrainSection) -> str:
     kinds = [f"{kind.replace('_', ' ')} {weight:g}" for kind, weight in leg.draw_weights.items() if weight < 1]
     if not kinds:
         return ""
-    return f"""Some kinds of prompts were seldom drawn or planned (weights, where others have 1: {", ".join(kinds)}); edits,
-        critiques and questions show scenes of all kinds."""
+    return f"""Some kinds of prompts were seldom drawn or planned (weights, where others have 1: {", ".join(kinds)});
+        edits, critiques and questions show scenes of all kinds."""
 
 
 def _rows(measured: Mapping[str, Interval]) -> Iterator[str]:
