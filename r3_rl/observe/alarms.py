@@ -21,6 +21,8 @@ SURE = 3.0
 MANY_EQUAL_GROUPS = 0.5
 RATIO_TOLERANCE = 1e-4
 """Largest |ratio - 1| of a first pass in float32."""
+NEAR_EPSILON = 10.0
+"""Gradient elements over AdamW's epsilon below which the epsilon slows a branch by a tenth and more."""
 COARSE_RATIO_TOLERANCE = 0.05
 """The same in bfloat16, whose rounding alone moves the ratio by about 1e-2."""
 
@@ -31,6 +33,7 @@ CHECKS: Mapping[str, str] = {
     "missing_scores": "missing scores",
     "not_finite": "values that are not finite",
     "off_policy_ratio": "importance ratio away from 1 on the first pass",
+    "near_epsilon": "gradients near the optimiser's epsilon",
 }
 
 
@@ -67,6 +70,7 @@ def find_alarms(
         _off_policy(rows, ratio_tolerance),
         _missing(rows),
         _equal_groups(rows, window),
+        _near_epsilon(rows, window),
     ]
     return [alarm for alarm in found if alarm is not None]
 
@@ -194,6 +198,19 @@ def _equal_groups(rows: Sequence[Mapping[str, Any]], window: int) -> Alarm | Non
         "Such a group teaches nothing.",
         advice="Choose harder prompts (or easier ones, if all fail), larger groups, more sampling noise, or nodes "
         "whose group has spread.",
+    )
+
+
+def _near_epsilon(rows: Sequence[Mapping[str, Any]], window: int) -> Alarm | None:
+    recent = series(rows, "grad/over_epsilon").values[-window:]
+    if recent.size == 0 or (middle := float(np.median(recent))) >= NEAR_EPSILON:
+        return None
+    return Alarm(
+        name="near_epsilon",
+        message=f"In the last {_steps(recent.size)} gradient elements of one branch were {middle:.2g} times AdamW's "
+        "epsilon (median): its learning rate does not mean what it says.",
+        advice="Lower `training.adam_epsilon`, for example to 1e-12; image losses are means over all latent dimensions "
+        "and have small gradients.",
     )
 
 

@@ -92,6 +92,12 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("grad/norm_understanding", "1", "Norm of the gradient of the text losses."),
         _metric("grad/norm_generation", "1", "Norm of the gradient of the image losses."),
         _metric("grad_norm", "1", "Norm of the whole gradient before clipping."),
+        _metric(
+            "grad/over_epsilon",
+            "1",
+            "Root mean square of a gradient element over AdamW's epsilon, of the branch where it is smallest; below 10 the "
+            "epsilon lowers the rate.",
+        ),
         _metric("loss", "1", "Weighted sum that was differentiated."),
         _metric("learning_rate", "1", "Learning rate of the step.", "last"),
         _metric("epoch", "1", "Passes over the prompts so far.", "last"),

@@ -1,7 +1,7 @@
-"""A learning rate of its own for one branch.
+"""A learning rate of its own for one branch, and whether the optimiser's epsilon lets it act.
 
 AdamW takes steps of the rate's size however small the gradient is, so the weight of a loss does not make a branch move
-less; only its rate does.
+less; only its rate does. That ends where the gradient's elements come near the epsilon.
 """
 
 from __future__ import annotations
@@ -44,3 +44,34 @@ def set_branch_rate(
         moved += len(ours)
     if not moved:
         raise InputError(f"nothing of the {branch} branch is trained", hint="leave its learning rate out")
+
+
+def over_epsilon_of(names: Mapping[nn.Parameter, str], epsilon: float) -> dict[str, float]:
+    """Compare gradient elements with AdamW's epsilon, branch by branch, and return the smallest ratio.
+
+    sqrt(mean g^2) / epsilon over the elements of a branch; a branch without any gradient is left out.
+
+    Args:
+        names: what is trained, with its name within the policy's module; gradients are accumulated.
+        epsilon: added to the root of AdamW's second moment, above 0.
+
+    Returns:
+        {"grad/over_epsilon": ratio}, or nothing when no branch has a gradient.
+
+    >>> module = nn.ModuleDict({"q_proj": nn.Linear(1, 1), "q_proj_moe_gen": nn.Linear(1, 1)})
+    >>> for name, parameter in module.named_parameters():
+    ...     parameter.grad = torch.full_like(parameter, 1e-7 if "gen" in name else 1e-3)
+    >>> found = over_epsilon_of({p: n for n, p in module.named_parameters()}, 1e-8)
+    >>> round(found["grad/over_epsilon"], 3)
+    10.0
+    """
+    gradients: dict[str, list[torch.Tensor]] = {}
+    for parameter, name in names.items():
+        if parameter.grad is not None:
+            gradients.setdefault(branch_of(name), []).append(parameter.grad)
+    ratios = [
+        norm / sum(g.numel() for g in found) ** 0.5 / epsilon
+        for found in gradients.values()
+        if (norm := float(torch.nn.utils.get_total_norm(found))) > 0
+    ]
+    return {"grad/over_epsilon": min(ratios)} if ratios else {}

@@ -38,7 +38,7 @@ from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
 from r3_rl.training.fast import fast_update, fast_weights
 from r3_rl.training.held import Held, Steps, alone
-from r3_rl.training.rates import set_branch_rate
+from r3_rl.training.rates import over_epsilon_of, set_branch_rate
 from r3_rl.training.schedules import Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.sharded import handed_over, keep_gradient
@@ -157,6 +157,7 @@ class R3Trainer(Trainer):
         updating = time.perf_counter()
         statistics = self.accumulate(step, collected.credits).over_processes()
         self._refuse_broken_gradient()
+        over_epsilon = over_epsilon_of(self._trained_names(), self.args.adam_epsilon)
         if self._in_deepspeed:
             self.accelerator.backward(handed_over(self.balancer.parameters))
         collected.metrics |= self._held_out_numbers()
@@ -167,6 +168,7 @@ class R3Trainer(Trainer):
             **collected.metrics,
             **statistics.metrics(first_pass=step % self.args.num_iterations == 0),
             **self.balancer.metrics(),
+            **over_epsilon,
             **collected.likelihoods(),
             **seconds,
             "num_tokens": self._count_tokens(collected),

@@ -82,3 +82,11 @@ def test_equal_groups_missing_scores_ratio_and_non_finite_values():
     assert "image" in found["off_policy_ratio"] and "step 3" in found["off_policy_ratio"]
     assert [a.name for a in find_alarms(rows[2:3], ratio_tolerance=ratio_tolerance_of("bfloat16"))] == ["equal_groups"]
     assert "kl" in found["not_finite"] and "step 4" in found["not_finite"]
+
+
+def test_gradients_near_the_epsilon_are_named():
+    near = [{"step": step, "grad/over_epsilon": 3.0} for step in range(1, 31)]
+    (alarm,) = find_alarms(near)
+    assert alarm.name == "near_epsilon" and "3 times" in alarm.message and "adam_epsilon" in alarm.advice
+    assert names([{**row, "grad/over_epsilon": 300.0} for row in near]) == []
+    assert names([{**row, "grad/over_epsilon": 0.1 if row["step"] < 5 else 300.0} for row in near]) == [], "warm-up"
