@@ -95,7 +95,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric(
             "grad/over_epsilon",
             "1",
-            "Root mean square of a gradient element over AdamW's epsilon, of the branch where it is smallest; below 10 the "
+            "Root mean square of a gradient element over AdamW's epsilon, of the branch with the smallest; below 10 the "
             "epsilon lowers the rate.",
         ),
         _metric("loss", "1", "Weighted sum that was differentiated."),
