@@ -95,8 +95,8 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric(
             "grad/over_epsilon",
             "1",
-            "Root mean square of a gradient element over AdamW's epsilon, of the branch with the smallest; below 10 the "
-            "epsilon lowers the rate.",
+            "Root mean square of a gradient element over AdamW's epsilon, of the branch with the smallest; the epsilon "
+            "lowers the rate if it is below 10.",
         ),
         _metric("loss", "1", "Weighted sum that was differentiated."),
         _metric("learning_rate", "1", "Learning rate of the step.", "last"),
