@@ -9,15 +9,24 @@ import pytest
 import torch
 
 from r3_rl.assemble import load_policy
-from r3_rl.evaluate.pretrain import new_policy, pretrain
+from r3_rl.evaluate.pretrain import _batches, new_policy, pretrain
 from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.base import Example
 from r3_rl.recipe.sampling import ModelSection
 from r3_rl.recipe_io import load_recipe
-from r3_rl.training.pretrain import GENERATION, UNDERSTANDING, drop_contexts, objectives, rate, run_pretraining
+from r3_rl.training.pretrain import (
+    GENERATION,
+    UNDERSTANDING,
+    Average,
+    drop_contexts,
+    objectives,
+    rate,
+    run_pretraining,
+)
 from r3_rl.types import ImagePiece, TextPiece
+from r3_rl.worlds.shapes.prompts import TAGS, all_prompts
 
 SMALL = [
     *(f"pretrain.batch.{kind}=4" for kind in ("text_to_image", "edit", "critique", "question", "plan")),
@@ -82,6 +91,39 @@ def test_the_loss_falls_and_the_same_seed_gives_the_same_weights(tmp_path: Path)
         assert losses[-1] < losses[0] / 2
         ends.append([p.detach().clone() for p in policy.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_snapshot_is_the_moving_average_and_leaves_the_run_as_it_is(tmp_path: Path) -> None:
+    settings = _recipe(tmp_path, "pretrain.steps=3").pretrain
+    generator = torch.Generator().manual_seed(0)
+    examples = [
+        Example(context=(TextPiece(text="a red circle"),), answer="<think>", image=p)
+        for p in torch.rand(4, 3, 36, 36, generator=generator)
+    ]
+    ends, taken = [], {}
+    for looks in (False, True):
+        policy = new_policy(settings, seed=3)
+        average = Average(policy.module)
+        for step, _ in run_pretraining(policy, lambda kind, count: examples, settings, seed=3, average=average):
+            if looks:
+                raw = [p.detach().clone() for p in policy.module.parameters()]
+                with average.applied(policy.module):
+                    taken[step] = [p.detach().clone() for p in policy.module.parameters()]
+                assert all(torch.equal(a, b) for a, b in zip(raw, policy.module.parameters(), strict=True))
+                assert any(not torch.equal(a, b) for a, b in zip(raw, taken[step], strict=True))
+        ends.append([p.detach().clone() for p in policy.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True)), "looking changes nothing"
+    assert all(torch.equal(a, b) for a, b in zip(ends[1], taken[2], strict=True)), "the run ends as its last snapshot"
+
+
+def test_kinds_that_are_weighed_out_are_neither_drawn_nor_planned(tmp_path: Path) -> None:
+    weights = ", ".join(f"{tag}: 0" for tag in TAGS if tag != "counting")
+    batches = _batches(_recipe(tmp_path, f"pretrain.draw_weights={{{weights}}}").pretrain, seed=0)
+    counting = {prompt.text for prompt in all_prompts("counting")}
+    for kind in ("text_to_image", "plan"):
+        assert {example.context[0].text for example in batches(kind, 20)} <= counting
+    asked = {example.context[1].text.removeprefix("check ") for example in batches("critique", 20)}
+    assert not asked <= counting, "critiques are of all kinds"
 
 
 def test_objectives_are_apart_first_and_joint_later(tmp_path: Path) -> None:
