@@ -58,6 +58,10 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
     settings = recipe.pretrain
     if settings is None:
         raise InputError("the recipe has no section 'pretrain'", hint="start from shapes_pretrain")
+    if unknown := sorted(set(settings.draw_weights) - set(TAGS)):
+        raise InputError(
+            f"pretrain.draw_weights: no kind of prompt is called {', '.join(unknown)}", hint=f"kinds: {', '.join(TAGS)}"
+        )
     folder = new_run_folder(recipe.training.output_dir, "pretrain")
     recorder = Recorder(folder)
     recorder.document("recipe.resolved.yaml", dump_resolved(recipe))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 from pydantic import Field
 
@@ -99,7 +100,7 @@ class PretrainSection(Section):
         0.0, description="Share of critiques of wrong images that stop, or ask for what helps nothing."
     )
     position_weight: float = Field(1.5, ge=0, description="Weight of position prompts; the other kinds weigh 1.")
-    draw_weights: dict[str, float] = Field(
+    draw_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {},
         description="Weights of kinds of prompts in `text_to_image` and `plan`, by tag; kinds left out weigh 1. Edits, "
         "critiques and questions show scenes of all kinds whatever is set here.",
@@ -119,5 +120,9 @@ class PretrainSection(Section):
         return legs
 
     def problems(self) -> Iterator[Problem]:
+        total = self.steps + sum(leg.steps for leg in self.later)
+        for step in self.snapshots:
+            if not 1 <= step <= total:
+                yield Problem("snapshots", f"{step} is not one of the run's {total} steps")
         if self.apart_fraction + self.ramp_fraction > 1:
             yield Problem("ramp_fraction", "apart_fraction and ramp_fraction are shares of one run; their sum passes 1")

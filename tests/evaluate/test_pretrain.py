@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from r3_rl.assemble import load_policy
+from r3_rl.errors import InputError, RecipeError
 from r3_rl.evaluate.pretrain import _batches, new_policy, pretrain
 from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.metrics import unknown_names
@@ -114,6 +115,16 @@ def test_a_snapshot_is_the_moving_average_and_leaves_the_run_as_it_is(tmp_path: 
         ends.append([p.detach().clone() for p in policy.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True)), "looking changes nothing"
     assert all(torch.equal(a, b) for a, b in zip(ends[1], taken[2], strict=True)), "the run ends as its last snapshot"
+
+
+def test_a_mistyped_kind_and_a_step_that_never_comes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no kind of prompt is called countin"):
+        pretrain(_recipe(tmp_path, "pretrain.draw_weights={countin: 0.1}"))
+    assert not list(tmp_path.iterdir()), "before anything is made"
+    with pytest.raises(RecipeError, match="9 is not one of the run's 3 steps"):
+        _recipe(tmp_path, "pretrain.steps=3", "pretrain.later=[]", "pretrain.snapshots=[9]")
+    with pytest.raises(RecipeError, match="draw_weights"):
+        _recipe(tmp_path, "pretrain.draw_weights={counting: -1}")
 
 
 def test_kinds_that_are_weighed_out_are_neither_drawn_nor_planned(tmp_path: Path) -> None:
