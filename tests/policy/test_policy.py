@@ -13,8 +13,9 @@ from r3_rl.policy.adapters import AdapterSettings, adapter_merged, trainable_par
 from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens
 from r3_rl.policy.bagel.config import AutoencoderConfig
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
+from r3_rl.policy.bagel.sampler import row_noise
 from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling
-from r3_rl.rollout.episode import make_critiques, make_drafts, make_refinements
+from r3_rl.rollout.episode import make_critiques, make_drafts, make_refinements, row_seeds
 from r3_rl.types import ImagePiece, TextPiece, TextSegment
 from tests.policy.tiny import PAPER_GUIDANCE, PROMPTS, loop, pictures, tiny_policy
 
@@ -91,7 +92,9 @@ def test_matching_draws_by_the_ode_and_its_gradient_lowers_the_loss_of_the_image
     matching = replace(GUIDED, convention="matching", sde_steps=(0, 2), shift=3.0)
     drafts = one_of_each(policy, matching)["draft"]
     ode = one_of_each(policy, replace(matching, convention="cps", eta=0.4, sde_steps=()))["draft"]
-    for draft, plain in zip(drafts, ode, strict=True):
+    own_noise = row_noise(row_seeds(3, 1, 6), 1, tuple(drafts[0].states.shape[1:]))[:, 0]
+    for draft, plain, noise in zip(drafts, ode, own_noise, strict=True):
+        torch.testing.assert_close(draft.states[0], noise, atol=1e-5, rtol=0)
         assert torch.equal(draft.image, plain.image), "no step is stochastic"
         assert len(draft.times) == 2 and draft.times[0] == 1 and len(plain.times) == 0
         # v = x_1 - x_0 and x_t = x_0 + t v: both levels belong to one image and to the noise that it was drawn from
