@@ -118,8 +118,8 @@ def test_a_snapshot_is_the_moving_average_and_leaves_the_run_as_it_is(tmp_path: 
 
 
 def test_a_mistyped_kind_and_a_step_that_never_comes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no kind of prompt is called countin"):
-        pretrain(_recipe(tmp_path, "pretrain.draw_weights={countin: 0.1}"))
+    with pytest.raises(InputError, match="no kind of prompt is called huge_count"):
+        pretrain(_recipe(tmp_path, "pretrain.draw_weights={huge_count: 0.1}"))
     assert not list(tmp_path.iterdir()), "before anything is made"
     with pytest.raises(RecipeError, match="9 is not one of the run's 3 steps"):
         _recipe(tmp_path, "pretrain.steps=3", "pretrain.later=[]", "pretrain.snapshots=[9]")
