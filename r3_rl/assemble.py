@@ -231,6 +231,7 @@ def trainer_arguments(recipe: Recipe, run_folder: Path, *, processes: int | None
         format_weight=a.format_weight,
         refine_node_choice=a.tree.node_choice,
         refine_perfect_ratio=a.tree.perfect_ratio,
+        reason_steps=a.tree.reason_steps,
         refine_depth=a.tree.depth,
         refine_synthetic_fraction=a.tree.synthetic_fraction,
         apart_fraction=a.progressive.apart_fraction,

@@ -37,6 +37,9 @@ class TreeSection(Section):
         description="`spread_only`: only images whose group has unlike scores, where there is something to learn.",
     )
     perfect_ratio: Share = Field(0.15, description="Chance of a perfect image (node_choice `perfect_ratio`).")
+    reason_steps: int = Field(
+        1, ge=1, description="Reason steps before each reflect-refine step; more of them where drafts are the weak part."
+    )
     depth: int = Field(1, ge=1, description="From 2 on, refined images enter the pool too.")
     synthetic_fraction: Share = Field(0.0, description="Share of nodes drawn by the world, not the policy (`shapes`).")
 

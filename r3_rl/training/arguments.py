@@ -140,6 +140,7 @@ def schedule_of(
             max_depth=args.refine_depth,
         ),
         rounds=args.rounds,
+        reason_steps=args.reason_steps,
         synthetic=synthetic,
         synthetic_fraction=args.refine_synthetic_fraction,
         apart=args.apart_fraction,

@@ -47,6 +47,7 @@ class R3Config(TrainingArguments):
     format_weight: float = field(default=0.1, metadata={"help": "Reward of a well-formed text."})
     refine_node_choice: str = field(default="spread_only", metadata={"help": "Which nodes are refined."})
     refine_perfect_ratio: float = field(default=0.15, metadata={"help": "Share of perfect nodes."})
+    reason_steps: int = field(default=1, metadata={"help": "Reason steps before each reflect-refine step."})
     refine_depth: int = field(default=1, metadata={"help": "From 2 on, refined images enter the pool."})
     refine_synthetic_fraction: float = field(default=0.0, metadata={"help": "Share of nodes drawn by the world."})
     rounds: int = field(default=1, metadata={"help": "Refinements of a trajectory (schedule full)."})

@@ -1,6 +1,6 @@
 """What a training step collects: the schedules of Tree-RL and its baselines.
 
-tree: reason steps and reflect-refine steps in turn. full: whole trajectories. draft_only: reason steps alone.
+tree: reason steps (one, or `reason_steps`) and a reflect-refine step in turn. full: whole trajectories. draft_only: reason steps alone.
 critique_only: critiques of drafts, judged by whether their decision is right. cotrain: the last two in turn.
 progressive: begins as cotrain and becomes tree.
 """
@@ -75,6 +75,8 @@ class Schedule:
     credit: CreditSettings
     pool: NodePool
     rounds: int = 1
+    reason_steps: int = 1
+    """Of `tree` (and `cotrain`): steps of drafts before each step of critiques."""
     synthetic: SyntheticNodes | None = None
     synthetic_fraction: float = 0.0
     apart: float = 0.0
@@ -85,7 +87,7 @@ class Schedule:
         """Rollouts and credits of one step. `step` counts updates from 0."""
         if self.name == "full":
             return self._full(prompts, seed, progress)
-        name, second = self._now(seed, progress), step % 2 == 1
+        name, second = self._now(seed, progress), step % (self.reason_steps + 1) == self.reason_steps
         if name == "tree" and second:
             nodes = self._nodes(len(prompts), seed)
             if nodes:
