@@ -3,7 +3,7 @@
 The lower rungs need no skill (name three objects, draw brighter images, always stop); the upper ones are the real task,
 with the text loss only, the image loss only, both, and the whole loop. All figures are greedy: texts by the likeliest
 words, images by the ODE. `--settings first` trains with the settings of the first house (two random stochastic steps
-of eight, AdamW's epsilon of 1e-8), `now` with those of the shapes recipes.
+of eight, AdamW's epsilon of 1e-8), `now` with those of the shapes recipes. Finished runs are kept.
 
     python benchmarks/learns.py --seeds 0 1 2 --settings first now --jobs 2
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,8 @@ SETTINGS = {
     ),
     "now": (),
 }  # fmt: skip
+IN_TURN = "algorithm.tree.reason_steps=1"
+"""Critiques are what is learned: every second step has them."""
 ONLY_TEXT = ("algorithm.image_loss_weight=0", "lora.branches=understanding", "training.image_learning_rate=null")
 ONLY_IMAGE = (
     "algorithm.text_loss_weight=0", "lora.branches=generation", "training.image_learning_rate=null",
@@ -85,13 +88,13 @@ RUNGS = {
         relative=True,
     ),
     "critique: always stop": Rung(
-        reward="content", recipe="shapes_r3", overrides=ONLY_TEXT, figure="stops", goal=0.95
+        reward="content", recipe="shapes_r3", overrides=(*ONLY_TEXT, IN_TURN), figure="stops", goal=0.95
     ),
     "critique: always edit": Rung(
-        reward="restless", recipe="shapes_r3", overrides=ONLY_TEXT, figure="edits", goal=0.95
+        reward="restless", recipe="shapes_r3", overrides=(*ONLY_TEXT, IN_TURN), figure="edits", goal=0.95
     ),
     "critique: red first": Rung(
-        reward="names_red_first", recipe="shapes_r3", overrides=ONLY_TEXT, figure="red_first", goal=0.95
+        reward="names_red_first", recipe="shapes_r3", overrides=(*ONLY_TEXT, IN_TURN), figure="red_first", goal=0.95
     ),
     "shapes, text loss only": Rung(
         reward="shapes", recipe="shapes_draft_only", overrides=ONLY_TEXT, figure="plan_right", goal=0.9
@@ -116,6 +119,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=100, help="held-out prompts of a measurement")
     parser.add_argument("--set", nargs="*", default=[], help="further overrides, key=value")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one thread each")
+    parser.add_argument("--runs", default="runs/ladder", help="folder for what each run measured")
     parser.add_argument("--out", help="also write the numbers to this JSON file")
     parser.add_argument("--one", nargs=3, metavar=("RUNG", "SETTINGS", "SEED"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -243,6 +247,12 @@ def main() -> None:
     jobs = [(name, settings, seed) for name in names for settings in args.settings for seed in args.seeds]
 
     def start(job: tuple[str, str, int]) -> dict[str, Any]:
+        slug = "-".join(
+            [re.sub(r"\W+", "_", job[0]), *map(str, job[1:]), str(args.steps), str(args.prompts), *args.set]
+        )
+        kept = Path(args.runs) / f"{slug}.json"
+        if kept.is_file():
+            return dict(json.loads(kept.read_text(encoding="utf-8")))
         command = [
             sys.executable, str(HERE / "learns.py"), "--one", job[0], job[1], str(job[2]), "--steps", str(args.steps),
             "--every", str(args.every), "--prompts", str(args.prompts), "--set", *args.set,
@@ -251,7 +261,10 @@ def main() -> None:
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise SystemExit(f"{job}: {done.stderr[-2000:]}")
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        measured = done.stdout.splitlines()[-1]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(measured + "\n", encoding="utf-8")
+        return dict(json.loads(measured))
 
     with ThreadPoolExecutor(args.jobs) as pool:
         found = dict(zip(jobs, pool.map(start, jobs), strict=True))
