@@ -69,8 +69,9 @@ class TextSegment:
     ended: bool
     """False when the text ran into the token limit; then no end token is in `token_ids`."""
     temperature: float = 1.0
-    kept: torch.Tensor | None = None
-    """bool [T, vocabulary], the tokens that truncation left in play; None without truncation."""
+    cutoff: torch.Tensor | None = None
+    """float32 [T], where top-p cut the vocabulary off at each token: in play were the tokens whose logit, divided by
+    the temperature and less the mean over the vocabulary, is at least this. None without truncation."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

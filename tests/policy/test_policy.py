@@ -12,8 +12,10 @@ from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.adapters import AdapterSettings, adapter_merged, trainable_parameters
 from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens
 from r3_rl.policy.bagel.config import AutoencoderConfig
+from r3_rl.policy.bagel.model import token_log_probs
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.bagel.sampler import row_noise
+from r3_rl.policy.bagel.writer import choose
 from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling
 from r3_rl.rollout.episode import make_critiques, make_drafts, make_refinements, row_seeds
 from r3_rl.types import ImagePiece, TextPiece, TextSegment
@@ -126,13 +128,59 @@ def test_texts_are_scored_as_tempered_and_truncated(policy, sampling):
     assert not any(s.ended for s in texts["plan"]), "the limit is short, so these are cut texts"
 
 
+def test_truncation_keeps_one_float_a_token(policy):
+    context, sampling = (TextPiece(text="a red circle"),), Sampling(max_new_tokens=30, top_p=0.8)
+    texts = policy.write([context] * 6, sampling, range(6))
+    for text in texts:
+        assert text.cutoff.shape == text.log_probs.shape and text.cutoff.dtype == torch.float32
+    assert all(t.cutoff is None for t in policy.write([context], replace(sampling, top_p=1.0), [1]))
+    assert all(t.cutoff is None for t in policy.write([context], replace(sampling, temperature=0.0), [1]))
+
+
+def test_the_line_of_truncation_falls_into_a_gap():
+    probs = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]])
+    uniform = torch.zeros(3)
+    for top_p, kept in ((0.3, [1, 4, 1]), (0.5, [2, 4, 1]), (0.75, [3, 4, 1]), (0.99, [4, 4, 1])):
+        logits = probs.clamp(min=1e-12).log() + torch.tensor([[3.0], [-50.0], [0.0]])
+        ids, log_probs, cutoff = choose(logits, Sampling(top_p=top_p), uniform)
+        in_play = logits - logits.mean(-1, keepdim=True) >= cutoff[:, None]
+        assert in_play.sum(-1).tolist() == kept, top_p
+        again = token_log_probs(logits + 7.0, ids, cutoff=cutoff)
+        torch.testing.assert_close(again, log_probs, atol=1e-5, rtol=0)
+
+
+def test_under_other_weights_a_truncated_text_keeps_its_tokens_and_its_rivals():
+    policy, sampling = tiny_policy(), Sampling(max_new_tokens=12, top_p=0.7)
+    texts = policy.write([(TextPiece(text="a red circle"),)] * 6, sampling, range(6))
+    with torch.no_grad():  # the likeliest words of before are now the least likely
+        policy.module.language_model.lm_head.weight.neg_()
+    for scored in policy.replay(texts):
+        assert torch.isfinite(scored).all() and (scored <= 0).all()
+    logits, target = torch.tensor([[2.0, 1.5, 1.0, -4.0, -5.0]]), torch.tensor([0])
+    _, _, cutoff = choose(logits, Sampling(top_p=0.9), torch.zeros(1))
+    likelier = logits + torch.tensor([[3.0, 0, 0, 0, 0]])
+    expected = likelier[:, :3].log_softmax(-1)[:, 0]
+    found = token_log_probs(likelier, target, cutoff=cutoff)
+    torch.testing.assert_close(found, expected, msg="a likelier target pushes no rival out")
+
+
+def test_a_truncated_text_has_the_gradient_of_its_support(policy):
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ids, log_probs, cutoff = choose(logits.detach(), Sampling(top_p=0.6), torch.tensor([0.1, 0.5, 0.9, 0.99]))
+    new = token_log_probs(logits, ids, cutoff=cutoff)
+    torch.testing.assert_close(new.detach(), log_probs, atol=1e-6, rtol=0)
+    new.sum().backward()
+    in_play = logits.detach() - logits.detach().mean(-1, keepdim=True) >= cutoff[:, None]
+    assert not bool(logits.grad[~in_play].any()) and bool((logits.grad[in_play] != 0).any())
+
+
 def test_a_difference_between_rollout_and_replay_shows_in_the_ratio(policy):
     """The checks above would fail if replay forgot guidance, temperature, truncation or the image's shape."""
     tempered = Sampling(max_new_tokens=6, temperature=0.6, top_p=0.7)
     found = one_of_each(policy, replace(GUIDED, size=(36, 24)), plan=tempered)
     plans, drafts = found["plan"], found["draft"]
     assert deviation(policy, [replace(s, temperature=1.0) for s in plans]) > 1e-2
-    assert deviation(policy, [replace(s, kept=None) for s in plans]) > 1e-2
+    assert deviation(policy, [replace(s, cutoff=None) for s in plans]) > 1e-2
     for other in (
         replace(GUIDED, size=(24, 36)),
         replace(GUIDED, size=(36, 24), guidance=Guidance()),

@@ -110,16 +110,16 @@ def _text_log_probs(
         assert isinstance(segment, TextSegment)
         spans[index] = (at, at + len(segment.token_ids))
         at = spans[index][1]
-        alike.setdefault((segment.temperature, segment.kept is not None), []).append(index)
+        alike.setdefault((segment.temperature, segment.cutoff is not None), []).append(index)
     results: dict[int, Tensor] = {}
     for (temperature, truncated), indices in alike.items():
         logits, targets = out.logits, packed.targets
         if len(indices) < len(texts):
             own = torch.cat([torch.arange(*spans[i]) for i in indices]).to(logits.device)
             logits, targets = logits[own], targets[own]
-        masks = [m for i in indices if isinstance(s := segments[i], TextSegment) and (m := s.kept) is not None]
-        kept = torch.cat(masks).to(logits.device) if truncated else None
-        log_probs = token_log_probs(logits, targets, temperature=temperature, kept=kept)
+        cutoffs = [c for i in indices if isinstance(s := segments[i], TextSegment) and (c := s.cutoff) is not None]
+        cutoff = torch.cat(cutoffs).to(logits.device) if truncated else None
+        log_probs = token_log_probs(logits, targets, temperature=temperature, cutoff=cutoff)
         sizes = [spans[i][1] - spans[i][0] for i in indices]
         results |= dict(zip(indices, log_probs.split(sizes), strict=True))
     return results

@@ -17,6 +17,9 @@ from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.base import Sampling
 from r3_rl.types import Context, TextSegment
 
+_LEAST_GAP = 1e-5
+"""Between logits of tokens that truncation tells apart: several times the rounding of float32."""
+
 
 @torch.no_grad()
 def write(
@@ -27,22 +30,22 @@ def write(
     uniforms = row_uniforms(seeds, limit).to(model.device)
     tokens: list[list[int]] = [[] for _ in range(num_rows)]
     log_probs: list[list[float]] = [[] for _ in range(num_rows)]
-    kept: list[list[Tensor]] = [[] for _ in range(num_rows)]
+    cutoffs: list[list[float]] = [[] for _ in range(num_rows)]
     active = torch.arange(num_rows, device=model.device)
     decoding = Decoding(model, encode(model, reader, contexts), limit)
     feed = torch.full((num_rows,), reader.bos, dtype=torch.int64, device=model.device)
     running = torch.ones(num_rows, dtype=torch.bool, device=model.device)
     for step in range(limit):
         logits = decoding.logits(feed)
-        chosen, chosen_log_probs, kept_mask = choose(logits, sampling, uniforms[active, step])
+        chosen, chosen_log_probs, cutoff = choose(logits, sampling, uniforms[active, step])
         going = running.tolist()
         rows, ids, values = active.tolist(), chosen.tolist(), chosen_log_probs.tolist()
+        lines = cutoff.tolist() if cutoff is not None else []
         for i, row in enumerate(rows):
             if going[i]:
                 tokens[row].append(ids[i])
                 log_probs[row].append(values[i])
-                if kept_mask is not None:
-                    kept[row].append(kept_mask[i].cpu())
+                cutoffs[row] += lines[i : i + 1]
         running = running & (chosen != reader.eos)
         left = int(running.sum())
         if left == 0:
@@ -60,7 +63,7 @@ def write(
             text=reader.text(tokens[r]),
             ended=tokens[r][-1] == reader.eos,
             temperature=sampling.temperature or 1.0,
-            kept=torch.stack(kept[r]) if kept[r] else None,
+            cutoff=torch.tensor(cutoffs[r]) if cutoffs[r] else None,
         )
         for r in range(num_rows)
     ]
@@ -75,22 +78,37 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor,
     """Draws a token a row by the inverse of the cumulative distribution.
 
     logits [B, V], uniform [B]. Returns ids [B], their log-probs [B] under the tempered and truncated distribution,
-    and the kept tokens bool [B, V] where truncation is on.
+    and with truncation the cut-offs float32 [B] (`TextSegment.cutoff`).
     """
     wide = logits.float()
     if sampling.greedy:
         best = wide.argmax(-1)
         return best, wide.log_softmax(-1).gather(1, best[:, None])[:, 0], None
     wide = wide / sampling.temperature
-    kept = None
+    cutoff = None
     if sampling.top_p < 1:
-        probs, order = wide.softmax(-1).sort(-1, descending=True)
-        inside = probs.cumsum(-1) - probs < sampling.top_p  # the likeliest token always stays
-        kept = torch.zeros_like(inside).scatter(1, order, inside)
-        wide = wide.masked_fill(~kept, float("-inf"))
+        line = _line(wide, sampling.top_p)
+        cutoff = line - wide.mean(-1)
+        wide = wide.masked_fill(wide < line[:, None], float("-inf"))
     log_probs = wide.log_softmax(-1)
     cumulative = log_probs.exp().cumsum(-1)
     # the sum of probabilities is 1 up to rounding: scaling the draw keeps it inside
     draw = uniform[:, None] * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, draw, right=True).clamp(max=wide.shape[1] - 1)
-    return ids[:, 0], log_probs.gather(1, ids)[:, 0], kept
+    return ids[:, 0], log_probs.gather(1, ids)[:, 0], cutoff
+
+
+def _line(wide: Tensor, top_p: float) -> Tensor:
+    """Logits float32 [B] between the likeliest tokens, which together have a probability of `top_p`, and the others.
+
+    The line is in the middle of a gap, since the logits of a replay differ in their last bits and must fall on the same
+    sides; tokens with hardly a gap between them stay together. Minus infinity if all stay.
+    """
+    ordered = wide.sort(-1, descending=True).values
+    probs = ordered.softmax(-1)
+    last = (probs.cumsum(-1) - probs < top_p).sum(-1, keepdim=True) - 1  # the likeliest token always stays
+    following = torch.cat([ordered[:, 1:], ordered.new_full((len(ordered), 1), float("-inf"))], 1)
+    places = torch.arange(wide.shape[1], device=wide.device)
+    apart = (ordered - following >= _LEAST_GAP) & (places >= last)
+    cut = apart.to(torch.uint8).argmax(-1, keepdim=True)  # the first of them
+    return ((ordered.gather(1, cut) + following.gather(1, cut)) / 2)[:, 0]
