@@ -6,8 +6,10 @@ latent token. Images are float32 tensors [3, H, W] in [0, 1] inside the toolkit 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch takes more than a second to import and the verbs that only read recipes need none of it
@@ -38,6 +40,15 @@ class TextPiece:
     keep: bool = False
     """True for a system prompt: guidance's text-dropped context keeps it."""
 
+    @cached_property
+    def key(self) -> Hashable:
+        """What the block says: pieces with equal keys are read once.
+
+        >>> TextPiece(text="a red circle").key == TextPiece(text="a red circle").key
+        True
+        """
+        return ("text", self.text if self.token_ids is None else self.token_ids, self.keep)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImagePiece:
@@ -48,11 +59,48 @@ class ImagePiece:
     use: str = "look"
     """`look`: understanding tokens only (critique, question). `edit`: latent and understanding tokens (refinement)."""
 
+    @cached_property
+    def key(self) -> Hashable:
+        """What the image shows and how it is read: a digest of its values, its shape and `use`. It is computed when it
+        is first asked for (12 ms for 1024 x 1024 pixels), so the image must not be written to afterwards.
+
+        >>> import torch
+        >>> ImagePiece(image=torch.zeros(3, 2, 2)).key == ImagePiece(image=torch.zeros(3, 2, 2)).key
+        True
+        """
+        values = self.image.detach().cpu().contiguous()
+        digest = hashlib.blake2b(values.numpy().reshape(-1), digest_size=16).hexdigest()
+        return ("image", digest, str(values.dtype), tuple(values.shape), self.use)
+
 
 Piece = TextPiece | ImagePiece
 Context = tuple[Piece, ...]
-"""What a policy reads before it writes or draws: texts and images in order. Rows of a group share their leading
-pieces by identity, which lets a backbone encode them once."""
+"""What a policy reads before it writes or draws: texts and images in order. A backbone encodes the leading pieces that
+several rows share once. Equal keys share, whichever objects hold them."""
+
+
+def context_key(context: Context) -> tuple[Hashable, ...]:
+    """Return the keys of a context's pieces, in order: contexts with equal keys are the same to a policy.
+
+    >>> context_key((TextPiece(text="a"), TextPiece(text="b", token_ids=(7,), keep=True)))
+    (('text', 'a', False), ('text', (7,), True))
+    """
+    return tuple(piece.key for piece in context)
+
+
+def written_before(context: Context) -> Hashable:
+    """Return `(context_key, token_ids)` of the sampled text that a context ends with; None if it does not end with one.
+
+    A plan and the image drawn after it are brought together by this key.
+
+    >>> prompt, plan = TextPiece(text="a red circle"), TextPiece(text="red", token_ids=(7, 2))
+    >>> written_before((prompt, plan)) == (context_key((prompt,)), (7, 2)), written_before((prompt,))
+    (True, None)
+    """
+    last = context[-1] if context else None
+    if not isinstance(last, TextPiece) or last.token_ids is None:
+        return None
+    return context_key(context[:-1]), last.token_ids
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -24,6 +24,8 @@ from r3_rl.evaluate.run import build_trainer
 from r3_rl.observe.memory import free_bytes, weighed
 from r3_rl.policy.adapters import adapted_layers
 from r3_rl.policy.bagel.policy import BagelPolicy
+from r3_rl.policy.bagel.reader import kept_pieces
+from r3_rl.policy.prefixes import spans
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.rollout.episode import Parts
 from r3_rl.training.trainer import R3Trainer
@@ -174,21 +176,21 @@ def _bytes(tensors: Any) -> int:
 
 
 def _caches(policy: BagelPolicy, rollouts: Rollouts, shares: Mapping[str, float]) -> int:
-    """Keys and values of the largest stage: a text's own tokens and its group's context, an image's contexts with
-    those that guidance drops something from."""
+    """Keys and values of the largest stage: a text's own tokens, and every prefix of the contexts once, those that
+    guidance drops something from included."""
     llm, reader = policy.model.config.llm, policy.reader
     a_token = 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim
     a_token *= policy.model.llm2vae.weight.element_size()
     most = 0.0
     for stage, segments in rollouts.segments.items():
-        texts = [s for s in segments if isinstance(s, TextSegment)]
-        contexts = {id(s.context): s.context for s in texts}.values()
-        tokens = sum(len(s.token_ids) for s in texts) + sum(map(reader.num_tokens, contexts))
+        contexts = [s.context for s in segments]
         for s in segments:
             if isinstance(s, ImageSegment):
                 guidance = s.drawing.guidance
-                drops = ["", *(["text"] * guidance.needs_text_drop), *(["image"] * guidance.needs_image_drop)]
-                tokens += sum(reader.num_tokens(s.context, drop=drop) for drop in drops)
+                drops = [*(["text"] * guidance.needs_text_drop), *(["image"] * guidance.needs_image_drop)]
+                contexts += [kept_pieces(s.context, drop) for drop in drops]
+        tokens = sum(len(s.token_ids) for s in segments if isinstance(s, TextSegment))
+        tokens += sum(reader.num_tokens(span.pieces) for level in spans(contexts) for span in level)
         most = max(most, tokens * shares.get(stage, 1.0))
     return round(most * a_token)
 

@@ -1,7 +1,7 @@
 """The loop: plan and draft, then critique and refinement until the critique stops.
 
-Every function takes rows and gives rows in the same order; rows of a group share their context pieces by identity, so
-a backbone encodes them once. A stopped trajectory leaves the batch: it costs nothing afterwards.
+Every function takes rows and gives rows in the same order; rows of a group begin with equal pieces, which a backbone
+encodes once. A stopped trajectory leaves the batch: it costs nothing afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from r3_rl.flow.windows import choose_steps
 from r3_rl.policy.base import Drawing, Policy, Sampling
 from r3_rl.rollout.protocol import Protocol, edit, look
-from r3_rl.types import Context, Critique, ImageSegment, Prompt, Round, TextPiece, TextSegment, Trajectory
+from r3_rl.types import Context, Critique, ImagePiece, ImageSegment, Prompt, Round, TextPiece, TextSegment, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +225,8 @@ def make_refinements(
 
     Args:
         policy: who draws.
-        critiques, images, prompts, drawings: one a row; peers' images are one object, so that it is encoded once, and
-            so is a critique that several rows refine by.
+        critiques, images, prompts, drawings: one a row; equal images are encoded once, and so are equal instructions
+            after them.
         settings: templates.
         seed: of the step.
         groups: peers have one number and may share their starting noise; by default every row stands alone.
@@ -234,19 +234,20 @@ def make_refinements(
         parts: the batches that are drawn.
         drawn: is told the rows of a part that have an image, and their images, as soon as they are there.
     """
-    pieces = {id(image): edit(image) for image in images}
-    said = {
-        id(critique): settings.protocol.refine_pieces(critique, prompt, show_prompt=settings.show_prompt)
-        for critique, prompt in zip(critiques, prompts, strict=True)
-        if critique.instruction
-    }
+    pieces: list[ImagePiece] = []
+    for i, image in enumerate(images):
+        # rows of one image lie side by side: one piece for them, so that its digest is computed once
+        pieces.append(pieces[-1] if i and image is images[i - 1] else edit(image))
     seeds = _seeds_of(seed, 3, rows or range(len(critiques)))
     peers = groups or range(len(critiques))
     noise = _noise_seeds(settings.refine, seeds, peers) or seeds
     out: list[ImageSegment | None] = [None] * len(critiques)
     for part in parts.of(peers):
         asked = [i for i in part if critiques[i].instruction]
-        contexts = [(pieces[id(images[i])], *said[id(critiques[i])]) for i in asked]
+        contexts = [
+            (pieces[i], *settings.protocol.refine_pieces(critiques[i], prompts[i], show_prompt=settings.show_prompt))
+            for i in asked
+        ]
         made = policy.draw(contexts, _at(asked, drawings), _at(asked, seeds), _at(asked, noise))
         for i, image in zip(asked, made, strict=True):
             out[i] = image

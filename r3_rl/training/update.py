@@ -6,7 +6,7 @@ that one pass scores both. Losses are normalised by the whole step, so any packi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import reduce
@@ -21,7 +21,7 @@ from r3_rl.errors import RunError
 from r3_rl.flow.sde import kl_mean, kl_velocity
 from r3_rl.policy.base import ImageReplay, Policy
 from r3_rl.training.credit import Credit
-from r3_rl.types import ImageSegment, Segment, TextPiece, TextSegment
+from r3_rl.types import Context, ImageSegment, Segment, TextPiece, TextSegment, context_key, written_before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +91,10 @@ class UpdateStatistics:
 def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) -> list[list[Credit]]:
     """Packs credits up to the budget. A plan stays with its draft; peers lie side by side, so that a pass reads what
     they share once; the longest come first, so that like lengths share a pass."""
-    groups: dict[int, list[tuple[int, list[Credit]]]] = {}
+    groups: dict[Hashable, list[tuple[int, list[Credit]]]] = {}
     for bundle in _bundles(credits):
-        context = bundle[0].segment.context
         size = sum(policy.num_tokens(c.segment) for c in bundle)
-        groups.setdefault(id(context[0] if context else bundle), []).append((size, bundle))
+        groups.setdefault(_peers_key(bundle[0].segment.context), []).append((size, bundle))
     for peers in groups.values():
         peers.sort(key=lambda pair: -pair[0])
     batches: list[list[Credit]] = []
@@ -111,14 +110,24 @@ def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) 
     return batches
 
 
+def _peers_key(context: Context) -> Hashable:
+    """The key of the first piece that not every row reads: all read the same system prompt."""
+    return next((p.key for p in context if not (isinstance(p, TextPiece) and p.keep)), None)
+
+
 def _bundles(credits: Sequence[Credit]) -> list[list[Credit]]:
-    by_text = {id(c.segment.token_ids): [c] for c in credits if isinstance(c.segment, TextSegment)}
-    bundles = list(by_text.values())
+    """One bundle a text, with the drafts drawn after it, and one for every other image."""
+    bundles: list[list[Credit]] = []
+    by_text: dict[Hashable, list[Credit]] = {}
+    for credit in credits:
+        if isinstance(segment := credit.segment, TextSegment):
+            bundles.append([credit])
+            # peers may write the same text: either may go with the drafts
+            by_text.setdefault((context_key(segment.context), segment.token_ids), bundles[-1])
     for credit in credits:
         if isinstance(credit.segment, ImageSegment):
-            last = credit.segment.context[-1] if credit.segment.context else None
-            host = by_text.get(id(last.token_ids)) if isinstance(last, TextPiece) and last.token_ids else None
-            if host is not None and credit.stage == "draft":
+            host = by_text.get(written_before(credit.segment.context)) if credit.stage == "draft" else None
+            if host is not None:
                 host.append(credit)
             else:
                 bundles.append([credit])

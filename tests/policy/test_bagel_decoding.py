@@ -8,7 +8,7 @@ import torch
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_merged, attach
 from r3_rl.policy.bagel import decoding
 from r3_rl.policy.bagel.decoding import Decoding
-from r3_rl.policy.bagel.encoder import encode, encode_rows
+from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.packing import TextBlock, pack
 from r3_rl.types import TextPiece
 from tests.policy.tiny_bagel import tiny_bagel, tiny_policy
@@ -67,7 +67,7 @@ def test_logits_are_those_of_the_packed_pass(model, shared, backend):
 
 
 def test_without_any_context(model):
-    encoded = encode_rows(model, [[] for _ in WRITTEN])
+    encoded = encode(model, tiny_policy(model).reader, [()] * len(WRITTEN))
     for one, all_at_once in zip(decoded(model, encoded, WRITTEN), packed(model, encoded, WRITTEN), strict=True):
         torch.testing.assert_close(one, all_at_once, atol=2e-5, rtol=1e-5)
 

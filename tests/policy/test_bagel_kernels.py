@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from r3_rl.policy.bagel.attention import CachePart, attend
-from r3_rl.policy.bagel.encoder import encode, run_length, shared_depth
+from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.kernels import _RmsNorm, _Rotate, rms_norm, rotate
 from r3_rl.policy.bagel.packing import LatentBlock, LookBlock, TextBlock, pack
 from r3_rl.policy.base import Sampling
@@ -51,13 +51,14 @@ def parts(seed=0):
     """A part that pairs of rows share, with padding, and a part of every row's own."""
     valid = torch.tensor([[True, True, False], [True, True, True]])
     shared = CachePart(keys=[normal(2, 2, 3, 4, seed=seed)], values=[normal(2, 2, 3, 4, seed=seed + 1)], valid=valid)
-    shared.share = 2
+    shared = shared.read_by([0, 0, 1, 1])
+    assert shared.share == 2 and shared.owner is None
     own = CachePart(keys=[normal(4, 2, 2, 4, seed=seed + 2)], values=[normal(4, 2, 2, 4, seed=seed + 3)], valid=None)
     return [shared, own]
 
 
 def seen(cached):
-    return [(p.keys[0], p.values[0], p.valid, p.share) for p in cached]
+    return [part.layer(0) for part in cached]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -90,15 +91,6 @@ def test_a_shared_part_is_what_its_copies_would_be():
     left = [part.select(rows) for part in (shared, own)]
     assert [part.share for part in left] == [1, 1]
     torch.testing.assert_close(attend(q[rows], k[rows], v[rows], None, seen(left)), expected[rows])
-
-
-def test_what_counts_as_shared():
-    a, b, c = TextPiece(text="a"), TextPiece(text="a"), TextPiece(text="c")
-    assert run_length([(1,), (1,), (1,)]) == 3
-    assert shared_depth([(a, c), (a, c), (b, c), (b, c)]) == (2, 2)
-    assert shared_depth([(a, b), (a, c)]) == (1, 2)
-    assert shared_depth([(a,), (b,)]) == (0, 1), "equal words are not the same piece"
-    assert shared_depth([(a,), (b,), (a,), (b,)]) == (0, 1), "peers must lie side by side"
 
 
 def test_encoding_fills_no_cache_for_nothing():

@@ -287,20 +287,6 @@ def test_height_and_width_are_not_swapped(policy):
     assert latent.grid == look.grid == (3, 2)
 
 
-@pytest.mark.parametrize("drawing", [FAITHFUL, GUIDED], ids=["plain", "guided"])
-def test_what_a_group_shares_is_encoded_once_and_changes_nothing(policy, drawing):
-    head = [(ImagePiece(image=image, use="edit"), TextPiece(text="a red circle")) for image in pictures(2)]
-    tails = [TextPiece(text=t) for t in ("add a cross", "draw", "remove a blue square", "a", "a circle", "move")]
-    shared = [(*head[i // 3], tail) for i, tail in enumerate(tails)]
-    copies = [(replace(c[0]), replace(c[1]), c[2]) for c in shared]
-    for a, b in zip(policy.write(shared, SHORT, range(6)), policy.write(copies, SHORT, range(6)), strict=True):
-        assert a.token_ids == b.token_ids
-        torch.testing.assert_close(a.log_probs, b.log_probs, atol=2e-5, rtol=0)
-    drawn = policy.draw(shared, [drawing] * 6, range(6)), policy.draw(copies, [drawing] * 6, range(6))
-    for a, b in zip(*drawn, strict=True):
-        torch.testing.assert_close(a.image, b.image, atol=2e-5, rtol=0)
-
-
 def test_a_group_of_one_context_is_one_row_of_the_first_pass(policy):
     context = (TextPiece(text="a red circle"),)
     seen = rows_of_passes(policy, lambda: policy.write([context] * 8, Sampling(max_new_tokens=2), range(8)))

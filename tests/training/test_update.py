@@ -13,6 +13,7 @@ from r3_rl.observe.metrics import unknown_names
 from r3_rl.policy.base import Sampling
 from r3_rl.training.credit import Credit
 from r3_rl.training.update import LossSettings, accumulate, micro_batches, step_sizes
+from r3_rl.types import TextPiece, context_key, written_before
 from tests.policy.tiny import PAPER_GUIDANCE, loop
 from tests.training.rollouts import gradient, names, step_credits, trained_policy
 
@@ -70,7 +71,7 @@ def test_micro_batches_keep_the_budget_and_everything(policy, credits):
 
 def test_peers_lie_side_by_side_in_a_micro_batch(policy, credits):
     for batch in micro_batches(policy, credits, 150):
-        owners = [id(c.segment.context[0]) for c in batch]
+        owners = [c.segment.context[0].key for c in batch]
         assert len(set(owners)) == 1 + sum(a != b for a, b in itertools.pairwise(owners))
 
 
@@ -79,8 +80,25 @@ def test_a_plan_travels_with_its_draft(policy, credits):
         assert names(batch) in (["draft", "plan"], ["critique"], ["refinement"], ["plan"], ["draft"])
         if names(batch) == ["draft", "plan"]:
             plan, draft = sorted(batch, key=lambda c: c.stage, reverse=True)
-            assert draft.segment.context[-1].token_ids is plan.segment.token_ids
+            assert written_before(draft.segment.context) == (context_key(plan.segment.context), plan.segment.token_ids)
     assert ["draft", "plan"] in [names(b) for b in micro_batches(policy, credits, 1)]
+
+
+def test_peers_that_wrote_the_same_plan_are_all_kept(policy, credits):
+    plan = next(c for c in credits if c.stage == "plan")
+    twins = [plan, replace(plan, segment=replace(plan.segment, token_ids=(*plan.segment.token_ids,)))]
+    found = [c for batch in micro_batches(policy, [*twins, *credits], 200) for c in batch]
+    assert len(found) == len(credits) + 2 and all(any(c is twin for c in found) for twin in twins)
+
+
+def test_a_system_prompt_does_not_make_all_rows_peers(policy):
+    system = TextPiece(text="draw", keep=True)
+    contexts = [(system, TextPiece(text=text)) for text in ("a red circle", "a cross") for _ in range(3)]
+    texts = policy.write(contexts, Sampling(max_new_tokens=20), range(6))
+    mixed = [Credit(segment=texts[i], advantage=1.0, stage="plan") for i in (0, 3, 1, 4, 2, 5)]
+    (batch,) = micro_batches(policy, mixed, 10_000)
+    owners = [c.segment.context[1].key for c in batch]
+    assert sum(a != b for a, b in itertools.pairwise(owners)) == 1
 
 
 def test_on_policy_the_loss_is_minus_the_mean_advantage(policy, credits):

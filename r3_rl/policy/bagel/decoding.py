@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from r3_rl.policy.bagel.attention import CachePart, attend, attend_cached
+from r3_rl.policy.bagel.attention import CachePart, Seen, attend, attend_cached
 from r3_rl.policy.bagel.encoder import Encoded
 from r3_rl.policy.bagel.kernels import rms_norm
 from r3_rl.policy.bagel.layers import DecoderLayer, RMSNorm, rotary_tables
@@ -80,12 +80,12 @@ class Decoding:
         """q [B, H, D], k and v [B, V, D] -> [B, H D]; k and v go into the cache."""
         keys, values = self.own.keys[i], self.own.values[i]
         keys[:, :, self.length], values[:, :, self.length] = k, v
-        seen = [(p.keys[i], p.values[i], p.valid, p.share) for p in self.past.parts]
+        seen = [part.layer(i) for part in self.past.parts]
         if self.model.decoder.backend == "matmul":
             end = self.length + 1
-            return attend_cached(q, [*seen, (keys[:, :, :end], values[:, :, :end], None, 1)]).flatten(1)
+            return attend_cached(q, [*seen, Seen(keys[:, :, :end], values[:, :, :end], None)]).flatten(1)
         if self.length:
-            seen.append((keys[:, :, : self.length], values[:, :, : self.length], None, 1))
+            seen.append(Seen(keys[:, :, : self.length], values[:, :, : self.length], None))
         return attend(q[:, None], k[:, None], v[:, None], None, seen, backend=self.model.decoder.backend).flatten(1)
 
 

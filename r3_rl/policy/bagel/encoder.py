@@ -1,12 +1,11 @@
-"""Contexts -> cached keys and values, what a group shares encoded once.
+"""Contexts -> cached keys and values, every prefix that rows share read once.
 
-Shapes: B contexts, G rows that share their leading pieces.
+Shapes: B contexts.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,13 @@ from torch import Tensor
 
 from r3_rl.policy.bagel.attention import CachePart
 from r3_rl.policy.bagel.model import Bagel
-from r3_rl.policy.bagel.packing import Block, pack
+from r3_rl.policy.bagel.packing import Block, num_tokens, pack
 from r3_rl.policy.bagel.reader import Reader
-from r3_rl.types import Context
+from r3_rl.policy.prefixes import Span, spans
+from r3_rl.types import Context, Piece
+
+_MOST_PADDING = 4096
+"""Tokens. A pass that would be padded by more is split: keys of padding are stored as long as those of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,95 +35,103 @@ class Encoded:
         """Some of the batch's rows."""
         return Encoded(parts=[p.select(rows) for p in self.parts], next_position=self.next_position[rows])
 
+    def joined(self) -> Encoded:
+        """The same context as one part with a copy for every row."""
+        parts = self.select(torch.arange(self.next_position.shape[0], device=self.next_position.device)).parts
+        valid = None
+        if any(p.valid is not None for p in parts):
+            every = [p.keys[0].new_ones(p.keys[0].shape[::2], dtype=torch.bool) for p in parts]
+            valid = torch.cat([e if p.valid is None else p.valid for p, e in zip(parts, every, strict=True)], 1)
+        keys, values = (
+            [torch.cat(layer, 2) for layer in zip(*of, strict=True)]
+            for of in ([p.keys for p in parts], [p.values for p in parts])
+        )
+        return Encoded(parts=[CachePart(keys=keys, values=values, valid=valid)], next_position=self.next_position)
 
-def run_length(keys: Sequence[tuple[int, ...]]) -> int:
-    """Length of the runs when equal keys stand in runs of one length, each key in one run only; else 1.
 
-    >>> run_length([(1,), (1,), (2,), (2,)]), run_length([(1,), (2,), (2,)]), run_length([(1,), (2,), (1,), (2,)])
-    (2, 1, 1)
+class Contexts:
+    """B contexts, their prefix tree read level by level.
+
+    `least`: prefixes that fewer rows share are left to whoever scores the rows (`rest`); 1 reads everything. Gradient
+    flows through the cache where it is enabled.
     """
-    count = len(set(keys))
-    length = len(keys) // count
-    if length == 1 or length * count != len(keys):
-        return 1
-    in_runs = all(keys[i] == keys[i - i % length] for i in range(len(keys)))
-    return length if in_runs else 1
+
+    def __init__(self, model: Bagel, reader: Reader, contexts: Sequence[Context], *, least: int = 1) -> None:
+        self._model, self._reader, self._contexts = model, reader, contexts
+        self._blocks: dict[Hashable, list[Block]] = {}
+        self._parts: list[CachePart] = []
+        self._owners: list[list[int]] = []
+        self._depth = [0] * len(contexts)
+        self._position = [0] * len(contexts)
+        for level in spans(contexts, least=least):
+            blocks = [self._read(span.pieces) for span in level]
+            for places in _passes([sum(map(num_tokens, row)) for row in blocks]):
+                self._append([level[i] for i in places], [blocks[i] for i in places])
+
+    def _append(self, level: Sequence[Span], blocks: Sequence[Sequence[Block]]) -> None:
+        """One pass: a row a span, after what its rows have read in earlier levels."""
+        model, past = self._model, self.past([span.rows[0] for span in level])
+        packed = pack(blocks, model.config, start=past.next_position.tolist(), device=model.device)
+        part = model(packed, past.parts, keep=True).part
+        # read many times from here on: laid out once
+        keys, values = ([x.contiguous() for x in own] for own in (part.keys, part.values))
+        self._parts.append(CachePart(keys=keys, values=values, valid=part.valid))
+        owner = [-1] * len(self._contexts)
+        for number, (span, end) in enumerate(zip(level, packed.next_position.tolist(), strict=True)):
+            for row in span.rows:
+                owner[row] = number
+                self._depth[row] += len(span.pieces)
+                self._position[row] = end
+        self._owners.append(owner)
+
+    def past(self, rows: Sequence[int]) -> Encoded:
+        """What has been read, as the past of some of the rows. Nothing is copied."""
+        owners = [[owner[row] for row in rows] for owner in self._owners]
+        parts = [part.read_by(own) for part, own in zip(self._parts, owners, strict=True) if max(own) >= 0]
+        position = torch.tensor([self._position[row] for row in rows], device=self._model.device)
+        return Encoded(parts=parts, next_position=position)
+
+    def past_of_steps(self, rows: Sequence[int]) -> Encoded:
+        """The same for many steps without gradient. A fused kernel gathers what a step reads layer by layer; for plain
+        products (small models) groups of unequal size are gathered here, once."""
+        past = self.past(rows)
+        gathered = self._model.decoder.backend == "matmul" and any(p.owner is not None for p in past.parts)
+        return past.joined() if gathered else past
+
+    def rest(self, row: int) -> list[Block]:
+        """The blocks of a row's context that the cache does not hold."""
+        return self._read(self._contexts[row][self._depth[row] :])
+
+    def by_prefix(self) -> list[tuple[int, ...]]:
+        """The rows with a past, then those without, as far as there are any; rows with one past lie side by side."""
+        order = sorted(range(len(self._contexts)), key=lambda row: [owner[row] for owner in self._owners])
+        split = [tuple(row for row in order if bool(self._depth[row]) is cached) for cached in (True, False)]
+        return [rows for rows in split if rows]
+
+    def _read(self, pieces: Sequence[Piece]) -> list[Block]:
+        """The blocks of pieces; of equal ones only the first is read."""
+        for piece in pieces:
+            if piece.key not in self._blocks:
+                self._blocks[piece.key] = self._reader.blocks((piece,))
+        return [block for piece in pieces for block in self._blocks[piece.key]]
 
 
-def shared_depth(contexts: Sequence[Context]) -> tuple[int, int]:
-    """How many leading pieces whole groups share (by identity), and the group size: (depth, G)."""
-    for depth in range(min(len(c) for c in contexts), 0, -1):
-        length = run_length([tuple(id(piece) for piece in c[:depth]) for c in contexts])
-        if length > 1:
-            return depth, length
-    return 0, 1
+def _passes(lengths: Sequence[int]) -> list[list[int]]:
+    """The places of rows, pass by pass: all in one, unless the short ones would be padded by much.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Peers:
-    """Rows whose contexts begin with the same pieces."""
-
-    rows: tuple[int, ...]
-    """Places in the batch."""
-    depth: int
-    """How many leading pieces they share; 0 for the rows that share none with another."""
-
-
-def peers_of(contexts: Sequence[Context]) -> list[Peers]:
-    """Every row with those that share the longest beginning with it, in any order of rows and any number.
-
-    >>> from r3_rl.types import TextPiece
-    >>> a, b = TextPiece(text="a"), TextPiece(text="b")
-    >>> [(p.depth, p.rows) for p in peers_of([(a,), (b,), (a, b)])]
-    [(1, (0, 2)), (0, (1,))]
+    >>> _passes([9000, 20, 30, 20]), _passes([30, 20])
+    ([[0], [1, 2, 3]], [[0, 1]])
     """
-    keys = [tuple(id(piece) for piece in context) for context in contexts]
-    counts = Counter(key[:depth] for key in keys for depth in range(1, len(key) + 1))
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, key in enumerate(keys):
-        depth = max((d for d in range(1, len(key) + 1) if counts[key[:d]] > 1), default=0)
-        groups.setdefault(key[:depth], []).append(row)
-    shared = [Peers(rows=tuple(rows), depth=len(key)) for key, rows in groups.items() if key and len(rows) > 1]
-    alone = sorted(row for key, rows in groups.items() if not key or len(rows) == 1 for row in rows)
-    return [*shared, *([Peers(rows=tuple(alone), depth=0)] if alone else [])]
-
-
-def encode_peers(model: Bagel, reader: Reader, contexts: Sequence[Context], peers: Sequence[Peers]) -> Encoded:
-    """What the peers share, once each, as the past of their rows one after the other; gradient flows through it."""
-    encoded = encode_rows(model, [reader.blocks(contexts[p.rows[0]][: p.depth]) for p in peers])
-    sizes = [len(p.rows) for p in peers]
-    owner = torch.arange(len(peers), device=model.device).repeat_interleave(torch.tensor(sizes, device=model.device))
-    if len(set(sizes)) > 1:
-        return encoded.select(owner)
-    for part in encoded.parts:
-        part.share = sizes[0]
-    return Encoded(parts=encoded.parts, next_position=encoded.next_position[owner])
-
-
-def encode_rows(
-    model: Bagel,
-    rows: Sequence[Sequence[Block]],
-    past: Encoded | None = None,
-) -> Encoded:
-    """Appends one row of blocks a context to the cache. Rows may be empty only all together."""
-    if not any(rows):
-        zero = torch.zeros(len(rows), dtype=torch.int64, device=model.device)
-        return past or Encoded(parts=[], next_position=zero)
-    start = past.next_position.tolist() if past else None
-    packed = pack(rows, model.config, start=start, device=model.device)
-    part = model(packed, past.parts if past else None, keep=True).part
-    # read many times from here on: laid out once
-    part.keys, part.values = ([x.contiguous() for x in own] for own in (part.keys, part.values))
-    return Encoded(parts=[*(past.parts if past else []), part], next_position=packed.next_position)
+    left, passes = list(range(len(lengths))), []
+    while left:
+        longest = max(lengths[i] for i in left)
+        padding = sum(longest - lengths[i] for i in left)
+        alike = left if padding <= _MOST_PADDING else [i for i in left if 2 * lengths[i] > longest]
+        passes.append(alike)
+        left = [i for i in left if i not in alike]
+    return passes
 
 
 def encode(model: Bagel, reader: Reader, contexts: Sequence[Context]) -> Encoded:
-    """Encodes B contexts. Leading pieces that groups of rows share by identity are encoded once a group."""
-    depth, group = shared_depth(contexts)
-    if group == 1:
-        return encode_rows(model, [reader.blocks(c) for c in contexts])
-    head = encode_rows(model, [reader.blocks(c[:depth]) for c in contexts[::group]])
-    for part in head.parts:
-        part.share = group
-    head = Encoded(parts=head.parts, next_position=head.next_position.repeat_interleave(group))
-    return encode_rows(model, [reader.blocks(c[depth:]) for c in contexts], head)
+    """Encode B contexts for many steps; pieces that rows share at their beginning are encoded once, by their keys."""
+    return Contexts(model, reader, contexts).past_of_steps(range(len(contexts)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from r3_rl.policy.bagel.attention import CachePart, attend
+from r3_rl.policy.bagel.attention import CachePart, Seen, attend
 from r3_rl.policy.bagel.config import LanguageConfig
 from r3_rl.policy.bagel.kernels import rms_norm, rotate
 from r3_rl.policy.linear import Linear
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         x: Tensor,
         layout: Layout,
         rotary: tuple[Tensor, Tensor],
-        past: list[tuple[Tensor, Tensor, Tensor | None, int]],
+        past: list[Seen],
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, D] -> output [N, D] and the new keys and values [B, Q, V, head_dim]."""
@@ -155,7 +155,7 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         layout: Layout,
         rotary: tuple[Tensor, Tensor],
-        past: list[tuple[Tensor, Tensor, Tensor | None, int]],
+        past: list[Seen],
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n = layout.num_understanding
@@ -209,7 +209,7 @@ class Decoder(nn.Module):
         values: list[Tensor] = []
         layers: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            seen = [(p.keys[i], p.values[i], p.valid, p.share) for p in past]
+            seen = [part.layer(i) for part in past]
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, k, v = checkpoint(self.call, layer, x, layout, rotary, seen, self.backend, use_reentrant=False)
             else:

@@ -2,13 +2,14 @@
 
 A text and the image drawn after it share one row: the text's tokens are scored where the image's steps find them as
 context, so a plan and its draft cost one pass. The steps of one image follow one another in the row as noisy blocks
-that do not see each other. What rows of a group share (the prompt, the image looked at) is read once for all of them.
+that do not see each other. What rows share at their beginning (the prompt, the image looked at) is read once for all
+of them, the rows of the branches that guidance drops included.
 Shapes: S scored steps, M latent tokens, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,12 +20,12 @@ from r3_rl.flow.guidance import combine
 from r3_rl.flow.matching import matching_log_prob
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import log_prob, stochastic_step
-from r3_rl.policy.bagel.encoder import Encoded, encode_peers, peers_of
+from r3_rl.policy.bagel.encoder import Contexts, Encoded
 from r3_rl.policy.bagel.model import Bagel, BagelOutput, token_log_probs
 from r3_rl.policy.bagel.packing import Block, LatentBlock, Packed, TextBlock, num_tokens, pack
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
 from r3_rl.policy.base import ImageReplay
-from r3_rl.types import Context, ImagePiece, ImageSegment, Segment, TextPiece, TextSegment
+from r3_rl.types import Context, ImagePiece, ImageSegment, Segment, TextSegment, context_key, written_before
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,16 +46,10 @@ def replay(model: Bagel, reader: Reader, segments: Sequence[Segment]) -> list[Te
     """Log-probs of every segment: float32 [T] for a text, an `ImageReplay` for an image."""
     rows = _rows(reader, segments)
     found = _Found()
-    peers = peers_of([row.context for row in rows])
-    shared = [p for p in peers if p.depth]
-    if shared:
-        together = [rows[i] for p in shared for i in p.rows]
-        past = encode_peers(model, reader, [row.context for row in rows], shared)
-        depth = [p.depth for p in shared for _ in p.rows]
-        _score(model, reader, segments, together, found, depth=depth, past=past)
-    alone = [rows[i] for p in peers if not p.depth for i in p.rows]
-    if alone:
-        _score(model, reader, segments, alone, found, depth=[0] * len(alone), past=None)
+    cached = Contexts(model, reader, [row.context for row in rows], least=2)
+    for places in cached.by_prefix():
+        blocks = [[*cached.rest(i), *rows[i].blocks] for i in places]
+        _score(model, segments, [rows[i] for i in places], blocks, cached.past(places), found)
     for index, branch in found.velocities:
         if branch == "full":
             found.results[index] = _image_replay(segments[index], index, found.velocities, model.device)
@@ -73,19 +68,15 @@ class _Found:
 
 def _score(
     model: Bagel,
-    reader: Reader,
     segments: Sequence[Segment],
     rows: Sequence[_Row],
+    blocks: Sequence[Sequence[Block]],
+    past: Encoded,
     found: _Found,
-    *,
-    depth: Sequence[int],
-    past: Encoded | None,
 ) -> None:
-    """One pass over rows whose first `depth` pieces lie in `past`."""
-    blocks = [[*reader.blocks(row.context[d:]), *row.blocks] for row, d in zip(rows, depth, strict=True)]
-    start = past.next_position.tolist() if past else None
-    packed = pack(blocks, model.config, start=start, device=model.device)
-    out = model(packed, past.parts if past else None)
+    """One pass over the blocks of rows, after their past."""
+    packed = pack(blocks, model.config, start=past.next_position.tolist(), device=model.device)
+    out = model(packed, past.parts)
     found.results |= _text_log_probs(segments, [row.text for row in rows if row.text is not None], out, packed)
     places = [place for row in rows for place in row.images]
     shapes = [
@@ -128,17 +119,17 @@ def _text_log_probs(
 def _rows(reader: Reader, segments: Sequence[Segment]) -> list[_Row]:
     """One row a text (with the image drawn after it, where both are replayed), one an image, one a dropped branch."""
     rows: list[_Row] = []
-    by_text: dict[int, _Row] = {}
+    by_text: dict[Hashable, _Row] = {}
     for i, segment in enumerate(segments):
         if isinstance(segment, TextSegment):
             row = _Row(context=segment.context, blocks=[_scored(reader, segment)], text=i)
-            by_text[id(segment.token_ids)] = row
+            by_text.setdefault((context_key(segment.context), segment.token_ids), row)
             rows.append(row)
     for i, segment in enumerate(segments):
         if not isinstance(segment, ImageSegment) or not len(segment.times):
             assert isinstance(segment, TextSegment), "an image without stochastic steps has nothing to replay"
             continue
-        host = _host(segment.context, by_text, segments)
+        host = by_text.get(written_before(segment.context))
         if host is None:
             host = _Row(context=segment.context, blocks=[])
             rows.append(host)
@@ -159,19 +150,6 @@ def _rows(reader: Reader, segments: Sequence[Segment]) -> list[_Row]:
 def _scored(reader: Reader, segment: TextSegment) -> TextBlock:
     block = reader.text_block(segment.text, segment.token_ids)
     return TextBlock(ids=block.ids, num_scored=len(segment.token_ids))
-
-
-def _host(context: Context, by_text: dict[int, _Row], segments: Sequence[Segment]) -> _Row | None:
-    """The row of the text that this image was drawn after, if that text is replayed in the same pass."""
-    last = context[-1] if context else None
-    if not isinstance(last, TextPiece) or last.token_ids is None:
-        return None
-    row = by_text.get(id(last.token_ids))
-    if row is None or row.text is None:
-        return None
-    before = segments[row.text].context
-    same = len(before) == len(context) - 1 and all(a is b for a, b in zip(before, context, strict=False))
-    return row if same else None
 
 
 def _dropped(segment: ImageSegment) -> list[str]:

@@ -16,10 +16,10 @@ from r3_rl.flow.guidance import Guidance, combine
 from r3_rl.flow.matching import matching_log_prob, noised
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import euler_step, log_prob, sample, stochastic_step
-from r3_rl.policy.bagel.encoder import Encoded, encode, encode_rows
+from r3_rl.policy.bagel.encoder import Contexts, Encoded
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import LatentBlock, Packed, pack
-from r3_rl.policy.bagel.reader import Reader
+from r3_rl.policy.bagel.reader import Reader, kept_pieces
 from r3_rl.policy.base import Drawing
 from r3_rl.types import Context, ImagePiece, ImageSegment
 
@@ -38,22 +38,21 @@ class _Branches:
 
 
 class Denoiser:
-    """Velocities of one batch of contexts at any state and time; the contexts are encoded once."""
+    """Velocities of one batch of contexts at any state and time; the contexts of all branches are encoded once."""
 
     def __init__(
         self, model: Bagel, reader: Reader, contexts: Sequence[Context], grid: tuple[int, int], guidance: Guidance
     ) -> None:
         self.model, self.guidance = model, guidance
         self.num_rows, self.num_tokens = len(contexts), grid[0] * grid[1]
-        everything = None
+        drops = [""]
         if guidance.needs_text_drop:
             # without an image in any context the image-dropped branch is the full one
             image = guidance.needs_image_drop and any(isinstance(piece, ImagePiece) for c in contexts for piece in c)
-            drops = ["", "text", *(["image"] if image else [])]
-            everything = _encode_dropped(model, reader, contexts, drops)
-            full = everything.select(torch.arange(self.num_rows, device=model.device))
-        else:
-            full = encode(model, reader, contexts)
+            drops += ["text", *(["image"] if image else [])]
+        cached = Contexts(model, reader, [kept_pieces(c, drop) for drop in drops for c in contexts])
+        full = cached.past_of_steps(range(self.num_rows))
+        everything = cached.past_of_steps(range(len(drops) * self.num_rows)) if len(drops) > 1 else None
         self.branches = _Branches(
             full=full,
             full_block=self._block(full, grid),
@@ -83,26 +82,6 @@ class Denoiser:
         flat = x.reshape(-1, x.shape[-1])
         packed = block.with_latents(flat, torch.full((flat.shape[0],), time, device=x.device))
         return self.model(packed, encoded.parts).velocity.view(x.shape)
-
-
-def _encode_dropped(model: Bagel, reader: Reader, contexts: Sequence[Context], drops: Sequence[str]) -> Encoded:
-    """All branches as rows of one cache; an empty row (everything dropped) holds no valid key."""
-    rows = [reader.blocks(c, drop=drop) for drop in drops for c in contexts]
-    full = [i for i, row in enumerate(rows) if row]
-    if not full:
-        return encode_rows(model, rows)
-    encoded = encode_rows(model, [rows[i] for i in full])
-    if len(full) == len(rows):
-        return encoded
-    part = encoded.parts[0]
-    place = torch.zeros(len(rows), dtype=torch.int64, device=model.device)
-    place[full] = torch.arange(len(full), device=model.device)
-    has = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
-    has[full] = True
-    spread = part.select(place)
-    valid = spread.valid if spread.valid is not None else has.new_ones(len(rows), spread.keys[0].shape[2])
-    spread.valid = valid & has[:, None]
-    return Encoded(parts=[spread], next_position=encoded.next_position[place] * has)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
