@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,8 +16,11 @@ from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.tree import Mistake, Path, Place, Tree, parse_tree, parse_value, split
 from r3_rl.recipe.wording import mistakes_of
+from r3_rl.recipe_checks import misfits, pointed_to
 
 _PACKAGE = FilePath(__file__).resolve().parent
+PATHS = (("data", "path"), ("model", "path"), ("pretrain", "start"))
+"""Settings that name a file or folder, read from the folder of the recipe that names them."""
 
 
 def shipped_folder() -> FilePath:
@@ -79,9 +82,9 @@ def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> 
     recipe = None
     try:
         recipe = Recipe.model_validate(tree.values)
-        found = [*_outside(recipe.model_dump(mode="json"))]
+        found = [*pointed_to(recipe.model_dump(mode="json")), *misfits(recipe)]
     except ValidationError as error:
-        found = [*mistakes_of(error, incomplete=() in tree.unreadable), *_outside(tree.values)]
+        found = [*mistakes_of(error, incomplete=() in tree.unreadable), *pointed_to(tree.values)]
     mistakes = tree.mistakes + [
         Mistake(tree.place_of(path, source), path, message)
         for path, message in found
@@ -204,57 +207,15 @@ def _anchor(tree: Tree) -> None:
             file, colon, name = str(reward.get("scorer")).rpartition(":") if isinstance(reward, dict) else ("", "", "")
             if file.endswith(".py"):
                 reward["scorer"] = f"{_anchored(tree, file, (section, index, 'scorer'))}{colon}{name}"
-    for section in ("data", "model"):
+    for section, key in PATHS:
         values = tree.values.get(section)
-        if isinstance(values, dict) and isinstance(path := values.get("path"), str):
-            anchored = _anchored(tree, path, (section, "path"))
+        if isinstance(values, dict) and isinstance(path := values.get(key), str):
+            anchored = _anchored(tree, path, (section, key))
             named = section == "model" and is_hub_id(path) and not FilePath(anchored).is_dir()
-            values["path"] = path if named else anchored
+            values[key] = path if named else anchored
 
 
 def _anchored(tree: Tree, path: str, where: Path) -> str:
     place = tree.place_of(where, Place(""))
     folder = FilePath(place.source).parent if place.line is not None else FilePath()
     return str((folder / FilePath(path).expanduser()).resolve())
-
-
-def _outside(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """What a recipe points to: files, folders and scorers have to be there before anything starts.
-
-    `values` may hold mistakes of their own, which are reported beside these: what is no text or list is passed over.
-    """
-    # The registry knows what is installed; reading a recipe as such does not need it.
-    from r3_rl.scoring.registry import check_scorer
-
-    if isinstance(file := _below(values, "data").get("path"), str):
-        yield from ((("data", "path"), message) for message in _prompt_file(FilePath(file)))
-    if isinstance(folder := _below(values, "model").get("path"), str) and not (
-        is_hub_id(folder) or FilePath(folder).is_dir()
-    ):
-        yield ("model", "path"), f"no such folder: '{folder}'; name the weights with model.path=FOLDER"
-    for section in ("rewards", "eval_rewards"):
-        listed = values.get(section)
-        for index, reward in enumerate(listed if isinstance(listed, list) else []):
-            scorer, params = _scorer_of(reward)
-            if scorer:
-                yield from (((section, index, "scorer"), message) for message in check_scorer(scorer, params))
-
-
-def _scorer_of(reward: Any) -> tuple[str, dict[str, Any]]:
-    """A reward's scorer and its parameters; no scorer where either is not what it should be."""
-    scorer, params = (reward.get("scorer"), reward.get("params") or {}) if isinstance(reward, dict) else ("", {})
-    return (scorer, params) if isinstance(scorer, str) and isinstance(params, dict) else ("", {})
-
-
-def _below(values: dict[str, Any], section: str) -> dict[str, Any]:
-    below = values.get(section)
-    return below if isinstance(below, dict) else {}
-
-
-def _prompt_file(file: FilePath) -> Iterator[str]:
-    if not file.is_file():
-        yield f"no such file: '{file}'; name the prompts with data.path=FILE"
-        return
-    with file.open("rb") as lines:
-        if not any(line.strip() for line in lines):
-            yield f"'{file}' holds no prompts; it needs one JSON object a line"

@@ -69,6 +69,35 @@ def test_several_mistakes_are_several_lines(r3, recipe):
     assert len(done.err.splitlines()) == 2
 
 
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_prompts_are_read_and_have_what_scorers_need(verb, r3, workplace):
+    (workplace / "p.jsonl").write_text(
+        '{"prompt": "a red cup", "tag": "colors"}\n{"prompt": "two cups", "tag": "counting"}\n'
+    )
+    (workplace / "r.yaml").write_text(RECIPE + "data: {kind: jsonl, path: p.jsonl}\n")
+    dry = ["--dry-run"] if verb == "train" else []
+    assert r3(verb, "r.yaml", *dry).code == 0
+    done = r3(verb, "r.yaml", "data.tags=[countng]", *dry)
+    assert done.code == 2 and "data.tags: no prompt has the tag 'countng'; did you mean 'counting'?" in done.err
+    done = r3(verb, "r.yaml", "data.kind=geneval", *dry)
+    assert done.code == 2 and len(done.err.splitlines()) <= 3
+    (workplace / "mine.py").write_text("def mine(images, note, **columns):\n    return [0.0] * len(images)\n")
+    for scorer, column in (("vqa_questions", "questions"), ("./mine.py:mine", "note")):
+        params = (
+            ["rewards.0.params={judge: {base_urls: [http://localhost:1/v1], model: m}}"] if column != "note" else []
+        )
+        done = r3(verb, "r.yaml", f"rewards.0.scorer={scorer}", *params, *dry)
+        assert done.code == 2 and f"needs the column '{column}', which no prompt of the data 'jsonl' has" in done.err
+
+
+def test_a_column_that_the_recipe_names_otherwise_is_looked_for_under_that_name(r3, workplace):
+    (workplace / "p.jsonl").write_text('{"prompt": "a red cup", "asked": ["is it red?"]}\n')
+    (workplace / "r.yaml").write_text(RECIPE + "data: {kind: jsonl, path: p.jsonl}\n")
+    scorer = "{scorer: vqa_questions, params: {judge: {base_urls: [http://localhost:1/v1], model: m}, %s}}"
+    assert r3("check", "r.yaml", f"rewards=[{scorer % 'questions: asked, answers: null'}]").code == 0
+    assert "column 'answers'" in r3("check", "r.yaml", f"rewards=[{scorer % 'questions: asked'}]").err
+
+
 def test_schema_is_json(r3):
     assert json.loads(r3("schema").out)["properties"]["training"]
 

@@ -101,6 +101,17 @@ def test_geometry_that_does_not_divide_names_the_nearest_numbers(world_size, hin
         geometry(recipe(), world_size)
 
 
+def test_what_a_process_has_too_little_of_is_refused():
+    few = recipe(rollout={"num_prompts": 4, "num_generations": 2, "num_parts": 4})
+    assert geometry(few, 2)
+    with pytest.raises(RecipeError, match=r"num_parts: a process has 2 rollouts, .* 4 batches; use 2 or fewer"):
+        geometry(few, 4)
+    batch = recipe(algorithm={"scale_rewards": "batch"})
+    assert geometry(batch)
+    with pytest.raises(RecipeError, match=r"scale_rewards: 'batch' would divide .* 2 processes; use 'none' or 'group'"):
+        geometry(batch, 2)
+
+
 def test_json_schema_explains_every_field_and_allows_extends():
     schema = json_schema()
     assert schema["$defs"]["TrainingSection"]["properties"]["seed"]["description"] == "Seed of the run."

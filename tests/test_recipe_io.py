@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from r3_rl.errors import RecipeError
+from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.recipe_io import dump_resolved, find_recipe, load_recipe, shipped_recipes
 
 GOOD = "version: 1\nrewards:\n  - scorer: sharpness\n"
@@ -32,6 +33,7 @@ def refused(path: str, *overrides: str) -> list[str]:
 def test_shipped_recipe_loads_and_its_resolved_form_is_the_same_recipe(name, write, tmp_path):
     brought = []
     if name.startswith("bagel_"):  # weights and prompts are the user's, and scorers with weights need packages
+        BagelConfig().to_folder(tmp_path)
         (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red cup"}\n')
         brought = [f"model.path={tmp_path}", "data.kind=jsonl", f"data.path={tmp_path}/prompts.jsonl"]
         brought += ["data.prompt_key=null", "rewards=[{scorer: jpeg_size}]"]
@@ -165,11 +167,11 @@ def test_extends_in_a_circle_or_to_nowhere(write):
 
 
 def test_overrides_reach_sections_list_items_and_absent_sections(write):
-    overrides = ["training.seed=3", "rewards.0.weight=0.5", "rollout.draft.size=[36, 72]", "pretrain.steps=4"]
+    overrides = ["training.seed=3", "rewards.0.weight=0.5", "rollout.draft.size=[36, 36]", "pretrain.steps=4"]
     recipe = load_recipe(write(GOOD), [*overrides, "data.tags=[counting]", "rollout.draft.guidance.text=2"])
     assert recipe.training.seed == 3
     assert recipe.rewards[0].weight == 0.5
-    assert recipe.rollout.draft.size == (36, 72)
+    assert recipe.rollout.draft.size == (36, 36)
     assert recipe.pretrain.steps == 4
     assert recipe.data.tags == ("counting",)
     assert recipe.rollout.draft.guidance.text == 2.0
@@ -196,3 +198,80 @@ def test_paths_are_read_from_the_folder_of_the_recipe_that_names_them(write, wor
 def test_a_file_is_found_before_a_shipped_recipe_of_its_name(workplace):
     (workplace / "shapes_r3").write_text(GOOD)
     assert find_recipe("shapes_r3") == Path("shapes_r3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["draft.sde=cps", "draft.num_sde_steps=8"], "num_sde_steps: 8 is more than the 7 steps before"),
+        (["draft.sde=cps", "draft.window_size=8"], "draft.window_size: 8 is more than the 7 steps before"),
+        (["refine.sde=cps", "refine.eta=1.5"], "refine.eta: must be at most 1 with sde 'cps', not 1.5"),
+        (
+            ["draft.sde=cps", "draft.num_steps=1", "draft.window=all"],
+            "draft.num_steps: the last step of sde 'cps' carries no noise; use 2 steps or more",
+        ),
+        (["draft.num_sde_steps=9"], "draft.num_sde_steps: 9 is more than the 8 steps of num_steps; use at most 8"),
+        (["draft.timestep_shift=1e9"], "draft.timestep_shift: must be at most 100"),
+        (
+            ["draft.guidance={text: 4, interval: [0.9, 0.99]}"],
+            "draft.guidance.interval: none of the steps lies in it (t = 1.00, 0.88, ",
+        ),
+        (["images_per_plan=3"], "8 num_generations do not divide into 3; use 1, 2 or 4"),
+        (["num_parts=65"], "num_parts: a step's 64 rollouts do not make 65 batches; use 64 or fewer"),
+        (["draft.size=[40, 36]"], "draft.size: 40 is above 36, which is what the model draws; use [36, 36]"),
+        (["draft.size=[30, 36]"], "30 pixels are not a multiple of 12, which is what the model draws; use [24, 36] or"),
+        (["draft.size=[24, 24]"], "the images of the data 'shapes' have 36 pixels a side; use [36, 36]"),
+        (
+            ["draft.num_sde_steps=8", "training.token_budget=64"],
+            "training.token_budget: 64 is less than one draft, 88 image tokens and its words; raise it",
+        ),
+        (
+            ["rewards.0.scorer=win_rate", "rewards.0.params={scorer: sharpness}", "num_parts=9"],
+            "num_parts: 'win_rate' compares peers, so 8 groups do not make 9 batches; use 8 or fewer",
+        ),
+        (["pretrain.model.latent_patch_size=10"], "latent_patch_size: 10 does not divide the world's 36"),
+        (["pretrain.start=nowhere"], "pretrain.start: no such folder: "),
+        (["data.tags=[countng]"], "data.tags: no kind of prompt is called 'countng'; did you mean 'counting'?"),
+        (["data.exclude_tags=[x]"], "data.exclude_tags: no kind of prompt is called 'x'; kinds: single_object, "),
+        (["pretrain.draw_weights={postion: 2.0}"], "no kind of prompt is called 'postion'; did you mean 'position'?"),
+    ],
+)  # fmt: skip
+def test_what_the_first_draw_or_update_would_refuse_is_refused_here(settings, line, write):
+    sections = ("draft", "refine", "images_per", "num_parts")
+    settings = [f"rollout.{setting}" if setting.startswith(sections) else setting for setting in settings]
+    (found,) = refused(write(GOOD), *settings)
+    assert line in found
+
+
+def test_sizes_are_those_of_the_model_that_is_named(write, workplace):
+    BagelConfig().to_folder(workplace / "bagel")
+    (workplace / "p.jsonl").write_text('{"prompt": "a red cup"}\n')
+    text = GOOD + "model: {kind: bagel, path: bagel}\ndata: {kind: jsonl, path: p.jsonl}\nrollout: {protocol: bagel}\n"
+    (line,) = refused(write(text), "rollout.draft.size=[500, 512]")
+    assert line.endswith(
+        "500 pixels are not a multiple of 16, which is what the model draws; use [496, 512] or [512, 512]"
+    )
+    assert "1040 is above 1024" in refused("r.yaml", "rollout.draft.size=[1040, 1024]")[0]
+    (line,) = refused("r.yaml", "rollout.draft.size=[1024, 1024]")
+    assert "training.token_budget: 4096 is less than one refinement, 12552 image tokens and its words" in line
+    large = ["rollout.draft.size=[1024, 1024]", "training.token_budget=16384"]
+    assert load_recipe("r.yaml", large).rollout.draft.size == (1024, 1024)
+    named = ["model.path=ByteDance-Seed/BAGEL-7B-MoT", "rollout.draft.size=[500, 500]"]
+    assert "use [496, 496] or [512, 512]" in refused("r.yaml", *named)[0]
+    (workplace / "bagel" / "llm_config.json").unlink()
+    assert "llm_config.json is missing" in refused("r.yaml", "rollout.draft.size=[512, 512]")[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "package"),
+    [
+        ("training.optim=adamw_torch_8bit", "torchao"),
+        ("balance.aggregator=mgda", "torchjd"),
+        ("observe.trackers=[wandb]", "wandb"),
+        ("training.deepspeed={zero_optimization: {stage: 2}}", "deepspeed"),
+    ],
+)
+def test_packages_that_settings_need_are_asked_for(setting, package, write, monkeypatch):
+    monkeypatch.setattr("r3_rl.recipe_checks.find_spec", lambda name: None)
+    (line,) = refused(write(GOOD), setting)
+    assert f": needs the package {package}; pip install " in line

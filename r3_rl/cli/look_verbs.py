@@ -13,12 +13,12 @@ def check(recipe: str, /, *overrides: str, processes: int = 1) -> None:
         overrides: settings to change, such as training.seed=1.
         processes: number of processes it will run on.
     """
+    from r3_rl.cli.checked import checked_recipe
     from r3_rl.recipe import geometry
-    from r3_rl.recipe_io import load_recipe
 
     if processes < 1:
         raise InputError(f"--processes {processes}: at least 1")
-    print(geometry(load_recipe(recipe, overrides), processes))
+    print(geometry(checked_recipe(recipe, overrides), processes))
     print("ok")
 
 

@@ -44,9 +44,10 @@ def train(
         rehearse: run one step of every kind, say what memory and time the run takes, and stop; nothing is kept.
         processes: with --rehearse, how many the run will have: one of them is rehearsed.
     """
-    from r3_rl.recipe_io import dump_resolved, find_recipe, load_recipe
+    from r3_rl.cli.checked import checked_recipe
+    from r3_rl.recipe_io import dump_resolved, find_recipe
 
-    checked = load_recipe(recipe, overrides)
+    checked = checked_recipe(recipe, overrides)
     if dry_run:
         print(dump_resolved(checked), end="")
         return 0

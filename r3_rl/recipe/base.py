@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Problem(NamedTuple):
@@ -40,3 +42,13 @@ class Section(BaseModel):
 def section(description: str) -> Any:
     """A section that may be left out: then all of its defaults hold."""
     return Field(default_factory=dict, validate_default=True, description=description)
+
+
+def one_of(numbers: list[int]) -> str:
+    """Numbers as a choice.
+
+    >>> one_of([1, 2, 4])
+    '1, 2 or 4'
+    """
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 def geometry(recipe: Recipe, world_size: int = 1) -> str:
     """Say in one sentence what a step of the recipe is made of.
 
-    Whole groups stay on one process, so `num_prompts` has to divide over the processes.
+    Whole groups stay on one process, so `num_prompts` has to divide over the processes, and what is cut into batches or
+    averaged is what one process has.
 
     Args:
         recipe: a checked recipe.
         world_size: number of processes, at least 1.
 
     Raises:
-        RecipeError: the prompts do not divide; the message names the nearest numbers that do.
+        RecipeError: the prompts do not divide, or a process has too little; the message names what fits.
 
     >>> from r3_rl.recipe import Recipe
     >>> recipe = Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}]})
@@ -40,6 +41,17 @@ def geometry(recipe: Recipe, world_size: int = 1) -> str:
         nearest = " or ".join(str(number) for number in (below, below + world_size) if number)
         raise RecipeError(
             f"rollout.num_prompts: {prompts} prompts do not divide over {world_size} processes", hint=f"use {nearest}"
+        )
+    if recipe.algorithm.scale_rewards == "batch" and world_size > 1:
+        raise RecipeError(
+            f"algorithm.scale_rewards: 'batch' would divide by another deviation in each of {world_size} processes",
+            hint="use 'none' or 'group'",
+        )
+    share = prompts // world_size * peers
+    if recipe.rollout.num_parts > share:
+        raise RecipeError(
+            f"rollout.num_parts: a process has {share} rollouts, which do not make {recipe.rollout.num_parts} batches",
+            hint=f"use {share} or fewer",
         )
     what = "critiques" if recipe.algorithm.schedule == "critique_only" else "drafts"
     processes = "1 process" if world_size == 1 else f"{world_size} processes of {prompts // world_size} prompts"

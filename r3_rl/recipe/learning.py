@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from r3_rl.recipe.base import Problem, Section, section
-from r3_rl.recipe.sampling import Share
+from r3_rl.recipe.base import Problem, Section, Share, section
 
 STAGES = (1, 2)
 """Of DeepSpeed's ZeRO, those that leave the weights whole in every process."""
@@ -38,7 +37,9 @@ class TreeSection(Section):
     )
     perfect_ratio: Share = Field(0.15, description="Chance of a perfect image (node_choice `perfect_ratio`).")
     reason_steps: int = Field(
-        1, ge=1, description="Reason steps before each reflect-refine step; more of them where drafts are the weak part."
+        1,
+        ge=1,
+        description="Reason steps before each reflect-refine step; more of them where drafts are the weak part.",
     )
     depth: int = Field(1, ge=1, description="From 2 on, refined images enter the pool too.")
     synthetic_fraction: Share = Field(0.0, description="Share of nodes drawn by the world, not the policy (`shapes`).")

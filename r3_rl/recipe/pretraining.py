@@ -7,8 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from r3_rl.recipe.base import Problem, Section, section
-from r3_rl.recipe.sampling import Share
+from r3_rl.recipe.base import Problem, Section, Share, section
 
 
 class ModelSizeSection(Section):

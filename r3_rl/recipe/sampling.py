@@ -9,9 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from r3_rl.recipe.base import Problem, Section, section
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from r3_rl.recipe.base import Problem, Section, Share, one_of, section
+from r3_rl.recipe.drawing import DraftSection, DrawingSection, RefineSection
 
 
 class ModelSection(Section):
@@ -92,84 +91,6 @@ class PlanSection(WritingSection):
     enabled: bool = Field(True, description="False draws straight from the prompt.")
 
 
-class GuidanceSection(Section):
-    """Classifier-free guidance; scale 1 is none. Rollout and loss use the same guidance."""
-
-    text: float = Field(1.0, ge=1, description="Scale against the context without its text.")
-    image: float = Field(1.0, ge=1, description="Scale against the context without its image (refinements).")
-    interval: tuple[float, float] = Field(
-        (0.4, 1.0), strict=False, description="[low, high]: guidance acts while low < t <= high; t = 1 is noise."
-    )
-    renorm: Literal["global", "channel", "text_channel"] = Field(
-        "global",
-        description="What keeps its norm after guidance: the whole image, each token, or each token of the text part.",
-    )
-    renorm_min: Share = Field(0.0, description="The rescaling factor is clamped to [renorm_min, 1].")
-
-    def problems(self) -> Iterator[Problem]:
-        if self.image > 1 and self.text == 1:
-            yield Problem("image", "does nothing while guidance is off; set text above 1")
-        low, high = self.interval
-        if not 0 <= low < high <= 1:
-            yield Problem(
-                "interval", f"[{low}, {high}] is no interval within [0, 1]; write [low, high] with low < high"
-            )
-
-
-class DrawingSection(Section):
-    """How the policy draws: the flow from noise to data, made stochastic at the steps that are trained."""
-
-    num_steps: int = Field(8, ge=1, description="Denoising steps, each one evaluation of the model.")
-    timestep_shift: float = Field(
-        1.0, gt=0, description="s in t' = s t / (1 + (s - 1) t); above 1 spends more steps in noise."
-    )
-    sde: Literal["r3_monotonic", "r3_constant", "flow_grpo", "dance", "cps", "matching"] = Field(
-        "r3_monotonic",
-        description="Convention of the stochastic step; `matching`: no step is stochastic, and an image is scored by "
-        "its flow-matching loss at the chosen steps' noise levels instead.",
-    )
-    eta: float = Field(0.7, gt=0, description="Noise level of the stochastic step.")
-    window: Literal["random", "first", "sliding", "all"] = Field(
-        "random",
-        description="Which steps are stochastic and trained; the others follow the ODE. `all` takes every step.",
-    )
-    num_sde_steps: int = Field(2, ge=1, description="How many steps are stochastic, or scored (not used by `all`).")
-    window_size: int | None = Field(
-        None, ge=1, description="`random` draws among the first so many steps; null draws among all of them."
-    )
-    guidance: GuidanceSection = section("Classifier-free guidance.")
-    shared_noise: bool = Field(False, description="Peers start from the same noise.")
-
-    def problems(self) -> Iterator[Problem]:
-        steps = f"the {self.num_steps} steps of num_steps"
-        if self.window != "all" and self.num_sde_steps > self.num_steps:
-            yield Problem("num_sde_steps", f"{self.num_sde_steps} is more than {steps}")
-        if self.sde == "matching" and self.shared_noise:
-            yield Problem("shared_noise", "with sde 'matching' only their first noise tells peers apart; drop one")
-        if self.window_size is not None and self.window_size > self.num_steps:
-            yield Problem("window_size", f"{self.window_size} is more than {steps}")
-        if self.window_size is not None and self.window != "random":
-            yield Problem("window_size", f"window '{self.window}' does not read it; use window 'random' or drop it")
-        elif self.window_size is not None and self.num_sde_steps > self.window_size:
-            yield Problem("num_sde_steps", f"{self.num_sde_steps} does not fit into window_size {self.window_size}")
-
-
-class DraftSection(DrawingSection):
-    """Round 0."""
-
-    size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = Field(
-        (36, 36), strict=False, description="[height, width] in pixels; refinements keep the size of their draft."
-    )
-
-
-class RefineSection(DrawingSection):
-    """Rounds from 1 on."""
-
-    context: Literal["instruction", "instruction+prompt"] = Field(
-        "instruction", description="What the policy reads beside the image that it refines."
-    )
-
-
 class RolloutSection(Section):
     """The loop: plan, draft, critique, refinement."""
 
@@ -214,14 +135,24 @@ class RolloutSection(Section):
     def problems(self) -> Iterator[Problem]:
         rollouts = self.num_prompts * self.num_generations
         if self.num_parts > rollouts:
-            yield Problem("num_parts", f"{rollouts} rollouts do not make {self.num_parts} parts")
+            yield Problem(
+                "num_parts",
+                f"a step's {rollouts} rollouts do not make {self.num_parts} batches; use {rollouts} or fewer",
+            )
         for key, number in (
             ("images_per_plan", self.images_per_plan),
             ("images_per_critique", self.images_per_critique),
         ):
             if self.num_generations % number:
-                yield Problem(key, f"{self.num_generations} num_generations do not divide into {number}")
+                fitting = [n for n in range(1, self.num_generations) if self.num_generations % n == 0]
+                yield Problem(
+                    key,
+                    f"{self.num_generations} num_generations do not divide into {number}; use {one_of(fitting)}",
+                )
         if self.images_per_critique == self.num_generations:
             yield Problem("images_per_critique", "a critique alone has no peers to compare with; use half or fewer")
         if self.images_per_plan > 1 and not self.plan.enabled:
             yield Problem("images_per_plan", "without plans there is nothing to draw several images from; drop it")
+
+
+__all__ = ["DataSection", "DrawingSection", "ModelSection", "RolloutSection", "Share", "WritingSection"]

@@ -99,7 +99,7 @@ def load_scorer(scorer: str, params: Mapping[str, Any] | None = None, base_folde
     problems = _param_problems(scorer, found, params)
     if problems:
         raise ScorerInputError("\n".join(problems))
-    if not inspect.isclass(found) and not _is_factory(found):
+    if not inspect.isclass(found) and not is_factory(found):
         return functools.partial(found, **params) if params else found
     try:
         built = found(**params)
@@ -189,7 +189,8 @@ def _import_file(scorer: str, path: Path) -> ModuleType:
     return module
 
 
-def _is_factory(found: Any) -> bool:
+def is_factory(found: Any) -> bool:
+    """Whether a function takes nothing of a batch, so that it returns a scorer rather than scores."""
     parameters = inspect.signature(found).parameters
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     return inspect.isfunction(found) and not takes_all and not _SAMPLE_ARGUMENTS & set(parameters)
@@ -200,7 +201,7 @@ def _param_problems(scorer: str, found: Any, params: dict[str, Any]) -> list[str
         parameters = dict(inspect.signature(found).parameters)
     except (TypeError, ValueError) as error:  # some callables written in C have none
         return [f"scorer '{scorer}': its signature cannot be read: {error}"]
-    builds = inspect.isclass(found) or _is_factory(found)
+    builds = inspect.isclass(found) or is_factory(found)
     named = {
         name: parameter
         for name, parameter in parameters.items()

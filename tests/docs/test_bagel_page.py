@@ -29,6 +29,7 @@ SCORER = "rewards=[{scorer: jpeg_size}]"
 def places(tmp_path_factory) -> list[str]:
     """Overrides that name a folder and a prompt file that exist, and a scorer that needs no package and no judge."""
     folder = tmp_path_factory.mktemp("bagel")
+    BagelConfig().to_folder(folder)
     (folder / "prompts.jsonl").write_text(json.dumps({"prompt": "a red cup", "short_description": "a red cup"}))
     return [f"model.path={folder}", SCORER, f"data.path={folder / 'prompts.jsonl'}"]
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from r3_rl.cli import app
 from r3_rl.evaluate import refiner
-from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
+from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.recipe_io import load_recipe
 from tests.docs.documents import REPOSITORY, snippets
 from tests.docs.world import world_folder
@@ -30,7 +30,7 @@ def place(workplace, tmp_path_factory, monkeypatch):
     """A folder with what the documents take for granted: weights, a prompt file, a picture."""
     world = world_folder(tmp_path_factory.mktemp("weights"))
     monkeypatch.setattr(refiner, "weights_folder", lambda: world)
-    write_tiny_checkpoint(workplace / "BAGEL-7B-MoT")
+    BagelConfig().to_folder(workplace / "BAGEL-7B-MoT")  # checked, not loaded: the sizes are the real ones
     (workplace / "prompts.jsonl").write_text(json.dumps({"prompt": "a red cup"}) + "\n")
     Image.fromarray(np.full((8, 8, 3), (255, 0, 0), dtype=np.uint8)).save(workplace / "picture.png")
     return workplace

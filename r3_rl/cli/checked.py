@@ -1,0 +1,84 @@
+"""A recipe as the verbs take it: read and checked, together with the prompts and what the scorers want of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from r3_rl.errors import RecipeError
+from r3_rl.recipe import Recipe
+
+
+def checked_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and its prompt file, and check that the prompts have the columns that the scorers need.
+
+    Raises:
+        RecipeError: what `load_recipe` raises, or a scorer that would give no score at all.
+        DataError: the prompt file is not what the recipe says, or has none of the kinds that it asks for.
+    """
+    from r3_rl.recipe_io import load_recipe
+
+    recipe = load_recipe(path_or_name, overrides)
+    if recipe.pretrain is None:
+        columns = prompt_columns(recipe)
+        if problems := [*_lacking(recipe, columns)]:
+            raise RecipeError("\n".join(problems))
+    return recipe
+
+
+def prompt_columns(recipe: Recipe) -> list[str]:
+    """Columns that at least one of the recipe's prompts has."""
+    data = recipe.data
+    if data.kind == "shapes":
+        from r3_rl.worlds.shapes.prompts import sample_prompts
+
+        rows: Iterable[Mapping[str, Any]] = [p.columns for p in sample_prompts(1, split="train", seed=0)]
+    else:
+        from r3_rl.rollout.prompts import load_prompts
+
+        assert data.path is not None, "the recipe asks for the path of every other kind"
+        found = load_prompts(
+            data.kind, data.path, prompt_key=data.prompt_key, tags=data.tags, exclude_tags=data.exclude_tags
+        )
+        rows = [prompt.columns for prompt in found]
+    return list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
+
+
+def _lacking(recipe: Recipe, columns: Sequence[str]) -> Iterator[str]:
+    from r3_rl.scoring.base import STANDARD_ARGUMENTS, info_of
+    from r3_rl.scoring.registry import find_scorer
+
+    have = {*columns, *STANDARD_ARGUMENTS}
+    for section in ("rewards", "eval_rewards"):
+        for index, reward in enumerate(getattr(recipe, section)):
+            found = find_scorer(reward.scorer)
+            wanted = [*_declared(found, info_of(found).needs, reward.params), *_demanded(found, reward.params)]
+            if missing := [name for name in dict.fromkeys(wanted) if name not in have]:
+                yield (
+                    f"{section}.{index}.scorer: '{reward.scorer}' needs the column '{missing[0]}', which no prompt of "
+                    f"the data '{recipe.data.kind}' has (they have: {', '.join(columns) or 'none'}); "
+                    "use prompts that have it, or another scorer"
+                )
+
+
+def _declared(found: Any, needs: Sequence[str], params: Mapping[str, Any]) -> Iterator[str]:
+    """Columns that a scorer declares. One that is a parameter too may be called otherwise, or be null for none."""
+    parameters = inspect.signature(found).parameters
+    for name in needs:
+        called = params.get(name, parameters[name].default) if inspect.isclass(found) and name in parameters else name
+        if isinstance(called, str):
+            yield called
+
+
+def _demanded(found: Any, params: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments without a default that a scorer takes of a batch; a factory's are not known before it is called."""
+    from r3_rl.scoring.registry import is_factory
+
+    if is_factory(found):
+        return
+    call = found.__call__ if inspect.isclass(found) else found
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for name, parameter in inspect.signature(call).parameters.items():
+        if name != "self" and parameter.kind in kinds and parameter.default is parameter.empty and name not in params:
+            yield name

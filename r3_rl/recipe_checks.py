@@ -1,0 +1,243 @@
+"""What a recipe says about things outside it: files, scorers, the model that it names, the embedded world, packages.
+
+Nothing here loads a model or torch: sizes come from the model's JSON files, kinds of prompts from the world's table.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path as FilePath
+from typing import Any
+
+from r3_rl.errors import CheckpointError
+from r3_rl.policy.bagel.config import BagelConfig
+from r3_rl.policy.hub import is_hub_id
+from r3_rl.recipe import Recipe
+from r3_rl.recipe.tree import Path
+
+_PER_WEIGHT = {
+    "adamw_torch_8bit": ("torchao", "pip install torchao"),
+    "adamw_8bit": ("bitsandbytes", "pip install bitsandbytes"),
+    "paged_adamw_32bit": ("bitsandbytes", "pip install bitsandbytes"),
+    "paged_adamw_8bit": ("bitsandbytes", "pip install bitsandbytes"),
+}
+_TRACKERS = {"tensorboard": "pip install 'r3-rl[track]'", "wandb": "pip install wandb"}
+
+
+def pointed_to(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """What a recipe points to: files, folders and scorers have to be there before anything starts.
+
+    `values` may hold mistakes of their own, which are reported beside these: what is no text or list is passed over.
+    """
+    # The registry knows what is installed; it is imported here since it is slow to.
+    from r3_rl.scoring.registry import check_scorer
+
+    if isinstance(file := _below(values, "data").get("path"), str):
+        yield from ((("data", "path"), message) for message in _prompt_file(FilePath(file)))
+    if isinstance(folder := _below(values, "model").get("path"), str) and not (
+        is_hub_id(folder) or FilePath(folder).is_dir()
+    ):
+        yield ("model", "path"), f"no such folder: '{folder}'; name the weights with model.path=FOLDER"
+    if isinstance(start := _below(values, "pretrain").get("start"), str) and not FilePath(start).is_dir():
+        yield ("pretrain", "start"), f"no such folder: '{start}'; name the weights with pretrain.start=FOLDER"
+    for section in ("rewards", "eval_rewards"):
+        listed = values.get(section)
+        for index, reward in enumerate(listed if isinstance(listed, list) else []):
+            scorer, params = _scorer_of(reward)
+            if scorer:
+                yield from (((section, index, "scorer"), message) for message in check_scorer(scorer, params))
+
+
+def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """What a recipe that is right on its own asks of its model, its world or this installation in vain.
+
+    Everything that the first draw, the first update or the first measurement would refuse, and that follows from the
+    recipe: it has to be said before weights are loaded.
+    """
+    yield from _kind_problems(recipe)
+    yield from _part_problems(recipe)
+    yield from _package_problems(recipe)
+    config = _model_config(recipe)
+    if isinstance(config, str):
+        yield ("model", "path"), config
+    if not isinstance(config, BagelConfig):
+        return
+    sizes = [*_size_problems(recipe, config)]
+    yield from sizes or _budget_problems(recipe, config)
+
+
+def _model_config(recipe: Recipe) -> BagelConfig | str | None:
+    """The sizes of the recipe's model, what is wrong with its folder, or None if the folder is missing."""
+    model = recipe.model
+    if model.path is not None and not FilePath(model.path).is_dir():
+        return BagelConfig() if is_hub_id(model.path) else None  # the released sizes, until it is fetched
+    if model.path is None:
+        from r3_rl.worlds.shapes.shipped import weights_folder
+
+        return BagelConfig.from_folder(weights_folder())
+    try:
+        return BagelConfig.from_folder(model.path)
+    except CheckpointError as error:
+        return str(error)
+    except (KeyError, TypeError, ValueError) as error:
+        return f"{model.path}: not the configuration of a BAGEL model ({error!r}); download it again"
+
+
+def _size_problems(recipe: Recipe, config: BagelConfig) -> Iterator[tuple[Path, str]]:
+    """A side that is not made of whole latent tokens would be drawn smaller without a word; one that has more than the
+    table of positions is refused by the first draw."""
+    from r3_rl.worlds.shapes.drawing import IMAGE_SIZE
+
+    where, size = ("rollout", "draft", "size"), recipe.rollout.draft.size
+    if recipe.pretrain is not None:
+        sizes = recipe.pretrain.model
+        for name in ("latent_patch_size", "vit_patch_size"):
+            if IMAGE_SIZE % (side := getattr(sizes, name)):
+                fitting = nearest_divisors(IMAGE_SIZE, side)
+                yield (
+                    ("pretrain", "model", name),
+                    f"{side} does not divide the world's {IMAGE_SIZE} pixels; use {fitting}",
+                )
+    elif wrong := [side for side in size if side != _fitting(side, config)[0]]:
+        choices = dict.fromkeys(tuple(_fitting(side, config)[at] for side in size) for at in (0, 1))
+        stride, most = config.latent_stride, config.latent_stride * config.max_latent_size
+        why = f"{wrong[0]} pixels are not a multiple of {stride}" if wrong[0] <= most else f"{wrong[0]} is above {most}"
+        shown = " or ".join(f"[{high}, {wide}]" for high, wide in choices)
+        yield where, f"{why}, which is what the model draws; use {shown}"
+        return
+    if recipe.data.kind == "shapes" and set(size) != {IMAGE_SIZE}:
+        yield (
+            where,
+            f"the images of the data 'shapes' have {IMAGE_SIZE} pixels a side; use [{IMAGE_SIZE}, {IMAGE_SIZE}]",
+        )
+
+
+def _fitting(side: int, config: BagelConfig) -> tuple[int, int]:
+    """The nearest sides that the model draws, from below and from above; twice the same if there is only one."""
+    stride, most = config.latent_stride, config.max_latent_size
+    below = min(max(side // stride, 1), most)
+    above = min(max(-(-side // stride), 1), most)
+    return below * stride, above * stride
+
+
+def nearest_divisors(number: int, wanted: int) -> str:
+    """The divisors around a number, as words.
+
+    >>> nearest_divisors(36, 10)
+    '9 or 12'
+    """
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    below = [n for n in divisors if n < wanted][-1:]
+    return " or ".join(str(n) for n in (*below, *[n for n in divisors if n > wanted][:1]))
+
+
+def _budget_problems(recipe: Recipe, config: BagelConfig) -> Iterator[tuple[Path, str]]:
+    """A micro-batch holds at least one segment with its context, whatever the budget. Counted are its image tokens, and
+    of an image in the context the fewest that it can have."""
+    if recipe.pretrain is not None:
+        return
+    rollout, schedule = recipe.rollout, recipe.algorithm.schedule
+    step = prod(side // config.latent_stride for side in rollout.draft.size) + 2
+    look = (config.vit_resize.shortest // config.vit.patch_size) ** 2 + 2
+    needed: dict[str, int] = {}
+    if recipe.algorithm.image_loss_weight > 0 and schedule != "critique_only":
+        needed["draft"] = step * _num_scored(rollout.draft)
+        if schedule in ("tree", "full", "progressive"):
+            needed["refinement"] = step + look + step * _num_scored(rollout.refine)
+    if recipe.algorithm.text_loss_weight > 0 and schedule != "draft_only":
+        needed["critique"] = look
+    if needed and (most := max(needed.values())) > recipe.training.token_budget:
+        what = next(name for name, tokens in needed.items() if tokens == most)
+        yield (
+            ("training", "token_budget"),
+            f"{recipe.training.token_budget} is less than one {what}, {most} image tokens and its words; "
+            "raise it, or draw smaller images (rollout.draft.size)",
+        )
+
+
+def _num_scored(drawing: Any) -> int:
+    return int(drawing.num_possible if drawing.window == "all" else drawing.num_sde_steps)
+
+
+def _kind_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """Kinds of prompts that the embedded world does not have."""
+    from r3_rl.worlds.shapes.prompts import TAGS
+
+    data, pretrain = recipe.data, recipe.pretrain
+    if data.kind == "shapes":
+        for key in ("tags", "exclude_tags"):
+            for tag in getattr(data, key) or ():
+                if tag not in TAGS:
+                    yield ("data", key), _unknown(tag, TAGS)
+        if not any(tag not in data.exclude_tags for tag in data.tags or TAGS):
+            yield ("data", "exclude_tags"), "no kind of prompt is left; leave out fewer"
+    for tag in pretrain.draw_weights if pretrain is not None else ():
+        if tag not in TAGS:
+            yield ("pretrain", "draw_weights", tag), _unknown(tag, TAGS)
+
+
+def _unknown(tag: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(tag, known, n=1, cutoff=0.6)
+    question = f"did you mean '{close[0]}'? " if close else ""
+    return f"no kind of prompt is called '{tag}'; {question}kinds: {', '.join(known)}"
+
+
+def _part_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """Scorers that compare peers get whole groups, so a step has no more batches than prompts."""
+    from r3_rl.scoring.base import info_of
+    from r3_rl.scoring.registry import ScorerInputError, find_scorer
+
+    parts, prompts = recipe.rollout.num_parts, recipe.rollout.num_prompts
+    for reward in recipe.rewards if parts > prompts else ():
+        try:
+            compares = info_of(find_scorer(reward.scorer)).group_wise
+        except (ScorerInputError, TypeError, ValueError):
+            continue  # said where scorers are looked up
+        if compares:
+            yield (
+                ("rollout", "num_parts"),
+                f"'{reward.scorer}' compares peers, so {prompts} groups do not make {parts} batches; "
+                f"use {prompts} or fewer",
+            )
+
+
+def _package_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """Packages that settings of the trainer need; scorers are asked for theirs by `check_scorer`."""
+    if recipe.pretrain is not None:
+        return
+    training = recipe.training
+    wanted: dict[Path, tuple[str, str]] = {}
+    if training.optim in _PER_WEIGHT:
+        wanted["training", "optim"] = _PER_WEIGHT[training.optim]
+    if training.deepspeed is not None:
+        wanted["training", "deepspeed"] = ("deepspeed", "pip install 'r3-rl[deepspeed]'")
+    if recipe.balance.aggregator != "sum":
+        wanted["balance", "aggregator"] = ("torchjd", "pip install 'r3-rl[balance]'")
+    for index, tracker in enumerate(recipe.observe.trackers):
+        wanted["observe", "trackers", index] = (tracker, _TRACKERS[tracker])
+    for path, (package, install) in wanted.items():
+        if find_spec(package) is None:
+            yield path, f"needs the package {package}; {install}"
+
+
+def _scorer_of(reward: Any) -> tuple[str, dict[str, Any]]:
+    """A reward's scorer and its parameters; no scorer where either is not what it should be."""
+    scorer, params = (reward.get("scorer"), reward.get("params") or {}) if isinstance(reward, dict) else ("", {})
+    return (scorer, params) if isinstance(scorer, str) and isinstance(params, dict) else ("", {})
+
+
+def _below(values: dict[str, Any], section: str) -> dict[str, Any]:
+    below = values.get(section)
+    return below if isinstance(below, dict) else {}
+
+
+def _prompt_file(file: FilePath) -> Iterator[str]:
+    if not file.is_file():
+        yield f"no such file: '{file}'; name the prompts with data.path=FILE"
+        return
+    with file.open("rb") as lines:
+        if not any(line.strip() for line in lines):
+            yield f"'{file}' holds no prompts; it needs one JSON object a line"
