@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 from r3_rl.errors import RecipeError
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.tree import Mistake, Path, Place, Tree, parse_tree, parse_value, split
+from r3_rl.recipe.tree import Mistake, Path, Place, Tree, override_value, parse_tree, scalar_spans
 from r3_rl.recipe.wording import mistakes_of
 from r3_rl.recipe_checks import misfits, pointed_to
 
@@ -76,8 +77,8 @@ def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> 
     file = find_recipe(str(path_or_name))
     tree = _read(file, ())
     for override in overrides:
-        _override(tree, override)
-    _anchor(tree)
+        override_value(tree, override)
+    _anchor(tree, file)
     source = Place(str(file), 1)
     recipe = None
     try:
@@ -163,59 +164,81 @@ def _base_file(base: Any, file: FilePath, above: tuple[FilePath, ...]) -> FilePa
     return found
 
 
-def _override(tree: Tree, override: str) -> None:
-    place = Place(f"override '{override}'")
-    dotted, equals, text = override.partition("=")
-    parts = split(dotted.strip())
-    try:
-        if not equals or "" in parts:
-            raise ValueError("write key=value with a dotted key, for example training.seed=1")
-        _assign(tree.values, parts, parse_value(text))
-    except ValueError as error:
-        tree.mistakes.append(Mistake(place, (), str(error)))
-        return
-    tree.forget(parts)
-    for depth in range(1, len(parts) + 1):  # sections that only the override names stand there too
-        tree.places.setdefault(parts[:depth], place)
-
-
-def _assign(values: dict[str, Any], parts: Path, value: Any) -> None:
-    here: Any = values
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(here, list):
-            if not isinstance(part, int) or part >= len(here):
-                at = ".".join(map(str, parts[:depth]))
-                raise ValueError(f"{at} is a list of {len(here)}; give a position from 0 to {len(here) - 1}")
-        elif isinstance(here, dict):
-            part = str(part)
-            if not last and here.get(part) is None:
-                here[part] = {}
-        else:
-            raise ValueError(f"{'.'.join(map(str, parts[:depth]))} is a single value and has nothing below it")
-        if last:
-            here[part] = value
-        else:
-            here = here[part]
-
-
-def _anchor(tree: Tree) -> None:
+def _anchor(tree: Tree, file: FilePath) -> None:
     """Paths are read from the folder of the recipe that names them, in an override from the working directory."""
-    for section in ("rewards", "eval_rewards"):
-        listed = tree.values.get(section)
-        for index, reward in enumerate(listed if isinstance(listed, list) else []):
-            file, colon, name = str(reward.get("scorer")).rpartition(":") if isinstance(reward, dict) else ("", "", "")
-            if file.endswith(".py"):
-                reward["scorer"] = f"{_anchored(tree, file, (section, index, 'scorer'))}{colon}{name}"
+    for where, path in named_paths(tree.values):
+        values, key = _holder(tree.values, where), where[-1]
+        place = tree.place_of(where, Place(""))
+        anchored = str(_anchored(path, FilePath(place.source) if place.line is not None else None, file))
+        if where[-1] == "scorer":
+            values[key] = f"{anchored}:{values[key].rpartition(':')[2]}"
+        elif not (where[0] == "model" and is_hub_id(path) and not FilePath(anchored).is_dir()):
+            values[key] = anchored
+
+
+def named_paths(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Where a recipe names files and folders, and how; of a scorer's `file.py:name` the file."""
     for section, key in PATHS:
-        values = tree.values.get(section)
-        if isinstance(values, dict) and isinstance(path := values.get(key), str):
-            anchored = _anchored(tree, path, (section, key))
-            named = section == "model" and is_hub_id(path) and not FilePath(anchored).is_dir()
-            values[key] = path if named else anchored
+        below = values.get(section)
+        if isinstance(below, dict) and isinstance(path := below.get(key), str):
+            yield (section, key), path
+    for section in ("rewards", "eval_rewards"):
+        listed = values.get(section)
+        for index, reward in enumerate(listed if isinstance(listed, list) else []):
+            path = str(reward.get("scorer")).rpartition(":")[0] if isinstance(reward, dict) else ""
+            if path.endswith(".py"):
+                yield (section, index, "scorer"), path
 
 
-def _anchored(tree: Tree, path: str, where: Path) -> str:
-    place = tree.place_of(where, Place(""))
-    folder = FilePath(place.source).parent if place.line is not None else FilePath()
-    return str((folder / FilePath(path).expanduser()).resolve())
+def _holder(values: Any, where: Path) -> Any:
+    for part in where[:-1]:
+        values = values[part]
+    return values
+
+
+def _anchored(path: str, named_in: FilePath | None, read: FilePath) -> FilePath:
+    """Where a path leads. Nothing of the user's is stored beside a shipped recipe, so what is not there is looked for
+    beside the recipe that extends it, then in the working directory.
+
+    Args:
+        path: as written.
+        named_in: the recipe that names it; None for an override.
+        read: the recipe that is read, which may extend that one.
+    """
+    given = FilePath(path).expanduser()
+    beside = ((named_in.parent if named_in else FilePath()) / given).resolve()
+    if named_in is None or beside.exists() or not _is_shipped(named_in):
+        return beside
+    homes = [FilePath()] if _is_shipped(read) else [read.parent, FilePath()]
+    places = [(home / given).resolve() for home in homes]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def _is_shipped(file: FilePath) -> bool:
+    return file.resolve().parent == shipped_folder().resolve()
+
+
+def copied(file: FilePath, folder: FilePath) -> str:
+    """The text of a recipe as it has to read in another folder to be the same recipe.
+
+    What is there and would not be found from `folder`, such as the recipe that it extends, a prompt file or a scorer's
+    file, is named by its full path; everything else, comments too, stays as it was written.
+    """
+    text = file.read_text(encoding="utf-8")
+    values = parse_tree(text, str(file)).values
+    spans = scalar_spans(text)
+    found = {where: (path, _anchored(path, file, file)) for where, path in named_paths(values)}
+    if isinstance(base := values.get("extends"), str):
+        found["extends",] = (base, _base_file(base, file, ()).resolve())
+    for where in sorted(found, key=lambda where: -spans[where][0]):
+        path, leads = found[where]
+        if where == ("extends",):
+            beside = folder / path
+            same = leads == (beside if beside.is_file() else shipped_recipes().get(path, FilePath())).resolve()
+        else:
+            same = not leads.exists() or leads == (folder / FilePath(path).expanduser()).resolve()
+        if not same:
+            begin, end = spans[where]
+            colon = _holder(values, where)[where[-1]][len(path) :]
+            text = text[:begin] + json.dumps(f"{leads}{colon}", ensure_ascii=False) + text[end:]
+    return text

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from r3_rl.cli import app
+from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.recipe_io import load_recipe, shipped_recipes
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "diffusers", "trl")
@@ -112,6 +113,56 @@ def test_recipes_are_listed_shown_and_copied(r3, workplace):
     assert r3("recipes", "copy", "shapes_pretrain").code == 0
     assert load_recipe("shapes_pretrain.yaml") == load_recipe(str(shipped_recipes()["shapes_pretrain"]))
     assert "already there" in r3("recipes", "copy", "shapes_pretrain").err
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_a_copied_recipe_is_the_same_recipe(name, r3, workplace, monkeypatch):
+    """Shipped recipes name weights and prompts that the user brings: into the folder where he works."""
+    work, copies = workplace / "work", workplace / "copies"
+    for folder in (work, copies):
+        folder.mkdir()
+    monkeypatch.chdir(work)
+    judge = [f"rewards.0.scorer={'jpeg_size'}", "rewards.0.params={}"] if name.startswith("bagel_") else []
+    for weights in ("BAGEL-7B-MoT", "tiny-bagel"):
+        BagelConfig().to_folder(work / weights)
+    for prompts in ("geneval_train", "geneval_plus_train", "geneval", "tiif_train"):
+        (work / f"{prompts}.jsonl").write_text('{"prompt": "a red cup"}\n')
+    bare = name == "bagel_base"
+    changes = ["rewards=[{scorer: jpeg_size}]", "data={kind: jsonl, path: geneval.jsonl}"] if bare else judge
+    before = load_recipe(name, changes)
+    assert r3("recipes", "copy", name, str(copies)).code == 0
+    assert load_recipe(copies / f"{name}.yaml", changes) == before
+
+
+def test_a_copied_recipe_finds_what_stands_beside_the_original(r3, workplace):
+    (workplace / "there").mkdir()
+    (workplace / "here").mkdir()
+    (workplace / "there" / "base.yaml").write_text("version: 1\nlora: {rank: 3}\n")
+    (workplace / "there" / "p.jsonl").write_text('{"prompt": "a red cup"}\n')
+    (workplace / "there" / "mine.py").write_text("def mine(images, **columns):\n    return [0.0] * len(images)\n")
+    text = (
+        "# mine\nextends: base.yaml  # a comment\ndata: {kind: jsonl, path: p.jsonl}\n"
+        "rewards:\n  - scorer: ./mine.py:mine\n    weight: 2.0\n"
+    )
+    (workplace / "there" / "r.yaml").write_text(text)
+    assert r3("recipes", "copy", "there/r.yaml", "here").code == 0
+    assert r3("check", "here/r.yaml").code == 0
+    assert load_recipe("here/r.yaml") == load_recipe("there/r.yaml")
+    copy = (workplace / "here" / "r.yaml").read_text()
+    assert copy.startswith("# mine\n") and "  # a comment" in copy and "weight: 2.0" in copy
+    (workplace / "there" / "again.yaml").write_text(text)
+    r3("recipes", "copy", "there/r.yaml", "there/copy.yaml")
+    assert (workplace / "there" / "copy.yaml").read_text() == text, "in the same folder nothing changes"
+
+
+def test_what_a_shipped_recipe_asks_for_may_stand_beside_the_copy(r3, workplace):
+    (workplace / "mine").mkdir()
+    r3("recipes", "copy", "bagel_geneval_lora", "mine")
+    BagelConfig().to_folder(workplace / "mine" / "BAGEL-7B-MoT")
+    (workplace / "mine" / "geneval_train.jsonl").write_text('{"prompt": "a red cup"}\n')
+    recipe = load_recipe("mine/bagel_geneval_lora.yaml", ["rewards.0.scorer=jpeg_size"])
+    assert recipe.data.path == str(workplace / "mine" / "geneval_train.jsonl")
+    assert recipe.model.path == str(workplace / "mine" / "BAGEL-7B-MoT")
 
 
 def test_rewards_new_writes_a_scorer_that_a_recipe_can_name(r3, workplace):

@@ -37,13 +37,13 @@ def show(recipe: str, /, *, resolved: bool = False) -> None:
 
 @recipes.command
 def copy(recipe: str, /, to: str = ".") -> None:
-    """Copy a shipped recipe, to change it.
+    """Copy a recipe, to change it. What it names by a relative path, the copy names so that it is found.
 
     Args:
-        recipe: name of a shipped recipe.
+        recipe: name of a shipped recipe, or a YAML file.
         to: file or folder.
     """
-    from r3_rl.recipe_io import find_recipe
+    from r3_rl.recipe_io import copied, find_recipe
 
     source, target = find_recipe(recipe), Path(to)
     target = target / source.name if target.is_dir() else target
@@ -51,5 +51,7 @@ def copy(recipe: str, /, to: str = ".") -> None:
         raise InputError(f"{target}: already there", hint="name another file")
     if not target.parent.is_dir():
         raise InputError(f"{target}: no such folder '{target.parent}'")
-    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    print(f"{target}: run it with `r3 train {target}`")
+    text = copied(source, target.parent)
+    target.write_text(text, encoding="utf-8")
+    verb = "pretrain" if "\npretrain:" in text else "train"
+    print(f"{target}: run it with `r3 {verb} {target}`")

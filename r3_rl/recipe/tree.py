@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 Path = tuple[str | int, ...]
 """Keys and list positions from the root of the recipe."""
@@ -115,6 +115,28 @@ def parse_tree(text: str, source: str) -> Tree:
     return tree
 
 
+def scalar_spans(text: str) -> dict[Path, tuple[int, int]]:
+    """Begin and end of every single value in a YAML text that can be read.
+
+    >>> scalar_spans("a: {b: [1, 23]}")
+    {('a', 'b', 0): (8, 9), ('a', 'b', 1): (11, 13)}
+    """
+    spans: dict[Path, tuple[int, int]] = {}
+
+    def walk(node: Node | None, path: Path) -> None:
+        if isinstance(node, MappingNode):
+            for key, value in node.value:
+                walk(value, (*path, str(key.value)))
+        elif isinstance(node, SequenceNode):
+            for index, item in enumerate(node.value):
+                walk(item, (*path, index))
+        elif node is not None:
+            spans[path] = (node.start_mark.index, node.end_mark.index)
+
+    walk(YAML(typ="safe", pure=True).compose(text), ())
+    return spans
+
+
 def parse_value(text: str) -> Any:
     """The value of an override, read as YAML.
 
@@ -125,6 +147,43 @@ def parse_value(text: str) -> Any:
     if tree.mistakes or "value" not in tree.values or len(tree.values) > 1:
         raise ValueError(f"cannot read {text!r} as a YAML value")
     return tree.values["value"]
+
+
+def override_value(tree: Tree, override: str) -> None:
+    """Write `a.b=c` over the tree, the value read as YAML; a mistake is collected in it."""
+    place = Place(f"override '{override}'")
+    dotted, equals, text = override.partition("=")
+    parts = split(dotted.strip())
+    try:
+        if not equals or "" in parts:
+            raise ValueError("write key=value with a dotted key, for example training.seed=1")
+        _assign(tree.values, parts, parse_value(text))
+    except ValueError as error:
+        tree.mistakes.append(Mistake(place, (), str(error)))
+        return
+    tree.forget(parts)
+    for depth in range(1, len(parts) + 1):  # sections that only the override names stand there too
+        tree.places.setdefault(parts[:depth], place)
+
+
+def _assign(values: dict[str, Any], parts: Path, value: Any) -> None:
+    here: Any = values
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(here, list):
+            if not isinstance(part, int) or part >= len(here):
+                at = ".".join(map(str, parts[:depth]))
+                raise ValueError(f"{at} is a list of {len(here)}; give a position from 0 to {len(here) - 1}")
+        elif isinstance(here, dict):
+            part = str(part)
+            if not last and here.get(part) is None:
+                here[part] = {}
+        else:
+            raise ValueError(f"{'.'.join(map(str, parts[:depth]))} is a single value and has nothing below it")
+        if last:
+            here[part] = value
+        else:
+            here = here[part]
 
 
 def _syntax(error: YAMLError, source: str) -> Mistake:
