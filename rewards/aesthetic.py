@@ -16,12 +16,12 @@ shallow focus, warm light, portraits and landscapes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r3_rl.errors import CheckpointError
-from r3_rl.rewards.clip_towers import Dtype, load_towers
-from r3_rl.rewards.unit_scale import UnitScale
+from r3_rl.rewards.through_clip import ThroughClip
 from r3_rl.scoring.base import ScorerInfo
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
 _LAYERS = tuple(f"layers.{number}" for number in (0, 2, 4, 6, 7))
 
 
-class Aesthetic:
+@dataclass(kw_only=True, eq=False)
+class Aesthetic(ThroughClip):
     """published = L5(L4(L3(L2(L1(e))))), e the unit vector; score = clip((published - low) / (high - low), 0, 1)
 
     `head` is the converted file; `weights` are those of the CLIP model that it was fitted on, by hub id or folder. The
     other parameters are those of `clip_score`.
     """
 
+    figure = "aesthetic"
     info = ScorerInfo(
         range=(0.0, 1.0),
         needs=("images",),
@@ -47,21 +49,13 @@ class Aesthetic:
         memory="1.7 GB in float32",
     )
 
-    def __init__(
-        self,
-        *,
-        head: str,
-        weights: str = "openai/clip-vit-large-patch14",
-        revision: str = "",
-        device: str = "auto",
-        dtype: Dtype = "float32",
-        batch_size: int = 16,
-        low: float = 0.0,
-        high: float = 10.0,
-    ) -> None:
-        self._scale = UnitScale(name="aesthetic", low=low, high=high)
-        self._towers = load_towers(weights, revision=revision, device=device, dtype=dtype, batch_size=batch_size)
-        self._head = read_head(head, width=self._towers.width)
+    head: str
+    weights: str = "openai/clip-vit-large-patch14"
+    high: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._head = read_head(self.head, width=self._towers.width)
 
     def __call__(self, images: list[Any], *, log_metric=None, log_extra=None) -> list[float | None]:
         """Score each image, uint8 [H, W, 3]."""

@@ -11,20 +11,22 @@ much like a bag of words, and sees 224 x 224 pixels. It reads at most 77 tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from r3_rl.rewards.clip_towers import Dtype, load_towers
-from r3_rl.rewards.unit_scale import UnitScale
+from r3_rl.rewards.through_clip import ThroughClip
 from r3_rl.scoring.base import ScorerInfo
 
 
-class ClipScore:
+@dataclass(kw_only=True, eq=False)
+class ClipScore(ThroughClip):
     """published = 100 max(cos(image, prompt), 0); score = clip((published - low) / (high - low), 0, 1).
 
     `weights` is a hub id, a folder, or open_clip's `name:tag`; `revision` a commit on the hub. With `device: auto` an
     accelerator is used where there is one. Raises `CheckpointError`, `MissingPackageError` or `InputError` when built.
     """
 
+    figure = "CLIPScore"
     info = ScorerInfo(
         range=(0.0, 1.0),
         needs=("images",),
@@ -34,19 +36,7 @@ class ClipScore:
         memory="1.7 GB in float32",
     )
 
-    def __init__(
-        self,
-        *,
-        weights: str = "openai/clip-vit-large-patch14",
-        revision: str = "",
-        device: str = "auto",
-        dtype: Dtype = "float32",
-        batch_size: int = 16,
-        low: float = 0.0,
-        high: float = 100.0,
-    ) -> None:
-        self._scale = UnitScale(name="CLIPScore", low=low, high=high)
-        self._towers = load_towers(weights, revision=revision, device=device, dtype=dtype, batch_size=batch_size)
+    weights: str = "openai/clip-vit-large-patch14"
 
     def __call__(self, prompts: list[str], images: list[Any], *, log_metric=None, log_extra=None) -> list[float | None]:
         """Score each image, uint8 [H, W, 3], with its prompt."""

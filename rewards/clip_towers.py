@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-_INSTALL = "pip install 'r3-rl[clip]'"
+INSTALL = "pip install 'r3-rl[clip]'"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 # The names under which open_clip itself stores safetensors. It would also read a pickle, hence we look first.
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
@@ -109,7 +109,7 @@ def load_towers(
     if path.is_file():
         return _from_open_clip(_architecture(architecture, path), str(_safetensors(path)), resize, place)
     if path.is_dir():
-        if any((path / name).is_file() for name in _OPEN_CLIP_WEIGHTS):
+        if read_by_open_clip(weights):
             return _from_open_clip(f"local-dir:{path}", None, resize, place)
         if (path / "config.json").is_file():
             return _from_transformers(str(path), revision, processor, place)
@@ -123,6 +123,18 @@ def load_towers(
     if ":" in weights:
         return _from_open_clip(f"local-dir:{_download(weights, revision)}", None, resize, place)
     return _from_transformers(weights, revision, processor, place)
+
+
+def read_by_open_clip(weights: str) -> bool:
+    """Whether open_clip reads these weights, and not transformers; what is not here is told by its name.
+
+    >>> read_by_open_clip("openai/clip-vit-large-patch14"), read_by_open_clip("ViT-B-32:laion2b_s34b_b79k")
+    (False, True)
+    """
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        return any((path / name).is_file() for name in _OPEN_CLIP_WEIGHTS)
+    return path.is_file() or ":" in weights or path.suffix == ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +151,7 @@ def _from_transformers(weights: str, revision: str, processor: str, place: _Runs
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
     except ImportError as error:
-        raise MissingPackageError(f"CLIP weights '{weights}' need transformers", hint=_INSTALL) from error
+        raise MissingPackageError(f"CLIP weights '{weights}' need transformers", hint=INSTALL) from error
     try:
         folder = hub_folder(weights, revision or None)
         source = hub_folder(processor) if processor else folder
@@ -268,7 +280,7 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise MissingPackageError("CLIP needs torch", hint=_INSTALL) from error
+        raise MissingPackageError("CLIP needs torch", hint=INSTALL) from error
     from r3_rl.torchvision_guard import guard
 
     guard()  # both libraries import torchvision
@@ -280,7 +292,7 @@ def _open_clip() -> Any:
     try:
         import open_clip
     except ImportError as error:
-        raise MissingPackageError("these CLIP weights need open_clip", hint=_INSTALL) from error
+        raise MissingPackageError("these CLIP weights need open_clip", hint=INSTALL) from error
     return open_clip
 
 

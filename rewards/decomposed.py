@@ -8,11 +8,11 @@ Cannot judge: what no question asks about; an average forgives one thing that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from r3_rl.rewards.yes_sources import Asked, Dtype, LogMetric, source_problems, yes_source
+from r3_rl.rewards.yes_sources import Asked, Dtype, LogMetric, source_problems, with_packages, yes_source
 from r3_rl.scoring.base import ScorerInfo
 from r3_rl.scoring.judge_settings import JudgeSettings
 from r3_rl.scoring.replies import read_json, shown
@@ -58,8 +58,14 @@ class Decomposed:
         )
         self.writer = None if writer is None else _Writer(writer)
         self._column = questions
-        if writer is None:
-            self.info = replace(self.info, needs=("images", questions))
+        self.info = self.info_for({"model": model, "questions": questions, "writer": writer})
+
+    @classmethod
+    def info_for(cls, params: Mapping[str, Any]) -> ScorerInfo:
+        """What it declares with these parameters: a writer takes the place of the column, and is served."""
+        info = with_packages(cls.info, params, served=params.get("writer") is not None)
+        column = params.get("questions", "questions")
+        return info if params.get("writer") is not None else replace(info, needs=("images", column))
 
     @staticmethod
     def check_params(params: dict[str, Any]) -> list[str]:

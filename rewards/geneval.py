@@ -61,6 +61,8 @@ class GenEval:
         thread_safe=False,
         weights_licence="CC BY-NC 4.0 (Mask2Former), MIT (CLIP)",
         memory="2 GB of weights in float32, and masks",
+        packages=("torch", "torchvision", "transformers", "scipy", "open_clip"),
+        install="pip install 'r3-rl[train,clip]'",
     )
 
     def __init__(

@@ -37,6 +37,8 @@ class GenevalPlus:
         deterministic=True,
         weights_licence="the judge's",
         memory="none here",
+        packages=("openai",),
+        install="pip install 'r3-rl[judge]'",
     )
 
     def __init__(self, *, judge: JudgeSettings, strict_weight: float = 0.7) -> None:

@@ -15,20 +15,22 @@ to 224 pixels with black bars, so that nothing of a picture is cut off.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from r3_rl.rewards.clip_towers import Dtype, load_towers
-from r3_rl.rewards.unit_scale import UnitScale
+from r3_rl.rewards.through_clip import ThroughClip
 from r3_rl.scoring.base import ScorerInfo
 
 
-class HpsV2:
+@dataclass(kw_only=True, eq=False)
+class HpsV2(ThroughClip):
     """published = 100 cos(image, prompt); score = clip((published - low) / (high - low), 0, 1).
 
     `weights` is the converted file, or a folder in open_clip's format; `architecture` is open_clip's name for what is
     in the file. The other parameters are those of `clip_score`.
     """
 
+    figure = "HPSv2"
     info = ScorerInfo(
         range=(0.0, 1.0),
         needs=("images",),
@@ -38,28 +40,11 @@ class HpsV2:
         memory="4 GB in float32",
     )
 
-    def __init__(
-        self,
-        *,
-        weights: str,
-        architecture: str = "ViT-H-14",
-        revision: str = "",
-        device: str = "auto",
-        dtype: Dtype = "float32",
-        batch_size: int = 16,
-        low: float = 0.0,
-        high: float = 100.0,
-    ) -> None:
-        self._scale = UnitScale(name="HPSv2", low=low, high=high)
-        self._towers = load_towers(
-            weights,
-            revision=revision,
-            architecture=architecture,
-            resize="longest",
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-        )
+    architecture: str = "ViT-H-14"
+
+    def tower_options(self) -> dict[str, Any]:
+        """What is in the file, and how its authors resize."""
+        return {"architecture": self.architecture, "resize": "longest"}
 
     def __call__(self, prompts: list[str], images: list[Any], *, log_metric=None, log_extra=None) -> list[float | None]:
         """Score each image, uint8 [H, W, 3], with its prompt."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from r3_rl.errors import MissingPackageError
@@ -44,14 +45,15 @@ class OcrText:
         weights_licence="Apache-2.0 (PP-OCR)",
         thread_safe=False,  # the reader keeps the settings of the call on itself
         memory="under 1 GB, CPU",
+        packages=("onnxruntime", "rapidfuzz", "rapidocr"),
+        install="pip install 'r3-rl[rewards]'",
     )
 
     def __init__(
         self, *, column: str = "", match: Literal["anywhere", "exact"] = "anywhere", num_threads: int = 2
     ) -> None:
         self._column, self._match = column, match
-        if column:
-            self.info = ScorerInfo(**{**vars(type(self).info), "needs": ("images", column)})
+        self.info = self.info_for({"column": column})
         try:
             import onnxruntime  # noqa: F401  rapidocr says so only at its first picture
             import rapidfuzz  # noqa: F401
@@ -64,6 +66,12 @@ class OcrText:
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
         self._reader = RapidOCR(params=settings)
+
+    @classmethod
+    def info_for(cls, params: Mapping[str, Any]) -> ScorerInfo:
+        """What it declares with these parameters, which may name a column."""
+        column = params.get("column")
+        return replace(cls.info, needs=("images", column)) if column else cls.info
 
     def __call__(self, prompts: list[str], images: list[Any], *, log_extra=None, **columns: Any) -> list[float | None]:
         """Score each image, uint8 [H, W, 3]."""

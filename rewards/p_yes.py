@@ -10,11 +10,11 @@ one thing at a time); beauty. It is not calibrated: 0.5 is no coin toss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r3_rl.errors import InputError
-from r3_rl.rewards.yes_sources import Asked, Dtype, source_problems, yes_source
+from r3_rl.rewards.yes_sources import Asked, Dtype, source_problems, with_packages, yes_source
 from r3_rl.scoring.base import ScorerInfo
 from r3_rl.scoring.judge_settings import JudgeSettings
 
@@ -55,6 +55,11 @@ class PYes:
             judge=judge, model=model, revision=revision, device=device, dtype=dtype, least_mass=least_mass
         )
         self._question = question
+
+    @classmethod
+    def info_for(cls, params: Mapping[str, Any]) -> ScorerInfo:
+        """What it declares with these parameters."""
+        return with_packages(cls.info, params)
 
     @staticmethod
     def check_params(params: dict[str, Any]) -> list[str]:

@@ -10,24 +10,26 @@ It prefers saturated, detailed, centred pictures, and training on it alone ends 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r3_rl.rewards.clip_towers import Dtype, load_towers
-from r3_rl.rewards.unit_scale import UnitScale
+from r3_rl.rewards.through_clip import ThroughClip
 from r3_rl.scoring.base import ScorerInfo
 
 _CARD = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """Whose tokenizer and preprocessing the model card takes."""
 
 
-class PickScore:
+@dataclass(kw_only=True, eq=False)
+class PickScore(ThroughClip):
     """published = s cos(image, prompt), s the logit scale; score = clip((published - low) / (high - low), 0, 1).
 
     `processor` is a hub id or folder of tokenizer and preprocessing; empty takes the model card's, or `weights` where
     that is a folder. The other parameters are those of `clip_score`.
     """
 
+    figure = "PickScore"
     info = ScorerInfo(
         range=(0.0, 1.0),
         needs=("images",),
@@ -37,24 +39,13 @@ class PickScore:
         memory="4 GB in float32",
     )
 
-    def __init__(
-        self,
-        *,
-        weights: str = "yuvalkirstain/PickScore_v1",
-        processor: str = "",
-        revision: str = "",
-        device: str = "auto",
-        dtype: Dtype = "float32",
-        batch_size: int = 16,
-        low: float = 0.0,
-        high: float = 100.0,
-    ) -> None:
-        self._scale = UnitScale(name="PickScore", low=low, high=high)
-        if not processor and not Path(weights).expanduser().exists():
-            processor = _CARD
-        self._towers = load_towers(
-            weights, revision=revision, processor=processor, device=device, dtype=dtype, batch_size=batch_size
-        )
+    weights: str = "yuvalkirstain/PickScore_v1"
+    processor: str = ""
+
+    def tower_options(self) -> dict[str, Any]:
+        """Tokenizer and preprocessing, which the model card takes from elsewhere."""
+        here = Path(self.weights).expanduser().exists()
+        return {"processor": self.processor or ("" if here else _CARD)}
 
     def __call__(self, prompts: list[str], images: list[Any], *, log_metric=None, log_extra=None) -> list[float | None]:
         """Score each image, uint8 [H, W, 3], with its prompt."""

@@ -21,7 +21,10 @@ if TYPE_CHECKING:  # `r3 rewards ls` and `r3 check` import this file and need ne
 LogExtra = Callable[[str, list[Any]], None]
 
 
-@scorer_info(range=(0.0, 1.0), needs=("images", "include"), deterministic=True)
+_JUDGING = {"packages": ("scipy",), "install": "pip install 'r3-rl[train]'"}
+
+
+@scorer_info(range=(0.0, 1.0), needs=("images", "include"), deterministic=True, **_JUDGING)
 def shapes(
     images: Sequence[Any],
     include: Sequence[list[dict[str, Any]]],
@@ -49,7 +52,7 @@ def shapes(
     return [strict_weight * j.strict + (1 - strict_weight) * j.partial for j in judgements]
 
 
-@scorer_info(range=(0.0, 1.0), needs=("images", "include"), deterministic=True)
+@scorer_info(range=(0.0, 1.0), needs=("images", "include"), deterministic=True, **_JUDGING)
 def shapes_strict(
     images: Sequence[Any],
     include: Sequence[list[dict[str, Any]]],

@@ -8,6 +8,9 @@ Cannot judge: what `vqa_questions` cannot; nearly all labels are "yes", so that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from r3_rl.rewards.vqa_questions import VqaQuestions
 from r3_rl.scoring.base import ScorerInfo
 from r3_rl.scoring.judge_settings import JudgeSettings
@@ -22,7 +25,14 @@ class Tiif(VqaQuestions):
         deterministic=True,
         weights_licence="the judge's",
         memory="none here",
+        packages=("openai",),
+        install="pip install 'r3-rl[judge]'",
     )
 
     def __init__(self, *, judge: JudgeSettings) -> None:
         super().__init__(judge=judge, questions="yn_question_list", answers="yn_answer_list", form="lines")
+
+    @classmethod
+    def info_for(cls, params: Mapping[str, Any]) -> ScorerInfo:
+        """What it declares: its columns are TIIF's whatever the parameters."""
+        return cls.info

@@ -35,6 +35,8 @@ class VqaQuestions:
         deterministic=True,
         weights_licence="the judge's",
         memory="none here",
+        packages=("openai",),
+        install="pip install 'r3-rl[judge]'",
     )
 
     def __init__(
@@ -50,7 +52,13 @@ class VqaQuestions:
         self.judge = Judge(judge)
         self._columns = (questions, answers)
         self._form: Literal["json", "lines"] = form
-        self.info = replace(self.info, needs=("images", questions, *filter(None, [answers])))
+        self.info = self.info_for({"questions": questions, "answers": answers})
+
+    @classmethod
+    def info_for(cls, params: Mapping[str, Any]) -> ScorerInfo:
+        """What it declares with these parameters, which name the columns."""
+        columns = [params.get(name, name) for name in ("questions", "answers")]
+        return replace(cls.info, needs=("images", *filter(None, columns)))
 
     async def __call__(
         self,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from r3_rl.errors import InputError, MissingPackageError
 from r3_rl.rewards.hub_files import hub_folder
+from r3_rl.scoring.base import ScorerInfo
 from r3_rl.scoring.judge_settings import JudgeSettings
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -199,6 +200,15 @@ def yes_source(
         return ServedYes(judge, least_mass=least_mass)
     assert model is not None
     return LocalYes(model, revision=revision, device=device, dtype=dtype, least_mass=least_mass)
+
+
+def with_packages(info: ScorerInfo, params: Mapping[str, Any], *, served: bool = False) -> ScorerInfo:
+    """Return `info` with the packages of the source: a local model's, a judge's, or both where one more is `served`."""
+    local = params.get("model") is not None
+    extras = {"train": ("torch", "transformers")} if local else {}
+    extras |= {"judge": ("openai",)} if served or not local else {}
+    packages = tuple(name for names in extras.values() for name in names)
+    return replace(info, packages=packages, install=f"pip install 'r3-rl[{','.join(extras)}]'")
 
 
 def source_problems(params: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from r3_rl.cli import app
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.recipe_io import load_recipe, shipped_recipes
+from r3_rl.scoring import base
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "diffusers", "trl")
 RECIPE = "version: 1\nrewards:\n  - scorer: sharpness\n"
@@ -89,6 +90,17 @@ def test_prompts_are_read_and_have_what_scorers_need(verb, r3, workplace):
         )
         done = r3(verb, "r.yaml", f"rewards.0.scorer={scorer}", *params, *dry)
         assert done.code == 2 and f"needs the column '{column}', which no prompt of the data 'jsonl' has" in done.err
+
+
+def test_check_names_the_package_that_a_scorer_lacks(r3, workplace, monkeypatch):
+    BagelConfig().to_folder(workplace / "BAGEL-7B-MoT")
+    row = {"prompt": "a cup", "tag": "single_object", "include": [{"class": "cup", "count": 1}]}
+    (workplace / "geneval_train.jsonl").write_text(json.dumps(row) + "\n")
+    assert r3("check", "bagel_geneval_lora").code == 0
+    monkeypatch.setattr(base, "find_spec", lambda name: None if name == "open_clip" else object())
+    done = r3("check", "bagel_geneval_lora")
+    assert done.code == 2 and len(done.err.splitlines()) == 1
+    assert "rewards.0.scorer: scorer 'geneval' needs the package open_clip; pip install 'r3-rl[train,clip]'" in done.err
 
 
 def test_a_column_that_the_recipe_names_otherwise_is_looked_for_under_that_name(r3, workplace):

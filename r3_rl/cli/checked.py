@@ -46,29 +46,20 @@ def prompt_columns(recipe: Recipe) -> list[str]:
 
 
 def _lacking(recipe: Recipe, columns: Sequence[str]) -> Iterator[str]:
-    from r3_rl.scoring.base import STANDARD_ARGUMENTS, info_of
+    from r3_rl.scoring.base import STANDARD_ARGUMENTS, declared_info
     from r3_rl.scoring.registry import find_scorer
 
     have = {*columns, *STANDARD_ARGUMENTS}
     for section in ("rewards", "eval_rewards"):
         for index, reward in enumerate(getattr(recipe, section)):
             found = find_scorer(reward.scorer)
-            wanted = [*_declared(found, info_of(found).needs, reward.params), *_demanded(found, reward.params)]
+            wanted = [*declared_info(found, reward.params).needs, *_demanded(found, reward.params)]
             if missing := [name for name in dict.fromkeys(wanted) if name not in have]:
                 yield (
                     f"{section}.{index}.scorer: '{reward.scorer}' needs the column '{missing[0]}', which no prompt of "
                     f"the data '{recipe.data.kind}' has (they have: {', '.join(columns) or 'none'}); "
                     "use prompts that have it, or another scorer"
                 )
-
-
-def _declared(found: Any, needs: Sequence[str], params: Mapping[str, Any]) -> Iterator[str]:
-    """Columns that a scorer declares. One that is a parameter too may be called otherwise, or be null for none."""
-    parameters = inspect.signature(found).parameters
-    for name in needs:
-        called = params.get(name, parameters[name].default) if inspect.isclass(found) and name in parameters else name
-        if isinstance(called, str):
-            yield called
 
 
 def _demanded(found: Any, params: Mapping[str, Any]) -> Iterator[str]:

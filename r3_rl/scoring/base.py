@@ -26,6 +26,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 STANDARD_ARGUMENTS = (
@@ -69,12 +70,17 @@ class ScorerInfo:
     """What it takes up in words, such as `1.7 GB on the GPU`."""
     conversational: bool = False
     """True when `prompts` and `completions` are wanted as lists of messages, as conversational TRL rewards do."""
+    packages: tuple[str, ...] = ()
+    """Optional packages that it imports once built or called, as `import` names them; `r3 check` looks for them."""
+    install: str = ""
+    """The line that installs them, such as `pip install 'r3-rl[clip]'`."""
 
     def __post_init__(self) -> None:
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"ScorerInfo.range must be (low, high) with low < high, not {self.range}")
-        if isinstance(self.needs, str):
-            raise ValueError(f"ScorerInfo.needs must be a tuple of names; write ({self.needs!r},)")
+        for name in ("needs", "packages"):
+            if isinstance(value := getattr(self, name), str):
+                raise ValueError(f"ScorerInfo.{name} must be a tuple of names; write ({value!r},)")
 
 
 class Scorer(Protocol):
@@ -130,6 +136,25 @@ def info_of(scorer: Any) -> ScorerInfo:
         needs=tuple(name for name in demanded if name in _NOT_IN_EVERY_BATCH),
         conversational=annotation.lower().startswith(("list[list", "sequence[list")),
     )
+
+
+def declared_info(scorer: Any, params: Mapping[str, Any]) -> ScorerInfo:
+    """Return what a scorer that is not built yet declares about itself with these parameters.
+
+    A class whose columns or packages depend on its parameters has a static method `info_for(params) -> ScorerInfo`; for
+    every other scorer it is `info_of`.
+    """
+    told = getattr(scorer, "info_for", None)
+    return told(params) if callable(told) else info_of(scorer)
+
+
+def missing_packages(info: ScorerInfo) -> list[str]:
+    """Return the declared packages that are not installed; nothing is imported.
+
+    >>> missing_packages(ScorerInfo(packages=("json", "no_such_package")))
+    ['no_such_package']
+    """
+    return [name for name in info.packages if find_spec(name) is None]
 
 
 def call_parameters(scorer: Any) -> dict[str, inspect.Parameter]:

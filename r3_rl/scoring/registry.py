@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from r3_rl.errors import InputError, R3Error, ScorerError
-from r3_rl.scoring.base import STANDARD_ARGUMENTS, ScorerInfo, info_of
+from r3_rl.scoring.base import STANDARD_ARGUMENTS, ScorerInfo, declared_info, info_of, missing_packages
 
 GROUP = "r3_rl.scorers"
 _SAMPLE_ARGUMENTS = frozenset(STANDARD_ARGUMENTS) - {"log_metric", "log_extra"}
@@ -116,7 +116,7 @@ def load_scorer(scorer: str, params: Mapping[str, Any] | None = None, base_folde
 
 
 def check_scorer(scorer: str, params: Mapping[str, Any] | None = None, base_folder: str | Path = ".") -> list[str]:
-    """Return what is wrong with a scorer's name and parameters, one line each; nothing is built.
+    """Return what is wrong with a scorer's name, parameters and packages, one line each; nothing is built or imported.
 
     >>> check_scorer("r3_rl.scoring.base:nothing")[0].split(";")[0]
     "scorer 'r3_rl.scoring.base:nothing': no 'nothing' in it"
@@ -124,10 +124,19 @@ def check_scorer(scorer: str, params: Mapping[str, Any] | None = None, base_fold
     try:
         found = find_scorer(scorer, base_folder)
         problems = _param_problems(scorer, found, dict(params or {}))
-        info_of(found)
+        info = info_of(found) if problems else declared_info(found, dict(params or {}))
+        problems += _package_problems(scorer, info)
     except (ScorerError, TypeError, ValueError) as error:
         return [" ".join(str(error).split())]
     return problems
+
+
+def _package_problems(scorer: str, info: ScorerInfo) -> list[str]:
+    missing = missing_packages(info)
+    if not missing:
+        return []
+    install = info.install or f"pip install {' '.join(missing)}"
+    return [f"scorer '{scorer}' needs the package{'s' * (len(missing) > 1)} {', '.join(missing)}; {install}"]
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -17,6 +17,7 @@ from r3_rl.rewards.convert_weights import convert, main
 from r3_rl.rewards.hpsv2 import HpsV2
 from r3_rl.rewards.pickscore import PickScore
 from r3_rl.rewards.unit_scale import UnitScale
+from r3_rl.scoring.registry import check_scorer
 
 PROMPTS = ["a red circle", "two blue dogs and a cat", "a red circle"]
 WIDE = {"low": -100.0, "high": 100.0}
@@ -254,3 +255,15 @@ def test_a_figure_that_is_no_number_is_no_score():
     scale = UnitScale(name="x", low=0, high=10)
     assert scale.scores([float("nan"), float("inf"), 5.0, 11.0], log_extra=said.__setitem__) == [None, None, 0.5, 1.0]
     assert said["cause"] == ["x is nan", "x is inf", "", ""]
+
+
+@pytest.mark.parametrize("scorer", ["clip_score", "pickscore", "hpsv2", "aesthetic"])
+def test_parameters_that_all_of_them_take_are_checked_alike(scorer):
+    own = {"hpsv2": {"weights": "w.safetensors"}, "aesthetic": {"head": "h.safetensors"}}.get(scorer, {})
+    shared = {"revision": "main", "device": "cpu", "dtype": "bfloat16", "batch_size": 4, "low": 1.0, "high": 9.0}
+    assert check_scorer(scorer, {**own, **shared}) == []
+    (problem,) = check_scorer(scorer, {**own, "dtype": "int8"})
+    assert "parameter 'dtype' = 'int8'" in problem
+    (problem,) = check_scorer(scorer, {**own, "batchsize": 4})
+    assert "did you mean 'batch_size'?" in problem
+    assert len(check_scorer(scorer, {})) == len(own), "what has no default is demanded"

@@ -1,9 +1,11 @@
 """Finding scorers: installed names, modules, files, factories; and what the user reads when one is wrong."""
 
+import importlib.util
 import os
 
 import pytest
 
+from r3_rl.scoring import base
 from r3_rl.scoring.base import info_of
 from r3_rl.scoring.registry import ScorerInputError, check_scorer, find_scorer, list_scorers, load_scorer
 
@@ -141,3 +143,46 @@ def test_built_in_scorers_declare_themselves():
         info = info_of(find_scorer(name))
         assert info.range == (0.0, 1.0)
         assert info.deterministic
+
+
+JUDGE = {"base_urls": ["http://localhost:1/v1"], "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("scorer", "params", "package", "install"),
+    [
+        ("shapes", {}, "scipy", "train"),
+        ("shapes_strict", {}, "scipy", "train"),
+        ("clip_score", {}, "transformers", "clip"),
+        ("clip_score", {"weights": "ViT-B-32:laion2b_s34b_b79k"}, "open_clip", "clip"),
+        ("pickscore", {}, "torch", "clip"),
+        ("hpsv2", {"weights": "HPS_v2.1.safetensors"}, "open_clip", "clip"),
+        ("aesthetic", {"head": "aesthetic.safetensors"}, "transformers", "clip"),
+        ("ocr_text", {}, "rapidocr", "rewards"),
+        ("geneval", {}, "open_clip", "train,clip"),
+        ("geneval", {}, "torchvision", "train,clip"),
+        ("geneval_plus", {"judge": JUDGE}, "openai", "judge"),
+        ("tiif", {"judge": JUDGE}, "openai", "judge"),
+        ("vqa_questions", {"judge": JUDGE}, "openai", "judge"),
+        ("p_yes", {"judge": JUDGE}, "openai", "judge"),
+        ("p_yes", {"model": "Qwen/Qwen2.5-VL-7B-Instruct"}, "transformers", "train"),
+        ("decomposed", {"model": "m", "writer": JUDGE}, "openai", "train,judge"),
+        ("win_rate", {"scorer": "ocr_text"}, "rapidfuzz", "rewards"),
+    ],
+)
+def test_a_package_that_a_scorer_declares_is_looked_for(scorer, params, package, install, monkeypatch):
+    assert check_scorer(scorer, params) == []
+    here = importlib.util.find_spec
+    monkeypatch.setattr(base, "find_spec", lambda name: None if name == package else here(name))
+    (problem,) = check_scorer(scorer, params)
+    assert problem.endswith(f"needs the package {package}; pip install 'r3-rl[{install}]'")
+
+
+def test_a_package_of_a_scorer_of_ones_own(folder):
+    (folder / "mine.py").write_text(
+        "from r3_rl.scoring.base import scorer_info\n"
+        "@scorer_info(needs=('images',), packages=('no_such_a', 'json', 'no_such_b'))\n"
+        "def mine(images): return [0.0] * len(images)\n"
+    )
+    (problem,) = check_scorer("./mine.py:mine", {}, folder)
+    assert problem.endswith("needs the packages no_such_a, no_such_b; pip install no_such_a no_such_b")
