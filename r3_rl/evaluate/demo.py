@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from r3_rl.assemble import shapes_tags
+from r3_rl.evaluate.results import print_headline
 from r3_rl.evaluate.run import RunResult, train
 from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.progress import duration
@@ -20,7 +21,7 @@ MEASURE_SHARE = 0.25
 
 
 def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> RunResult:
-    """Trains the shipped model with `shapes_r3` for a few minutes and shows what changed.
+    """Train the shipped model with `shapes_r3` for a few minutes and print what changed, the headline last.
 
     Args:
         out: run folder; an existing one is never overwritten (a number is appended).
@@ -56,7 +57,10 @@ def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> RunR
         bench=bench,
         folder=new_run_folder(target.parent, target.name),
         source=find_recipe("shapes_r3").read_text(encoding="utf-8"),
+        headline=False,
     )
     print(f"adapter {result.folder / 'adapter'}")
     print(f"demo done in {duration(time.monotonic() - begin)}: open {result.folder / 'report.html'}")
+    if result.evaluation:
+        print_headline(result.evaluation)
     return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +15,8 @@ from r3_rl.observe.recorder import Recorder
 from r3_rl.observe.statistics import Interval
 from r3_rl.observe.text_table import headline_lines, table_lines
 
+WIDTH = 118
+"""Columns of what is printed, at most."""
 IN_BOTH = (
     "draft",
     "final",
@@ -80,12 +84,37 @@ def _documents(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float |
 
 
 def print_table(evaluation: Evaluation) -> None:
-    """Before -> after with 95 % intervals, in per cent and nats, greedy above sampled."""
-    for line in table_lines(evaluation):
-        print(line)
+    """Before -> after with 95 % intervals, in per cent and nats, greedy above sampled.
+
+    In a terminal that is too narrow for that, only the changes have their intervals; the report has them all.
+    """
+    lines = list(table_lines(evaluation))
+    narrow = max(map(len, lines), default=0) > _columns()
+    for line in lines:
+        print(_short(line) if narrow else line)
+
+
+_PHASES = re.compile(r"(.{38}) \[.{5}, .{5}\](?: nats)?  ->  (.{5}) \[.{5}, .{5}\](?: nats)? +(\S+) +(\[.*)")
+
+
+def _short(line: str) -> str:
+    """A line of the table without the intervals of the phases; one that has no change keeps what it has.
+
+    >>> _short("draft                   greedy    87.8 [ 83.8,  91.0]  ->   88.4 [ 84.5,  91.5]    +0.6 [ -4.1,  +5.0]")
+    'draft                   greedy    87.8  ->   88.4    +0.6 [ -4.1,  +5.0]'
+    """
+    found = _PHASES.fullmatch(line.rstrip())
+    return f"{found[1]}  ->  {found[2]}   {found[3]:>5} {found[4]}" if found else line
 
 
 def print_headline(evaluation: Evaluation) -> None:
-    """The greedy figures, and after them the sampled ones with the entropy of the texts."""
+    """The greedy figures, and after them the sampled ones with the entropy of the texts; a figure is not broken."""
     for line in headline_lines(evaluation):
-        print(textwrap.fill(line, width=118, subsequent_indent="  ", break_on_hyphens=False))
+        kept = re.sub(r" (?=->|[(\d+-])|(?<=->) ", "\N{NO-BREAK SPACE}", line)
+        text = textwrap.fill(kept, width=_columns(), subsequent_indent="  ", break_on_hyphens=False)
+        print(text.replace("\N{NO-BREAK SPACE}", " "))
+
+
+def _columns() -> int:
+    """Of the terminal; what is printed into a file may be as wide as a page."""
+    return min(shutil.get_terminal_size(fallback=(WIDTH, 24)).columns, WIDTH)

@@ -29,6 +29,7 @@ from r3_rl.evaluate.measured import Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.shapes import SEED, ShapesBench, judge, synthetic_nodes
 from r3_rl.observe.environment import environment
+from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
@@ -54,6 +55,8 @@ class RunResult:
     before: Measured | None
     after: Measured | None
     interrupted: bool
+    evaluation: Evaluation | None = None
+    """What was measured before and after; None without a bench, and after an interruption."""
 
 
 def train(
@@ -64,10 +67,12 @@ def train(
     bench: ShapesBench | None = None,
     folder: Path | None = None,
     source: str | None = None,
+    headline: bool = True,
 ) -> RunResult:
     """Runs a recipe. `resume`: folder of an interrupted run. `bench`: what is measured before and after (by default
     the embedded world's sets, of `training.eval_prompts` prompts; other data are judged by their rewards alone).
-    `source`: the recipe as the user wrote it, kept beside the resolved one.
+    `source`: the recipe as the user wrote it, kept next to the resolved one. `headline`: False leaves the last lines,
+    the figures to remember, to a caller who has more to print.
 
     In a process that `torchrun` started it joins the others: all roll out and learn, the first one measures and writes.
     """
@@ -123,9 +128,9 @@ def train(
         )
         print_table(evaluation)
     print(f"report {write_report(folder)}")
-    if evaluation:
+    if evaluation and headline:
         print_headline(evaluation)
-    return RunResult(folder=folder, before=before, after=after, interrupted=False)
+    return RunResult(folder=folder, before=before, after=after, interrupted=False, evaluation=evaluation)
 
 
 def _follow(trainer: R3Trainer, checkpoint: str | None, folder: Path) -> RunResult:

@@ -6,10 +6,14 @@ import json
 
 import pytest
 
+from r3_rl.evaluate import demo
 from r3_rl.evaluate.measured import Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
+from r3_rl.evaluate.run import RunResult
 from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.recorder import Recorder
+from r3_rl.observe.text_table import headline_lines
+from tests.observe.runs import evaluation as made_up
 
 BEFORE = Measured(
     values={
@@ -74,3 +78,35 @@ def test_the_headline_is_greedy_and_the_line_after_it_sampled(evaluation, capsys
     greedy, sampled = capsys.readouterr().out.splitlines()
     assert greedy == "greedy texts, untrained -> trained, %: draft 100.0 -> 50.0 (-50.0 [-100.0, +0.0])"
     assert sampled == "sampled texts: draft 50.0 -> 100.0; entropy in nats a token: plans 0.62 -> 0.25"
+
+
+def test_in_a_narrow_terminal_no_line_is_longer_and_no_figure_is_broken(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    measured = Evaluation.from_document(made_up())
+    print_table(measured)
+    table = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) <= 80
+    (at,) = (i for i, line in enumerate(table) if line.startswith("draft "))
+    change = measured.differences["draft_greedy"]
+    assert f"{100 * measured.before['draft_greedy'].mean:.1f}  ->  " in table[at]
+    assert f" {100 * change.mean:+.1f} [" in table[at] and table[at].count("[") == 1, "the change has its interval"
+    print_headline(measured)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80 and len(text.splitlines()) > 2
+    (whole, sampled) = headline_lines(measured)
+    assert " ".join(text.split()) == f"{whole} {sampled}"
+    for line in text.splitlines():
+        assert line.count("[") == line.count("]") and not line.endswith("->") and not line.strip().startswith("->")
+
+
+def test_the_last_thing_that_the_demo_prints_is_its_headline(evaluation, capsys, monkeypatch, tmp_path):
+    def trained(recipe, **options):
+        assert options["headline"] is False
+        print("report")
+        return RunResult(folder=tmp_path, before=None, after=None, interrupted=False, evaluation=evaluation)
+
+    monkeypatch.setattr(demo, "train", trained)
+    demo.demo(out=str(tmp_path / "demo"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("greedy texts, untrained -> trained") and lines[-1].startswith("sampled texts: ")
+    assert lines[-3].startswith("demo done in ") and lines[-4].startswith("adapter ")
