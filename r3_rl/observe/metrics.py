@@ -83,9 +83,16 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     ),
     "Importance ratio": (
         _metric("ratio/text_mean", "1", "Mean importance ratio of text tokens; 1 on the first pass."),
-        _metric("ratio/text_deviation", "1", "Largest |ratio - 1| of a text token on the first pass.", "max"),
+        _metric(
+            "ratio/text_deviation",
+            "1",
+            "Largest |ratio - 1| of a text token on the first pass; absent with dropout.",
+            "max",
+        ),
         _metric("ratio/image_mean", "1", "Mean importance ratio of denoising steps; 1 on the first pass."),
-        _metric("ratio/image_deviation", "1", "Largest |ratio - 1| of a denoising step on the first pass.", "max"),
+        _metric(
+            "ratio/image_deviation", "1", "Largest |ratio - 1| of a denoising step on the first pass; as above.", "max"
+        ),
     ),
     "Gradient": (
         _metric("grad/cosine", "1", "Cosine of the understanding and the generation gradient; below 0 they conflict."),

@@ -12,10 +12,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -32,6 +33,7 @@ from r3_rl.policy.lora import (
     MergedLinear,
     adapted_layers,
     branch_of,
+    dropouts,
     find_slots,
     inject,
     lora_config,
@@ -43,6 +45,7 @@ __all__ = [
     "AdapterSettings",
     "adapted_layers",
     "adapter_disabled",
+    "adapter_dropout",
     "adapter_merged",
     "attach",
     "base_fingerprint",
@@ -103,6 +106,33 @@ def adapter_disabled(module: nn.Module) -> Iterator[None]:
     slots = find_slots(module)
     with swapped(slots, [slot.layer.get_base_layer() for slot in slots]):
         yield
+
+
+@contextmanager
+def adapter_dropout(module: nn.Module, *, seed: Sequence[int]) -> Iterator[None]:
+    """Inside, the adapter's dropout acts; nowhere else, whatever the module's mode. Does nothing without dropout.
+
+    The masks follow from `seed`, and torch's random state is afterwards what it was before: a resumed run drops what
+    the uninterrupted one drops, however much randomness was used elsewhere.
+
+    Args:
+        module: with or without an adapter.
+        seed: numbers >= 0, such as the run's seed, the step and the rank.
+    """
+    found = dropouts(module)
+    if not found:
+        yield
+        return
+    device = next(module.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence(tuple(seed)).generate_state(1, np.uint64)[0] >> 1))
+        for dropout in found:
+            dropout.acting = True
+        try:
+            yield
+        finally:
+            for dropout in found:
+                dropout.acting = False
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from r3_rl.errors import InputError
 from r3_rl.policy.linear import linear
@@ -47,7 +48,7 @@ class AdapterSettings:
     alpha: float = 32.0
     """The adapter is scaled by alpha / rank, on both branches alike."""
     dropout: float = 0.0
-    """[0, 1), of the adapter's input, in training mode."""
+    """[0, 1), of the adapter's input; acts inside `adapter_dropout`, that is in updates only."""
     branches: str = "both"
     """`understanding`, `generation` or `both`: the experts of the decoder layers that get adapters."""
     extra_targets: tuple[str, ...] = ()
@@ -142,6 +143,31 @@ class _Merged(torch.autograd.Function):
         return grad_x, of_a, of_b, None, None, None
 
 
+class AdapterDropout(nn.Dropout):
+    """Dropout that acts while `acting` is set, whatever the module's mode.
+
+    Rollouts, evaluation and updates share one module. A mode that somebody sets for the whole module must not reach
+    the rollouts, or what was sampled would not be the policy that is scored.
+    """
+
+    acting = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, training=self.acting)
+
+
+def dropouts(module: nn.Module) -> list[AdapterDropout]:
+    """The dropout of every adapted layer; empty if the adapter drops nothing."""
+    found = (slot.layer.lora_dropout[NAME] for slot in _search(module))
+    return [dropout for dropout in found if isinstance(dropout, AdapterDropout)]
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether the module has an adapter with dropout."""
+    layer = first_adapted_layer(module)
+    return layer is not None and isinstance(layer.lora_dropout[NAME], AdapterDropout)
+
+
 def adapted_layers(module: nn.Module) -> dict[str, LoraLinear]:
     """The module's LoRA layers by name, in order; empty without an adapter."""
     return {slot.path: slot.layer for slot in _search(module)}
@@ -211,6 +237,8 @@ def inject(module: nn.Module, config: PeftConfig) -> None:
         inject_adapter_in_model(config, module, adapter_name=NAME)
     for layer in adapted_layers(module).values():
         layer.train(layer.get_base_layer().training)
+        if isinstance(dropout := layer.lora_dropout[NAME], nn.Dropout):
+            layer.lora_dropout[NAME] = AdapterDropout(dropout.p)
         for part in (layer.lora_A, layer.lora_B):
             part.float()
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from r3_rl.policy.adapters import adapter_merged
-from r3_rl.policy.lora import NAME, first_adapted_layer
+from r3_rl.policy.lora import drops, first_adapted_layer
 
 
 def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
@@ -20,6 +20,4 @@ def fast_weights(module: nn.Module) -> AbstractContextManager[None]:
 
 def fast_update(module: nn.Module) -> AbstractContextManager[None]:
     """The same with gradient, unless the adapter's input is dropped: that needs the adapter beside the weights."""
-    layer = first_adapted_layer(module)
-    dropped = layer is not None and isinstance(layer.lora_dropout[NAME], nn.Dropout)
-    return nullcontext() if dropped else fast_weights(module)
+    return nullcontext() if drops(module) else fast_weights(module)

@@ -1,6 +1,7 @@
 """What a training step collects: the schedules of Tree-RL and its baselines.
 
-tree: reason steps (one, or `reason_steps`) and a reflect-refine step in turn. full: whole trajectories. draft_only: reason steps alone.
+tree: reason steps (one, or `reason_steps`) and a reflect-refine step in turn. full: whole trajectories. draft_only:
+reason steps only.
 critique_only: critiques of drafts, judged by whether their decision is right. cotrain: the last two in turn.
 progressive: begins as cotrain and becomes tree.
 """

@@ -18,15 +18,16 @@ import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback
 
 from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Averages
-from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach
+from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_dropout, attach
 from r3_rl.policy.base import Policy
+from r3_rl.policy.lora import drops
 from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.protocol import PROTOCOLS
@@ -109,8 +110,6 @@ class R3Trainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        if ranks.count() > 1:  # dropout is the one thing that takes the global random state
-            set_seed(args.seed + ranks.rank())
         self.schedule = schedule_of(model, self.panel, self.loop, args, synthetic)
         self.losses = losses_of(args)
         self.balancer = Balancer(
@@ -157,6 +156,8 @@ class R3Trainer(Trainer):
         updating = time.perf_counter()
         statistics = self.accumulate(step, collected.credits).over_processes()
         self._refuse_broken_gradient()
+        # with dropout the ratio of a first pass is not 1, and its deviation says nothing about rollout and replay
+        first_pass = step % self.args.num_iterations == 0 and not drops(self.policy.module)
         over_epsilon = over_epsilon_of(self._trained_names(), self.args.adam_epsilon)
         if self._in_deepspeed:
             self.accelerator.backward(handed_over(self.balancer.parameters))
@@ -166,7 +167,7 @@ class R3Trainer(Trainer):
         self.schedule.collector.watch.seconds.clear()
         numbers = {
             **collected.metrics,
-            **statistics.metrics(first_pass=step % self.args.num_iterations == 0),
+            **statistics.metrics(first_pass=first_pass),
             **self.balancer.metrics(),
             **over_epsilon,
             **collected.likelihoods(),
@@ -184,8 +185,9 @@ class R3Trainer(Trainer):
         return torch.tensor(statistics.loss)
 
     def accumulate(self, step: int, credits: Sequence[Credit]) -> UpdateStatistics:
-        """The gradient of these credits and of those of the other processes."""
-        return self.balancer.accumulate(step, credits, self._accumulate, step_sizes(credits))
+        """The gradient of these credits and of those of the other processes; the only place where an adapter drops."""
+        with adapter_dropout(self.policy.module, seed=(self.args.seed, step, ranks.rank())):
+            return self.balancer.accumulate(step, credits, self._accumulate, step_sizes(credits))
 
     def _accumulate(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> UpdateStatistics:
         with fast_update(self.policy.module), self.shards.collecting() if self.shards else nullcontext():

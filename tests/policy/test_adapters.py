@@ -317,3 +317,19 @@ def test_broken_files_are_named(folder, tmp_path):
         (f / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
 
     fails("not plain LoRA", dora)
+
+
+def test_dropout_acts_inside_its_context_only_and_follows_from_the_seed():
+    model = adapted(AdapterSettings(rank=2, alpha=4.0, dropout=0.5))
+    calm = outputs(model)
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    found = []
+    for seed in ((0, 3, 0), (0, 3, 0), (0, 4, 0), (0, 3, 1)):
+        with adapters.adapter_dropout(model, seed=seed):
+            found.append(outputs(model))
+    assert torch.equal(torch.rand(1), expected), "the caller's random stream stays"
+    assert torch.equal(found[0], found[1])
+    assert not any(torch.equal(found[0], other) for other in (calm, *found[2:])), "other steps and ranks drop others"
+    assert torch.equal(outputs(model.train()), calm)

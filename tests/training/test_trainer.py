@@ -28,7 +28,7 @@ from r3_rl.training.callbacks import InterruptCallback, RecordCallback
 from r3_rl.training.checkpoint import last_checkpoint
 from r3_rl.training.config import R3Config
 from r3_rl.training.trainer import R3Trainer
-from r3_rl.types import Verdict
+from r3_rl.types import TextSegment, Verdict
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 
 LORA = AdapterSettings(rank=2)
@@ -155,8 +155,9 @@ def test_the_same_seed_is_the_same_run_bit_for_bit(tmp_path):
         ({"schedule": "tree", "scorer": reddish, "refine_node_choice": "spread_only", "refine_depth": 2}, 2),
         ({"schedule": "cotrain", "num_iterations": 2}, 2),
         ({"schedule": "draft_only", "lora": None, "beta": 0.1, "image_beta": 0.1}, 2),
+        ({"schedule": "draft_only", "lora": AdapterSettings(rank=2, dropout=0.3)}, 2),
     ],
-    ids=["tree", "iterations", "full_weights"],
+    ids=["tree", "iterations", "full_weights", "dropout"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options, cut):
     """Its reference too: the KL of full weights is measured from the base and not from where the run goes on."""
@@ -516,7 +517,43 @@ def test_updates_run_on_merged_weights_unless_the_adapter_drops(tmp_path, monkey
     accumulate = trainer_module.accumulate
     monkeypatch.setattr(trainer_module, "accumulate", watched)
     run(make(tmp_path, lora=AdapterSettings(rank=2, dropout=dropout)))
-    assert ("MergedLinear" in kinds) is merged and ("Dropout" in kinds) is (not merged)
+    assert ("MergedLinear" in kinds) is merged
+
+
+def test_dropout_acts_in_updates_and_nowhere_else(tmp_path, monkeypatch):
+    """Where it acts, a text is scored differently from how it was sampled."""
+    policy = tiny_policy(adapter=AdapterSettings(rank=4, alpha=8.0, dropout=0.5), moved=0.1)
+    trainer = make(tmp_path, policy=policy, lora=None, schedule="draft_only", probe_every=0, learning_rate=1e-6)
+    inside, outside, accumulate = [], [], trainer_module.accumulate
+
+    def deviation(credits):
+        text = next(c.segment for c in credits if isinstance(c.segment, TextSegment))
+        return float((policy.replay([text])[0].detach() - text.log_probs).abs().max())
+
+    def watched(policy, credits, *args, **kwargs):
+        inside.append(deviation(credits))
+        return accumulate(policy, credits, *args, **kwargs)
+
+    monkeypatch.setattr(trainer_module, "accumulate", watched)
+    trainer.on_collected = lambda step, collected: outside.append(deviation(collected.credits))
+    assert max(trainer.self_check().deviation.values()) < 1e-4
+    rows = run(trainer)
+    assert min(inside) > 1e-3, "it acts"
+    assert max(outside) < 1e-4
+    assert "ratio/text_deviation" not in rows[0], "it would be taken for a rollout that replay disagrees with"
+    policy.module.train()  # a mode that a caller sets for the whole module reaches no rollout
+    assert max(trainer.self_check().deviation.values()) < 1e-4
+
+
+def test_what_is_dropped_follows_from_seed_and_step(tmp_path):
+    """However much of the global random state is used in between, by a gallery for example."""
+    runs = []
+    for name, wasted in (("a", 0), ("b", 7)):
+        policy = tiny_policy(adapter=AdapterSettings(rank=4, dropout=0.5), moved=0.1)
+        runs.append(make(tmp_path / name, policy=policy, lora=None, probe_every=2, num_iterations=2))
+        runs[-1].on_collected = lambda step, collected, wasted=wasted: torch.rand(wasted)
+        run(runs[-1])
+    assert_equal_weights(*map(weights, runs))
 
 
 def test_merged_weights_are_gone_after_a_step(tmp_path):
