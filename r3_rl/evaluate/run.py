@@ -99,6 +99,9 @@ def train(
     print(trainer.self_check())
     if bench is None and recipe.data.kind == "shapes":
         bench = _bench(recipe)
+    if bench and trainer.shards:
+        # the swap test asks the base after training, when the processes that hold parts of it have left
+        loaded.policy.remember_base(on_host=True)
     gallery = _gallery(recipe, loaded, trainer, bench, recorder)
     before = _measure(bench, loaded, settings, gallery, "before", 0, base=True) if bench else None
     trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)

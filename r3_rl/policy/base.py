@@ -135,5 +135,12 @@ class Policy(Protocol):
         ...
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside, the policy is the reference policy: its adapter is switched off, or the remembered base is back."""
+        """Inside, the policy is the reference policy: its adapter is switched off, or the remembered base is back.
+
+        Raises RunError when there is no base to go back to.
+        """
+        ...
+
+    def base_restored(self) -> AbstractContextManager[None]:
+        """Inside, the caller has put the base's weights back itself, and `reference` leaves them alone."""
         ...

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from r3_rl import ranks
-from r3_rl.errors import CheckpointError, InputError
+from r3_rl.errors import CheckpointError, InputError, RunError
+from r3_rl.policy.base import Policy
 
 
 @dataclass(kw_only=True, eq=False)
@@ -73,14 +74,17 @@ class Shards:
             self.decoder.call = nn.Module.__call__
 
     @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Inside, the weights are those before training. Every process enters."""
+    def reference(self, policy: Policy) -> Iterator[None]:
+        """Inside, the policy is its base: the weights are those before training. Every process enters.
+
+        Raises RunError when the base was not kept.
+        """
         if not self.base:
-            yield
-            return
+            raise RunError("the base of the sharded weights was not kept", hint="set keep_base")
         for s, base in zip(self._all(), self.base, strict=True):
             self._write(s.weight, base)
-        yield
+        with policy.base_restored():
+            yield
         self.publish()
 
     def publish(self) -> None:

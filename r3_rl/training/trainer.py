@@ -197,7 +197,7 @@ class R3Trainer(Trainer):
                 self.losses,
                 backward=self._backward,
                 normalisers=normalisers,
-                base_first=self.shards.reference() if self.shards else None,
+                base_first=self.shards.reference(self.policy) if self.shards and self.shards.base else None,
             )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -209,6 +209,20 @@ def test_full_weights_leave_a_folder_that_loads(recipe, base):
     assert (folder / "model" / "tokenizer.json").is_file()
 
 
+def test_sharded_full_weights_are_measured_against_their_base(recipe, base, monkeypatch):
+    """The swap test asks the base after training; shards keep it for the KL terms only."""
+    loaded, load = [], runs.load_policy
+    monkeypatch.setattr(runs, "load_policy", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1])
+    changes = ("lora.enabled=false", "training.shard_optimizer=true", "training.max_steps=2")
+    train(recipe(*changes), bench=bench())
+    policy, plain = loaded[0].policy, load_bagel(base).state_dict()
+    trained = {name: tensor.clone() for name, tensor in policy.module.state_dict().items()}
+    with policy.reference():
+        found = policy.module.state_dict()
+        assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert any(not torch.equal(trained[name], plain[name]) for name in plain)
+
+
 def test_prompts_from_a_file_are_judged_by_the_panel(recipe):
     folder = train(
         recipe("data.kind=jsonl", "data.tags=null", "data.path=prompts.jsonl", "eval_rewards=[]", "observe.gallery=3")

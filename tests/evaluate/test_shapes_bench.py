@@ -26,7 +26,9 @@ SAME_ITEMS = {
 
 @pytest.fixture(scope="module")
 def policy():
-    return tiny_policy()
+    made = tiny_policy()
+    made.module.requires_grad_(False)  # nothing is trained: it is its own base
+    return made
 
 
 def small_bench(**options):

@@ -91,7 +91,7 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, s
     settings = LossSettings(token_budget=64, beta=0.1, image_beta=0.1)
 
     def run(part: Any, sizes: tuple[float, float]) -> UpdateStatistics:
-        base = shards.reference() if shards else None
+        base = shards.reference(policy) if shards else None
         with shards.collecting() if shards else nullcontext():
             return accumulate(
                 policy, part, settings, backward=torch.Tensor.backward, normalisers=sizes, base_first=base

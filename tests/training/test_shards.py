@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tests.policy.tiny as tiny
-from r3_rl.errors import CheckpointError, InputError
+from r3_rl.errors import CheckpointError, InputError, RunError
 from r3_rl.training.shards import Shards
 from r3_rl.training.update import LossSettings, accumulate
 from tests.training.processes import SHARES, fork, main, whole_policy
 from tests.training.rollouts import step_credits
 from tests.training.test_processes import RUN, found, largest_gap
-from tests.training.test_trainer import make
+from tests.training.test_trainer import make, run
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -160,3 +160,20 @@ def test_parts_that_are_nobodys_are_refused(tmp_path):
     sharded = make(tmp_path, policy=whole_policy("float32"), lora=None, optimizer_parts=1)
     with pytest.raises(CheckpointError, match=r"was not saved with training\.shard_optimizer"):
         sharded.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-1"))
+
+
+def test_a_reference_without_a_base_is_refused(tmp_path):
+    """It was the trained policy itself, without a word."""
+    trainer = make(tmp_path, policy=whole_policy("float32"), lora=None, optimizer_parts=1, max_steps=1)
+    run(trainer)
+    with pytest.raises(RunError, match=r"no reference policy.*base was not kept; call policy\.remember_base"):
+        trainer.policy.reference().__enter__()
+    with pytest.raises(RunError, match="base of the sharded weights was not kept"):
+        trainer.shards.reference(trainer.policy).__enter__()
+
+
+def test_a_policy_of_which_nothing_is_trained_is_its_own_base():
+    policy = whole_policy("float32")
+    policy.module.requires_grad_(False)
+    with policy.reference():
+        pass

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from r3_rl.errors import RunError
 from r3_rl.policy.bagel import replay as _replay
 from r3_rl.policy.bagel import sampler, supervised, writer
 from r3_rl.policy.bagel.model import Bagel
@@ -22,6 +23,7 @@ class BagelPolicy:
     def __init__(self, model: Bagel, reader: Reader) -> None:
         self.model, self.reader = model, reader
         self._base: dict[str, Tensor] = {}
+        self._base_restored = False
 
     @property
     def module(self) -> torch.nn.Module:
@@ -65,14 +67,35 @@ class BagelPolicy:
         self._base = {n: p.to("cpu", copy=True) if on_host else p.clone() for n, p in trained.items()}
 
     @contextmanager
+    def base_restored(self) -> Iterator[None]:
+        """Inside, the caller has put the base's weights back itself, and `reference` leaves them alone."""
+        self._base_restored = True
+        try:
+            yield
+        finally:
+            self._base_restored = False
+
+    @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the policy is the base again: its adapter is switched off, or the remembered weights are back."""
+        """Inside, the policy is the base again: its adapter is switched off, or the remembered weights are back. A
+        policy of which nothing is trained is its own base.
+
+        Raises RunError when full weights are trained and no base was remembered.
+        """
         from r3_rl.policy.adapters import adapted_layers, adapter_disabled
 
+        if self._base_restored:
+            yield
+            return
         if adapted_layers(self.model):
             with adapter_disabled(self.model):
                 yield
             return
+        if not self._base and any(p.requires_grad for p in self.model.parameters()):
+            raise RunError(
+                "there is no reference policy: full weights are trained and their base was not kept",
+                hint="call policy.remember_base() before training, or train an adapter",
+            )
         trained = {n: p.data for n, p in self.model.named_parameters() if n in self._base}
         own = dict(self.model.named_parameters())
         try:
