@@ -1,4 +1,4 @@
-"""The one table of metric names, and the averaging over micro-batches that follows it.
+"""The one table of metric names, and how values of rounds, processes and steps become one.
 
 `docs/metrics.md` is written from this table (`python -m r3_rl.observe.metrics`), and a test compares the two.
 Names are TRL's wherever the meaning is the same.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,11 +24,24 @@ class Metric:
     """`share` is 0 to 1, `s` seconds, `1` a plain number."""
     meaning: str
     combine: str = "mean"
-    """How values within a step become one: `mean`, `max`, `min`, `sum` or `last`."""
+    """How the values of one step's rounds and processes become one: `mean` (weighted where the number of items behind
+    a value is known), `max` or `sum`."""
+    over_steps: str = "mean"
+    """How the steps of a line become one: `mean` of the steps that have a value, `per step` (a step without one counts
+    as 0), `max` or `last`."""
 
 
-def _metric(name: str, unit: str, meaning: str, combine: str = "mean") -> Metric:
-    return Metric(name=name, unit=unit, meaning=meaning, combine=combine)
+def _metric(name: str, unit: str, meaning: str, combine: str = "mean", over_steps: str = "mean") -> Metric:
+    return Metric(name=name, unit=unit, meaning=meaning, combine=combine, over_steps=over_steps)
+
+
+def _peak(name: str, unit: str, meaning: str) -> Metric:
+    return _metric(name, unit, meaning, "max", "max")
+
+
+def _seconds(name: str, meaning: str) -> Metric:
+    """Processes work side by side, so a step takes as long as its slowest."""
+    return _metric(name, "s", meaning, "max", "per step")
 
 
 SECTIONS: Mapping[str, tuple[Metric, ...]] = {
@@ -39,12 +52,12 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("rewards/{name}/mean", "1", "Raw score of one training scorer, before weights."),
         _metric("rewards/{name}/std", "1", "Standard deviation of that score over the step."),
         _metric("rewards/{name}/missing_fraction", "share", "Scores of that scorer that are missing where it applies."),
-        _metric("rewards/{name}/time_s", "s", "Seconds that its calls ran, those during drawing included."),
+        _seconds("rewards/{name}/time_s", "Seconds that its calls ran, those during drawing included."),
         _metric("weighted_rewards/{name}/mean", "1", "What that scorer contributed to the total, after its weight."),
         _metric("eval_rewards/{name}/mean", "1", "Raw score of a held-out scorer, which never enters the reward."),
         _metric("eval_rewards/{name}/std", "1", "Standard deviation of that score over the step."),
         _metric("eval_rewards/{name}/missing_fraction", "share", "Its scores that are missing where it applies."),
-        _metric("eval_rewards/{name}/time_s", "s", "Seconds spent in it."),
+        _seconds("eval_rewards/{name}/time_s", "Seconds spent in it."),
         _metric("scores/missing_fraction", "share", "Scores that failed or did not apply; never counted as 0."),
         _metric("scores/cache_hit_fraction", "share", "Scores answered from the cache."),
     ),
@@ -58,7 +71,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("refine/frac_well_formed", "share", "Texts that close their thoughts and then say one thing."),
         _metric("refine/frac_wrong_edited", "share", "Wrong images that the critique wants edited."),
         _metric("refine/frac_right_kept", "share", "Right images that the critique leaves alone."),
-        _metric("tree/pool_size", "nodes", "Nodes in the pool that refinement groups start from.", "last"),
+        _metric("tree/pool_size", "nodes", "Nodes in the pools that refinement groups start from.", "sum", "last"),
         _metric("tree/frac_perfect", "share", "Nodes drawn from the pool whose score is already 1."),
     ),
     "Text": (
@@ -68,7 +81,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("clip_ratio/high_mean", "share", "Text tokens clipped from above."),
         _metric("clip_ratio/region_mean", "share", "Text tokens clipped on either side."),
         _metric("completions/mean_length", "tokens", "Mean length of the sampled texts."),
-        _metric("completions/max_length", "tokens", "Longest sampled text.", "max"),
+        _peak("completions/max_length", "tokens", "Longest sampled text."),
         _metric("completions/clipped_ratio", "share", "Texts that ran into the token limit without ending."),
         _metric("text/loss", "1", "Loss of the text segments (plan and critique) before its weight."),
     ),
@@ -79,20 +92,13 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("image/clip_ratio/high_mean", "share", "Denoising steps clipped from above."),
         _metric("image/clip_ratio/region_mean", "share", "Denoising steps clipped on either side."),
         _metric("image/log_prob_mean", "1", "Mean log-prob of the scored denoising steps."),
-        _metric("image/count", "images", "Images drawn in the step.", "sum"),
+        _metric("image/count", "images", "Images drawn in the step.", "sum", "per step"),
     ),
     "Importance ratio": (
         _metric("ratio/text_mean", "1", "Mean importance ratio of text tokens; 1 on the first pass."),
-        _metric(
-            "ratio/text_deviation",
-            "1",
-            "Largest |ratio - 1| of a text token on the first pass; absent with dropout.",
-            "max",
-        ),
+        _peak("ratio/text_deviation", "1", "Largest |ratio - 1| of a text token on a first pass without dropout."),
         _metric("ratio/image_mean", "1", "Mean importance ratio of denoising steps; 1 on the first pass."),
-        _metric(
-            "ratio/image_deviation", "1", "Largest |ratio - 1| of a denoising step on the first pass; as above.", "max"
-        ),
+        _peak("ratio/image_deviation", "1", "Largest |ratio - 1| of a denoising step, likewise."),
     ),
     "Gradient": (
         _metric("grad/cosine", "1", "Cosine of the understanding and the generation gradient; below 0 they conflict."),
@@ -106,15 +112,15 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "lowers the rate if it is below 10.",
         ),
         _metric("loss", "1", "Weighted sum that was differentiated."),
-        _metric("learning_rate", "1", "Learning rate of the step.", "last"),
-        _metric("epoch", "1", "Passes over the prompts so far.", "last"),
-        _metric("num_tokens", "tokens", "Text tokens learned from since the start.", "last"),
+        _metric("learning_rate", "1", "Learning rate of the step.", over_steps="last"),
+        _metric("epoch", "1", "Passes over the prompts so far.", over_steps="last"),
+        _metric("num_tokens", "tokens", "Text tokens learned from since the start, of all processes.", "max", "last"),
     ),
     "Time": (
-        _metric("time/{stage}_s", "s", "Seconds of a stage: draft (plans included), critique, refine, update.", "sum"),
-        _metric("time/score_s", "s", "Seconds that the step waited for scorers after the last image was drawn.", "sum"),
-        _metric("time/step_s", "s", "Seconds of the whole step.", "sum"),
-        _metric("memory/peak_bytes", "bytes", "Largest memory held so far.", "max"),
+        _seconds("time/{stage}_s", "Seconds of a stage: draft (plans included), critique, refine, update."),
+        _seconds("time/score_s", "Seconds that the step waited for scorers after the last image was drawn."),
+        _seconds("time/step_s", "Seconds of the whole step."),
+        _peak("memory/peak_bytes", "bytes", "Largest memory that one process held so far."),
     ),
 }
 
@@ -150,48 +156,73 @@ def unknown_names(names: Iterable[str]) -> list[str]:
     return sorted({name for name in names if find_metric(name) is None})
 
 
-class Averages:
-    """Collects the values of one step, micro-batch by micro-batch, and combines each as the table says.
+def combine(rows: Sequence[Mapping[str, Any]], sizes: Sequence[Mapping[str, float]] = ()) -> dict[str, float]:
+    """The values of one step's rounds or processes as one, each as the table says.
 
-    A mean is weighted: mean = sum(weight * value) / sum(weight), so micro-batches of unlike size average as one batch.
-    A missing value (None) enters nothing. A value that is not finite stays visible: it makes the mean not finite.
+    mean = sum(size * value) / sum(size), so rounds and processes of unlike size give what one batch would give. A
+    missing value (None) enters nothing. A value that is not finite stays visible: it makes the mean not finite.
+
+    Args:
+        rows: one a round or process; numbers, or tensors of one element.
+        sizes: for each row the number of items behind a value, where it is known; else 1.
+
+    >>> rows = [{"kl": 0.2, "time/step_s": 2.0, "image/count": 8}, {"kl": 0.4, "time/step_s": 3.0, "image/count": 8}]
+    >>> combine(rows, [{"kl": 3}, {"kl": 1}])
+    {'kl': 0.25, 'time/step_s': 3.0, 'image/count': 16.0}
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row, size in zip(rows, sizes or [{}] * len(rows), strict=True):
+        for name, value in row.items():
+            if value is not None and (weight := float(size.get(name, 1))) > 0:
+                found.setdefault(name, []).append((float(value), weight))
+    return {name: _joined(_rule(name, "combine"), pairs, len(rows)) for name, pairs in found.items()}
+
+
+class Averages:
+    """Collects the values of the steps between two lines, and joins each as the table says.
 
     >>> averages = Averages()
-    >>> averages.add({"kl": 0.2, "ratio/text_deviation": 1e-6}, weight=3)
-    >>> averages.add({"kl": 0.4, "ratio/text_deviation": 4e-6}, weight=1)
-    >>> averages.pop()
-    {'kl': 0.25, 'ratio/text_deviation': 4e-06}
+    >>> averages.add({"kl": 0.2, "time/refine_s": 4.0, "num_tokens": 10})
+    >>> averages.add({"kl": 0.4, "num_tokens": 20})
+    >>> {name: round(value, 3) for name, value in averages.pop().items()}
+    {'kl': 0.3, 'time/refine_s': 2.0, 'num_tokens': 20.0}
     >>> averages.pop()
     {}
     """
 
     def __init__(self) -> None:
         self._values: dict[str, list[tuple[float, float]]] = {}
+        self._num_steps = 0
 
-    def add(self, values: Mapping[str, Any], weight: float = 1.0) -> None:
-        """Take the values of a micro-batch (numbers, or tensors of one element); `weight` >= 0 counts its samples."""
-        assert weight >= 0, weight
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Take the values of a step: numbers, or tensors of one element; None is missing."""
+        self._num_steps += 1
         for name, value in values.items():
-            if value is not None and weight > 0:
-                self._values.setdefault(name, []).append((float(value), float(weight)))
+            if value is not None:
+                self._values.setdefault(name, []).append((float(value), 1.0))
 
     def pop(self) -> dict[str, float]:
-        """The combined values since the last call, and start afresh."""
-        combined = {name: _combine(name, pairs) for name, pairs in self._values.items()}
-        self._values = {}
-        return combined
+        """The joined values since the last call, and start afresh."""
+        joined = {n: _joined(_rule(n, "over_steps"), pairs, self._num_steps) for n, pairs in self._values.items()}
+        self._values, self._num_steps = {}, 0
+        return joined
 
 
-def _combine(name: str, pairs: list[tuple[float, float]]) -> float:
+def _rule(name: str, which: str) -> str:
     metric = find_metric(name)
-    how = metric.combine if metric else "mean"
+    return str(getattr(metric, which)) if metric else "mean"
+
+
+def _joined(how: str, pairs: list[tuple[float, float]], num_rows: int) -> float:
     values = [value for value, _ in pairs]
     if how == "last":
         return values[-1]
     if how == "sum":
         return math.fsum(values)
-    if how in ("max", "min") and not any(math.isnan(value) for value in values):
-        return max(values) if how == "max" else min(values)
+    if how == "per step":
+        return math.fsum(values) / num_rows
+    if how == "max" and not any(math.isnan(value) for value in values):
+        return max(values)
     return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
 
 
@@ -207,10 +238,16 @@ def metrics_page() -> str:
         "A value that was not finite is written as `null`, and its name stands in the line's `not_finite` list. A",
         "value that did not occur in a step (no refinement was drawn, say) is absent, never 0. Names outside the table",
         "come from a scorer's own `log_metric`.",
+        "",
+        "*In a step* says how the values of its processes (and of the rounds of schedule `full`) become one, *in a",
+        "line* how the steps of a line do when `observe.log_every` is above 1; `per step` is a mean over all.",
     ]
+    head = ["| name | unit | in a step | in a line | meaning |", "|---|---|---|---|---|"]
     for title, section in SECTIONS.items():
-        lines += ["", f"## {title}", "", "| name | unit | over a step | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{row.name}` | {row.unit} | {row.combine} | {row.meaning} |" for row in section]
+        lines += ["", f"## {title}", "", *head]
+        lines += [
+            f"| `{row.name}` | {row.unit} | {row.combine} | {row.over_steps} | {row.meaning} |" for row in section
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
-from r3_rl.observe.metrics import Averages
+from r3_rl.observe.metrics import Averages, combine
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_dropout, attach
 from r3_rl.policy.base import Policy
 from r3_rl.policy.lora import drops
@@ -176,12 +176,9 @@ class R3Trainer(Trainer):
             "memory/peak_bytes": float(peak_bytes(self.args.device)),
             "time/update_s": done - updating,
             "time/step_s": done - begin,
-            "tree/pool_size": ranks.total(sum(len(g.nodes) for g in self.schedule.pool.groups))[0],
+            "tree/pool_size": sum(len(g.nodes) for g in self.schedule.pool.groups),
         }
-        together = Averages()
-        for row in ranks.everyone(numbers):
-            together.add(row)
-        self.averages.add(together.pop())
+        self.averages.add(combine(ranks.everyone(numbers)))
         return torch.tensor(statistics.loss)
 
     def accumulate(self, step: int, credits: Sequence[Credit]) -> UpdateStatistics:

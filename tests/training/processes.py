@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import time
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,12 +58,23 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
         prompts = [t.prompt.text for t in rolled]
         seen.append({"phase": collected.phase, "prompts": prompts, "plans": plans, "pixels": pixels})
 
-    trainer.on_collected = keep
-    rows = untimed(run(trainer, **({"resume_from_checkpoint": resume} if resume else {})))
+    own_s: list[float] = []
+    step_of = trainer.training_step
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter()
+        loss = step_of(*args, **kwargs)
+        own_s.append(time.perf_counter() - begin)
+        return loss
+
+    trainer.on_collected, trainer.training_step = keep, timed  # type: ignore[method-assign]
+    logged = run(trainer, **({"resume_from_checkpoint": resume} if resume else {}))
     found = {
         "world_size": ranks.count(),
         "wrapper": type(trainer.model_wrapped).__name__,
-        "rows": rows,
+        "rows": untimed(logged),
+        "step_s": [row["time/step_s"] for row in logged],
+        "own_s": own_s,
         "seen": seen,
         "pool": [[n.score for n in g.nodes] for g in trainer.schedule.pool.groups],
     }

@@ -81,7 +81,8 @@ def assert_same_run(two: Found, alone: Found) -> None:
     assert largest_gap(two.tensors[0], alone.tensors[0]) < 1e-4
     for ours, single in zip(two.numbers[0]["rows"], alone.numbers[0]["rows"], strict=True):
         assert ours.keys() == single.keys()
-        for name in ("loss", "grad_norm", "reward", "refine/draft_score", "kl", "num_tokens", "tree/pool_size"):
+        for name in ("loss", "grad_norm", "reward", "refine/draft_score", "kl", "num_tokens", "tree/pool_size",
+                     "image/count", "completions/max_length", "completions/mean_length"):  # fmt: skip
             assert ours[name] == pytest.approx(single[name], rel=1e-3, abs=1e-6), name
 
 
@@ -90,6 +91,9 @@ def test_two_processes_are_the_run_of_one(tmp_path, alone):
     two = found(tmp_path, 2)
     assert {numbers["wrapper"] for numbers in two.numbers} == {"DistributedDataParallel"}
     assert_same_run(two, alone)
+    for step, seconds in enumerate(two.numbers[0]["step_s"]):
+        own = [numbers["own_s"][step] for numbers in two.numbers]
+        assert 0 < seconds <= max(own), "a step takes as long as its slowest process"
     first, second = (numbers["seen"] for numbers in two.numbers)
     for step, single in enumerate(alone.numbers[0]["seen"]):
         for kind in ("prompts", "plans"):
