@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,9 @@ def read_lines(path: str | Path) -> Lines:
     if not path.is_file():
         return Lines(rows=[], num_broken=0)
     rows, num_broken = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    # not splitlines: it also cuts at U+2028, U+2029 and U+0085, which a JSON string may hold as they are
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for line in lines if lines[-1] else lines[:-1]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -217,16 +220,22 @@ class Recorder:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         path = self.run_folder / name
         with _clear_errors(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
+            stream.write(_line(row))
 
     def _tidy(self, path: Path, resume_step: int | None) -> None:
         """Drop half a line that a crash left at the end, and lines after the checkpoint that is resumed."""
         if not path.is_file():
             return
         rows, last = read_lines(path).rows, math.inf if resume_step is None else resume_step
-        kept = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["step"] <= last)
+        kept = "".join(_line(row) for row in rows if row["step"] <= last)
         if kept != path.read_text(encoding="utf-8", errors="replace"):
             write_document(path, kept)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A row as one line, for readers too that cut lines at more characters than a newline (`str.splitlines`)."""
+    text = json.dumps(row, allow_nan=False, ensure_ascii=False)
+    return re.sub("[\x85\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def _plain(value: Any) -> float | int:

@@ -175,3 +175,16 @@ def test_the_environment_names_versions_but_no_host_and_no_path():
     assert described["packages"]["torch"] == torch.__version__
     assert described["threads"] == torch.get_num_threads() and described["dtype"] == "float32"
     assert socket.gethostname() not in text and os.getcwd() not in text and "/" not in text.replace("n/a", "")
+
+
+def test_a_text_with_line_separators_is_one_row_and_survives_a_resume(recorder):
+    """`str.splitlines` cuts at them: half a row was no JSON, and the next resume deleted it."""
+    prompt = "a red\u2028circle\u2029and\x85a\x0bblue\x0csquare\x1c"
+    recorder.trajectory(1, trajectory([0.3], prompt=prompt))
+    path = recorder.run_folder / "trajectories.jsonl"
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 1, "other readers find one row too"
+    row = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")  # as earlier versions wrote it
+    Recorder(recorder.run_folder, resume_step=1)
+    lines = read_lines(path)
+    assert [row["prompt"] for row in lines.rows] == [prompt] and lines.num_broken == 0
