@@ -6,8 +6,8 @@ Shapes: R rollouts of a stage. The reward table stands in `algorithm/rewards.py`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from r3_rl.algorithm.gain import Gains, gains
 from r3_rl.algorithm.rewards import Format, reason_rewards, refine_rewards, text_reward
 from r3_rl.rollout.collector import Drafts, Refinements
 from r3_rl.rollout.tree import Node
-from r3_rl.types import Critique, ImageSegment, Segment, TextSegment
+from r3_rl.types import Critique, ImageSegment, Segment, TextSegment, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,39 @@ class Credit:
         return "generation" if isinstance(self.segment, ImageSegment) else "understanding"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """Numbers to log, with what it takes to join them with those of other rounds and processes."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Items that each of them is a mean over."""
+
+    def __or__(self, other: Means) -> Means:
+        return Means(values=self.values | other.values, sizes=self.sizes | other.sizes)
+
+
+def means(items: Mapping[str, torch.Tensor]) -> Means:
+    """The mean of every tensor over its items; nan is missing, and a mean of nothing is left out.
+
+    >>> means({"reward": torch.tensor([0.5, math.nan, 1.0]), "kl": torch.tensor([])})
+    Means(values={'reward': 0.75}, sizes={'reward': 2})
+    """
+    present = {name: values[~values.isnan()] for name, values in items.items()}
+    return Means(
+        values={name: float(values.float().mean()) for name, values in present.items() if len(values)},
+        sizes={name: len(values) for name, values in present.items() if len(values)},
+    )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StageCredit:
     """Credits of one stage and the numbers to log. Segments without advantage are left out: they teach nothing."""
 
     credits: tuple[Credit, ...]
     metrics: dict[str, float]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Items that each metric is a mean over, where it is one."""
     num_groups: int
     num_flat_groups: int
     """Groups without spread, in the rewards of texts and of images alike."""
@@ -79,18 +106,17 @@ def credit_drafts(drafts: Drafts, settings: CreditSettings) -> StageCredit:
         if r.plan is not None and i % m == 0:
             out.append(Credit(segment=r.plan, advantage=float(text.values[i // m]), stage="plan"))
         out.append(Credit(segment=r.image, advantage=float(image.values[i]), stage="draft"))
-    metrics = {
-        **draft_score(drafts),
-        "refine/frac_well_formed": sum(drafts.well_formed) / len(drafts.well_formed),
-        **_common(score, text),
+    items = {
+        **draft_scores(drafts),
+        "refine/frac_well_formed": torch.tensor(drafts.well_formed),
+        **_common(score, rewards.text, text),
     }
-    return _finish(out, metrics, (drafts.groups[::m], text), (drafts.groups, image))
+    return _finish(out, items, (drafts.groups[::m], text), (drafts.groups, image))
 
 
-def draft_score(drafts: Drafts) -> dict[str, float]:
-    """The mean score of the drafts, whatever is trained on them: a gain is to be read beside it."""
-    score = _mean(_totals([r.verdict.total if r.verdict else None for r in drafts.rounds]))
-    return {} if math.isnan(score) else {"refine/draft_score": score}
+def draft_scores(drafts: Drafts) -> dict[str, torch.Tensor]:
+    """The scores of the drafts, whatever is trained on them: a gain is to be read next to their mean."""
+    return {"refine/draft_score": _totals([r.verdict.total if r.verdict else None for r in drafts.rounds])}
 
 
 def credit_refinements(refinements: Refinements, settings: CreditSettings) -> StageCredit:
@@ -127,11 +153,14 @@ def credit_refinements(refinements: Refinements, settings: CreditSettings) -> St
             out.append(Credit(segment=critique.segment, advantage=float(text.values[i // m]), stage="critique"))
         if segment is not None:
             out.append(Credit(segment=segment, advantage=float(image.values[i]), stage="refinement"))
-    metrics = {**_refine_metrics(gained, perfect, before, after, well_formed, drawn), **_common(after, text)}
-    return _finish(out, metrics, (refinements.groups[::m], text), (refinements.groups, image))
+    items = {
+        **_refine_items(gained, perfect, before, after, well_formed, drawn),
+        **_common(after, rewards.text, text),
+    }
+    return _finish(out, items, (refinements.groups[::m], text), (refinements.groups, image))
 
 
-def _refine_metrics(
+def _refine_items(
     gained: Gains,
     perfect: torch.Tensor,
     before: torch.Tensor,
@@ -140,22 +169,32 @@ def _refine_metrics(
     drawn: torch.Tensor,
 ) -> dict[str, float]:
     return {
-        "refine/gain_mean": _mean(after - before),
-        "refine/final_score": _mean(after),
-        "refine/frac_improved": _mean(gained.improved.float()),
-        "refine/frac_regressed": _mean(gained.regressed.float()),
-        "refine/frac_stopped": _mean(gained.stopped.float()),
-        "refine/frac_well_formed": _mean(well_formed.float()),
-        "tree/frac_perfect": _mean(perfect.float()),
+        "refine/gain_mean": after - before,
+        "refine/final_score": after,
+        "refine/frac_improved": gained.improved,
+        "refine/frac_regressed": gained.regressed,
+        "refine/frac_stopped": gained.stopped,
+        "refine/frac_well_formed": well_formed,
+        "tree/frac_perfect": perfect,
         **decisions(perfect, stopped=gained.stopped, drawn=drawn),
     }
 
 
-def decisions(right: torch.Tensor, *, stopped: torch.Tensor, drawn: torch.Tensor) -> dict[str, float]:
-    """Shares of wrong images that a critique wants edited and of right images that it leaves alone."""
+def decisions(right: torch.Tensor, *, stopped: torch.Tensor, drawn: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Whether each wrong image is to be edited, says its critique, and whether each right image is left alone."""
+    return {"refine/frac_wrong_edited": drawn[~right], "refine/frac_right_kept": stopped[right]}
+
+
+def whole_trajectories(trajectories: Sequence[Trajectory]) -> dict[str, torch.Tensor]:
+    """From the draft to the last image drawn, however many rounds lie between; a missing score is missing."""
+    first = _totals([t.rounds[0].verdict.total if t.rounds[0].verdict else None for t in trajectories])
+    last = _totals([t.final.verdict.total if t.final.verdict else None for t in trajectories])
+    gain = (last - first)[~(last - first).isnan()]
     return {
-        "refine/frac_wrong_edited": _mean(drawn[~right].float()),
-        "refine/frac_right_kept": _mean(stopped[right].float()),
+        "refine/gain_mean": gain,
+        "refine/final_score": last,
+        "refine/frac_improved": gain > 0,
+        "refine/frac_regressed": gain < 0,
     }
 
 
@@ -169,8 +208,9 @@ def credit_critiques(
     well_formed = torch.tensor([c.well_formed for c in critiques], dtype=torch.bool)
     perfect = _perfect(nodes)
     agrees = (stopped == perfect).float()
+    rewards = text_reward(agrees, well_formed, settings.form)
     text = advantages(
-        text_reward(agrees, well_formed, settings.form),
+        rewards,
         torch.tensor(groups, dtype=torch.int64),
         scale=settings.scale_rewards,
     )
@@ -178,25 +218,25 @@ def credit_critiques(
         Credit(segment=c.segment, advantage=float(text.values[i]), stage="critique") for i, c in enumerate(critiques)
     ]
     drawn = well_formed & ~stopped
-    metrics = {
-        "refine/frac_well_formed": _mean(well_formed.float()),
-        "refine/frac_stopped": _mean(stopped.float()),
+    items = {
+        "refine/frac_well_formed": well_formed,
+        "refine/frac_stopped": stopped,
         **decisions(perfect, stopped=stopped, drawn=drawn),
-        **_common(score, text),
+        **_common(score, rewards, text),
     }
-    return _finish(out, metrics, (groups, text))
+    return _finish(out, items, (groups, text))
 
 
-def _common(score: torch.Tensor, text: Advantages) -> dict[str, float]:
+def _common(score: torch.Tensor, rewards: torch.Tensor, text: Advantages) -> dict[str, torch.Tensor]:
     return {
-        "reward": text.reward_mean,
-        "reward_std": text.reward_std,
-        "scores/missing_fraction": float(score.isnan().float().mean()),
+        "reward": rewards,
+        "reward_std": torch.full((text.num_groups,), text.reward_std),
+        "scores/missing_fraction": score.isnan(),
     }
 
 
 def _finish(
-    credits: list[Credit], metrics: dict[str, float], *compared: tuple[Sequence[int], Advantages]
+    credits: list[Credit], items: Mapping[str, torch.Tensor], *compared: tuple[Sequence[int], Advantages]
 ) -> StageCredit:
     """`compared`: the prompt (or node) of each advantage and the advantages, of texts and, if the stage draws, of
     images. A group that teaches either is not flat."""
@@ -207,29 +247,28 @@ def _finish(
     num_groups = len({group for group, _, missing in rows if not missing})
     learning = {group for group, value, _ in rows if value != 0}
     num_flat = num_groups - len(learning)
-    metrics = {
-        **metrics,
-        **_lengths(credits),
-        "frac_reward_zero_std": num_flat / num_groups if num_groups else math.nan,
-    }
-    return StageCredit(
-        credits=useful,
-        metrics={k: v for k, v in metrics.items() if not math.isnan(v)},
-        num_groups=num_groups,
-        num_flat_groups=num_flat,
-    )
-
-
-def _lengths(credits: Sequence[Credit]) -> dict[str, float]:
     texts = [c.segment for c in credits if isinstance(c.segment, TextSegment)]
     images = sum(isinstance(c.segment, ImageSegment) for c in credits)
     lengths = torch.tensor([float(len(t.token_ids)) for t in texts])
-    return {
+    found = means(
+        {
+            **items,
+            "completions/mean_length": lengths,
+            "completions/clipped_ratio": torch.tensor([not t.ended for t in texts]),
+            "frac_reward_zero_std": torch.arange(num_groups) < num_flat,
+        }
+    )
+    counted = {
         **({"image/count": float(images)} if images else {}),
         **({"completions/max_length": float(lengths.max())} if texts else {}),
-        "completions/mean_length": _mean(lengths),
-        "completions/clipped_ratio": _mean(torch.tensor([float(not t.ended) for t in texts])),
     }
+    return StageCredit(
+        credits=useful,
+        metrics=found.values | counted,
+        sizes=found.sizes,
+        num_groups=num_groups,
+        num_flat_groups=num_flat,
+    )
 
 
 def _trainable(segment: Segment) -> bool:
@@ -242,8 +281,3 @@ def _perfect(nodes: Sequence[Node]) -> torch.Tensor:
 
 def _totals(values: Sequence[float | None]) -> torch.Tensor:
     return torch.tensor([math.nan if v is None else v for v in values])
-
-
-def _mean(values: torch.Tensor) -> float:
-    present = values[~values.isnan()]
-    return float(present.mean()) if len(present) else math.nan

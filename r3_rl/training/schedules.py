@@ -8,26 +8,31 @@ progressive: begins as cotrain and becomes tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from r3_rl.balance.progressive import joint_share
+from r3_rl.observe.metrics import combine
 from r3_rl.rollout.collector import Collector, Drafts, Refinements
 from r3_rl.rollout.episode import make_critiques, round_seed
 from r3_rl.rollout.tree import Node, NodePool
 from r3_rl.training.credit import (
     Credit,
     CreditSettings,
+    Means,
     StageCredit,
     credit_critiques,
     credit_drafts,
     credit_refinements,
-    draft_score,
+    draft_scores,
+    means,
+    whole_trajectories,
 )
-from r3_rl.types import ImageSegment, Prompt, TextSegment, Trajectory
+from r3_rl.types import Critique, ImageSegment, Prompt, Round, TextSegment, Trajectory
 
 SyntheticNodes = Callable[[int, int], list[Node]]
 """(count, seed) -> scored images that no policy drew."""
@@ -43,6 +48,10 @@ class Collected:
     phase: str
     """reason, refine, full or critique."""
     metrics: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Items that each metric is a mean over, where it is one."""
+    walked: list[Trajectory] = field(default_factory=list)
+    """Of schedule `full`: every draft with all of its rounds."""
 
     @property
     def credits(self) -> list[Credit]:
@@ -50,16 +59,16 @@ class Collected:
         return [credit for stage in self.stages for credit in stage.credits]
 
     def trajectories(self) -> list[Trajectory]:
-        """What was rolled out, to look at: the refined images where there are any, else the drafts."""
+        """What was rolled out, to look at: whole trajectories, else refined images, else drafts."""
         rolled = self.refinements or self.drafts
-        return rolled.trajectories() if rolled else []
+        return self.walked or (rolled.trajectories() if rolled else [])
 
-    def likelihoods(self) -> dict[str, float]:
+    def likelihoods(self) -> Means:
         """`entropy`: mean -log p of the sampled text tokens, an unbiased estimate of it; mean log p of the steps."""
         texts = [c.segment.log_probs for c in self.credits if isinstance(c.segment, TextSegment)]
         images = [c.segment.log_probs for c in self.credits if isinstance(c.segment, ImageSegment)]
-        out = {"entropy": -float(torch.cat(texts).mean())} if texts else {}
-        return {**out, "image/log_prob_mean": float(torch.cat(images).mean())} if images else out
+        found = {"entropy": -torch.cat(texts)} if texts else {}
+        return means(found | ({"image/log_prob_mean": torch.cat(images)} if images else {}))
 
     @property
     def all_flat(self) -> bool:
@@ -121,27 +130,33 @@ class Schedule:
         drafts = self.collector.drafts(prompts, seed=seed, progress=progress)
         stages = [credit_drafts(drafts, self.credit)]
         group = self.collector.num_generations
-        alive: list[tuple[Node, int]] = [
-            (Node(prompt=p, image=r.image.image, score=r.verdict.total, verdict=r.verdict), i // group)
-            for i, (p, r) in enumerate(zip(drafts.prompts, drafts.rounds, strict=True))
-            if r.verdict is not None and r.verdict.total is not None
-        ]
-        refinements = None
+        history = [[draft] for draft in drafts.rounds]
+        last: list[Critique | None] = [None] * len(history)
         for number in range(self.rounds):
+            # whoever stopped, drew nothing or has no score goes no further
+            alive = [i for i, rounds in enumerate(history) if len(rounds) == number + 1 and _scored(rounds[-1])]
             if not alive:
                 break
             refinements = self.collector.chain(
-                [node for node, _ in alive], [g for _, g in alive], seed=round_seed(seed, number + 1), progress=progress
+                [_node(drafts.prompts[i], history[i][-1], depth=number) for i in alive],
+                [i // group for i in alive],
+                seed=round_seed(seed, number + 1),
+                progress=progress,
             )
             stages.append(credit_refinements(refinements, self.credit))
-            alive = [
-                (Node(prompt=n.prompt, image=i.image, score=v.total, verdict=v, depth=n.depth + 1), g)
-                for n, i, v, g in zip(
-                    refinements.nodes, refinements.images, refinements.verdicts, refinements.groups, strict=True
-                )
-                if i is not None and v is not None and v.total is not None
-            ]
-        return _collected("full", stages, drafts=drafts, refinements=refinements)
+            rows = zip(alive, refinements.critiques, refinements.images, refinements.verdicts, strict=True)
+            for i, critique, image, verdict in rows:
+                if image is None:
+                    last[i] = critique
+                else:
+                    history[i].append(Round(image=image, critique=critique, verdict=verdict))
+        walked = [
+            Trajectory(prompt=prompt, rounds=tuple(rounds), last_critique=critique)
+            for prompt, rounds, critique in zip(drafts.prompts, history, last, strict=True)
+        ]
+        collected = _collected("full", stages, items=whole_trajectories(walked), drafts=drafts)
+        collected.walked = walked
+        return collected
 
     def _critique(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
         """Fresh drafts, not trained on, one of each group is critiqued by G peers."""
@@ -166,9 +181,7 @@ class Schedule:
         rows = [n for n in nodes for _ in range(count)]
         groups = [i // count for i in range(len(rows))]
         stage = credit_critiques(rows, critiques, groups, self.credit)
-        collected = _collected("critique", [stage], drafts=drafts)
-        collected.metrics |= draft_score(drafts)
-        return collected
+        return _collected("critique", [stage], items=draft_scores(drafts), drafts=drafts)
 
     def _nodes(self, count: int, seed: int) -> list[Node]:
         rng = self._rng(seed)
@@ -184,10 +197,34 @@ class Schedule:
         return np.random.default_rng((seed, first) if first else seed)
 
 
+def _scored(this: Round) -> bool:
+    return this.verdict is not None and this.verdict.total is not None
+
+
+def _node(prompt: Prompt, this: Round, *, depth: int) -> Node:
+    assert this.verdict is not None and this.verdict.total is not None
+    return Node(prompt=prompt, image=this.image.image, score=this.verdict.total, verdict=this.verdict, depth=depth)
+
+
 def _collected(
-    phase: str, stages: list[StageCredit], *, drafts: Drafts | None = None, refinements: Refinements | None = None
+    phase: str,
+    stages: list[StageCredit],
+    *,
+    items: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    drafts: Drafts | None = None,
+    refinements: Refinements | None = None,
 ) -> Collected:
-    metrics: dict[str, float] = {}
-    for stage in stages:
-        metrics |= stage.metrics  # later rounds speak for the step where names meet
-    return Collected(phase=phase, stages=stages, drafts=drafts, refinements=refinements, metrics=metrics)
+    """Stages joined as the table of metrics says. `items`: what is measured over the whole step instead."""
+    names = {name for stage in stages for name in stage.metrics}
+    joined = Means(
+        values=combine([stage.metrics for stage in stages], [stage.sizes for stage in stages]),
+        sizes={n: size for n in names if (size := sum(stage.sizes.get(n, 0) for stage in stages))},
+    ) | means(items)
+    return Collected(
+        phase=phase,
+        stages=stages,
+        drafts=drafts,
+        refinements=refinements,
+        metrics=joined.values,
+        sizes=joined.sizes,
+    )

@@ -165,12 +165,13 @@ class R3Trainer(Trainer):
         done = time.perf_counter()
         seconds = {f"time/{name}_s": value for name, value in self.schedule.collector.watch.seconds.items()}
         self.schedule.collector.watch.seconds.clear()
+        likelihoods = collected.likelihoods()
         numbers = {
             **collected.metrics,
             **statistics.metrics(first_pass=first_pass),
             **self.balancer.metrics(),
             **over_epsilon,
-            **collected.likelihoods(),
+            **likelihoods.values,
             **seconds,
             "num_tokens": self._count_tokens(collected),
             "memory/peak_bytes": float(peak_bytes(self.args.device)),
@@ -178,7 +179,8 @@ class R3Trainer(Trainer):
             "time/step_s": done - begin,
             "tree/pool_size": sum(len(g.nodes) for g in self.schedule.pool.groups),
         }
-        self.averages.add(combine(ranks.everyone(numbers)))
+        rows = ranks.everyone((numbers, collected.sizes | likelihoods.sizes))
+        self.averages.add(combine([row for row, _ in rows], [sizes for _, sizes in rows]))
         return torch.tensor(statistics.loss)
 
     def accumulate(self, step: int, credits: Sequence[Credit]) -> UpdateStatistics:

@@ -121,6 +121,34 @@ def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
     assert any("_moe_gen" in n for n in moved) is (schedule != "critique_only")
 
 
+def test_the_numbers_of_whole_trajectories_are_those_of_all_rounds(tmp_path):
+    """Schedule `full`: what is logged and recorded is the trajectory, not its last round."""
+    trainer = make(tmp_path, schedule="full", rounds=2, num_generations=6, max_steps=1)
+    seen = []
+    trainer.on_collected = lambda step, collected: seen.append(collected)
+    (row,) = run(trainer)
+    walked = seen[0].trajectories()
+    lengths = [len(t.rounds) for t in walked]
+    assert len(walked) == 12 and {1, 2, 3} == set(lengths), "drafts that were left alone, and two rounds of others"
+    first, last = ([t.rounds[i].verdict.total for t in walked] for i in (0, -1))
+    gains = [b - a for a, b in zip(first, last, strict=True)]
+    assert row["refine/draft_score"] == pytest.approx(sum(first) / 12)
+    assert row["refine/final_score"] == pytest.approx(sum(last) / 12)
+    assert row["refine/gain_mean"] == pytest.approx(sum(gains) / 12)
+    assert row["refine/frac_improved"] == pytest.approx(sum(gain > 0 for gain in gains) / 12)
+    said = [r.critique for t in walked for r in t.rounds[1:]] + [t.last_critique for t in walked if t.last_critique]
+    assert row["refine/frac_stopped"] == pytest.approx(sum(c.stop for c in said) / len(said))
+    plans = [trainer.loop.protocol.plan_well_formed(t.rounds[0].plan) for t in walked]
+    assert row["refine/frac_well_formed"] == pytest.approx(
+        (sum(plans) + sum(c.well_formed for c in said)) / (12 + len(said))
+    )
+    assert row["image/count"] == sum(lengths)
+    recorder = Recorder(new_run_folder(tmp_path, "run"), keep_trajectories=12)
+    recorder.trajectories(1, walked)
+    kept = read_lines(recorder.run_folder / "trajectories.jsonl").rows
+    assert sorted(len(row["rounds"]) for row in kept) == sorted(lengths)
+
+
 def test_the_generation_branch_may_have_a_rate_of_its_own(tmp_path):
     trainer = make(tmp_path, schedule="draft_only", image_learning_rate=1e-9, lr_scheduler_type="linear")
     before = {n: p.detach().clone() for n, p in trainer.policy.module.named_parameters() if p.requires_grad}
