@@ -153,7 +153,7 @@ def build_panel(recipe: Recipe, rewards: Sequence[RewardSection], *, base: Path,
     return Panel(
         specs,
         aggregate=recipe.algorithm.multi_objective_aggregation,
-        max_failed_fraction=1.0 if held_out else recipe.algorithm.max_failed_fraction,
+        max_failed_fraction=recipe.algorithm.max_failed_fraction,
         cache=ScoreCache(folder=recipe.training.score_cache),
         held_out=held_out,
     )

@@ -66,8 +66,7 @@ def by_panel(panel: Panel) -> Verdicts:
     """Verdicts of scorers; what they say here is no part of a training step's metrics."""
 
     def verdicts(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        found = iter(panel.score(_batch(trajectories)))
-        panel.metrics()
+        found = iter(panel.score(_batch(trajectories), counted=False))
         return [replace(t, rounds=tuple(replace(r, verdict=next(found)) for r in t.rounds)) for t in trajectories]
 
     return verdicts

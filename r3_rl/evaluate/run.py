@@ -223,7 +223,7 @@ def _synthetic(count: int, seed: int, *, panel: Panel, tags: Sequence[str] | Non
     )
     return [
         Node(prompt=prompt, image=image, score=verdict.total, verdict=verdict)
-        for (prompt, image), verdict in zip(pairs, panel.score(batch), strict=True)
+        for (prompt, image), verdict in zip(pairs, panel.score(batch, counted=False), strict=True)
         if verdict.total is not None
     ]
 

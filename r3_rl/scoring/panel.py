@@ -18,8 +18,8 @@ from r3_rl.errors import ScorerError
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
-from r3_rl.scoring.seat import Column, ScorerSpec, Seat
-from r3_rl.scoring.tally import Tally
+from r3_rl.scoring.seat import Column, ScorerSpec, Seat, cause_of
+from r3_rl.scoring.tally import Failure, Tally
 from r3_rl.types import Verdict
 
 __all__ = ["Aggregate", "Panel", "ScoreBatch", "ScorerSpec"]
@@ -88,15 +88,20 @@ class Panel:
             low, high = low + min(ends), high + max(ends)
         return low, high
 
-    def submit(self, batch: ScoreBatch) -> Future[list[Verdict]]:
-        """Start scoring a batch; the future's `result()` raises `ScorerError` for an answer against the contract."""
-        first = self._num_submitted
-        self._num_submitted += batch.count
-        return self._caller.submit(self._score(batch, first))
+    def submit(self, batch: ScoreBatch, *, counted: bool = True) -> Future[list[Verdict]]:
+        """Start scoring a batch; the future's `result()` raises `ScorerError` for an answer against the contract.
 
-    def score(self, batch: ScoreBatch) -> list[Verdict]:
+        What the policy did not draw in this step (images of the world, a gallery) is not `counted`: it enters no
+        metric and no share of missing scores.
+        """
+        first = self._num_submitted
+        if counted:
+            self._num_submitted += batch.count
+        return self._caller.submit(self._score(batch, first, counted))
+
+    def score(self, batch: ScoreBatch, *, counted: bool = True) -> list[Verdict]:
         """Score a batch and wait for it."""
-        return self.submit(batch).result()
+        return self.submit(batch, counted=counted).result()
 
     def rewards(self, verdicts: Sequence[Verdict], groups: Sequence[Hashable]) -> list[float | None]:
         """Return what the algorithm sees of each sample, None where the total is missing.
@@ -124,7 +129,8 @@ class Panel:
         """Close the step: return its metrics and start afresh.
 
         Raises `ScorerError` when an answer broke the contract, when the share of missing scores of a scorer with a
-        weight is above `max_failed_fraction`, and when no scorer applied to anything.
+        weight is above `max_failed_fraction`, and when no scorer applied to anything. A held-out panel raises for none
+        of these: its scores are missing then, and a line says so once for each scorer.
         """
         return self._caller.submit(self._close_step()).result()
 
@@ -138,12 +144,16 @@ class Panel:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    async def _score(self, batch: ScoreBatch, first: int) -> list[Verdict]:
-        asked = await asyncio.gather(*(seat.ask(batch, first) for seat in self._seats), return_exceptions=True)
+    async def _score(self, batch: ScoreBatch, first: int, counted: bool) -> list[Verdict]:
+        calls = (seat.ask(batch, first, counted=counted) for seat in self._seats)
+        asked = await asyncio.gather(*calls, return_exceptions=True)
         columns: list[Column] = []
-        for answer in asked:
+        for seat, answer in zip(self._seats, asked, strict=True):
+            if isinstance(answer, Exception) and self._held_out:
+                columns.append(_given_up(seat, batch, first, answer))
+                continue
             if isinstance(answer, BaseException):
-                if isinstance(answer, ScorerError) and self._broken is None:
+                if isinstance(answer, ScorerError) and self._broken is None and counted:
                     self._broken = answer
                 raise answer
             columns.append(answer)
@@ -201,8 +211,11 @@ class Panel:
         weighted = [tally for seat, tally in zip(self._seats, tallies, strict=True) if seat.spec.weight != 0]
         if num_submitted and weighted and not any(tally.num_applicable for tally in weighted):
             needs = "; ".join(f"'{seat.spec.name}' needs {', '.join(seat.info.needs)}" for seat in self._seats)
-            raise ScorerError(f"no scorer applies to any of {num_submitted} samples: {needs}",
-                              hint="add a scorer that fits, or the columns it needs")  # fmt: skip
+            nobody = ScorerError(f"no scorer applies to any of {num_submitted} samples: {needs}",
+                                 hint="add a scorer that fits, or the columns it needs")  # fmt: skip
+            if not self._held_out:
+                raise nobody
+            _warn_once(self._seats[0], f"held-out {nobody}")
         for seat, tally in zip(self._seats, tallies, strict=True):
             failure = tally.first_failure
             if failure is None or tally.missing_fraction <= self._max_failed_fraction:
@@ -212,11 +225,23 @@ class Panel:
                 f"({tally.missing_fraction:.0%}, allowed {self._max_failed_fraction:.0%}); {failure.cause}; "
                 f"first at {failure.place}"
             )
-            if seat.spec.weight != 0:
+            if seat.spec.weight != 0 and not self._held_out:
                 raise ScorerError(message) from failure.error
-            if not seat.warned:  # logged only: worth a line, not the run
-                seat.warned = True
-                _LOG.warning(message)
+            _warn_once(seat, message)  # logged only: worth a line, not the run
+
+
+def _warn_once(seat: Seat, message: str) -> None:
+    if not seat.warned:
+        seat.warned = True
+        _LOG.warning(message)
+
+
+def _given_up(seat: Seat, batch: ScoreBatch, first: int, error: Exception) -> Column:
+    """What a held-out scorer that broke the contract said about a batch: nothing. It is watched, not trained on."""
+    for index, prompt in enumerate(batch.prompts):
+        seat.tally.miss(Failure(position=first + index, prompt=prompt.text, cause=cause_of(error), error=error))
+    _warn_once(seat, f"held-out: {cause_of(error)}; its scores are missing")
+    return Column(scores=[None] * batch.count, words=[""] * batch.count, applies=[True] * batch.count)
 
 
 def _normalized(verdicts: Sequence[Verdict], weights: Mapping[str, float]) -> list[float]:

@@ -63,8 +63,10 @@ class Seat:
         self._cache = cache if cacheable else None
         self._identity = scorer_identity(spec, self.info) if cacheable else ""
 
-    async def ask(self, batch: ScoreBatch, first: int) -> Column:
-        """Score what applies of a batch; `first` is the position of its first sample within the step."""
+    async def ask(self, batch: ScoreBatch, first: int, *, counted: bool = True) -> Column:
+        """Score what applies of a batch; `first` is the position of its first sample within the step. What is not
+        `counted` enters no metric."""
+        tally = self.tally if counted else Tally()
         try:
             parts = call_parts(batch, self.info)
         except ValueError as error:
@@ -74,17 +76,17 @@ class Seat:
         for index in indices:
             applies[index] = True
         column = Column(scores=[None] * batch.count, words=[""] * batch.count, applies=applies)
-        keys = self._recall(parts, indices, column)
+        keys = self._recall(parts, indices, column, tally)
         left = [index for index in indices if column.scores[index] is None]
         chunks = _by_group(left, batch, self.spec.name) if self.info.group_wise else [left]
-        await asyncio.gather(*(self._call(batch, parts, chunk, first, column) for chunk in chunks if chunk))
+        await asyncio.gather(*(self._call(batch, parts, chunk, first, column, tally) for chunk in chunks if chunk))
         if self._cache is not None:
             found = ((keys[i], column.scores[i], column.words[i]) for i in left if i in keys)
             self._cache.put({key: CachedScore(score=s, words=w) for key, s, w in found if s is not None})
-        self.tally.scores += [score for score in column.scores if score is not None]
+        tally.scores += [score for score in column.scores if score is not None]
         return column
 
-    def _recall(self, parts: CallParts, indices: list[int], column: Column) -> dict[int, str]:
+    def _recall(self, parts: CallParts, indices: list[int], column: Column, tally: Tally) -> dict[int, str]:
         """Fill in the scores that the cache holds; return the keys of the samples it lacks."""
         keys: dict[int, str] = {}
         if self._cache is None:
@@ -95,12 +97,14 @@ class Seat:
             cached = self._cache.get(key) if key else None
             if cached is not None:
                 column.scores[index], column.words[index] = cached.score, cached.words
-                self.tally.num_cached += 1
+                tally.num_cached += 1
             elif key:
                 keys[index] = key
         return keys
 
-    async def _call(self, batch: ScoreBatch, parts: CallParts, chunk: list[int], first: int, column: Column) -> None:
+    async def _call(
+        self, batch: ScoreBatch, parts: CallParts, chunk: list[int], first: int, column: Column, tally: Tally
+    ) -> None:
         spec = self.spec
         logged: list[tuple[str, float]] = []
         extras: dict[str, Any] = {}
@@ -118,17 +122,17 @@ class Seat:
             result = await self._caller.call(
                 spec.name, spec.scorer, arguments, timeout_s=spec.timeout_s, thread_safe=self.info.thread_safe
             )
-            self.tally.seconds += result.seconds
+            tally.seconds += result.seconds
             if isinstance(result.error, BrokenContract):  # a remote scorer found the answer of its server to be wrong
                 raise result.error
             if result.error is not None:
                 for index in chunk:
-                    self.tally.miss(failure(index, cause_of(result.error), result.error))
+                    tally.miss(failure(index, cause_of(result.error), result.error))
                 return
             checked = check_answer(result.answer, count=len(chunk), range=self.info.range)
             reasons = check_words("reason", extras.get("reason", [""] * len(chunk)), len(chunk))
             causes = check_words("cause", extras.get("cause", [""] * len(chunk)), len(chunk))
-            _log(self.tally, logged)
+            _log(tally, logged)
         except BrokenContract as broken:
             place = failure(chunk[broken.index or 0], broken.cause).place
             raise ScorerError(f"scorer '{spec.name}': {broken.cause}; first at {place}") from broken
@@ -136,7 +140,7 @@ class Seat:
             column.scores[index] = checked.scores[local]
             column.words[index] = str(reasons[local] or "")
             if local in checked.causes:
-                self.tally.miss(failure(index, str(causes[local] or checked.causes[local])))
+                tally.miss(failure(index, str(causes[local] or checked.causes[local])))
 
 
 def scorer_identity(spec: ScorerSpec, info: ScorerInfo) -> str:

@@ -10,6 +10,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,7 +24,9 @@ from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.checkpoint import load_bagel
 from r3_rl.recipe_io import load_recipe
+from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.types import Prompt
 from tests.docs.world import world_folder
 
 PLAIN = [
@@ -251,8 +254,12 @@ def test_nodes_that_the_world_draws_are_scored_by_the_panel():
 
     with Panel([ScorerSpec(name="partly", scorer=partly)]) as panel:
         nodes = runs._synthetic(4, 0, panel=panel, tags=None)
+        panel.score(ScoreBatch(prompts=[Prompt(text="a red circle")], images=[np.zeros((36, 36, 3), np.uint8)]))
+        numbers = panel.metrics()
     assert [node.score for node in nodes] == [0.25, 0.26, 0.28], "without a score an image is no node"
     assert nodes[0].verdict.scores == {"partly": 0.25} and nodes[0].image.shape == (3, 36, 36)
+    assert numbers["rewards/partly/mean"] == 0.25, "the policy's own images only"
+    assert numbers["rewards/partly/missing_fraction"] == 0
 
 
 def test_scorers_end_with_the_run_even_when_it_fails(recipe, monkeypatch):

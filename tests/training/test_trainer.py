@@ -21,7 +21,8 @@ from r3_rl.observe.recorder import Recorder, new_run_folder, read_lines
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.tree import Node
-from r3_rl.scoring.base import scorer_info
+from r3_rl.scoring.base import ScorerInfo, scorer_info
+from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.training import trainer as trainer_module
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
@@ -441,6 +442,36 @@ def test_held_out_scorers_change_nothing_of_the_training(tmp_path):
     assert {k: v for k, v in untimed(rows)[0].items() if not k.startswith("eval_rewards/")} == untimed(plain)[0]
     assert all(row["eval_rewards/broken/missing_fraction"] == 1 and row["eval_rewards/bright/mean"] > 0 for row in rows)
     assert all("eval_rewards/broken/mean" not in row for row in rows), "missing is never 0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda images, **columns: [0.5], "scorer 'late': it returned 1 scores for 6 samples"),
+        (lambda letters, **columns: [0.5] * len(letters), "demands the column 'letters'"),
+        (lambda images, **columns: [None] * len(images), "6 of 6 scores are missing"),
+    ],
+    ids=["broken", "column", "missing"],
+)
+def test_a_held_out_scorer_never_stops_the_run(tmp_path, caplog, answer, said):
+    trainer = make(tmp_path, schedule="draft_only", max_steps=3)
+    fine = ScorerSpec(name="fine", scorer=lambda images, **columns: [0.25] * len(images))
+    trainer.held_out = Panel([fine, ScorerSpec(name="late", scorer=answer)], held_out=True)
+    rows = run(trainer)
+    assert [row["eval_rewards/late/missing_fraction"] for row in rows] == [1, 1, 1]
+    assert all(row["eval_rewards/fine/mean"] == 0.25 and "eval_rewards/late/mean" not in row for row in rows)
+    (line,) = [record.message for record in caplog.records if "late" in record.message]
+    assert said in line, "once"
+
+
+def test_held_out_scorers_that_apply_to_nothing_are_a_line(caplog):
+    spec = ScorerSpec(name="reads", scorer=lambda completions: [1.0], info=ScorerInfo(needs=("questions",)))
+    with Panel([spec], held_out=True) as panel:
+        for _ in range(2):
+            panel.score(ScoreBatch(prompts=[PROMPTS[0]], texts=["a"]))
+            assert "eval_rewards/reads/mean" not in panel.metrics()
+    (line,) = [record.message for record in caplog.records]
+    assert "no scorer applies to any of 1 samples: 'reads' needs questions" in line
 
 
 def test_nodes_drawn_by_the_world_fill_their_share(tmp_path):
