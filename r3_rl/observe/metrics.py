@@ -48,6 +48,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     "Reward": (
         _metric("reward", "1", "Mean reward the algorithm saw, over the rollouts of the step."),
         _metric("reward_std", "1", "Standard deviation of the reward inside a group, averaged over groups."),
+        _metric("frac_reward_missing", "share", "Rollouts whose reward is missing: they teach nothing."),
         _metric("frac_reward_zero_std", "share", "Groups whose rewards are all equal: they teach nothing."),
         _metric("rewards/{name}/mean", "1", "Raw score of one training scorer, before weights."),
         _metric("rewards/{name}/std", "1", "Standard deviation of that score over the step."),
@@ -58,7 +59,9 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("eval_rewards/{name}/std", "1", "Standard deviation of that score over the step."),
         _metric("eval_rewards/{name}/missing_fraction", "share", "Its scores that are missing where it applies."),
         _seconds("eval_rewards/{name}/time_s", "Seconds spent in it."),
-        _metric("scores/missing_fraction", "share", "Scores that failed or did not apply; never counted as 0."),
+        _metric(
+            "scores/missing_fraction", "share", "Scores of the panel that are missing where a scorer applies; never 0."
+        ),
         _metric("scores/cache_hit_fraction", "share", "Scores answered from the cache."),
     ),
     "Reflection": (
@@ -123,6 +126,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     "Time": (
         _seconds("time/{stage}_s", "Seconds of a stage: draft (plans included), critique, refine, update."),
         _seconds("time/score_s", "Seconds that the step waited for scorers after the last image was drawn."),
+        _seconds("time/held_out_s", "Seconds that the step waited for held-out scorers after its update."),
         _seconds("time/step_s", "Seconds of the whole step."),
         _peak("memory/peak_bytes", "bytes", "Largest memory that one process held so far."),
     ),

@@ -70,7 +70,6 @@ class RunProgress:
     Args:
         title: what runs, such as the recipe's name.
         total_steps: steps of the whole run.
-        done_steps: steps done before a resume.
         console: where to print; None prints to standard output.
         clock: seconds that only rise.
 
@@ -86,7 +85,6 @@ class RunProgress:
         title: str,
         *,
         total_steps: int,
-        done_steps: int = 0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,7 +92,7 @@ class RunProgress:
         self.console = console or Console()
         self._clock = clock
         self._latest: dict[str, Any] = {}
-        self._step, self._step_began = done_steps, clock()
+        self._step, self._step_began = 0, clock()
         self._seconds_per_step: float | None = None
         self._printed_at = -math.inf
         self._bar: Progress | None = None
@@ -118,6 +116,12 @@ class RunProgress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def begin(self, step: int) -> None:
+        """Training begins, after `step` steps that a resumed run has done: the clock of the next step starts here."""
+        self._step, self._step_began = step, self._clock()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show the numbers of a step that is done; a metric absent from this step keeps its last value."""

@@ -22,6 +22,10 @@ class RecordCallback(TrainerCallback):
     def __init__(self, recorder: Recorder, progress: RunProgress) -> None:
         self.recorder, self.progress = recorder, progress
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Steps that a resumed run has done took none of this run's time."""
+        self.progress.begin(state.global_step)
+
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:

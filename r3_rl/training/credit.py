@@ -231,7 +231,7 @@ def _common(score: torch.Tensor, rewards: torch.Tensor, text: Advantages) -> dic
     return {
         "reward": rewards,
         "reward_std": torch.full((text.num_groups,), text.reward_std),
-        "scores/missing_fraction": score.isnan(),
+        "frac_reward_missing": score.isnan(),
     }
 
 

@@ -161,7 +161,9 @@ class R3Trainer(Trainer):
         over_epsilon = over_epsilon_of(self._trained_names(), self.args.adam_epsilon)
         if self._in_deepspeed:
             self.accelerator.backward(handed_over(self.balancer.parameters))
-        collected.metrics |= self._held_out_numbers()
+        updated = time.perf_counter()
+        held_out = self._held_out_numbers()
+        collected.metrics |= held_out
         done = time.perf_counter()
         seconds = {f"time/{name}_s": value for name, value in self.schedule.collector.watch.seconds.items()}
         self.schedule.collector.watch.seconds.clear()
@@ -175,7 +177,8 @@ class R3Trainer(Trainer):
             **seconds,
             "num_tokens": self._count_tokens(collected),
             "memory/peak_bytes": float(peak_bytes(self.args.device)),
-            "time/update_s": done - updating,
+            "time/update_s": updated - updating,
+            **({"time/held_out_s": done - updated} if held_out else {}),
             "time/step_s": done - begin,
             "tree/pool_size": sum(len(g.nodes) for g in self.schedule.pool.groups),
         }

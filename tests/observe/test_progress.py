@@ -18,11 +18,13 @@ class Clock:
         return self.now
 
 
-def show(*, terminal, seconds=2.0, steps=20, **settings):
+def show(*, terminal, seconds=2.0, steps=20, resumed=0):
     clock, out = Clock(), io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=100, color_system=None, legacy_windows=False)
-    with RunProgress("shapes [r3]", total_steps=steps, console=console, clock=clock, **settings) as progress:
-        for step in range(progress._step + 1, steps + 1):
+    with RunProgress("shapes [r3]", total_steps=steps, console=console, clock=clock) as progress:
+        clock.now += 50  # loading a checkpoint
+        progress.begin(resumed)
+        for step in range(resumed + 1, steps + 1):
             clock.now += seconds
             progress.update(step, METRICS if step % 2 else {"reward": 0.75})
             if step == 10:
@@ -49,7 +51,7 @@ def test_a_terminal_shows_the_same_numbers_in_place():
 
 
 def test_a_resumed_run_counts_only_its_own_seconds():
-    lines = show(terminal=False, done_steps=10).splitlines()
+    lines = show(terminal=False, resumed=10).splitlines()
     assert "step 11/20" in lines[0] and "s/step 2.00  left 18 s" in lines[0]
 
 

@@ -131,7 +131,7 @@ def test_without_plans_there_is_no_text_to_credit():
 def test_missing_scores_are_in_no_statistic_and_teach_nothing():
     stage = credit_drafts(drafts([1.0, None, 0.0]), PLAIN)
     assert found(stage, "draft") == [0.5, -0.5] and found(stage, "plan") == [0.5, -0.5]
-    assert stage.metrics["scores/missing_fraction"] == pytest.approx(1 / 3)
+    assert stage.metrics["frac_reward_missing"] == pytest.approx(1 / 3)
     assert stage.metrics["refine/draft_score"] == 0.5
     nothing = credit_drafts(drafts([None, None]), PLAIN)
     assert nothing.credits == () and nothing.num_groups == 0
@@ -209,7 +209,7 @@ def test_repair_puts_useless_refinements_last():
 def test_a_missing_score_after_refinement_is_no_loss():
     stage = credit_refinements(refinements([0.5, 0.5, 0.5], [1.0, None, 0.5]), PLAIN)
     assert found(stage, "critique") == [0.25, -0.25] and found(stage, "refinement") == [0.25, -0.25]
-    assert stage.metrics["scores/missing_fraction"] == pytest.approx(1 / 3)
+    assert stage.metrics["frac_reward_missing"] == pytest.approx(1 / 3)
 
 
 def test_numbers_of_a_refine_step():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import signal
 import threading
@@ -13,10 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback
 
 from r3_rl.errors import CheckpointError, InputError, RunError, ScorerError
 from r3_rl.observe.metrics import unknown_names
+from r3_rl.observe.progress import RunProgress
 from r3_rl.observe.recorder import Recorder, new_run_folder, read_lines
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.rollout.prompts import PromptStream
@@ -350,7 +354,7 @@ def test_missing_scores_have_no_advantage_and_are_counted(tmp_path):
     seen = []
     trainer.on_collected = lambda step, collected: seen.append(collected)
     (row,) = run(trainer)
-    assert row["scores/missing_fraction"] == pytest.approx(1 / 3)
+    assert row["scores/missing_fraction"] == pytest.approx(1 / 3) == row["frac_reward_missing"]
     assert row["rewards/sometimes/missing_fraction"] == pytest.approx(1 / 3)
     missing = [id(r.image) for i, r in enumerate(seen[0].drafts.rounds) if i % 3 == 0]
     assert not {id(c.segment) for c in seen[0].credits} & set(missing)
@@ -409,7 +413,7 @@ def test_the_second_interrupt_stops_at_once(tmp_path):
 
 def test_numbers_are_recorded_line_by_line(tmp_path):
     folder = new_run_folder(tmp_path, "run")
-    progress = SimpleNamespace(seen=[], update=lambda step, logs: progress.seen.append(step))
+    progress = SimpleNamespace(seen=[], update=lambda step, logs: progress.seen.append(step), begin=lambda step: None)
     trainer = make(folder / "checkpoints", max_steps=3)
     trainer.add_callback(RecordCallback(Recorder(folder), progress))
     run(trainer)
@@ -417,6 +421,38 @@ def test_numbers_are_recorded_line_by_line(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3] == progress.seen
     for line in lines:
         assert unknown_names(line.keys() - {"step", "not_finite"}) == []
+
+
+def test_a_resumed_run_counts_the_time_left_from_its_own_steps(tmp_path):
+    """With a clock of one second a look: three steps of a resumed run are no seven steps."""
+    options = {"schedule": "draft_only", "save_steps": 4}
+    run(make(tmp_path / "a", max_steps=4, **options))
+    again = make(tmp_path / "b", max_steps=7, **options)
+    looks, out = itertools.count(), io.StringIO()
+    console = Console(file=out, width=200)
+    folder = new_run_folder(tmp_path, "run")
+    with RunProgress("r", total_steps=7, console=console, clock=lambda: float(next(looks))) as progress:
+        again.add_callback(RecordCallback(Recorder(folder), progress))
+        run(again, resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+    assert "step 5/7" in out.getvalue().split("\n")[0] and "s/step 1.00  left 2 s" in out.getvalue().split("\n")[0]
+
+
+def test_waiting_for_held_out_scorers_is_no_time_of_the_update(tmp_path):
+    trainer = make(tmp_path, schedule="draft_only", max_steps=1)
+    updated = threading.Event()
+
+    def slow(images, **columns):
+        updated.wait(60)
+        time.sleep(3)
+        return [0.5] * len(images)
+
+    accumulate = trainer.accumulate
+    trainer.accumulate = lambda *args: (accumulate(*args), updated.set())[0]
+    trainer.held_out = Panel([ScorerSpec(name="slow", scorer=slow)], held_out=True)
+    begin = time.perf_counter()
+    (row,) = run(trainer)
+    assert row["time/update_s"] + 3 <= row["time/step_s"] <= time.perf_counter() - begin
+    assert row["time/held_out_s"] > 2.5
 
 
 def test_held_out_scorers_are_scored_and_never_trained_on(tmp_path):
