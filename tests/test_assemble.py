@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from inspect import signature
 from typing import Any, get_args
 
 import numpy as np
@@ -10,10 +12,22 @@ import pytest
 from pydantic import BaseModel
 
 from r3_rl import assemble
+from r3_rl.algorithm.rewards import Format
 from r3_rl.assemble import adapter_settings, build_panel, loop_settings, prompt_stream, shapes_tags, trainer_arguments
+from r3_rl.bridges.trl import as_trl_reward
+from r3_rl.flow.guidance import Guidance
+from r3_rl.observe.recorder import Recorder
+from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.recipe import Recipe
+from r3_rl.rollout.collector import Collector
+from r3_rl.rollout.episode import DrawingPlan
 from r3_rl.scoring.batch import ScoreBatch
+from r3_rl.scoring.panel import Panel
 from r3_rl.training.config import R3Config
+from r3_rl.training.credit import CreditSettings
+from r3_rl.training.schedules import Schedule
+from r3_rl.training.update import LossSettings
 from r3_rl.types import Prompt
 
 DRAWING = {"window_size": 4, "guidance": {"text": 2.0}}
@@ -130,6 +144,46 @@ def test_the_trainers_own_defaults_are_the_recipes(tmp_path):
     own = {name for name in R3Config.__dataclass_fields__ if name not in R3Config.__base__.__dataclass_fields__}
     plain = R3Config(output_dir=str(tmp_path), use_cpu=True)
     assert {n: getattr(recipe, n) for n in own} == {n: getattr(plain, n) for n in own}
+
+
+def defaults(owner: Any) -> dict[str, Any]:
+    """The defaults of a dataclass, or of a function's keywords."""
+    if is_dataclass(owner):
+        return {f.name: f.default for f in fields(owner) if f.default is not MISSING}
+    return {n: p.default for n, p in signature(owner).parameters.items() if p.default is not p.empty}
+
+
+EMPTY = Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}]})
+ALGORITHM, DRAFT = EMPTY.algorithm, EMPTY.rollout.draft
+
+
+@pytest.mark.parametrize(
+    ("owner", "section", "other_names"),
+    [
+        (CreditSettings, ALGORITHM, {}),
+        (LossSettings, ALGORITHM, {"text_weight": "text_loss_weight", "image_weight": "image_loss_weight"}),
+        (LossSettings, EMPTY.training, {}),
+        (Format, ALGORITHM, {"mode": "format_mode", "weight": "format_weight"}),
+        (Panel, ALGORITHM, {"aggregate": "multi_objective_aggregation"}),
+        (as_trl_reward, ALGORITHM, {"gain": "of two pictures"}),
+        (Sampling, EMPTY.rollout.plan, {}),
+        (Sampling, EMPTY.rollout.critique, {}),
+        (Drawing, DRAFT, {"shift": "timestep_shift", "convention": "sde"}),
+        (Guidance, DRAFT.guidance, {}),
+        (DrawingPlan, DRAFT, {}),
+        (AdapterSettings, EMPTY.lora, {}),
+        (Collector, EMPTY.rollout, {}),
+        (Schedule, EMPTY.rollout, {}),
+        (Schedule, ALGORITHM.tree, {}),
+        (Recorder, EMPTY.observe, {}),
+    ],
+)
+def test_every_default_is_the_recipes(owner, section, other_names):
+    """One default each: what is built by hand, or without a key, is what a recipe without settings builds."""
+    found = {other_names.get(name, name): value for name, value in defaults(owner).items()}
+    shared = {name: value for name, value in found.items() if name in type(section).model_fields}
+    assert shared, "a name was changed: say so in the table"
+    assert shared == {name: getattr(section, name) for name in shared}
 
 
 def test_prompts_of_the_world_keep_to_the_kinds_asked_for():

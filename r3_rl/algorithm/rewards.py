@@ -26,12 +26,12 @@ class Format:
     """How good form enters the reward of a text.
 
     >>> Format(mode="add").weight
-    1.0
+    0.1
     """
 
     mode: Literal["gate", "add"] = "gate"
     """`gate`: malformed texts earn 0 (released code). `add`: form earns its weight beside the value (paper)."""
-    weight: float = 1.0
+    weight: float = 0.1
     """w, 0 or more."""
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ def text_reward(value: torch.Tensor, well_formed: torch.Tensor, form: Format) ->
 
     >>> value, form = torch.tensor([0.5, 0.5]), torch.tensor([True, False])
     >>> text_reward(value, form, Format(mode="gate")), text_reward(value, form, Format(mode="add"))
-    (tensor([1.5000, 0.0000]), tensor([1.5000, 0.5000]))
+    (tensor([0.6000, 0.0000]), tensor([0.6000, 0.5000]))
     """
     value = value.float()
     if form.mode == "gate":

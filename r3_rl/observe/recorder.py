@@ -118,7 +118,7 @@ class Recorder:
         InputError: when the folder does not exist.
     """
 
-    def __init__(self, run_folder: str | Path, *, keep_trajectories: int = 6, resume_step: int | None = None) -> None:
+    def __init__(self, run_folder: str | Path, *, keep_trajectories: int = 16, resume_step: int | None = None) -> None:
         self.run_folder = Path(run_folder)
         self.keep_trajectories = keep_trajectories
         if not self.run_folder.is_dir():

@@ -26,7 +26,7 @@ class Sampling:
     True
     """
 
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
     """Most tokens to write, end token included."""
     temperature: float = 1.0
     """>= 0; 0 takes the likeliest token."""

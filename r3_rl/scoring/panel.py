@@ -49,7 +49,7 @@ class Panel:
         specs: Sequence[ScorerSpec],
         *,
         aggregate: Aggregate = "sum_then_normalize",
-        max_failed_fraction: float = 0.1,
+        max_failed_fraction: float = 0.25,
         num_workers: int = 2,
         cache: ScoreCache | None = None,
         held_out: bool = False,

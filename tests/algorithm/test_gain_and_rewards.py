@@ -81,7 +81,7 @@ def test_gain_and_score_give_refinements_of_one_image_the_same_advantage():
     well_formed = torch.ones(4, dtype=torch.bool)
     found = []
     for image in ("gain", "score"):
-        rewards = refine_rewards(gained, after, well_formed, ~stopped, Format(), image=image)
+        rewards = refine_rewards(gained, after, well_formed, ~stopped, Format(weight=1.0), image=image)
         found.append(advantages(rewards.image, groups, applies=rewards.has_image))
     torch.testing.assert_close(found[0].values, found[1].values)
     # a stop drew nothing: no peer of the refinements, no advantage, and no failed scorer either

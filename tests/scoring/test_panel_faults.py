@@ -103,7 +103,7 @@ def test_a_failing_scorer_of_weight_zero_is_a_line_and_not_the_end(text_batch, c
             assert panel.score(text_batch("a"))[0].total == 0.5
             assert panel.metrics()["rewards/logged/missing_fraction"] == 1.0
     assert [record.message for record in caplog.records if "server gone" in record.message] == [
-        "scorer 'logged': 1 of 1 scores are missing (100%, allowed 10%); OSError: server gone; "
+        "scorer 'logged': 1 of 1 scores are missing (100%, allowed 25%); OSError: server gone; "
         "first at sample 0 (prompt 'prompt 0')"
     ]
 

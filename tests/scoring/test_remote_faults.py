@@ -227,7 +227,7 @@ def test_a_fault_leaves_scores_missing_and_ends_in_one_line(faulty, name):
     script = faulty(act)
     totals, line = ask(remote(script))
     assert totals == [None, None]
-    assert line.startswith("scorer 'r': 2 of 2 scores are missing (100%, allowed 10%); ")
+    assert line.startswith("scorer 'r': 2 of 2 scores are missing (100%, allowed 25%); ")
     assert said in line
 
 
