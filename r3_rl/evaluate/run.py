@@ -28,6 +28,7 @@ from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
 from r3_rl.evaluate.measured import Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.shapes import SEED, ShapesBench, judge, synthetic_nodes
+from r3_rl.observe.alarms import ratio_tolerance_of
 from r3_rl.observe.environment import environment
 from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.progress import RunProgress, duration
@@ -107,7 +108,8 @@ def train(
     trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
     progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
     with closing(trainer), InterruptCallback() as interrupt, progress:
-        trainer.add_callback(RecordCallback(recorder, progress))
+        tolerance = ratio_tolerance_of(str(loaded.dtype).removeprefix("torch."))
+        trainer.add_callback(RecordCallback(recorder, progress, ratio_tolerance=tolerance))
         trainer.add_callback(interrupt)
         if gallery.prompts:
             trainer.add_callback(GalleryCallback(gallery, recipe.training.eval_steps))

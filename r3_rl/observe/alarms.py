@@ -1,12 +1,12 @@
 """What the curves say is wrong: each alarm names the figure, the reason and what to try.
 
-The same function serves the live line (called on the rows so far) and the report (called on all of them).
+The same checks serve the live line (`LiveAlarms`, on the rows so far) and the report (`find_alarms`, on all of them).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ NOTABLE_CHANGE = 0.02
 """Smallest change of a score that is worth a word, however sure it is."""
 SURE = 3.0
 """Standard errors between two stretches; above 2, since the best of many earlier stretches is picked."""
+FEWEST = 5
+"""Logged values below which a mean or a median over steps is not judged."""
 MANY_EQUAL_GROUPS = 0.5
 RATIO_TOLERANCE = 1e-4
 """Largest |ratio - 1| of a first pass in float32."""
@@ -73,6 +75,33 @@ def find_alarms(
         _near_epsilon(rows, window),
     ]
     return [alarm for alarm in found if alarm is not None]
+
+
+class LiveAlarms:
+    """The alarms of a run that goes on: each is returned once, when it first fires.
+
+    Args:
+        rows: lines that an interrupted run has logged; their alarms were said then.
+        ratio_tolerance: as in `find_alarms`.
+
+    >>> live = LiveAlarms()
+    >>> live.add({"step": 1, "scores/missing_fraction": 0.25})
+    ['alarm at step 1: missing scores; try the scorer alone with `r3 rewards test`; a remote one may be slow or down.']
+    >>> live.add({"step": 2, "scores/missing_fraction": 0.25})
+    []
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = (), *, ratio_tolerance: float = RATIO_TOLERANCE) -> None:
+        self._rows, self._tolerance = list(rows), ratio_tolerance
+        self._said = {alarm.name for alarm in find_alarms(self._rows, ratio_tolerance=ratio_tolerance)}
+
+    def add(self, row: Mapping[str, Any]) -> list[str]:
+        """Take the line of a step; return one sentence for each new alarm: what it is and what to try."""
+        self._rows.append(row)
+        found = find_alarms(self._rows, ratio_tolerance=self._tolerance)
+        new = [alarm for alarm in found if alarm.name not in self._said]
+        self._said.update(alarm.name for alarm in new)
+        return [f"alarm at step {row['step']}: {CHECKS[a.name]}; {a.advice[0].lower()}{a.advice[1:]}" for a in new]
 
 
 def ratio_tolerance_of(dtype: str) -> float:
@@ -190,7 +219,7 @@ def _missing(rows: Sequence[Mapping[str, Any]]) -> Alarm | None:
 def _equal_groups(rows: Sequence[Mapping[str, Any]], window: int) -> Alarm | None:
     equal = series(rows, "frac_reward_zero_std")
     recent = equal.values[-window:]
-    if recent.size == 0 or recent.mean() <= MANY_EQUAL_GROUPS:
+    if recent.size < FEWEST or recent.mean() <= MANY_EQUAL_GROUPS:
         return None
     return Alarm(
         name="equal_groups",
@@ -203,7 +232,7 @@ def _equal_groups(rows: Sequence[Mapping[str, Any]], window: int) -> Alarm | Non
 
 def _near_epsilon(rows: Sequence[Mapping[str, Any]], window: int) -> Alarm | None:
     recent = series(rows, "grad/over_epsilon").values[-window:]
-    if recent.size == 0 or (middle := float(np.median(recent))) >= NEAR_EPSILON:
+    if recent.size < FEWEST or (middle := float(np.median(recent))) >= NEAR_EPSILON:
         return None
     return Alarm(
         name="near_epsilon",

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from r3_rl.observe.alarms import CHECKS, find_alarms, ratio_tolerance_of
+from r3_rl.observe.alarms import CHECKS, LiveAlarms, find_alarms, ratio_tolerance_of
 
 
 def run(draft, gain, *, steps=100, noise=0.03):
@@ -80,7 +80,7 @@ def test_equal_groups_missing_scores_ratio_and_non_finite_values():
     assert "80%" in found["equal_groups"]
     assert "10.00% of all scores" in found["missing_scores"] and "step 2: 50.0%" in found["missing_scores"]
     assert "image" in found["off_policy_ratio"] and "step 3" in found["off_policy_ratio"]
-    assert [a.name for a in find_alarms(rows[2:3], ratio_tolerance=ratio_tolerance_of("bfloat16"))] == ["equal_groups"]
+    assert find_alarms(rows[2:3], ratio_tolerance=ratio_tolerance_of("bfloat16")) == []
     assert "kl" in found["not_finite"] and "step 4" in found["not_finite"]
 
 
@@ -90,3 +90,11 @@ def test_gradients_near_the_epsilon_are_named():
     assert alarm.name == "near_epsilon" and "3 times" in alarm.message and "adam_epsilon" in alarm.advice
     assert names([{**row, "grad/over_epsilon": 300.0} for row in near]) == []
     assert names([{**row, "grad/over_epsilon": 0.1 if row["step"] < 5 else 300.0} for row in near]) == [], "warm-up"
+
+
+def test_one_flat_step_is_no_alarm_and_a_lasting_one_is_said_once():
+    live = LiveAlarms()
+    said = [live.add({"step": step, "frac_reward_zero_std": 1.0}) for step in range(1, 9)]
+    assert [len(lines) for lines in said] == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert said[4][0].startswith("alarm at step 5: groups whose rewards are all equal; choose harder prompts")
+    assert not any(LiveAlarms([{"step": s, "frac_reward_zero_std": 1.0} for s in range(1, 9)]).add({"step": 9}))

@@ -423,6 +423,25 @@ def test_numbers_are_recorded_line_by_line(tmp_path):
         assert unknown_names(line.keys() - {"step", "not_finite"}) == []
 
 
+def test_an_alarm_is_said_once_when_it_first_fires(tmp_path):
+    """While the run goes on, with what to try; and not again by a resumed run."""
+
+    def sometimes(images, **columns):
+        return [None if i == 0 else value for i, value in enumerate(red(images))]
+
+    folder, said = new_run_folder(tmp_path, "run"), []
+    options = {"schedule": "draft_only", "save_steps": 2, "scorer": sometimes}
+    for max_steps, more in ((2, {}), (3, {"resume_from_checkpoint": str(tmp_path / "c" / "checkpoint-2")})):
+        out = io.StringIO()
+        trainer = make(tmp_path / "c", max_steps=max_steps, **options)
+        with RunProgress("r", total_steps=3, console=Console(file=out, width=200)) as progress:
+            trainer.add_callback(RecordCallback(Recorder(folder), progress))
+            run(trainer, **more)
+        said.append([line for line in out.getvalue().split("\n") if "alarm" in line])
+    sentence = "alarm at step 1: missing scores; try the scorer alone with `r3 rewards test`; a remote one may be slow"
+    assert [len(lines) for lines in said] == [1, 0] and said[0][0].startswith(sentence)
+
+
 def test_a_resumed_run_counts_the_time_left_from_its_own_steps(tmp_path):
     """With a clock of one second a look: three steps of a resumed run are no seven steps."""
     options = {"schedule": "draft_only", "save_steps": 4}
