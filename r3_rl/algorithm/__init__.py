@@ -1,6 +1,6 @@
 """From scores to a loss: gain, reward, advantage, clipped loss. Pure functions."""
 
-from r3_rl.algorithm.advantage import Advantages, advantages, aggregate
+from r3_rl.algorithm.advantage import Advantages, advantages
 from r3_rl.algorithm.gain import GAINS, Gains, gains
 from r3_rl.algorithm.loss import LossStatistics, PolicyLoss, clipped_surrogate, image_loss, k3, text_loss
 from r3_rl.algorithm.rewards import Format, StageRewards, reason_rewards, refine_rewards, text_reward
@@ -14,7 +14,6 @@ __all__ = [
     "PolicyLoss",
     "StageRewards",
     "advantages",
-    "aggregate",
     "clipped_surrogate",
     "gains",
     "image_loss",

@@ -6,7 +6,6 @@ rollouts have advantage 0. Give the rewards of all processes at once, or groups 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,6 @@ from r3_rl.algorithm.peers import PeerStatistics, peer_statistics
 from r3_rl.errors import InputError
 
 SCALES = ("none", "group", "batch")
-AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,66 +94,6 @@ def advantages(
         reward_mean=float(known.mean()),
         reward_std=float(reward_std) if len(known) else float("nan"),
     )
-
-
-def aggregate(
-    scores: Mapping[str, torch.Tensor],
-    weights: Mapping[str, float],
-    groups: torch.Tensor,
-    *,
-    mode: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize",
-    unbiased: bool = True,
-    eps: float = 1e-4,
-) -> torch.Tensor:
-    """Join several scorers into one reward, to be handed to `advantages`.
-
-    r_i = sum_k w_k s_ki                                     `sum_then_normalize`
-    r_i = sum_k w_k (s_ki - mean_gk) / (std_gk + eps)        `normalize_then_sum`; scale `batch` then gives GDPO
-
-    A scorer that says nothing about a whole group does not concern it and is left out of the group's sums. Where it
-    speaks about some peers only, the plain sums of the others cannot be compared with theirs: those rewards are
-    missing. A normalised score has the neutral value 0, so there the rollout keeps what its other scorers said.
-
-    Args:
-        scores: [R] by scorer name; nan and inf are missing.
-        weights: by the same names.
-        groups: int [R], peers share an id.
-        mode: sum first, or bring each scorer to unit std within its group first.
-        unbiased, eps: of the std, as in `advantages`.
-
-    Returns:
-        float32 [R], nan where the reward is missing.
-
-    Raises:
-        InputError: an unknown mode, no scorer, names that differ, or vectors of unlike length.
-
-    Source: TRL (multi_objective_aggregation); GDPO (arXiv 2601.05242).
-
-    >>> scores = {"shape": torch.tensor([1.0, 0.0]), "style": torch.tensor([0.5, 1.0])}
-    >>> aggregate(scores, {"shape": 1.0, "style": 0.5}, torch.tensor([0, 0]))
-    tensor([1.2500, 0.5000])
-    """
-    if mode not in AGGREGATIONS:
-        raise InputError(f"unknown aggregation {mode!r}", hint=f"choose one of {', '.join(AGGREGATIONS)}")
-    if not scores or scores.keys() != weights.keys():
-        raise InputError(
-            f"scores of {sorted(scores)} and weights of {sorted(weights)}", hint="each scorer needs exactly one weight"
-        )
-    total = torch.zeros(groups.shape, dtype=torch.float64, device=groups.device)
-    spoken = torch.zeros_like(total, dtype=torch.bool)
-    lacking = torch.zeros_like(spoken)
-    for name, weight in weights.items():
-        peers = peer_statistics(scores[name], groups)
-        present = scores[name].isfinite()
-        if mode == "normalize_then_sum":
-            divisor = peers.std(unbiased=unbiased)[peers.index] + eps
-            part = _compared(scores[name].double(), peers, divisor)
-        else:
-            part = scores[name].double()
-            lacking |= ~present & (peers.count > 0)[peers.index]
-        total += torch.where(present, weight * part, 0.0)
-        spoken |= present
-    return torch.where(spoken & ~lacking, total, torch.nan).float()
 
 
 def _compared(values: torch.Tensor, peers: PeerStatistics, divisor: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r3_rl.algorithm import advantages, aggregate
+from r3_rl.algorithm import advantages
 from r3_rl.errors import InputError
 
 NAN, INF = float("nan"), float("inf")
@@ -108,53 +108,9 @@ def test_group_scale_has_unit_std_and_batch_scale_one_divisor():
     assert by_group.reward_std == pytest.approx((0.5**0.5 + 0.02**0.5) / 2)
 
 
-def test_scorers_are_summed_where_they_concern_the_group():
-    groups = torch.tensor([0, 0, 1, 1])
-    scores = {
-        "shape": torch.tensor([1.0, 0.0, 0.5, 0.5]),
-        "letters": torch.tensor([NAN, NAN, 1.0, NAN]),  # group 0 has no letters; in group 1 it failed once
-    }
-    total = aggregate(scores, {"shape": 1.0, "letters": 2.0}, groups)
-    torch.testing.assert_close(total, torch.tensor([1.0, 0.0, 2.5, NAN]), equal_nan=True)
-
-
-def test_normalised_scorers_count_alike_whatever_their_range():
-    groups = torch.tensor([0, 0, 0, 0])
-    wide, narrow = torch.tensor([0.0, 100.0, 0.0, 100.0]), torch.tensor([0.1, 0.1, 0.2, 0.2])
-    scores, weights = {"wide": wide, "narrow": narrow}, {"wide": 1.0, "narrow": 1.0}
-    total = aggregate(scores, weights, groups, mode="normalize_then_sum", eps=0.0)
-    torch.testing.assert_close(total[1], total[2], atol=1e-5, rtol=0)
-    summed = aggregate(scores, weights, groups)
-    assert float(summed[1] - summed[2]) > 99
-
-
-def test_a_normalised_score_that_is_missing_is_neutral():
-    groups = torch.tensor([0, 0, 0])
-    scores = {"one": torch.tensor([0.0, 1.0, NAN]), "other": torch.tensor([1.0, NAN, NAN])}
-    total = aggregate(scores, {"one": 1.0, "other": 1.0}, groups, mode="normalize_then_sum", eps=0.0)
-    torch.testing.assert_close(total, torch.tensor([-(0.5**0.5), 0.5**0.5, NAN]), equal_nan=True)
-
-
-def test_one_scorer_of_weight_one_changes_nothing():
-    groups = torch.tensor([0, 0, 1, 1])
-    rewards = torch.tensor([0.1, 0.9, 0.3, 0.5])
-    plain = advantages(rewards, groups, scale="group").values
-    torch.testing.assert_close(
-        advantages(aggregate({"a": rewards}, {"a": 1.0}, groups), groups, scale="group").values, plain
-    )
-    normalised = aggregate({"a": rewards}, {"a": 1.0}, groups, mode="normalize_then_sum")
-    torch.testing.assert_close(advantages(normalised, groups).values, plain)
-
-
 def test_senseless_input_is_refused_with_the_fix():
     rewards, groups = one_group([0.0, 1.0])
     with pytest.raises(InputError, match="none, group, batch"):
         advantages(rewards, groups, scale="std")
     with pytest.raises(InputError, match="one length"):
         advantages(rewards, groups[:1])
-    with pytest.raises(InputError, match="exactly one weight"):
-        aggregate({"a": rewards}, {"b": 1.0}, groups)
-    with pytest.raises(InputError, match="exactly one weight"):
-        aggregate({}, {}, groups)
-    with pytest.raises(InputError, match="normalize_then_sum"):
-        aggregate({"a": rewards}, {"a": 1.0}, groups, mode="sum")

@@ -157,8 +157,8 @@ def test_rollouts_of_some_steps_are_kept(whole):
         "every eval_steps, and the step after it, which is of the other kind"
     )
     assert {row["kept_as"] for row in rows} >= {"best", "worst", "random"}
-    refined = [row for row in rows if len(row["rounds"]) == 2]
-    assert all(row["rounds"][1]["critique"] for row in refined)
+    images = [whole.folder / "images" / this["image"] for row in rows for this in row["rounds"]]
+    assert len(images) >= len(rows) > 0 and all(image.is_file() for image in images)
     assert "One random trajectory" in (whole.folder / "report.html").read_text()
 
 
