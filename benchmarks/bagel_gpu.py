@@ -25,6 +25,7 @@ from machine import Report
 from timed_policy import EveryoneEdits
 
 from r3_rl.flow.guidance import Guidance
+from r3_rl.nodes import given_image
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.policy.adapters import AdapterSettings, attach
 from r3_rl.policy.bagel.autoencoder import Autoencoder
@@ -34,8 +35,9 @@ from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.bagel.tiny import byte_tokenizer, tiny_config
 from r3_rl.policy.base import Drawing, Sampling
-from r3_rl.rollout.episode import DrawingPlan, LoopSettings, make_critiques, make_refinements
-from r3_rl.rollout.protocol import PROTOCOLS
+from r3_rl.rollout.engine import Engine
+from r3_rl.stages.protocol import PROTOCOLS
+from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.credit import Credit
 from r3_rl.training.update import LossSettings, accumulate
 from r3_rl.types import Prompt, TextPiece, TextSegment
@@ -199,18 +201,18 @@ def roll_out(
     drawings = [settings.draft.drawing] * group
     planned = [(*context, TextPiece(text=p.text, token_ids=p.token_ids)) for p in plans]
     drafts = bench.run(f"{label} draft", lambda: policy.draw(planned, drawings, list(range(group))))
-    image = drafts[0].image
-    critiques = bench.run(
-        f"{label} critique", lambda: make_critiques(policy, [image], [prompt], settings, 1, group=group)
-    )
-    redraw = [settings.refine.drawing] * group
-    refined = bench.run(
-        f"{label} refinement",
-        lambda: make_refinements(policy, critiques, [image] * group, [prompt] * group, settings, redraw, 1),
-    )
-    rows = {"plan": plans, "draft": drafts, "critique": [c.segment for c in critiques], "refinement": refined}
+    engine = Engine(policy=policy, settings=settings)
+    looked_at = [given_image(prompt, drafts[0].image)]
+    critiques = bench.run(f"{label} critique", lambda: engine.critiques(looked_at, seed=1, num_rows=group))
+    refined = bench.run(f"{label} refinement", lambda: engine.refinements(critiques, seed=1))
+    rows = {
+        "plan": plans,
+        "draft": drafts,
+        "critique": [c.text for c in critiques],
+        "refinement": [node.drawn for node in refined if node is not None],
+    }
     return [
-        Credit(segment=segment, advantage=1.0 if i % 2 else -1.0, stage=stage)  # type: ignore[arg-type]
+        Credit(segment=segment, advantage=1.0 if i % 2 else -1.0, stage=stage)
         for stage, segments in rows.items()
         for i, segment in enumerate(segments)
     ]

@@ -18,7 +18,8 @@ from machine import Report, middle, spread
 from timed_policy import EveryoneEdits
 
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import LoopSettings, run_loop
+from r3_rl.rollout.engine import run_loop
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt
 from r3_rl.worlds.shapes.prompts import sample_prompts
 

@@ -15,7 +15,7 @@ from r3_rl.policy.bagel.checkpoint import random_bagel, save_bagel
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.bagel.reader import special_token_ids
 from r3_rl.recipe_io import load_recipe
-from r3_rl.rollout.episode import LoopSettings
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.worlds.shapes.language import build_tokenizer
 from r3_rl.worlds.shapes.shipped import weights_folder
 

@@ -21,13 +21,16 @@ from machine import Report
 from r3_rl.assemble import shapes_tags
 from r3_rl.evaluate.measured import Measured, differences, entropies
 from r3_rl.evaluate.shapes import ShapesBench
+from r3_rl.nodes import prompt_roots
 from r3_rl.observe.evaluation import Evaluation, Figure, Row, grouped_rows
 from r3_rl.observe.measures import greedy
 from r3_rl.observe.text_table import figure
 from r3_rl.policy.adapters import load_adapter
 from r3_rl.policy.base import Policy
 from r3_rl.recipe_io import load_recipe
-from r3_rl.rollout.episode import LoopSettings, make_drafts
+from r3_rl.rollout.engine import Engine
+from r3_rl.stages import PLAN
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.fast import fast_weights
 
 COLUMNS = ("greedy", "sampled", "n")
@@ -102,8 +105,8 @@ def at_entropy(policy: Policy, settings: LoopSettings, bench: ShapesBench, wante
             plan=replace(settings.plan, temperature=middle),
             critique=replace(settings.critique, temperature=middle),
         )
-        drafts = make_drafts(policy, prompts, tried, [tried.draft.drawing] * len(prompts), 5)
-        found = entropies([draft.plan for draft in drafts])
+        plans = Engine(policy=policy, settings=tried).write(PLAN, prompt_roots(prompts), seed=5)
+        found = entropies([plan.text for plan in plans])
         low, high = (middle, high) if sum(found) / len(found) < wanted else (low, middle)
     return tried
 

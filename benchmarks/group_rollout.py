@@ -75,7 +75,7 @@ def first_image(model: Any, prompt: str) -> Any:
 
 def roll_out(model: Any, prompt: str, image: Any, rows: Sequence[int]) -> Rollouts:
     """Rows of one group; row r has the seeds of row r, whoever else is in the batch, and an instruction of its own."""
-    from r3_rl.rollout.protocol import edit, look
+    from r3_rl.stages.protocol import edit, look
     from r3_rl.types import Prompt, TextPiece
 
     policy, settings, asked = model.policy, model.settings, Prompt(text=prompt)
@@ -127,7 +127,7 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
 def prefill(model: Any, prompt: str, image: Any, repeat: int) -> dict[str, list[float]]:
     """Seconds to encode a group's shared context, by what is read and by the group's size."""
     from r3_rl.policy.bagel.encoder import encode
-    from r3_rl.rollout.protocol import edit, look
+    from r3_rl.stages.protocol import edit, look
     from r3_rl.types import Prompt
 
     protocol, policy = model.settings.protocol, model.policy

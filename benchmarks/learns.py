@@ -151,10 +151,10 @@ def measurer(rung: Rung, policy: Any, settings: Any, prompts: Sequence[Any]) -> 
     import ladder_rewards
 
     from r3_rl.evaluate.measured import chunks, right
-    from r3_rl.evaluate.reflection import judged
+    from r3_rl.evaluate.reflection import FixedDrafts, judged, read
     from r3_rl.evaluate.shapes import judge
     from r3_rl.evaluate.shapes_drawing import measure_true_plans, plan_and_painter
-    from r3_rl.rollout.episode import make_critiques, run_loop
+    from r3_rl.rollout.engine import run_loop
     from r3_rl.scoring.batch import to_uint8
 
     greedy = settings.for_evaluation(0.0)
@@ -174,7 +174,7 @@ def measurer(rung: Rung, policy: Any, settings: Any, prompts: Sequence[Any]) -> 
             return float(np.mean(plan_and_painter(walked)["plan_right"]))
         if rung.figure in ("draft", "final"):
             return float(np.mean([right(t.rounds[-1].verdict) for t in judged(walked, judge)]))
-        critiques = make_critiques(policy, [t.rounds[0].image.image for t in walked], prompts, greedy, 13)
+        critiques = read(policy, FixedDrafts.of(walked), greedy, 13)
         if rung.figure == "stops":
             return float(np.mean([c.stop for c in critiques]))
         if rung.figure == "edits":

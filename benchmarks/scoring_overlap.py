@@ -113,14 +113,14 @@ class Recorded:
 
 def one_step(trainer: Any, panel: Any, num_parts: int, number: int) -> tuple[dict[str, float], list[Any]]:
     """Both halves of a step: its numbers summed, and the verdicts in the order of asking."""
-    collector = trainer.schedule.collector
+    engine = trainer.schedule.engine
     futures: list[Future[Any]] = []
 
     def submit(batch: Any) -> Future[Any]:
         futures.append(panel.submit(batch))
         return futures[-1]
 
-    trainer.panel, collector.submit, collector.parts = panel, submit, replace(collector.parts, count=num_parts)
+    trainer.panel, engine.submit, engine.parts = panel, submit, replace(engine.parts, count=num_parts)
     trainer.schedule.pool.groups.clear()
     sums: dict[str, float] = {}
     begin, cpu = time.perf_counter(), time.process_time()

@@ -107,9 +107,9 @@ def build(args: argparse.Namespace, weights: Path, scratch: Path) -> tuple[Any, 
     policy = TimedPolicy(loaded.policy.model, loaded.policy.reader)
     trainer = build_trainer(recipe, replace(loaded, policy=policy), scratch)
     if args.work == "all":
-        collector = trainer.schedule.collector
-        protocol = EveryoneEdits(**vars(collector.settings.protocol))
-        collector.settings = replace(collector.settings, protocol=protocol)
+        engine = trainer.schedule.engine
+        protocol = EveryoneEdits(**vars(engine.settings.protocol))
+        engine.settings = replace(engine.settings, protocol=protocol)
     trainer.create_optimizer_and_scheduler(recipe.training.max_steps)
     return trainer, policy
 
@@ -157,17 +157,17 @@ def drawing(trainer: Any, policy: Any, args: argparse.Namespace) -> tuple[float,
     import torch
     from flops import counted
 
-    from r3_rl.rollout.episode import make_drafts
+    from r3_rl.rollout.engine import Engine
     from r3_rl.training.fast import fast_weights
 
     settings = replace(trainer.loop, plan=None)
+    engine = Engine(policy=policy, settings=settings)
     few = trainer.prompts.batch(0)
     prompts = [few[i % len(few)] for i in range(args.images)]
-    plain = [settings.draft.drawing] * args.images
 
     def run() -> float:
         begin = time.perf_counter()
-        make_drafts(policy, prompts, settings, plain, seed=0)
+        engine.drafts(prompts, seed=0)
         return time.perf_counter() - begin
 
     with torch.no_grad(), fast_weights(policy.module):

@@ -16,7 +16,7 @@ from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.base import Sampling
 from r3_rl.policy.linear import Linear
-from r3_rl.rollout.episode import row_seeds
+from r3_rl.rollout.rows import row_seeds
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.training.credit import Credit, StageCredit
 from r3_rl.training.schedules import Collected, Schedule
@@ -56,7 +56,7 @@ class TextSchedule(Schedule):
 
     @classmethod
     def like(cls, schedule: Schedule, *, new_tokens: int) -> TextSchedule:
-        """With the collector, credit settings and pool of the trainer's own schedule."""
+        """With the engine, credit settings and pool of the trainer's own schedule."""
         parts = {f.name: getattr(schedule, f.name) for f in dataclasses.fields(Schedule)}
         made = cls(**parts)
         made.new_tokens = new_tokens
@@ -64,16 +64,16 @@ class TextSchedule(Schedule):
 
     def collect(self, step: int, prompts: Sequence[Prompt], *, seed: int, progress: float) -> Collected:
         """Rollouts and credits of one step."""
-        collector, group = self.collector, self.collector.num_generations
+        engine, group = self.engine, self.num_generations
         contexts: list[Context] = []
         for prompt in prompts:
             contexts += [(TextPiece(text=prompt.text),)] * group
-        with collector.watch.stage("write"):
-            texts = collector.policy.write(
+        with engine.watch("write", len(contexts)):
+            texts = engine.policy.write(
                 contexts, Sampling(max_new_tokens=self.new_tokens), row_seeds(seed, 0, len(contexts))
             )
-        with collector.watch.stage("score"):
-            verdicts = collector.submit(
+        with engine.watch("score", len(contexts)):
+            verdicts = engine.submit(
                 ScoreBatch(prompts=[p for p in prompts for _ in range(group)], texts=[t.text for t in texts])
             ).result()
         scores = torch.tensor([v.total for v in verdicts])
@@ -88,4 +88,4 @@ class TextSchedule(Schedule):
             num_groups=compared.num_groups,
             num_flat_groups=len(compared.zero_variance_groups),
         )
-        return Collected(stages=[stage], phase="reason", metrics=stage.metrics)
+        return Collected(phase="reason", leaves=[], stages=[stage], metrics=stage.metrics)

@@ -11,7 +11,7 @@ import torch
 
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.base import Drawing, ImageReplay, Sampling
-from r3_rl.rollout.protocol import Protocol
+from r3_rl.stages.protocol import Protocol
 from r3_rl.types import Context, Critique, ImageSegment, Segment, TextSegment
 
 Result = TypeVar("Result")

@@ -20,12 +20,12 @@ from r3_rl.policy.hub import fetch, is_hub_id
 from r3_rl.recipe import Recipe, RewardSection
 from r3_rl.recipe.learning import LoraSection
 from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection, WritingSection
-from r3_rl.rollout.episode import DrawingPlan, LoopSettings
 from r3_rl.rollout.prompts import PromptStream, load_prompts
-from r3_rl.rollout.protocol import PROTOCOLS
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.scoring.registry import load_scorer, short_name
+from r3_rl.stages.protocol import PROTOCOLS
+from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.config import R3Config
 from r3_rl.training.sharded import checked_settings
 from r3_rl.worlds.shapes.shipped import weights_folder

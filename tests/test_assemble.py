@@ -20,11 +20,10 @@ from r3_rl.observe.recorder import Recorder
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.recipe import Recipe
-from r3_rl.rollout.collector import Collector
-from r3_rl.rollout.episode import DrawingPlan
-from r3_rl.rollout.protocol import PROTOCOLS, Protocol
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel
+from r3_rl.stages.protocol import PROTOCOLS, Protocol
+from r3_rl.stages.settings import DrawingPlan
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.schedules import Schedule
@@ -196,7 +195,6 @@ ALGORITHM, DRAFT = EMPTY.algorithm, EMPTY.rollout.draft
         (Guidance, DRAFT.guidance, {}),
         (DrawingPlan, DRAFT, {}),
         (AdapterSettings, EMPTY.lora, {}),
-        (Collector, EMPTY.rollout, {}),
         (Schedule, EMPTY.rollout, {}),
         (Schedule, ALGORITHM.tree, {}),
         (Recorder, EMPTY.observe, {}),

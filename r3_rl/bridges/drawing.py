@@ -50,29 +50,26 @@ class PolicyPainter:
         """Write a plan where the loop has plans, and draw."""
         import torch
 
-        from r3_rl.rollout.episode import make_drafts
+        from r3_rl.rollout.engine import Engine
         from r3_rl.types import Prompt
 
         with torch.no_grad():
-            (drawn,) = make_drafts(self.policy, [Prompt(text=prompt)], self.loop, [self.loop.draft.drawing], seed)
-        return _picture(drawn.image.image)
+            (drawn,) = Engine(policy=self.policy, settings=self.loop).drafts([Prompt(text=prompt)], seed=seed)
+        return _picture(drawn.image)
 
     def redraw(self, picture: Image.Image, instruction: str, *, prompt: str, seed: int) -> Image.Image:
         """Refine; the policy reads what its loop shows it at this stage, with the instruction in place of its own."""
         import numpy as np
         import torch
 
-        from r3_rl.rollout.episode import make_refinements
-        from r3_rl.types import Critique, Prompt, TextSegment
+        from r3_rl.nodes import given_critique, given_image
+        from r3_rl.rollout.engine import Engine
+        from r3_rl.types import Prompt
 
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
-        said = TextSegment(context=(), token_ids=(), log_probs=torch.zeros(0), text=instruction, ended=True)
-        critique = Critique(segment=said, well_formed=True, stop=False, instruction=instruction)
-        plan = self.loop.refine.drawing
+        critique = given_critique(given_image(Prompt(text=prompt), pixels), instruction)
         with torch.no_grad():
-            (drawn,) = make_refinements(
-                self.policy, [critique], [pixels], [Prompt(text=prompt)], self.loop, [plan], seed
-            )
+            (drawn,) = Engine(policy=self.policy, settings=self.loop).refinements([critique], seed=seed)
         assert drawn is not None, "a critique with an instruction is drawn"
         return _picture(drawn.image)
 

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from r3_rl.evaluate.measured import Values, chunks, right
 from r3_rl.evaluate.reflection import FixedDrafts, Judge, first_critique, judged, read
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import LoopSettings, round_seed, run_loop
+from r3_rl.rollout.engine import run_loop
+from r3_rl.rollout.rows import round_seed
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Trajectory
 
 PASS_DRAFTS = 8

@@ -11,9 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from r3_rl.evaluate.reflection import Judge, judged
 from r3_rl.observe.recorder import Recorder
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import LoopSettings, run_loop
+from r3_rl.rollout.engine import run_loop
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.fast import fast_weights
 from r3_rl.types import Prompt, Trajectory
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from r3_rl.observe.measures import GREEDY, OWN, greedy, in_nats, measure_of
 from r3_rl.observe.statistics import Interval, mean_of, paired_difference, share, unpaired_difference
-from r3_rl.rollout.episode import LoopSettings
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import TextSegment, Trajectory, Verdict
 
 CHUNK = 128

@@ -22,7 +22,8 @@ from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe.sampling import ModelSection, RolloutSection
 from r3_rl.recipe.tree import parse_tree
-from r3_rl.rollout.episode import LoopSettings, run_loop
+from r3_rl.rollout.engine import run_loop
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
 from r3_rl.worlds.shapes.language import SPECIAL_TOKENS, WORDS
 from r3_rl.worlds.shapes.reading import read_prompt

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from r3_rl.evaluate.measured import Measured, Values, chunks, right
+from r3_rl.nodes import Node, given_image
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import LoopSettings, make_critiques, make_refinements, run_loop
+from r3_rl.rollout.engine import Engine, run_loop
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Critique, Prompt, Trajectory, Verdict
 
 Judge = Callable[[Sequence[torch.Tensor], Sequence[Prompt]], list[Verdict]]
@@ -34,6 +36,10 @@ class FixedDrafts:
     def first(self, count: int) -> FixedDrafts:
         """At most `count` of them."""
         return FixedDrafts(prompts=self.prompts[:count], images=self.images[:count])
+
+    def nodes(self, part: slice) -> list[Node]:
+        """Some of them, to look at."""
+        return [given_image(p, i) for p, i in zip(self.prompts[part], self.images[part], strict=True)]
 
     @classmethod
     def of(cls, trajectories: Iterable[Trajectory]) -> FixedDrafts:
@@ -111,22 +117,21 @@ def first_critique(trajectory: Trajectory) -> Critique | None:
 
 def read(policy: Policy, drafts: FixedDrafts, settings: LoopSettings, seed: int) -> list[Critique]:
     """The policy's critiques of given images."""
-    out: list[Critique] = []
+    engine, out = Engine(policy=policy, settings=settings), []
     for part in chunks(len(drafts.images)):
-        out += make_critiques(policy, drafts.images[part], drafts.prompts[part], settings, seed + part.start)
+        read = engine.critiques(drafts.nodes(part), seed=seed + part.start)
+        out += [node.said for node in read]
     return out
 
 
 def refine_once(policy: Policy, drafts: FixedDrafts, settings: LoopSettings, *, seed: int) -> list[Refined]:
     """One round on given images: a critique and, if it asks for an edit, a refinement."""
-    out: list[Refined] = []
+    engine, out = Engine(policy=policy, settings=settings), []
     for part in chunks(len(drafts.images)):
-        images, prompts = drafts.images[part], drafts.prompts[part]
-        critiques = make_critiques(policy, images, prompts, settings, seed + part.start)
-        drawings = [settings.refine.drawing] * len(images)
-        drawn = make_refinements(policy, critiques, images, prompts, settings, drawings, seed + part.start)
+        critiques = engine.critiques(drafts.nodes(part), seed=seed + part.start)
+        drawn = engine.refinements(critiques, seed=seed + part.start)
         out += [
-            Refined(critique=critique, image=image.image if image is not None else None)
+            Refined(critique=critique.said, image=image.image if image is not None else None)
             for critique, image in zip(critiques, drawn, strict=True)
         ]
     return out

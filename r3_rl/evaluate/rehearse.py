@@ -27,7 +27,7 @@ from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.bagel.reader import kept_pieces
 from r3_rl.policy.prefixes import spans
 from r3_rl.recipe import Recipe, geometry
-from r3_rl.rollout.episode import Parts
+from r3_rl.rollout.rows import Parts
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.training.update import micro_batches
 from r3_rl.types import ImageSegment, TextSegment
@@ -87,7 +87,7 @@ def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Lo
         names += AGAIN
     resident = _resident(loaded, trainer)
     num_prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
-    parts = trainer.schedule.collector.parts
+    parts = trainer.schedule.engine.parts
     share = max(map(len, parts.of([i // peers for i in range(num_prompts * peers)]))) / (num_prompts * peers)
     log.shares = {"draft": share, "refinement": share}
     for few in _SMALL:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import torch
 
 from r3_rl.evaluate.rehearsal import Spent
+from r3_rl.nodes import always_edits, given_image
 from r3_rl.observe.memory import weighed
-from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import Parts, make_critiques, make_drafts, row_seeds
-from r3_rl.rollout.protocol import edit
-from r3_rl.scoring.batch import ScoreBatch, to_uint8
+from r3_rl.rollout.engine import Engine, score_batch
+from r3_rl.rollout.rows import Parts
+from r3_rl.stages import DRAFT, REFINEMENT
 from r3_rl.training.credit import Credit
 from r3_rl.training.fast import fast_weights
 from r3_rl.training.trainer import R3Trainer
-from r3_rl.types import Critique, ImageSegment, Prompt, Round, Segment, TextPiece, TextSegment
+from r3_rl.types import Prompt, Segment
 
 Result = TypeVar("Result")
 Stage = Literal["plan", "draft", "critique", "refinement"]
@@ -47,36 +48,27 @@ class Log:
         self.seconds.clear()
 
     def run(self, stage: str, work: Callable[[], Result]) -> Result:
-        """Runs a stage; keeps its seconds, and its memory where it is to be weighed."""
-        result, self.seconds[stage] = self._measured(stage, work, self.rows)
-        return result
+        """Runs a stage of all rollouts; keeps its seconds, and its memory where it is to be weighed."""
+        with self.watch(stage, self.rows):
+            return work()
 
-    def run_part(self, stage: str, work: Callable[[], Result], rows: int) -> Result:
-        """The same for some of the rollouts: the seconds add up."""
-        result, seconds = self._measured(stage, work, rows)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        return result
+    @contextmanager
+    def watch(self, stage: str, rows: int) -> Iterator[None]:
+        """Around a stage of some of the rollouts, as an engine asks for it: the seconds of a stage add up."""
+        self.stage, self.beside = stage, rows
+        with weighed(self.device) if self.weigh else nullcontext() as taken:
+            begin = time.perf_counter()
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+        if taken is not None:
+            self.peaks.setdefault(stage, []).append((rows, taken.peak_bytes))
 
     def spent(self, stage: str) -> Spent:
         """What a stage took."""
         peaks = tuple(sorted(self.peaks.get(stage, ())))
         return Spent(seconds=self.seconds.get(stage, 0.0), peaks=peaks, share=self.shares.get(stage, 1.0))
-
-    def _measured(self, stage: str, work: Callable[[], Result], rows: int) -> tuple[Result, float]:
-        self.stage, self.beside = stage, rows
-        if not self.weigh:
-            return self._timed(work)
-        with weighed(self.device) as taken:
-            spent = self._timed(work)
-        self.peaks.setdefault(stage, []).append((rows, taken.peak_bytes))
-        return spent
-
-    def _timed(self, work: Callable[[], Result]) -> tuple[Result, float]:
-        begin = time.perf_counter()
-        result = work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return result, time.perf_counter() - begin
 
     def fitting(self, rows: int, room: int) -> int:
         """At most so many rollouts, and no more than fit into the room by what was measured so far."""
@@ -84,22 +76,6 @@ class Log:
         while rows > 2 and any(s.bytes_at(rows) > room for s in spent):
             rows -= 1
         return rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Watched:
-    """A policy whose calls are stages."""
-
-    policy: Policy
-    log: Log
-    write_stage: Stage
-    draw_stage: Stage
-
-    def write(self, *args: Any) -> list[TextSegment]:
-        return self.log.run(self.write_stage, lambda: self.policy.write(*args))
-
-    def draw(self, *args: Any) -> list[ImageSegment]:
-        return self.log.run_part(self.draw_stage, lambda: self.policy.draw(*args), len(args[0]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,70 +97,25 @@ def roll_out(
     trainer: R3Trainer, prompts: Sequence[Prompt], peers: int, names: Sequence[str], log: Log, parts: Parts
 ) -> Rollouts:
     """Drafts of every prompt; then critiques and refinements that branch from each prompt's first draft. Images are
-    drawn in `parts`."""
+    drawn in `parts`, and scored when all are there."""
     log.begin(len(prompts) * peers)
-    loop, seed = trainer.loop, trainer.args.seed
-    groups = [i // peers for i in range(log.rows)]
-    watched = _Watched(policy=trainer.policy, log=log, write_stage="plan", draw_stage="draft")
+    seed = trainer.args.seed
+    engine = Engine(policy=trainer.policy, settings=trainer.loop, parts=parts, watch=log.watch)
     with torch.no_grad(), fast_weights(trainer.policy.module):
-        drawings = loop.draft.rows(groups, seed=seed, progress=0.0)
-        drafts = make_drafts(cast(Policy, watched), prompts, loop, drawings, seed, group=peers, parts=parts)
-        _score_drafts(trainer, prompts, drafts, groups, log)
+        drafts = engine.drafts(prompts, seed=seed, num_rows=peers, progress=0.0)
+        log.run("score drafts", lambda: trainer.panel.score(score_batch(DRAFT, drafts)))
+        plans = [node.parent.sample for node in drafts if node.parent is not None]
         segments: dict[Stage, list[Segment]] = {
-            "plan": [r.plan for r in drafts if r.plan is not None],
-            "draft": [r.image for r in drafts],
+            "plan": [plan for plan in plans if plan is not None],
+            "draft": [node.drawn for node in drafts],
         }
-        nodes = [r.image.image for r in drafts[::peers]]
         if "critique" in names:
-            again = _Watched(policy=trainer.policy, log=log, write_stage="critique", draw_stage="refinement")
-            critiques = make_critiques(cast(Policy, again), nodes, prompts, loop, seed, group=peers)
-            segments["critique"] = [c.segment for c in critiques]
+            looked_at = [given_image(draft.prompt, draft.image) for draft in drafts[::peers]]
+            critiques = engine.critiques(looked_at, seed=seed, num_rows=peers)
+            segments["critique"] = [node.text for node in critiques]
         if "refinement" in names:
-            pieces = [edit(image) for image in nodes]
-            contexts = [
-                (pieces[group], TextPiece(text=critique.instruction or critique.segment.text))
-                for group, critique in zip(groups, critiques, strict=True)
-            ]
-            drawings = loop.refine.rows(groups, seed=seed, progress=0.0)
-            seeds = row_seeds(seed, 3, len(contexts))
-            refined = [
-                image
-                for rows in parts.of(groups)
-                for image in again.draw(*([values[i] for i in rows] for values in (contexts, drawings, seeds)))
-            ]
-            segments["refinement"] = list(refined)
-            _score_refinements(trainer, prompts, nodes, critiques, refined, groups, log)
+            asked = [always_edits(critique) for critique in critiques]
+            refined = [node for node in engine.refinements(asked, seed=seed, progress=0.0) if node is not None]
+            segments["refinement"] = [node.drawn for node in refined]
+            log.run("score refinements", lambda: trainer.panel.score(score_batch(REFINEMENT, refined)))
     return Rollouts(segments=segments)
-
-
-def _score_drafts(
-    trainer: R3Trainer, prompts: Sequence[Prompt], drafts: Sequence[Round], groups: Sequence[int], log: Log
-) -> None:
-    batch = ScoreBatch(
-        prompts=[prompts[g] for g in groups],
-        images=[to_uint8(r.image.image) for r in drafts],
-        texts=[r.plan.text if r.plan else "" for r in drafts],
-        groups=groups,
-    )
-    log.run("score drafts", lambda: trainer.panel.score(batch))
-
-
-def _score_refinements(
-    trainer: R3Trainer,
-    prompts: Sequence[Prompt],
-    nodes: Sequence[torch.Tensor],
-    critiques: Sequence[Critique],
-    refined: Sequence[ImageSegment],
-    groups: Sequence[int],
-    log: Log,
-) -> None:
-    texts = [critique.segment.text for critique in critiques]
-    batch = ScoreBatch(
-        prompts=[prompts[g] for g in groups],
-        images=[to_uint8(segment.image) for segment in refined],
-        texts=texts,
-        draft_images=[to_uint8(nodes[g]) for g in groups],
-        critiques=texts,
-        groups=groups,
-    )
-    log.run("score refinements", lambda: trainer.panel.score(batch))

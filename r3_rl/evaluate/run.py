@@ -28,6 +28,7 @@ from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
 from r3_rl.evaluate.measured import Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.shapes import SEED, ShapesBench, judge, synthetic_nodes
+from r3_rl.nodes import Node, given_image
 from r3_rl.observe.alarms import ratio_tolerance_of
 from r3_rl.observe.environment import environment
 from r3_rl.observe.evaluation import Evaluation
@@ -38,7 +39,6 @@ from r3_rl.policy.adapters import adapted_layers, save_adapter
 from r3_rl.policy.bagel.checkpoint import save_bagel
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
-from r3_rl.rollout.tree import Node
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
@@ -224,7 +224,7 @@ def _synthetic(count: int, seed: int, *, panel: Panel, tags: Sequence[str] | Non
         groups=range(len(pairs)),
     )
     return [
-        Node(prompt=prompt, image=image, score=verdict.total, verdict=verdict)
+        given_image(prompt, image, verdict=verdict)
         for (prompt, image), verdict in zip(pairs, panel.score(batch, counted=False), strict=True)
         if verdict.total is not None
     ]

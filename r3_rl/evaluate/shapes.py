@@ -15,7 +15,7 @@ from r3_rl.evaluate.shapes_drawing import measure_edits, measure_instructions, m
 from r3_rl.evaluate.shapes_reading import answers, measure_pairs, measure_questions, of_own_images, of_world
 from r3_rl.evaluate.shapes_sets import SEED, FixedSets, OwnDrafts, digest
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import LoopSettings
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
 from r3_rl.worlds.shapes.data import Answered, Edited, ShapesStream, held_out_questions, wrong_scene
 from r3_rl.worlds.shapes.drawing import render, roughen_pixels

@@ -13,7 +13,8 @@ import torch
 from r3_rl.evaluate.measured import Values, chunks, right
 from r3_rl.evaluate.reflection import Judge, Refined
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.episode import LoopSettings, row_seeds
+from r3_rl.rollout.rows import row_seeds
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import ImagePiece, Prompt, TextPiece, Trajectory
 from r3_rl.worlds.shapes.data import Edited, WrongDraft
 from r3_rl.worlds.shapes.drawing import render

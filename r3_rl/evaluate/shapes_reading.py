@@ -14,8 +14,9 @@ import torch
 from r3_rl.evaluate.measured import Values, chunks, entropies
 from r3_rl.evaluate.reflection import FixedDrafts, read, stops_if_right
 from r3_rl.policy.base import Policy, Sampling
-from r3_rl.rollout.episode import LoopSettings, row_seeds
-from r3_rl.rollout.protocol import split_thought
+from r3_rl.rollout.rows import row_seeds
+from r3_rl.stages.protocol import split_thought
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Critique, ImagePiece, TextPiece, Trajectory
 from r3_rl.worlds.shapes.data import Answered
 from r3_rl.worlds.shapes.inspector import inspect, same_objects

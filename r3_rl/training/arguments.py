@@ -14,11 +14,12 @@ from r3_rl import ranks
 from r3_rl.errors import InputError, MissingPackageError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.collector import Collector
-from r3_rl.rollout.episode import LoopSettings, Parts
+from r3_rl.rollout.engine import Engine, Watch
+from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.prompts import PromptStream
-from r3_rl.rollout.tree import NodePool
+from r3_rl.rollout.rows import Parts
 from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.schedules import Schedule, SyntheticNodes
@@ -108,25 +109,26 @@ def stream_of(prompts: PromptStream | Sequence[Prompt], args: R3Config) -> Promp
 
 
 def schedule_of(
-    policy: Policy, panel: Panel, loop: LoopSettings, args: R3Config, synthetic: SyntheticNodes | None
+    policy: Policy, panel: Panel, loop: LoopSettings, args: R3Config, synthetic: SyntheticNodes | None, *, watch: Watch
 ) -> Schedule:
     """What collects the rollouts of a step and credits them."""
-    collector = Collector(
+    share = args.num_prompts // ranks.count()
+    engine = Engine(
         policy=policy,
-        submit=panel.submit,
-        rewards=panel.rewards,
         settings=loop,
+        submit=panel.submit,
+        parts=Parts(count=args.num_parts, whole_groups=panel.compares_peers),
+        watch=watch,
+        # whole groups stay in a process, and what follows from a row's place among all is the same for any number
+        first_group=ranks.rank() * share,
+    )
+    return Schedule(
+        name=args.schedule,
+        engine=engine,
         num_generations=args.num_generations,
         images_per_plan=args.images_per_plan,
         images_per_critique=args.images_per_critique,
-        parts=Parts(count=args.num_parts, whole_groups=panel.compares_peers),
-    )
-    # whole groups stay in a process, and what follows from a row's place among all rows is the same for any number
-    share = args.num_prompts // ranks.count()
-    collector.first_group = ranks.rank() * share
-    return Schedule(
-        name=args.schedule,
-        collector=collector,
+        rewards=panel.rewards,
         credit=CreditSettings(
             gain=args.gain,
             format_mode=args.format_mode,  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from r3_rl import ranks
 from r3_rl.errors import CheckpointError, RunError
 from r3_rl.policy.adapters import adapted_layers, load_adapter, save_adapter
-from r3_rl.rollout.tree import NodePool
+from r3_rl.rollout.pool import NodePool
 
 WEIGHTS = "model.safetensors"
 

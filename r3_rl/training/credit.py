@@ -6,7 +6,7 @@ Shapes: R rollouts of a stage. The reward table stands in `algorithm/rewards.py`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,9 +15,16 @@ import torch
 from r3_rl.algorithm.advantage import Advantages, advantages
 from r3_rl.algorithm.gain import Gains, gains
 from r3_rl.algorithm.rewards import Format, reason_rewards, refine_rewards, text_reward
-from r3_rl.rollout.collector import Drafts, Refinements
-from r3_rl.rollout.tree import Node
-from r3_rl.types import Critique, ImageSegment, Segment, TextSegment, Trajectory
+from r3_rl.nodes import Node, numbered
+from r3_rl.types import ImageSegment, Segment, TextSegment, Trajectory, Verdict
+
+Rewards = Callable[[Sequence[Verdict], Sequence[int]], Sequence[float | None]]
+"""The panel's `rewards`: verdicts and their groups -> one number each, None where it is missing."""
+
+
+def totals(verdicts: Sequence[Verdict], groups: Sequence[int]) -> list[float | None]:
+    """The verdicts' totals, whatever the groups."""
+    return [verdict.total for verdict in verdicts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,8 @@ class Credit:
 
     segment: Segment
     advantage: float
-    stage: Literal["plan", "draft", "critique", "refinement"]
+    stage: str
+    """plan, draft, critique or refinement."""
 
     @property
     def objective(self) -> Literal["understanding", "generation"]:
@@ -87,54 +95,66 @@ class StageCredit:
     """Groups without spread, in the rewards of texts and of images alike."""
 
 
-def credit_drafts(drafts: Drafts, settings: CreditSettings) -> StageCredit:
-    """Compare plans with the plans of the same prompt, and images with those of the same plan.
+def credit_drafts(drafts: Sequence[Node], settings: CreditSettings, rewards: Rewards = totals) -> StageCredit:
+    """Compare plans with the plans of the same prompt, and images with those of the same plan, or of the same prompt
+    where a plan has one image.
 
-    With one image a plan (`per_plan` 1) both are compared within the prompt. With several, a plan's reward is the mean
-    over its images that have a score, so that a plan is not blamed for what its painter did once.
+    A plan's reward is the mean over its images that have a score: it is not blamed for what its painter did once.
+
+    Args:
+        drafts: [R] drafts, those of a plan side by side, all plans with equally many.
+        settings: how rewards become advantages.
+        rewards: how the verdicts become rewards, given the prompts' numbers.
     """
-    score = _totals([r.verdict.total if r.verdict else None for r in drafts.rounds])
-    groups = torch.tensor(drafts.groups)
-    m = drafts.per_plan
-    well_formed = torch.tensor(drafts.well_formed)[::m]
-    rewards = reason_rewards(_totals(drafts.rewards), well_formed, settings.form, images_per_plan=m)
-    text = advantages(rewards.text, groups[::m], scale=settings.scale_rewards)
-    painted = groups if m == 1 else torch.arange(len(groups)) // m
-    image = advantages(rewards.image, painted, scale=settings.scale_rewards)
-    out: list[Credit] = []
-    for i, r in enumerate(drafts.rounds):
-        if r.plan is not None and i % m == 0:
-            out.append(Credit(segment=r.plan, advantage=float(text.values[i // m]), stage="plan"))
-        out.append(Credit(segment=r.image, advantage=float(image.values[i]), stage="draft"))
+    score = _scores(drafts)
+    plans = [plan for plan in dict.fromkeys(node.parent for node in drafts) if plan is not None and plan.sample]
+    m = len(drafts) // len(plans) if plans else 1
+    well_formed = torch.tensor([plan.well_formed for plan in plans] or [True] * len(drafts))
+    prompts = numbered([node.root for node in drafts])
+    verdicts = [node.verdict or Verdict(total=None) for node in drafts]
+    reward = reason_rewards(_totals(rewards(verdicts, prompts)), well_formed, settings.form, images_per_plan=m)
+    text = advantages(reward.text, torch.tensor(prompts[::m]), scale=settings.scale_rewards)
+    painted = torch.tensor(numbered([node.group for node in drafts]))
+    image = advantages(reward.image, painted, scale=settings.scale_rewards)
+    credits = _interleaved(plans, text.values, drafts, image.values)
     items = {
         **draft_scores(drafts),
-        "refine/frac_well_formed": torch.tensor(drafts.well_formed),
-        **_common(score, rewards.text, text),
+        "refine/frac_well_formed": well_formed,
+        **_common(score, reward.text, text),
     }
-    return _finish(out, items, (drafts.groups[::m], text), (drafts.groups, image))
+    return _finish(credits, items, (prompts[::m], text), (prompts, image))
 
 
-def draft_scores(drafts: Drafts) -> dict[str, torch.Tensor]:
+def draft_scores(drafts: Sequence[Node]) -> dict[str, torch.Tensor]:
     """The scores of the drafts, whatever is trained on them: a gain is to be read next to their mean."""
-    return {"refine/draft_score": _totals([r.verdict.total if r.verdict else None for r in drafts.rounds])}
+    return {"refine/draft_score": _scores(drafts)}
 
 
-def credit_refinements(refinements: Refinements, settings: CreditSettings) -> StageCredit:
-    """Compare critiques with the critiques of the same image, and refinements with those by the same critique.
+def credit_refinements(
+    critiques: Sequence[Node], refined: Sequence[Node | None], settings: CreditSettings
+) -> StageCredit:
+    """Compare critiques with the critiques below the same root, and refinements with those by the same critique, or
+    below the same root where a critique has one.
 
-    With one refinement a critique (`per_critique` 1) both are compared within the image. With several, a critique's
-    gain is the mean over its refinements, so that neither is blamed for the other.
+    A critique's gain is the mean over its refinements, so that neither is blamed for the other.
+
+    Args:
+        critiques: each of an image; all with equally many rows.
+        refined: [R], the image of each row of the critiques; None where the critique stopped or was malformed.
+        settings: how rewards become advantages.
     """
-    m = refinements.per_critique
-    before = _totals([n.score for n in refinements.nodes])
-    stopped = torch.tensor([c.stop for c in refinements.critiques])
-    well_formed = torch.tensor([c.well_formed for c in refinements.critiques])
-    drawn = torch.tensor([image is not None for image in refinements.images])
+    m = len(refined) // len(critiques)
+    rows = [critique for critique in critiques for _ in range(m)]
+    images = [_looked_at(critique) for critique in rows]
+    before = _scores(images)
+    stopped = torch.tensor([c.critique is not None and c.critique.stop for c in rows])
+    well_formed = torch.tensor([c.well_formed for c in rows])
+    drawn = torch.tensor([image is not None for image in refined])
     # a malformed critique drew nothing and is no stop: its image is unchanged
-    after = torch.where(drawn, _totals([v.total if v else None for v in refinements.verdicts]), before)
-    groups = torch.tensor(refinements.groups)
-    perfect = _perfect(refinements.nodes)
-    gained = gains(settings.gain, before, after, stopped, groups, perfect=perfect)
+    after = torch.where(drawn, _scores(refined), before)
+    groups = numbered([c.root for c in rows])
+    perfect = torch.tensor([image.perfect for image in images], dtype=torch.bool)
+    gained = gains(settings.gain, before, after, stopped, torch.tensor(groups), perfect=perfect)
     rewards = refine_rewards(
         gained,
         after,
@@ -144,20 +164,39 @@ def credit_refinements(refinements: Refinements, settings: CreditSettings) -> St
         image="score" if settings.gain == "released" else "gain",
         images_per_critique=m,
     )
-    text = advantages(rewards.text, groups[::m], scale=settings.scale_rewards)
-    drawers = groups if m == 1 else torch.arange(len(groups)) // m
+    text = advantages(rewards.text, torch.tensor(groups[::m]), scale=settings.scale_rewards)
+    drawers = torch.tensor(groups if m == 1 else [i // m for i in range(len(rows))])
     image = advantages(rewards.image, drawers, applies=drawn, scale=settings.scale_rewards)
-    out: list[Credit] = []
-    for i, (critique, segment) in enumerate(zip(refinements.critiques, refinements.images, strict=True)):
-        if i % m == 0:
-            out.append(Credit(segment=critique.segment, advantage=float(text.values[i // m]), stage="critique"))
-        if segment is not None:
-            out.append(Credit(segment=segment, advantage=float(image.values[i]), stage="refinement"))
+    credits = _interleaved(critiques, text.values, refined, image.values)
     items = {
         **_refine_items(gained, perfect, before, after, well_formed, drawn),
         **_common(after, rewards.text, text),
     }
-    return _finish(out, items, (refinements.groups[::m], text), (refinements.groups, image))
+    return _finish(credits, items, (groups[::m], text), (groups, image))
+
+
+def _interleaved(
+    texts: Sequence[Node], of_text: torch.Tensor, images: Sequence[Node | None], of_image: torch.Tensor
+) -> list[Credit]:
+    """Each text, then its images: the update packs them side by side."""
+    m = len(images) // len(texts) if texts else 1
+    out: list[Credit] = []
+    for i, node in enumerate(images):
+        if texts and i % m == 0:
+            out.append(_credit(texts[i // m], of_text[i // m]))
+        if node is not None:
+            out.append(_credit(node, of_image[i]))
+    return out
+
+
+def _credit(node: Node, advantage: torch.Tensor) -> Credit:
+    assert node.sample is not None
+    return Credit(segment=node.sample, advantage=float(advantage), stage=node.stage)
+
+
+def _looked_at(critique: Node) -> Node:
+    assert critique.parent is not None
+    return critique.parent
 
 
 def _refine_items(
@@ -198,25 +237,19 @@ def whole_trajectories(trajectories: Sequence[Trajectory]) -> dict[str, torch.Te
     }
 
 
-def credit_critiques(
-    nodes: Sequence[Node], critiques: Sequence[Critique], groups: Sequence[int], settings: CreditSettings
-) -> StageCredit:
+def credit_critiques(critiques: Sequence[Node], settings: CreditSettings) -> StageCredit:
     """Critiques alone, without refinement: 1 for a decision that agrees with the panel (stop when the image is
     perfect, an edit when it is not), else 0; the understanding-only baseline."""
-    score = _totals([n.score for n in nodes])
-    stopped = torch.tensor([c.stop for c in critiques], dtype=torch.bool)
+    images = [_looked_at(critique) for critique in critiques]
+    score = _scores(images)
+    stopped = torch.tensor([c.critique is not None and c.critique.stop for c in critiques], dtype=torch.bool)
     well_formed = torch.tensor([c.well_formed for c in critiques], dtype=torch.bool)
-    perfect = _perfect(nodes)
+    perfect = torch.tensor([image.perfect for image in images], dtype=torch.bool)
     agrees = (stopped == perfect).float()
+    groups = numbered([c.root for c in critiques])
     rewards = text_reward(agrees, well_formed, settings.form)
-    text = advantages(
-        rewards,
-        torch.tensor(groups, dtype=torch.int64),
-        scale=settings.scale_rewards,
-    )
-    out = [
-        Credit(segment=c.segment, advantage=float(text.values[i]), stage="critique") for i, c in enumerate(critiques)
-    ]
+    text = advantages(rewards, torch.tensor(groups), scale=settings.scale_rewards)
+    credits = [_credit(critique, advantage) for critique, advantage in zip(critiques, text.values, strict=True)]
     drawn = well_formed & ~stopped
     items = {
         "refine/frac_well_formed": well_formed,
@@ -224,7 +257,7 @@ def credit_critiques(
         **decisions(perfect, stopped=stopped, drawn=drawn),
         **_common(score, rewards, text),
     }
-    return _finish(out, items, (groups, text))
+    return _finish(credits, items, (groups, text))
 
 
 def _common(score: torch.Tensor, rewards: torch.Tensor, text: Advantages) -> dict[str, torch.Tensor]:
@@ -275,8 +308,8 @@ def _trainable(segment: Segment) -> bool:
     return not isinstance(segment, ImageSegment) or len(segment.times) > 0
 
 
-def _perfect(nodes: Sequence[Node]) -> torch.Tensor:
-    return torch.tensor([node.perfect for node in nodes], dtype=torch.bool)
+def _scores(images: Sequence[Node | None]) -> torch.Tensor:
+    return _totals([image.score if image else None for image in images])
 
 
 def _totals(values: Sequence[float | None]) -> torch.Tensor:

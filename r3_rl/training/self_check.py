@@ -15,16 +15,16 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.errors import RunError
+from r3_rl.nodes import always_edits
 from r3_rl.policy.adapters import trainable_parameters
-from r3_rl.policy.base import Drawing, Policy
-from r3_rl.rollout.episode import DrawingPlan, LoopSettings, make_critiques, make_drafts, row_seeds
-from r3_rl.rollout.protocol import edit
+from r3_rl.policy.base import Policy
+from r3_rl.rollout.engine import Engine
+from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.shards import Shards
-from r3_rl.types import Prompt, Segment, TextPiece
+from r3_rl.types import Prompt, Segment
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _COARSEST = 0.05
-_REFINEMENT = 3  # the stage of `row_seeds` that refinements are drawn with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,29 +98,26 @@ def self_check(
 
 
 def _rollouts(policy: Policy, prompts: list[Prompt], settings: LoopSettings, seed: int) -> dict[str, list[Segment]]:
-    rounds = make_drafts(policy, prompts, settings, [_scored(settings.draft)] * len(prompts), seed)
-    images = [r.image.image for r in rounds]
-    critiques = make_critiques(policy, images, prompts, settings, seed)
+    scored = replace(settings, draft=_scored(settings.draft), refine=_scored(settings.refine))
+    engine = Engine(policy=policy, settings=scored)
+    drafts = engine.drafts(prompts, seed=seed)
+    critiques = engine.critiques(drafts, seed=seed)
     # whatever the critique says, a refinement is drawn from its words: the check must not depend on its opinion
-    contexts = [
-        (edit(image), TextPiece(text=c.instruction or c.segment.text))
-        for image, c in zip(images, critiques, strict=True)
-    ]
-    drawings = [_scored(settings.refine)] * len(contexts)
-    refined = policy.draw(contexts, drawings, row_seeds(seed, _REFINEMENT, len(contexts)))
+    refined = engine.refinements([always_edits(critique) for critique in critiques], seed=seed)
+    plans = [node.parent for node in drafts]
     return {
-        "plan": [r.plan for r in rounds if r.plan is not None],
-        "draft": [r.image for r in rounds],
-        "critique": [c.segment for c in critiques],
-        "refinement": list(refined),
+        "plan": [plan.sample for plan in plans if plan and plan.sample],
+        "draft": [node.drawn for node in drafts],
+        "critique": [node.text for node in critiques],
+        "refinement": [node.drawn for node in refined if node],
     }
 
 
-def _scored(plan: DrawingPlan) -> Drawing:
+def _scored(plan: DrawingPlan) -> DrawingPlan:
     """Stochastic at the first step, in the middle and at the end: with and without guidance, with much and little
     noise, since a wrong velocity hides in much noise."""
     last = plan.num_possible - 1
-    return replace(plan.drawing, sde_steps=tuple(sorted({0, last // 2, last})))
+    return replace(plan, drawing=replace(plan.drawing, sde_steps=tuple(sorted({0, last // 2, last}))))
 
 
 def _replayed(policy: Policy, stages: dict[str, list[Segment]]) -> dict[str, torch.Tensor]:

@@ -28,10 +28,11 @@ from r3_rl.observe.metrics import Averages, combine
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_dropout, attach
 from r3_rl.policy.base import Policy
 from r3_rl.policy.lora import drops
-from r3_rl.rollout.episode import LoopSettings
 from r3_rl.rollout.prompts import PromptStream
-from r3_rl.rollout.protocol import PROTOCOLS
+from r3_rl.rollout.stopwatch import Stopwatch
 from r3_rl.scoring.panel import Panel
+from r3_rl.stages.protocol import PROTOCOLS
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, refuse_training, schedule_of, stream_of
 from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_weights, writing
@@ -110,7 +111,8 @@ class R3Trainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.schedule = schedule_of(model, self.panel, self.loop, args, synthetic)
+        self.watch = Stopwatch()
+        self.schedule = schedule_of(model, self.panel, self.loop, args, synthetic, watch=self.watch)
         self.losses = losses_of(args)
         self.balancer = Balancer(
             model.module,
@@ -165,8 +167,7 @@ class R3Trainer(Trainer):
         held_out = self._held_out_numbers()
         collected.metrics |= held_out
         done = time.perf_counter()
-        seconds = {f"time/{name}_s": value for name, value in self.schedule.collector.watch.seconds.items()}
-        self.schedule.collector.watch.seconds.clear()
+        seconds = {f"time/{name}_s": value for name, value in self.watch.take().items()}
         likelihoods = collected.likelihoods()
         numbers = {
             **collected.metrics,
@@ -180,7 +181,7 @@ class R3Trainer(Trainer):
             "time/update_s": updated - updating,
             **({"time/held_out_s": done - updated} if held_out else {}),
             "time/step_s": done - begin,
-            "tree/pool_size": sum(len(g.nodes) for g in self.schedule.pool.groups),
+            "tree/pool_size": sum(map(len, self.schedule.pool.groups)),
         }
         rows = ranks.everyone((numbers, collected.sizes | likelihoods.sizes))
         self.averages.add(combine([row for row, _ in rows], [sizes for _, sizes in rows]))
@@ -264,10 +265,9 @@ class R3Trainer(Trainer):
 
     def _ask_held_out(self) -> None:
         """Held-out scorers see what the others saw, while the weights are updated: nothing of the update waits."""
-        batches = self.schedule.collector.batches
+        batches = self.schedule.engine.take_batches()
         if self.held_out is not None:
             self._asked = [self.held_out.submit(batch) for batch in batches]
-        batches.clear()
 
     def _held_out_numbers(self) -> dict[str, float]:
         asked, self._asked = self._asked, []

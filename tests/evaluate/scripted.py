@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from r3_rl.policy.base import Sampling
-from r3_rl.rollout.episode import LoopSettings
-from r3_rl.rollout.protocol import PROTOCOLS
+from r3_rl.stages.protocol import PROTOCOLS
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Context, Critique, ImagePiece, Prompt, Round, TextSegment, Trajectory, Verdict, still
 from tests.policy.tiny import PROMPTS, loop
 

@@ -9,7 +9,7 @@ from r3_rl.evaluate import drafting
 from r3_rl.evaluate.drafting import in_turns, measure_drafts, sample_drafts
 from r3_rl.evaluate.measured import right
 from r3_rl.evaluate.reflection import judged
-from r3_rl.rollout.episode import run_loop
+from r3_rl.rollout.engine import run_loop
 from tests.evaluate.scripted import BROKEN, EDIT, STOP, Scripted, number_of, settings, trajectory
 from tests.evaluate.test_measures import by_brightness
 from tests.policy.tiny import PROMPTS, loop, tiny_policy

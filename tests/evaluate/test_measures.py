@@ -26,7 +26,7 @@ from r3_rl.evaluate.reflection import (
 from r3_rl.evaluate.shapes import judge, synthetic_nodes
 from r3_rl.observe.statistics import mean_of, share, unpaired_difference
 from r3_rl.policy.base import Sampling
-from r3_rl.rollout.episode import make_critiques, run_loop
+from r3_rl.rollout.engine import Engine, run_loop
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.types import Prompt, Verdict
 from r3_rl.worlds.shapes.drawing import render
@@ -167,8 +167,8 @@ def test_the_swap_test_reads_with_the_base():
     values = swap_test(own, by_base)
     assert 0 < len(wrong.images) < 9
     for name, critic in (("own", trained), ("base", base)):
-        said = make_critiques(critic, wrong.images, wrong.prompts, loop(), 5)
-        assert values[f"swap_{name}_critic_edits"] == [float(bool(c.instruction)) for c in said], name
+        said = Engine(policy=critic, settings=loop()).critiques(wrong.nodes(slice(None)), seed=5)
+        assert values[f"swap_{name}_critic_edits"] == [float(bool(c.said.instruction)) for c in said], name
 
 
 def test_own_drafts_are_chosen_by_their_verdict():

@@ -9,6 +9,7 @@ import torch
 
 from r3_rl.errors import CheckpointError
 from r3_rl.flow.guidance import Guidance
+from r3_rl.nodes import given_image
 from r3_rl.policy.adapters import AdapterSettings, adapter_merged, trainable_parameters
 from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens
 from r3_rl.policy.bagel.config import AutoencoderConfig
@@ -17,7 +18,9 @@ from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.bagel.sampler import row_noise
 from r3_rl.policy.bagel.writer import choose
 from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling
-from r3_rl.rollout.episode import make_critiques, make_drafts, make_refinements, row_seeds
+from r3_rl.rollout.engine import Engine
+from r3_rl.rollout.rows import row_seeds
+from r3_rl.stages.settings import DrawingPlan
 from r3_rl.types import ImagePiece, TextPiece, TextSegment
 from tests.policy.tiny import PAPER_GUIDANCE, PROMPTS, loop, pictures, tiny_policy
 
@@ -30,20 +33,26 @@ LONG, SHORT = Sampling(max_new_tokens=64), Sampling(max_new_tokens=12)
 
 def one_of_each(policy, drawing, *, plan=Sampling(max_new_tokens=6), critique=Sampling(max_new_tokens=9)):  # noqa: B008
     """Segments of plan, draft, critique and refinement, peers and unlike lengths among them."""
-    settings = loop(plan=plan, critique=critique, size=drawing.size)
-    drafts = make_drafts(policy, PROMPTS, settings, [drawing] * 6, 3, group=2)
-    images = [d.image.image for d in drafts]
-    asked = [p for p in PROMPTS for _ in range(2)]
-    critiques = make_critiques(policy, images, asked, settings, 5)
-    refined = make_refinements(policy, critiques, images, asked, settings, [drawing] * 6, 5)
+    as_given = DrawingPlan(drawing=drawing)
+    settings = replace(loop(plan=plan, critique=critique, size=drawing.size), draft=as_given, refine=as_given)
+    engine = Engine(policy=policy, settings=settings)
+    drafts = engine.drafts(PROMPTS, seed=3, num_rows=2)
+    critiques = engine.critiques([given_image(d.prompt, d.image) for d in drafts], seed=5)
+    refined = engine.refinements(critiques, seed=5)
     found = {
-        "plan": [d.plan for d in drafts],
-        "draft": [d.image for d in drafts],
-        "critique": [c.segment for c in critiques],
-        "refinement": [image for image in refined if image is not None],
+        "plan": [d.parent.text for d in drafts],
+        "draft": [d.drawn for d in drafts],
+        "critique": [c.text for c in critiques],
+        "refinement": [node.drawn for node in refined if node is not None],
     }
     assert all(found.values())
     return found
+
+
+def critiques_of(policy, images):
+    """Two critiques of each image."""
+    nodes = [given_image(p, i) for p, i in zip(PROMPTS, images, strict=True)]
+    return [c.text for c in Engine(policy=policy, settings=loop()).critiques(nodes, seed=5, num_rows=2)]
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +213,7 @@ def test_a_plan_and_its_draft_share_one_row_and_score_as_apart(policy):
 def test_what_peers_share_is_read_once_and_scores_as_apart(policy):
     found = one_of_each(policy, GUIDED)
     images = [d.image for d in found["draft"][::2]]
-    critiques = [c.segment for c in make_critiques(policy, images, PROMPTS, loop(), 5, group=2)]
+    critiques = critiques_of(policy, images)
     seen = rows_of_passes(policy, lambda: policy.replay(critiques))
     assert seen == [3, 6], "three images, six critiques"
     ragged = [*critiques[1:], *found["refinement"], *found["plan"][:3], *found["draft"][2:]]
@@ -216,7 +225,7 @@ def test_what_peers_share_is_read_once_and_scores_as_apart(policy):
 def test_a_shared_context_gets_the_gradient_of_all_its_rows():
     policy = tiny_policy()
     images = [d.image for d in one_of_each(policy, FAITHFUL)["draft"][::2]]
-    critiques = [c.segment for c in make_critiques(policy, images, PROMPTS, loop(), 5, group=2)][:5]
+    critiques = critiques_of(policy, images)[:5]
 
     def gradient(passes):
         policy.module.zero_grad()

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from r3_rl.nodes import given_image
 from r3_rl.policy.base import ImageReplay, Sampling
-from r3_rl.rollout.episode import make_critiques, make_refinements
+from r3_rl.rollout.engine import Engine
+from r3_rl.stages.settings import DrawingPlan
 from r3_rl.types import ImagePiece, TextPiece
 from tests.policy.test_policy import FAITHFUL, GUIDED, deviation, log_probs
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
@@ -164,14 +166,15 @@ def test_peers_need_not_lie_side_by_side():
 
 
 def test_a_stopped_critique_does_not_end_the_sharing():
-    policy, settings = tiny_policy(), loop()
-    images = [image for image in pictures(3) for _ in range(4)]
-    prompts = [prompt for prompt in PROMPTS for _ in range(4)]
-    critiques = make_critiques(policy, pictures(3), PROMPTS, settings, 5, group=4)
-    critiques = [replace(c, stop=False, instruction=EDITS[i % 10]) for i, c in enumerate(critiques)]
-    critiques[5] = replace(critiques[5], stop=True, instruction="")
+    policy, guided = tiny_policy(), DrawingPlan(drawing=GUIDED)
+    engine = Engine(policy=policy, settings=replace(loop(), refine=guided))
+    looked_at = [given_image(p, i) for p, i in zip(PROMPTS, pictures(3), strict=True)]
+    critiques = []
+    for i, node in enumerate(engine.critiques(looked_at, seed=5, num_rows=4)):
+        said = replace(node.said, stop=i == 5, instruction="" if i == 5 else EDITS[i % 10])
+        critiques.append(replace(node, critique=said))
     with counted(policy) as count:
-        drawn = make_refinements(policy, critiques, images, prompts, settings, [GUIDED] * 12, 5)
+        drawn = engine.refinements(critiques, seed=5)
     assert [image is None for image in drawn] == [i == 5 for i in range(12)]
     assert (count.latents, count.looks) == (3, 3)
 

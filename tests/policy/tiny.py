@@ -19,8 +19,8 @@ from r3_rl.policy.bagel.config import AutoencoderConfig, BagelConfig, LanguageCo
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.base import Drawing, Sampling
-from r3_rl.rollout.episode import DrawingPlan, LoopSettings
-from r3_rl.rollout.protocol import Protocol
+from r3_rl.stages.protocol import Protocol
+from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.types import Critique, Prompt, TextSegment
 from r3_rl.worlds.shapes.language import build_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r3_rl.rollout.protocol import PROTOCOLS, Protocol, edit, look, split_thought
+from r3_rl.stages.protocol import PROTOCOLS, Protocol, edit, look, split_thought
 from r3_rl.types import Prompt, TextSegment
 
 COMPACT, BAGEL = PROTOCOLS["compact"], PROTOCOLS["bagel"]

@@ -76,7 +76,7 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
         "step_s": [row["time/step_s"] for row in logged],
         "own_s": own_s,
         "seen": seen,
-        "pool": [[n.score for n in g.nodes] for g in trainer.schedule.pool.groups],
+        "pool": [[n.score for n in group] for group in trainer.schedule.pool.groups],
     }
     (folder / f"{ranks.rank()}.json").write_text(json.dumps(found))
     torch.save(weights(trainer), folder / f"{ranks.rank()}.pt")

@@ -7,12 +7,12 @@ from concurrent.futures import Future
 
 import torch
 
+from r3_rl.nodes import given_image
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.bagel.policy import BagelPolicy
-from r3_rl.rollout.collector import Collector
-from r3_rl.rollout.episode import LoopSettings
-from r3_rl.rollout.tree import Node
+from r3_rl.rollout.engine import Engine
 from r3_rl.scoring.batch import ScoreBatch
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.credit import Credit, CreditSettings, credit_drafts, credit_refinements
 from r3_rl.types import Verdict
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
@@ -34,17 +34,16 @@ def reds(batch: ScoreBatch) -> Future[list[Verdict]]:
 
 def step_credits(policy: BagelPolicy, settings: LoopSettings | None = None, *, scale: float = 100.0) -> list[Credit]:
     """Plans, drafts, critiques and refinements of two prompts, their advantages made large."""
-    collector = Collector(policy=policy, submit=reds, settings=settings or loop(), num_generations=4)
+    engine = Engine(policy=policy, submit=reds, settings=settings or loop())
     with torch.no_grad():
-        drafts = collector.drafts(PROMPTS[:2], seed=1)
-    nodes = [
-        Node(prompt=p, image=i, score=0.3, verdict=Verdict(total=0.3))
-        for p, i in zip(PROMPTS, pictures(2), strict=False)
-    ]
+        drafts = engine.drafts(PROMPTS[:2], seed=1, num_rows=4, progress=0.0)
+    images = [given_image(p, i, verdict=Verdict(total=0.3)) for p, i in zip(PROMPTS, pictures(2), strict=False)]
     credits = list(credit_drafts(drafts, CreditSettings()).credits)
     for seed in range(2, 20):  # a single refinement of an image has no peer: look for a step with several
         with torch.no_grad():
-            more = credit_refinements(collector.refinements(nodes, seed=seed), CreditSettings()).credits
+            critiques = engine.critiques(images, seed=seed, num_rows=4)
+            refined = engine.refinements(critiques, seed=seed, progress=0.0)
+        more = credit_refinements(critiques, refined, CreditSettings()).credits
         if {c.stage for c in more} == {"critique", "refinement"}:
             break
     credits += more

@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from r3_rl.nodes import Node, NodeId
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.policy.base import Drawing
-from r3_rl.rollout.collector import Drafts, Refinements
-from r3_rl.rollout.tree import Node
 from r3_rl.training.credit import CreditSettings, credit_critiques, credit_drafts, credit_refinements
-from r3_rl.types import Critique, ImageSegment, Prompt, Round, TextSegment, Verdict
+from r3_rl.types import Critique, ImageSegment, Prompt, TextSegment, Verdict, still
 
 PLAIN = CreditSettings(gain="paper", format_mode="gate", format_weight=0.1)
 PROMPT = Prompt(text="a red circle")
@@ -33,36 +32,61 @@ def image(steps=2):
     )  # fmt: skip
 
 
-def drafts(scores, *, well_formed=None, groups=None, plan=True):
-    count = len(scores)
-    return Drafts(
-        prompts=(PROMPT,) * count,
-        rounds=tuple(Round(image=image(), plan=text() if plan else None, verdict=Verdict(total=s)) for s in scores),
-        rewards=tuple(scores),
-        groups=tuple(groups or [0] * count),
-        well_formed=tuple(well_formed or [True] * count),
-    )
+def prompt_nodes(groups):
+    """The root of each row, one a group, with its rows."""
+    roots = {g: Node(id=NodeId(row=g, depth=0), prompt=PROMPT, num_rows=groups.count(g)) for g in dict.fromkeys(groups)}
+    return [roots[g] for g in groups]
 
 
-def refinements(before, after, *, groups=None):
-    """`after`: a score, None for a missing one, "stop" or "malformed"."""
-    critiques = tuple(
-        Critique(
-            segment=text(),
-            well_formed=a != "malformed",
-            stop=a == "stop",
-            instruction="" if isinstance(a, str) else "e",
-        )
-        for a in after
-    )
-    drawn = [not isinstance(a, str) for a in after]
-    return Refinements(
-        nodes=tuple(Node(prompt=PROMPT, image=BLANK, score=b, verdict=Verdict(total=b)) for b in before),
-        critiques=critiques,
-        images=tuple(image() if d else None for d in drawn),
-        verdicts=tuple(Verdict(total=a) if d else None for a, d in zip(after, drawn, strict=True)),
-        groups=tuple(groups or [0] * len(before)),
-    )
+def drafts(scores, *, well_formed=None, groups=None, plan=True, per_plan=1, steps=2):
+    """Rows of a reason turn: their scores (None is missing), what their plans are like, whose peers they are."""
+    out, above = [], None
+    for i, (score, root) in enumerate(zip(scores, prompt_nodes(list(groups or [0] * len(scores))), strict=True)):
+        above = root if not plan else above
+        if plan and i % per_plan == 0:
+            formed = well_formed[i // per_plan] if well_formed else True
+            above = Node(
+                id=NodeId(row=i, depth=1), prompt=PROMPT, stage="plan", num_rows=per_plan, parent=root, sample=text(),
+                well_formed=formed,
+            )  # fmt: skip
+        drawn = Node(id=NodeId(row=i, depth=2), prompt=PROMPT, stage="draft", parent=above, sample=image(steps))
+        out.append(replace(drawn, verdict=Verdict(total=score)))
+    return out
+
+
+def refinements(before, after, *, groups=None, per_critique=1, best=1.0):
+    """Critiques and refined images of given ones. `after`: a score, None for a missing one, "stop" or "malformed"."""
+    critiques, refined = [], []
+    for i, (b, a, root) in enumerate(zip(before, after, prompt_nodes(list(groups or [0] * len(before))), strict=True)):
+        if i % per_critique == 0:
+            said = Critique(
+                segment=text(),
+                well_formed=a != "malformed",
+                stop=a == "stop",
+                instruction="" if isinstance(a, str) else "e",
+            )
+            looked_at = Node(
+                id=NodeId(row=i, depth=1), prompt=PROMPT, stage="draft", num_rows=per_critique, parent=root,
+                sample=still(BLANK), verdict=Verdict(total=b, best=best),
+            )  # fmt: skip
+            critiques.append(
+                Node(
+                    id=NodeId(row=i, depth=2),
+                    prompt=PROMPT,
+                    stage="critique",
+                    num_rows=per_critique,
+                    parent=looked_at,
+                    sample=said.segment,
+                    critique=said,
+                    well_formed=said.well_formed,
+                )
+            )
+        drawn = Node(
+            id=NodeId(row=i, depth=3), prompt=PROMPT, stage="refinement", parent=critiques[-1], sample=image(),
+            verdict=Verdict(total=None if isinstance(a, str) else a, best=best),
+        )  # fmt: skip
+        refined.append(None if isinstance(a, str) else drawn)
+    return critiques, refined
 
 
 def found(stage, kind):
@@ -86,11 +110,8 @@ def test_drafts_are_compared_with_drafts_of_their_prompt_alone():
 
 
 def test_images_of_a_plan_are_compared_with_each_other_and_the_plan_by_their_mean_with_other_plans():
-    def branched(scores, well_formed=(True,) * 4, groups=(0,) * 4 + (1,) * 4):
-        plans = [text() for _ in range(4)]
-        given = drafts(scores, groups=list(groups), well_formed=[f for f in well_formed for _ in range(2)])
-        rounds = tuple(replace(r, plan=plans[i // 2]) for i, r in enumerate(given.rounds))
-        return replace(given, rounds=rounds, per_plan=2)
+    def branched(scores, well_formed=None):
+        return drafts(scores, groups=[0] * 4 + [1] * 4, well_formed=well_formed, per_plan=2)
 
     stage = credit_drafts(branched([1.0, 0.5, 0.0, 0.0, 0.25, 0.75, 0.5, 0.5]), PLAIN)
     assert found(stage, "draft") == [0.25, -0.25, -0.25, 0.25], (
@@ -103,23 +124,18 @@ def test_images_of_a_plan_are_compared_with_each_other_and_the_plan_by_their_mea
         "a missing image is left out of its plan's mean, a plan without any of all"
     )
     assert found(gaps, "draft") == [0.25, -0.25]
-    formed = credit_drafts(branched([1.0, 1.0, 1.0, 1.0] * 2, well_formed=(True, False, True, True)), PLAIN)
+    formed = credit_drafts(branched([1.0, 1.0, 1.0, 1.0] * 2, well_formed=[True, False, True, True]), PLAIN)
     assert found(formed, "plan") == pytest.approx([0.55, -0.55]) and found(formed, "draft") == []
     assert (formed.num_groups, formed.num_flat_groups) == (2, 1)
 
 
 def test_refinements_are_compared_by_their_critique_and_critiques_by_the_mean_of_theirs():
-    given = refinements([0.5] * 8, [1.0, 0.5, 0.25, 0.75, "stop", "stop", "malformed", "malformed"], groups=[0] * 8)
-    pairs = [given.critiques[i - i % 2] for i in range(8)]
-    stage = credit_refinements(replace(given, critiques=tuple(pairs), per_critique=2), PLAIN)
+    after = [1.0, 0.5, 0.25, 0.75, "stop", "stop", "malformed", "malformed"]
+    stage = credit_refinements(*refinements([0.5] * 8, after, per_critique=2), PLAIN)
     assert found(stage, "refinement") == [0.25, -0.25, -0.25, 0.25], "each against the other one of its critique"
-    rewards = torch.tensor(
-        [0.25 + 0.1, 0.0 + 0.1, 0.0 + 0.1, 0.0]
-    )  # f (C + w): mean gains, a stop's, a malformed one's
+    rewards = torch.tensor([0.25 + 0.1, 0.0 + 0.1, 0.0 + 0.1, 0.0])  # f (C + w): means, a stop's, a malformed one's
     assert found(stage, "critique") == pytest.approx((rewards - rewards.mean()).tolist(), abs=1e-6)
-    gap = refinements([0.5] * 4, [1.0, None, 0.25, 0.25], groups=[0] * 4)
-    pairs = [gap.critiques[i - i % 2] for i in range(4)]
-    stage = credit_refinements(replace(gap, critiques=tuple(pairs), per_critique=2), PLAIN)
+    stage = credit_refinements(*refinements([0.5] * 4, [1.0, None, 0.25, 0.25], per_critique=2), PLAIN)
     assert found(stage, "critique") == pytest.approx([0.375, -0.375]), "a missing score is left out of the mean"
 
 
@@ -148,8 +164,14 @@ def test_a_flat_group_is_counted_and_left_out():
 
 
 def test_normalised_rewards_replace_the_scores_of_drafts():
-    given = replace(drafts([1.0, 0.0]), rewards=(-1.0, 3.0))
-    assert found(credit_drafts(given, PLAIN), "draft") == [-2.0, 2.0]
+    asked = []
+
+    def normalised(verdicts, groups):
+        asked.append(groups)
+        return [-4 * verdict.total + 3 for verdict in verdicts]
+
+    stage = credit_drafts(drafts([1.0, 0.0, 1.0, 0.0], groups=[0, 0, 1, 1]), PLAIN, normalised)
+    assert found(stage, "draft") == [-2.0, 2.0, -2.0, 2.0] and asked == [[0, 0, 1, 1]]
 
 
 CASES = [  # V0, V1, paper, released
@@ -164,7 +186,7 @@ CASES = [  # V0, V1, paper, released
 @pytest.mark.parametrize(("kind", "column"), [("paper", 2), ("released", 3)])
 def test_critiques_earn_the_gain_and_their_form(kind, column):
     stage = credit_refinements(
-        refinements([c[0] for c in CASES], [c[1] for c in CASES]), replace(PLAIN, gain=kind, format_weight=0.0)
+        *refinements([c[0] for c in CASES], [c[1] for c in CASES]), replace(PLAIN, gain=kind, format_weight=0.0)
     )
     gains = torch.tensor([c[column] for c in CASES])
     assert found(stage, "critique") == pytest.approx([a for a in (gains - gains.mean()).tolist() if a], abs=1e-4)
@@ -172,49 +194,48 @@ def test_critiques_earn_the_gain_and_their_form(kind, column):
 
 def test_what_is_perfect_follows_from_the_weights_of_the_panel():
     """With weights that add up to 1.3 an image of 1.1 is not perfect: stopping at it earns nothing."""
-    found_at = refinements([1.1, 1.1], ["stop", 1.3])
-    nodes = tuple(replace(n, verdict=replace(n.verdict, best=1.3)) for n in found_at.nodes)
-    stage = credit_refinements(replace(found_at, nodes=nodes), replace(PLAIN, format_weight=0.0))
+    critiques, refined = refinements([1.1, 1.1], ["stop", 1.3], best=1.3)
+    stage = credit_refinements(critiques, refined, replace(PLAIN, format_weight=0.0))
     assert found(stage, "critique") == pytest.approx([-0.1, 0.1], abs=1e-4)
     assert stage.metrics["tree/frac_perfect"] == 0 and stage.metrics["refine/frac_wrong_edited"] == 0.5
-    alone = credit_critiques(nodes, found_at.critiques, [0, 0], replace(PLAIN, format_weight=0.0))
+    alone = credit_critiques(critiques, replace(PLAIN, format_weight=0.0))
     assert found(alone, "critique") == [-0.5, 0.5]
 
 
 def test_refined_images_are_compared_with_refined_images_of_the_same_image():
     before, after = [0.5] * 4, [1.0, "stop", 0.0, "malformed"]
-    stage = credit_refinements(refinements(before, after), PLAIN)
+    stage = credit_refinements(*refinements(before, after), PLAIN)
     assert found(stage, "refinement") == [0.5, -0.5], "stops and malformed critiques drew nothing: they are no peers"
     texts = torch.tensor([0.6, 0.1, -0.4, 0.0])  # f (C + w)
     assert found(stage, "critique") == pytest.approx((texts - texts.mean()).tolist(), abs=1e-4)
-    two = credit_refinements(refinements(before, [1.0, 0.5, 0.0, 0.25], groups=[0, 0, 1, 1]), PLAIN)
+    two = credit_refinements(*refinements(before, [1.0, 0.5, 0.0, 0.25], groups=[0, 0, 1, 1]), PLAIN)
     assert found(two, "refinement") == [0.25, -0.25, -0.125, 0.125]
 
 
 def test_the_released_image_reward_is_the_score():
     """On a perfect image the paper gives refinements no gain to compare; the released code still compares scores."""
     broken = refinements([1.0, 1.0], [0.5, 0.0])
-    assert found(credit_refinements(broken, PLAIN), "refinement") == []
-    assert found(credit_refinements(broken, replace(PLAIN, gain="released")), "refinement") == [0.25, -0.25]
+    assert found(credit_refinements(*broken, PLAIN), "refinement") == []
+    assert found(credit_refinements(*broken, replace(PLAIN, gain="released")), "refinement") == [0.25, -0.25]
 
 
 def test_repair_puts_useless_refinements_last():
     stage = credit_refinements(
-        refinements([0.5, 0.5, 0.5], [1.0, 0.5, 0.25]), replace(PLAIN, gain="repair", format_weight=0.0)
+        *refinements([0.5, 0.5, 0.5], [1.0, 0.5, 0.25]), replace(PLAIN, gain="repair", format_weight=0.0)
     )
     values = torch.tensor([0.5, -0.25, -0.25])
     assert found(stage, "critique") == pytest.approx((values - values.mean()).tolist(), abs=1e-4)
 
 
 def test_a_missing_score_after_refinement_is_no_loss():
-    stage = credit_refinements(refinements([0.5, 0.5, 0.5], [1.0, None, 0.5]), PLAIN)
+    stage = credit_refinements(*refinements([0.5, 0.5, 0.5], [1.0, None, 0.5]), PLAIN)
     assert found(stage, "critique") == [0.25, -0.25] and found(stage, "refinement") == [0.25, -0.25]
     assert stage.metrics["frac_reward_missing"] == pytest.approx(1 / 3)
 
 
 def test_numbers_of_a_refine_step():
     before, after = [0.5, 0.5, 1.0, 0.5], [1.0, 0.25, "stop", "malformed"]
-    m = credit_refinements(refinements(before, after), PLAIN).metrics
+    m = credit_refinements(*refinements(before, after), PLAIN).metrics
     assert m["refine/frac_improved"] == m["refine/frac_regressed"] == m["refine/frac_stopped"] == 0.25
     assert m["refine/frac_well_formed"] == 0.75 and m["tree/frac_perfect"] == 0.25
     assert m["refine/gain_mean"] == pytest.approx(0.25 / 4) and m["refine/final_score"] == pytest.approx(2.75 / 4)
@@ -224,13 +245,12 @@ def test_numbers_of_a_refine_step():
 
 
 def test_critiques_alone_are_judged_by_their_decision():
-    nodes = refinements([1.0, 1.0, 0.5, 0.5], ["stop"] * 4).nodes
-    says = refinements([1.0] * 4, ["stop", 0.0, "stop", 0.0]).critiques
-    stage = credit_critiques(nodes, says, [0, 0, 1, 1], replace(PLAIN, format_weight=0.0))
+    critiques, _ = refinements([1.0, 1.0, 0.5, 0.5], ["stop", 0.0, "stop", 0.0], groups=[0, 0, 1, 1])
+    stage = credit_critiques(critiques, replace(PLAIN, format_weight=0.0))
     assert found(stage, "critique") == [0.5, -0.5, -0.5, 0.5]
     assert stage.metrics["refine/frac_right_kept"] == stage.metrics["refine/frac_wrong_edited"] == 0.5
     assert unknown_names(stage.metrics) == []
-    empty = credit_critiques([], [], [], PLAIN)
+    empty = credit_critiques([], PLAIN)
     assert empty.credits == () and empty.num_groups == 0
 
 
@@ -240,9 +260,7 @@ def test_scaling_divides_by_the_spread_of_the_peers():
 
 
 def test_images_without_stochastic_steps_are_not_trained():
-    given = drafts([1.0, 0.0])
-    still = replace(given, rounds=tuple(replace(r, image=image(0)) for r in given.rounds))
-    assert found(credit_drafts(still, PLAIN), "draft") == []
+    assert found(credit_drafts(drafts([1.0, 0.0], steps=0), PLAIN), "draft") == []
 
 
 def test_texts_are_understanding_and_images_generation():

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from r3_rl.nodes import given_image
 from r3_rl.policy.base import Example
-from r3_rl.rollout.episode import make_critiques
+from r3_rl.rollout.engine import Engine
 from r3_rl.types import ImagePiece, TextPiece
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 from tests.training.test_trainer import LORA, make, reddish, run
@@ -48,7 +49,8 @@ def test_indexing_with_a_row_twice_is_noticed():
 @pytest.mark.parametrize("left_out", [(), (4, 8)], ids=["as many peers each", "more peers and fewer"])
 def test_the_gradient_of_what_peers_share_is_summed_in_order(left_out):
     policy = tiny_policy()
-    texts = [c.segment for c in make_critiques(policy, pictures(3), PROMPTS, loop(), 5, group=3)]
+    images = [given_image(p, i) for p, i in zip(PROMPTS, pictures(3), strict=True)]
+    texts = [n.text for n in Engine(policy=policy, settings=loop()).critiques(images, seed=5, num_rows=3)]
     texts = [text for i, text in enumerate(texts) if i not in left_out]
     with SumsOfAnyOrder() as sums:
         torch.cat(policy.replay(texts)).sum().backward()

@@ -19,7 +19,7 @@ from r3_rl import ranks
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
-from r3_rl.rollout.tree import NodePool
+from r3_rl.rollout.pool import NodePool
 from r3_rl.training.checkpoint import load_pool, save_pool
 from r3_rl.training.sharded import checked_settings
 from tests.conftest import REPOSITORY

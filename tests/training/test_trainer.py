@@ -19,12 +19,12 @@ from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback
 
 from r3_rl.errors import CheckpointError, InputError, RunError, ScorerError
+from r3_rl.nodes import given_image
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.progress import RunProgress
 from r3_rl.observe.recorder import Recorder, new_run_folder, read_lines
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.rollout.prompts import PromptStream
-from r3_rl.rollout.tree import Node
 from r3_rl.scoring.base import ScorerInfo, scorer_info
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel, ScorerSpec
@@ -202,8 +202,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options, cut):
     assert resumed[-(4 - cut) :] == rows[cut:]
     assert_equal_weights(weights(whole), weights(again))
     a, b = whole.schedule.pool.groups, again.schedule.pool.groups
-    assert [[n.score for n in g.nodes] for g in a] == [[n.score for n in g.nodes] for g in b]
-    images = [torch.stack([n.image for g in groups for n in g.nodes]) for groups in (a, b)]
+    assert [[n.score for n in group] for group in a] == [[n.score for n in group] for group in b]
+    images = [torch.stack([n.image for group in groups for n in group]) for groups in (a, b)]
     assert torch.equal(*images)
 
 
@@ -226,14 +226,14 @@ def test_scorers_that_overlap_with_drawing_change_nothing(tmp_path, schedule):
 
     options = {"schedule": schedule, "num_parts": 3, "rounds": 2}
     apart, overlapping = make(tmp_path / "a", **options), make(tmp_path / "b", scorer=Red(), **options)
-    collector = apart.schedule.collector
+    engine = apart.schedule.engine
 
     def wait_for_each(batch):
         answer = Future()
         answer.set_result(apart.panel.score(batch))
         return answer
 
-    collector.submit = wait_for_each
+    engine.submit = wait_for_each
     draws, plain = [], overlapping.policy.draw
 
     def draw(*args):
@@ -337,7 +337,7 @@ def test_equal_rewards_stop_the_run_with_the_reason(tmp_path):
 
     trainer = make(tmp_path, flat, max_steps=9, schedule="draft_only", max_zero_variance_steps=2, format_weight=0.0)
     trainer.loop = replace(trainer.loop, plan=None)
-    trainer.schedule.collector.settings = trainer.loop
+    trainer.schedule.engine.settings = trainer.loop
     with pytest.raises(RunError, match=r"equal rewards for 2 steps.*finer scores"):
         trainer.train()
     assert trainer.state.global_step == 1
@@ -356,7 +356,7 @@ def test_missing_scores_have_no_advantage_and_are_counted(tmp_path):
     (row,) = run(trainer)
     assert row["scores/missing_fraction"] == pytest.approx(1 / 3) == row["frac_reward_missing"]
     assert row["rewards/sometimes/missing_fraction"] == pytest.approx(1 / 3)
-    missing = [id(r.image) for i, r in enumerate(seen[0].drafts.rounds) if i % 3 == 0]
+    missing = [id(draft.sample) for i, draft in enumerate(seen[0].leaves) if i % 3 == 0]
     assert not {id(c.segment) for c in seen[0].credits} & set(missing)
 
 
@@ -534,7 +534,7 @@ def test_nodes_drawn_by_the_world_fill_their_share(tmp_path):
 
     def synthetic(count, seed):
         made.append(count)
-        return [Node(prompt=PROMPTS[0], image=i, score=0.2, verdict=Verdict(total=0.2)) for i in pictures(count)]
+        return [given_image(PROMPTS[0], i, verdict=Verdict(total=0.2)) for i in pictures(count)]
 
     trainer = make(tmp_path, num_prompts=4, dataset=PROMPTS * 2, refine_synthetic_fraction=0.5)
     trainer.schedule.synthetic = synthetic
@@ -542,7 +542,7 @@ def test_nodes_drawn_by_the_world_fill_their_share(tmp_path):
     trainer.on_collected = lambda step, collected: seen.append(collected)
     run(trainer)
     assert made == [2]
-    before = [n.score for n in seen[1].refinements.nodes]
+    before = [leaf.root.score for leaf in seen[1].leaves]
     assert before.count(0.2) == 2 * 3 and len(before) == 4 * 3
 
 

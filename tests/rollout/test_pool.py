@@ -9,27 +9,30 @@ import numpy as np
 import pytest
 import torch
 
-from r3_rl.rollout.tree import Node, NodeGroup, NodePool
-from r3_rl.types import Prompt, Verdict
+from r3_rl.nodes import Node, NodeId, prompt_roots
+from r3_rl.rollout.pool import NodePool, mixed, spread
+from r3_rl.types import Prompt, Verdict, still
 
 
 def group(name, *scores, depth=0):
-    nodes = tuple(
+    (root,) = prompt_roots([Prompt(text=name, columns={"tag": "t", "include": [{"class": "circle"}]})], num_rows=9)
+    return [
         Node(
-            prompt=Prompt(text=name, columns={"tag": "t", "include": [{"class": "circle"}]}),
-            image=torch.full((3, 2, 2), score),
-            score=score,
+            id=NodeId(row=row, depth=1),
+            prompt=root.prompt,
+            parent=root,
+            sample=still(torch.full((3, 2, 2), score)),
             verdict=Verdict(total=score, scores={"s": score, "missing": None}, words="why"),
-            depth=depth,
+            num_refinements=depth,
         )
-        for score in scores
-    )
-    return NodeGroup(nodes=nodes)
+        for row, score in enumerate(scores)
+    ]
 
 
 def pool(choice, *groups, perfect_ratio=0.15, max_groups=8, max_depth=1):
     made = NodePool(choice=choice, perfect_ratio=perfect_ratio, max_groups=max_groups, max_depth=max_depth)
-    made.add(groups)
+    for images in groups:
+        made.add(images)
     return made
 
 
@@ -41,21 +44,21 @@ MIXED, WRONG, RIGHT = group("mixed", 1.0, 0.2, 0.4), group("wrong", 0.1, 0.3), g
 
 
 def test_what_a_group_says_about_itself():
-    assert MIXED.mixed and not WRONG.mixed and not RIGHT.mixed
-    assert RIGHT.spread == 0 < WRONG.spread == pytest.approx(0.1)
-    assert group("nearly", 1 - 1e-7, 0.5).mixed, "a weighted panel reaches 1 only up to rounding"
+    assert mixed(MIXED) and not mixed(WRONG) and not mixed(RIGHT)
+    assert spread(RIGHT) == 0 < spread(WRONG) == pytest.approx(0.1)
+    assert mixed(group("nearly", 1 - 1e-7, 0.5)), "a weighted panel reaches 1 only up to rounding"
 
 
 def test_perfect_is_the_best_that_the_panel_can_say():
     """Weights that add up to 1.3 or 0.5: a total of 1 is then not what tells a perfect image."""
-    more = NodeGroup(nodes=tuple(replace(n, verdict=replace(n.verdict, best=1.3)) for n in group("m", 1.3, 1.1).nodes))
-    less = NodeGroup(nodes=tuple(replace(n, verdict=replace(n.verdict, best=0.5)) for n in group("l", 0.5, 0.2).nodes))
+    more = [replace(n, verdict=replace(n.verdict, best=1.3)) for n in group("m", 1.3, 1.1)]
+    less = [replace(n, verdict=replace(n.verdict, best=0.5)) for n in group("l", 0.5, 0.2)]
     for made in (more, less):
-        assert [node.perfect for node in made.nodes] == [True, False] and made.mixed
+        assert [node.perfect for node in made] == [True, False] and mixed(made)
         kept = pool("spread_only", made, perfect_ratio=0.0)
         other = pool("spread_only")
         other.load(kept.state())
-        assert other.choose(1, np.random.default_rng(0))[0].score == made.nodes[1].score
+        assert other.choose(1, np.random.default_rng(0))[0].score == made[1].score
 
 
 def test_spread_only_takes_mixed_groups_alone():
@@ -71,7 +74,7 @@ def test_newest_groups_come_first_and_none_twice_while_there_are_others():
     assert names(pool("uniform", *five).choose(3, rng)) == ["4", "3", "2"]
     chosen = names(pool("uniform", *five).choose(7, rng))
     assert sorted(set(chosen)) == list("01234") and len(chosen) == 7
-    assert [g.nodes[0].prompt.text for g in pool("uniform", *five, max_groups=2).groups] == ["3", "4"]
+    assert [g[0].prompt.text for g in pool("uniform", *five, max_groups=2).groups] == ["3", "4"]
 
 
 def test_perfect_ratio_is_the_share_of_perfect_nodes():
@@ -105,7 +108,15 @@ def test_refined_images_enter_only_where_depth_allows():
     refined = group("refined", 0.3, 0.9, depth=1)
     assert len(pool("uniform", refined).groups) == 0
     assert len(pool("uniform", refined, max_depth=2).groups) == 1
-    assert len(pool("uniform", NodeGroup(nodes=())).groups) == 0
+    assert len(pool("uniform", []).groups) == 0
+
+
+def test_images_without_a_score_and_rows_without_an_image_stay_out():
+    a, b = group("a", 0.2, 0.4, 0.6), group("b", 0.5)
+    missing = replace(a[1], verdict=Verdict(total=None))
+    made = pool("uniform", [a[0], None, missing, b[0], a[2]])
+    assert [[node.score for node in images] for images in made.groups] == [[0.2, 0.6], [0.5]]
+    assert all(node.parent is None for images in made.groups for node in images), "the way to an image is left behind"
 
 
 def test_the_same_generator_chooses_the_same_nodes():
@@ -116,14 +127,14 @@ def test_the_same_generator_chooses_the_same_nodes():
 
 def test_state_round_trip_through_json():
     made = pool("uniform", MIXED, WRONG, max_depth=2)
-    made.add([group("deep", 0.7, depth=1)])
+    made.add(group("deep", 0.7, depth=1))
     state = made.state()
     state["nodes"] = json.loads(json.dumps(state["nodes"]))
     other = pool("uniform", RIGHT, max_depth=2)
     other.load(state)
     assert len(other.groups) == 3
     for a, b in zip(made.groups, other.groups, strict=True):
-        for x, y in zip(a.nodes, b.nodes, strict=True):
+        for x, y in zip(a, b, strict=True):
             assert x.prompt == y.prompt and x.verdict == y.verdict
-            assert (x.score, x.depth) == (y.score, y.depth) and torch.equal(x.image, y.image)
+            assert (x.score, x.num_refinements) == (y.score, y.num_refinements) and torch.equal(x.image, y.image)
     assert names(made.choose(3, np.random.default_rng(0))) == names(other.choose(3, np.random.default_rng(0)))

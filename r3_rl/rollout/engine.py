@@ -1,0 +1,256 @@
+"""The one place that runs stages: the policy makes children below each parent, and scorers see images as they come.
+
+Training, evaluation, the self-check, rehearsals and the refiner all go through `Engine`. A row's seeds follow from the
+node's place in its turn: a batch gives what its rows would give alone, a stopped row changes nothing for the others,
+and several processes draw what one would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from r3_rl.nodes import Node, NodeId, image_roots, numbered, prompt_roots, trajectory
+from r3_rl.policy.base import Drawing, Policy
+from r3_rl.rollout.rows import Parts, round_seed, row_seeds
+from r3_rl.scoring.batch import ScoreBatch, to_uint8
+from r3_rl.stages import CRITIQUE, DRAFT, PLAN, REFINEMENT
+from r3_rl.stages.base import DrawingStage, WritingStage
+from r3_rl.stages.settings import DrawingPlan, LoopSettings
+from r3_rl.types import ImageSegment, Prompt, Trajectory, Verdict
+
+Submit = Callable[[ScoreBatch], Future[list[Verdict]]]
+"""The panel's `submit`."""
+Watch = Callable[[str, int], AbstractContextManager[None]]
+"""Stage and its rows side by side -> a block around the work: for clocks and memory."""
+_T = TypeVar("_T")
+
+
+def _unwatched(stage: str, rows: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Child:
+    """A node that is about to be made."""
+
+    id: NodeId
+    num_rows: int
+    parent: Node
+
+
+@dataclass(kw_only=True)
+class Engine:
+    """Runs stages of one policy.
+
+    Nodes come back in the order of their parents, siblings side by side; None stands where a parent asks for nothing.
+    """
+
+    policy: Policy
+    settings: LoopSettings
+    submit: Submit | None = None
+    """Asked about every image; None leaves images without verdict."""
+    parts: Parts = field(default_factory=Parts)
+    """The batches in which a stage's images are drawn: scorers work on one while the next is drawn."""
+    watch: Watch = _unwatched
+    batches: list[ScoreBatch] = field(default_factory=list)
+    """What `submit` was asked since `take_batches`."""
+    first_group: int = 0
+    """Roots that the processes before this one have."""
+
+    def write(self, stage: WritingStage, parents: Sequence[Node], *, seed: int, each: int = 1) -> list[Node]:
+        """`each` texts below every parent."""
+        children = _children(parents, each)
+        contexts = {parent: stage.context(parent, self.settings) for parent in parents}
+        seeds = _seeds(seed, stage.number, children)
+        with self.watch(stage.name, len(children)):
+            texts = self.policy.write([contexts[c.parent] for c in children], stage.sampling(self.settings), seeds)
+        nodes = []
+        for child, text in zip(children, texts, strict=True):
+            reading = stage.read(text, self.settings)
+            nodes.append(
+                Node(
+                    id=child.id,
+                    prompt=child.parent.prompt,
+                    stage=stage.name,
+                    num_rows=child.num_rows,
+                    parent=child.parent,
+                    sample=text,
+                    critique=reading.critique,
+                    well_formed=reading.well_formed,
+                    num_refinements=child.parent.num_refinements,
+                )
+            )
+        return nodes
+
+    def draw(
+        self,
+        stage: DrawingStage,
+        parents: Sequence[Node],
+        *,
+        seed: int,
+        each: int = 1,
+        progress: float | None = None,
+    ) -> list[Node | None]:
+        """`each` images below every parent that asks for one, with their verdicts.
+
+        Args:
+            stage: draft or refinement.
+            parents: plans, prompts or critiques.
+            seed: of the turn.
+            each: images of a parent.
+            progress: share of the run that is over, of a training step, whose steps are partly stochastic; None draws
+                by the ODE alone.
+        """
+        children = _children(parents, each)
+        plan = stage.drawing(self.settings)
+        groups = numbered([c.parent.root for c in children])
+        drawings = self._drawings(plan, groups, seed, progress)
+        seeds = _seeds(seed, stage.number, children)
+        noise = _noise_seeds(plan, seeds, groups)
+        contexts = {parent: stage.context(parent, self.settings) for parent in parents if stage.asked(parent)}
+        out: list[Node | None] = [None] * len(children)
+        waiting: list[tuple[list[int], list[Node], Future[list[Verdict]]]] = []
+        for part in self.parts.of(groups):
+            asked = [i for i in part if stage.asked(children[i].parent)]
+            if not asked:
+                continue
+            with self.watch(stage.name, len(asked)):
+                images = self.policy.draw(
+                    [contexts[children[i].parent] for i in asked],
+                    _at(asked, drawings),
+                    _at(asked, seeds),
+                    _at(asked, noise),
+                )
+            made = [_image_node(stage, children[i], image) for i, image in zip(asked, images, strict=True)]
+            for i, node in zip(asked, made, strict=True):
+                out[i] = node
+            if self.submit is not None:
+                batch = score_batch(stage, made)
+                self.batches.append(batch)
+                waiting.append((asked, made, self.submit(batch)))
+        with self.watch("score", len(children)) if waiting else nullcontext():
+            for asked, made, answer in waiting:
+                for i, node, verdict in zip(asked, made, answer.result(), strict=True):
+                    out[i] = replace(node, verdict=verdict)
+        return out
+
+    def drafts(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        num_rows: int = 1,
+        per_plan: int = 1,
+        progress: float | None = None,
+    ) -> list[Node]:
+        """`num_rows` drafts a prompt, `per_plan` of them from each plan, or straight from the prompt without plans."""
+        above = prompt_roots(prompts, num_rows=num_rows, first_row=self.first_group * num_rows)
+        if self.settings.plan is not None:
+            above = self.write(PLAN, above, seed=seed, each=num_rows // per_plan)
+        each = above[0].num_rows if above else 1
+        return _all(self.draw(DRAFT, above, seed=seed, each=each, progress=progress))
+
+    def critiques(self, images: Sequence[Node], *, seed: int, num_rows: int = 1, per_critique: int = 1) -> list[Node]:
+        """Critiques of given images, each a root of `num_rows` refinements, `per_critique` of them by each critique."""
+        roots = image_roots(images, num_rows=num_rows, first_row=self.first_group * num_rows)
+        return self.write(CRITIQUE, roots, seed=seed, each=num_rows // per_critique)
+
+    def refinements(self, critiques: Sequence[Node], *, seed: int, progress: float | None = None) -> list[Node | None]:
+        """An image for every row of the critiques that ask for one; None for the rows of the others."""
+        each = critiques[0].num_rows if critiques else 1
+        return self.draw(REFINEMENT, critiques, seed=seed, each=each, progress=progress)
+
+    def round(
+        self, images: Sequence[Node], *, seed: int, progress: float | None = None
+    ) -> tuple[list[Node], list[Node | None]]:
+        """A further round below images of this turn: their critiques, and the refinements of those that ask for one."""
+        critiques = self.write(CRITIQUE, images, seed=seed)
+        return critiques, self.draw(REFINEMENT, critiques, seed=seed, progress=progress)
+
+    def loop(self, prompts: Sequence[Prompt], *, rounds: int, seed: int) -> list[Trajectory]:
+        """Whole trajectories, one a prompt: a draft, then up to `rounds` rounds; who stops leaves the batch."""
+        leaves = self.drafts(prompts, seed=seed)
+        active = list(range(len(leaves)))
+        for number in range(1, rounds + 1):
+            if not active:
+                break
+            critiques, refined = self.round([leaves[i] for i in active], seed=round_seed(seed, number))
+            for i, critique, image in zip(active, critiques, refined, strict=True):
+                leaves[i] = image or critique
+            active = [i for i, image in zip(active, refined, strict=True) if image is not None]
+        return [trajectory(leaf) for leaf in leaves]
+
+    def _drawings(self, plan: DrawingPlan, groups: Sequence[int], seed: int, progress: float | None) -> list[Drawing]:
+        if progress is None:
+            return [plan.drawing] * len(groups)
+        return plan.rows(groups, seed=seed, progress=progress, first_group=self.first_group)
+
+    def take_batches(self) -> list[ScoreBatch]:
+        """What the scorers were asked since the last call."""
+        taken, self.batches = self.batches, []
+        return taken
+
+
+def run_loop(
+    policy: Policy, prompts: Sequence[Prompt], settings: LoopSettings, *, rounds: int, seed: int
+) -> list[Trajectory]:
+    """Whole trajectories of a policy, one a prompt, without scorers and without stochastic steps (`Engine.loop`)."""
+    return Engine(policy=policy, settings=settings).loop(prompts, rounds=rounds, seed=seed)
+
+
+def _children(parents: Sequence[Node], each: int) -> list[_Child]:
+    return [_Child(id=i, num_rows=n, parent=parent) for parent in parents for i, n in parent.rows(each)]
+
+
+def _image_node(stage: DrawingStage, child: _Child, image: ImageSegment) -> Node:
+    return Node(
+        id=child.id,
+        prompt=child.parent.prompt,
+        stage=stage.name,
+        num_rows=child.num_rows,
+        parent=child.parent,
+        sample=image,
+        num_refinements=child.parent.num_refinements + (stage is REFINEMENT),
+    )
+
+
+def _seeds(seed: int, stage: int, children: Sequence[_Child]) -> list[int]:
+    all_rows = row_seeds(seed, stage, max((c.id.row for c in children), default=-1) + 1)
+    return [all_rows[c.id.row] for c in children]
+
+
+def _noise_seeds(plan: DrawingPlan, seeds: Sequence[int], groups: Sequence[int]) -> list[int]:
+    """Of the initial noise: each row's own, or that of the first of its peers."""
+    if not plan.shared_noise:
+        return list(seeds)
+    first: dict[int, int] = {}
+    return [first.setdefault(group, seed) for group, seed in zip(groups, seeds, strict=True)]
+
+
+def _at(rows: Sequence[int], values: Sequence[_T]) -> list[_T]:
+    return [values[row] for row in rows]
+
+
+def _all(nodes: Sequence[Node | None]) -> list[Node]:
+    found = [node for node in nodes if node is not None]
+    assert len(found) == len(nodes), "a draft is always drawn"
+    return found
+
+
+def score_batch(stage: DrawingStage, images: Sequence[Node]) -> ScoreBatch:
+    """What scorers are asked about images of a stage; peers, which they may compare, are those of a root."""
+    shown = [stage.shown(node.parent) for node in images if node.parent is not None]
+    befores = [s.before for s in shown if s.before is not None]
+    texts = [s.text for s in shown]
+    return ScoreBatch(
+        prompts=[node.prompt for node in images],
+        images=[to_uint8(node.image) for node in images],
+        texts=texts,
+        draft_images=[to_uint8(node.image) for node in befores] if befores else None,
+        critiques=texts if befores else None,
+        groups=[node.root.id.row for node in images],
+    )

@@ -1,0 +1,110 @@
+"""The node pool of Tree-RL: drawn images that a reflect-refine step can branch from.
+
+A trajectory is cut at its images. Reason steps put groups of scored drafts into the pool; a reflect-refine step draws
+one image a group and lets G critiques and refinements branch from that single image.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from r3_rl.nodes import Node, given_image
+from r3_rl.types import Prompt, Verdict
+
+
+def spread(group: Sequence[Node]) -> float:
+    """Standard deviation of the scores: 0 means that there is nothing to choose between the images."""
+    return float(np.std([node.score or 0.0 for node in group]))
+
+
+def mixed(group: Sequence[Node]) -> bool:
+    """Whether some images are perfect and some are not."""
+    perfect = [node.perfect for node in group]
+    return any(perfect) and not all(perfect)
+
+
+class NodePool:
+    """The last groups, newest preferred. `choice` is one of perfect_ratio, uniform, spread_weighted, spread_only."""
+
+    def __init__(self, *, choice: str, perfect_ratio: float, max_groups: int, max_depth: int = 1) -> None:
+        self.choice, self.perfect_ratio, self.max_depth = choice, perfect_ratio, max_depth
+        self.groups: deque[tuple[Node, ...]] = deque(maxlen=max_groups)
+        """Scored images of one root each."""
+
+    def add(self, images: Iterable[Node | None]) -> None:
+        """Puts images of a turn into the pool, those of a root as one group. Images without a score stay out, and so do
+        those that were refined too often to branch from."""
+        groups: dict[Node, list[Node]] = {}
+        for node in images:
+            if node is not None and node.score is not None and node.num_refinements < self.max_depth:
+                groups.setdefault(node.root, []).append(node)
+        self.groups.extend(tuple(_alone(node) for node in group) for group in groups.values())
+
+    def choose(self, count: int, rng: np.random.Generator) -> list[Node]:
+        """Draws `count` nodes, no group twice while there are others (then groups serve again); none when no group
+        qualifies (`spread_only` before any group is mixed)."""
+        groups = list(self.groups)[::-1]
+        if self.choice == "spread_only":
+            groups = [group for group in groups if mixed(group)]
+        if not groups:
+            return []
+        if self.choice == "spread_weighted":
+            weights = np.array([spread(group) for group in groups]) + 1e-6
+            order = rng.choice(len(groups), size=min(count, len(groups)), replace=False, p=weights / weights.sum())
+            picked = [groups[i] for i in order]
+        else:
+            picked = groups[:count]
+        while len(picked) < count:
+            picked.append(groups[int(rng.integers(len(groups)))])
+        return [self._node(group, rng) for group in picked]
+
+    def _node(self, nodes: Sequence[Node], rng: np.random.Generator) -> Node:
+        if self.choice == "uniform":
+            return nodes[int(rng.integers(len(nodes)))]
+        perfect = [n for n in nodes if n.perfect]
+        wrong = [n for n in nodes if not n.perfect]
+        side = perfect if rng.random() < self.perfect_ratio else wrong
+        side = side or perfect or wrong  # where one side is empty the other serves
+        return side[int(rng.integers(len(side)))]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain data and tensors, newest group last."""
+        return {
+            "images": [torch.stack([node.image for node in group]) for group in self.groups],
+            "nodes": [[_plain(node) for node in group] for group in self.groups],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores what `state` gave."""
+        self.groups.clear()
+        for images, nodes in zip(state["images"], state["nodes"], strict=True):
+            self.groups.append(tuple(_restored(image, n) for image, n in zip(images, nodes, strict=True)))
+
+
+def _alone(node: Node) -> Node:
+    """The image and what is known of it, without the way to it."""
+    return given_image(node.prompt, node.image, verdict=node.verdict, num_refinements=node.num_refinements)
+
+
+def _plain(node: Node) -> dict[str, Any]:
+    assert node.verdict is not None
+    return {
+        "text": node.prompt.text,
+        "columns": dict(node.prompt.columns),
+        "score": node.score,
+        "depth": node.num_refinements,
+        "scores": dict(node.verdict.scores),
+        "words": node.verdict.words,
+        "best": node.verdict.best,
+    }
+
+
+def _restored(image: torch.Tensor, n: dict[str, Any]) -> Node:
+    verdict = Verdict(total=n["score"], scores=n["scores"], words=n["words"], best=n["best"])
+    prompt = Prompt(text=n["text"], columns=n["columns"])
+    return given_image(prompt, image, verdict=verdict, num_refinements=n["depth"])

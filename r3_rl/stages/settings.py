@@ -1,0 +1,71 @@
+"""How the loop writes and draws at each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from r3_rl.flow.windows import choose_steps
+from r3_rl.policy.base import Drawing, Sampling
+from r3_rl.stages.protocol import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingPlan:
+    """How a stage draws, and which of its steps are stochastic in training."""
+
+    drawing: Drawing
+    """Everything but the stochastic steps."""
+    window: str = "random"
+    num_sde_steps: int = 2
+    window_size: int | None = None
+    shared_noise: bool = False
+    """Peers start from the same noise."""
+
+    @property
+    def num_possible(self) -> int:
+        """Steps that can be stochastic: the first so many."""
+        return self.drawing.num_steps - (self.drawing.convention == "cps")
+
+    def rows(self, groups: Sequence[int], *, seed: int, progress: float, first_group: int = 0) -> list[Drawing]:
+        """Drawings of a training step, one a row: peers (rows of one number) share their stochastic steps, so only
+        their samples differ. first_group: groups that the processes before this one have."""
+        rng = np.random.default_rng(seed)
+        window = "first" if self.window == "random" and self.window_size is not None else self.window
+        drawings: dict[int, Drawing] = {}
+        for group in (*range(-first_group, 0), *groups):
+            if group not in drawings:
+                steps = choose_steps(
+                    window,
+                    self.num_possible,
+                    self.num_sde_steps,
+                    window_size=self.window_size,
+                    progress=progress,
+                    rng=rng,
+                )
+                drawings[group] = replace(self.drawing, sde_steps=steps)
+        return [drawings[group] for group in groups]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How the policy writes and draws at each stage."""
+
+    protocol: Protocol
+    plan: Sampling | None = field(default_factory=Sampling)
+    """None draws straight from the prompt."""
+    critique: Sampling = field(default_factory=Sampling)
+    draft: DrawingPlan = field(default_factory=lambda: DrawingPlan(drawing=Drawing()))
+    refine: DrawingPlan = field(default_factory=lambda: DrawingPlan(drawing=Drawing()))
+    show_prompt: bool = False
+    """Refinements see the prompt beside the instruction."""
+
+    def for_evaluation(self, temperature: float) -> LoopSettings:
+        """The same loop without exploration: ODE drawing, texts at `temperature` (0: the likeliest words)."""
+        return replace(
+            self,
+            plan=replace(self.plan, temperature=temperature, top_p=1.0) if self.plan else None,
+            critique=replace(self.critique, temperature=temperature, top_p=1.0),
+        )
