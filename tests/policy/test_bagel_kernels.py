@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -91,6 +93,30 @@ def test_a_shared_part_is_what_its_copies_would_be():
     left = [part.select(rows) for part in (shared, own)]
     assert [part.share for part in left] == [1, 1]
     torch.testing.assert_close(attend(q[rows], k[rows], v[rows], None, seen(left)), expected[rows])
+
+
+@pytest.mark.parametrize("backend", ["matmul", "sdpa"])
+@pytest.mark.parametrize(
+    "owner", [[0, 0, 1, 0], [1, 0, 1, 0], [0, -1, 1, 1], [-1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1]]
+)
+def test_a_part_serves_groups_of_any_size_and_order(owner, backend):
+    whole, own = parts()
+    whole = replace(whole, share=1)
+    q, k, v = normal(4, 3, 4, 4, seed=7), normal(4, 3, 2, 4, seed=8), normal(4, 3, 2, 4, seed=9)
+    read = whole.read_by(owner)
+    assert all(x.untyped_storage().data_ptr() == whole.keys[0].untyped_storage().data_ptr() for x in read.keys)
+    assert (read.owner is None) == (owner in ([1, 1, 1, 1], [0, 0, 1, 1])), "equal runs keep the stacked product"
+    left = torch.tensor([3, 1])
+    fewer = [part.select(left) for part in (read, own)]
+    for batch, past, rows in ((range(4), [read, own], range(4)), ([3, 1], fewer, range(2))):
+        some = list(batch)
+        found = attend(q[some], k[some], v[some], None, seen(past), backend=backend)
+        for row, b in zip(rows, batch, strict=True):
+            alone = [CachePart(keys=[own.keys[0][b, None]], values=[own.values[0][b, None]], valid=None)]
+            if owner[b] >= 0:
+                alone.insert(0, whole.read_by([owner[b]]))
+            expected = attend(q[b, None], k[b, None], v[b, None], None, seen(alone))
+            torch.testing.assert_close(found[row, None], expected)
 
 
 def test_encoding_fills_no_cache_for_nothing():

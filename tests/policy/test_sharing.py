@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from r3_rl.nodes import given_image
+from r3_rl.policy.bagel import encoder
 from r3_rl.policy.base import ImageReplay, Sampling
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan
@@ -189,6 +190,19 @@ def test_sharing_changes_no_image(sizes, drawing, backend):
         (alone,) = policy.draw([context], [drawing], [i])
         torch.testing.assert_close(alone.image, row.image, atol=2e-5, rtol=0)
         torch.testing.assert_close(alone.states, row.states, atol=1e-4, rtol=0)
+
+
+@BACKENDS
+def test_texts_are_not_padded_to_the_length_of_images(backend, monkeypatch):
+    policy, contexts = tiny_policy(backend=backend), edits((3, 2))
+    together = policy.draw(contexts, [GUIDED] * 5, range(5))
+    monkeypatch.setattr(encoder, "_MOST_PADDING", 8)
+    with counted(policy) as count:
+        apart = policy.draw(contexts, [GUIDED] * 5, range(5))
+    assert count.passes > 2 and count.latents == 2
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a.image, b.image, atol=2e-5, rtol=0)
+    assert deviation(policy, apart) < 1e-4
 
 
 @BACKENDS

@@ -9,7 +9,7 @@ With `owner` it serves groups of any size and order, and its rows are gathered w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -65,6 +65,8 @@ class CachePart:
         first, count = owner[0], max(owner[-1] - owner[0] + 1, 1)
         share = max(len(owner) // count, 1)
         if first >= 0 and all(own == first + row // share for row, own in enumerate(owner)):
+            if count == self.keys[0].shape[0]:  # not sliced: a slice's backward pass is a zero-filled copy
+                return replace(self, share=share)
             some = slice(first, first + count)
             return CachePart(
                 keys=[k[some] for k in self.keys],
