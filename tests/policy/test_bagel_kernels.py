@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from r3_rl.policy.bagel.attention import CachePart, attend
+from r3_rl.policy.bagel.decoding import Decoding
 from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.kernels import _RmsNorm, _Rotate, rms_norm, rotate
 from r3_rl.policy.bagel.packing import LatentBlock, LookBlock, TextBlock, pack
@@ -117,6 +118,20 @@ def test_a_part_serves_groups_of_any_size_and_order(owner, backend):
                 alone.insert(0, whole.read_by([owner[b]]))
             expected = attend(q[b, None], k[b, None], v[b, None], None, seen(alone))
             torch.testing.assert_close(found[row, None], expected)
+
+
+def test_what_equal_runs_share_stays_shared_next_to_unequal_groups():
+    """Peers that wrote the same plan are a group of their own, and their prompt is no dearer for it."""
+    policy = tiny_policy()
+    a, b, *plans = (TextPiece(text=text) for text in ("a red circle", "a cross", "up", "down", "draw a circle"))
+    contexts = [(a, plans[i]) for i in (0, 0, 1, 2)] + [(b, plans[i]) for i in (0, 1, 2, 2)]
+    encoded = encode(policy.model, policy.reader, contexts)
+    assert [(part.share, part.owner, part.keys[0].shape[0]) for part in encoded.parts] == [(4, None, 2), (1, None, 8)]
+    ragged = encode(policy.model, policy.reader, contexts[1:])
+    assert [(part.share, part.owner, part.keys[0].shape[0]) for part in ragged.parts] == [(1, None, 7)]
+    tokens = torch.arange(8) + 5
+    whole = Decoding(policy.model, encoded, 1).logits(tokens)
+    torch.testing.assert_close(Decoding(policy.model, ragged, 1).logits(tokens[1:]), whole[1:], atol=2e-5, rtol=1e-5)
 
 
 def test_encoding_fills_no_cache_for_nothing():

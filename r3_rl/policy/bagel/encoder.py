@@ -35,18 +35,21 @@ class Encoded:
         """Some of the batch's rows."""
         return Encoded(parts=[p.select(rows) for p in self.parts], next_position=self.next_position[rows])
 
-    def joined(self) -> Encoded:
-        """The same context as one part with a copy for every row."""
-        parts = self.select(torch.arange(self.next_position.shape[0], device=self.next_position.device)).parts
-        valid = None
-        if any(p.valid is not None for p in parts):
-            every = [p.keys[0].new_ones(p.keys[0].shape[::2], dtype=torch.bool) for p in parts]
-            valid = torch.cat([e if p.valid is None else p.valid for p, e in zip(parts, every, strict=True)], 1)
-        keys, values = (
-            [torch.cat(layer, 2) for layer in zip(*of, strict=True)]
-            for of in ([p.keys for p in parts], [p.values for p in parts])
+    def gathered(self) -> Encoded:
+        """The same contexts without an `owner`: what unequal groups read is copied for every row and joined into one part;
+        what equal runs of rows share stays shared."""
+        if all(part.owner is None for part in self.parts):
+            return self
+        shared = [part for part in self.parts if part.share > 1]
+        rows = torch.arange(self.next_position.shape[0], device=self.next_position.device)
+        copies = [part.select(rows) for part in self.parts if part.share == 1]
+        masks = [part.layer(0).mask(len(rows)) for part in copies]
+        joined = CachePart(
+            keys=[torch.cat(layer, 2) for layer in zip(*(part.keys for part in copies), strict=True)],
+            values=[torch.cat(layer, 2) for layer in zip(*(part.values for part in copies), strict=True)],
+            valid=None if all(part.valid is None for part in copies) else torch.cat(masks, 1),
         )
-        return Encoded(parts=[CachePart(keys=keys, values=values, valid=valid)], next_position=self.next_position)
+        return Encoded(parts=[*shared, joined], next_position=self.next_position)
 
 
 class Contexts:
@@ -93,10 +96,9 @@ class Contexts:
 
     def past_of_steps(self, rows: Sequence[int]) -> Encoded:
         """The same for many steps without gradient. A fused kernel gathers what a step reads layer by layer; for plain
-        products (small models) groups of unequal size are gathered here, once."""
+        products (small models) what groups of unequal size read is gathered here, once."""
         past = self.past(rows)
-        gathered = self._model.decoder.backend == "matmul" and any(p.owner is not None for p in past.parts)
-        return past.joined() if gathered else past
+        return past.gathered() if self._model.decoder.backend == "matmul" else past
 
     def rest(self, row: int) -> list[Block]:
         """The blocks of a row's context that the cache does not hold."""
