@@ -430,10 +430,11 @@ def test_an_alarm_is_said_once_when_it_first_fires(tmp_path):
         return [None if i == 0 else value for i, value in enumerate(red(images))]
 
     folder, said = new_run_folder(tmp_path, "run"), []
-    options = {"schedule": "draft_only", "save_steps": 2, "scorer": sometimes}
+    options = {"schedule": "draft_only", "save_steps": 2}
     for max_steps, more in ((2, {}), (3, {"resume_from_checkpoint": str(tmp_path / "c" / "checkpoint-2")})):
         out = io.StringIO()
-        trainer = make(tmp_path / "c", max_steps=max_steps, **options)
+        panel = Panel([ScorerSpec(name="sometimes", scorer=sometimes)], max_failed_fraction=0.5)
+        trainer = make(tmp_path / "c", panel, max_steps=max_steps, **options)
         with RunProgress("r", total_steps=3, console=Console(file=out, width=200)) as progress:
             trainer.add_callback(RecordCallback(Recorder(folder), progress))
             run(trainer, **more)
@@ -468,10 +469,9 @@ def test_waiting_for_held_out_scorers_is_no_time_of_the_update(tmp_path):
     accumulate = trainer.accumulate
     trainer.accumulate = lambda *args: (accumulate(*args), updated.set())[0]
     trainer.held_out = Panel([ScorerSpec(name="slow", scorer=slow)], held_out=True)
-    begin = time.perf_counter()
     (row,) = run(trainer)
-    assert row["time/update_s"] + 3 <= row["time/step_s"] <= time.perf_counter() - begin
     assert row["time/held_out_s"] > 2.5
+    assert row["time/update_s"] + row["time/held_out_s"] <= row["time/step_s"]
 
 
 def test_held_out_scorers_are_scored_and_never_trained_on(tmp_path):
