@@ -8,7 +8,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r3_rl.evaluate.measured import Measured, differences
+from r3_rl.evaluate.measured import Measured, Values, differences
+from r3_rl.evaluate.shapes_sets import digest
+from r3_rl.observe.common_items import FILE
 from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.measures import greedy
 from r3_rl.observe.recorder import Recorder
@@ -50,8 +52,10 @@ def write_results(
     sets: Mapping[str, str],
     seeds: Sequence[int],
     wall_s: float,
+    items: Mapping[str, Sequence[str]] | None = None,
+    values: Mapping[str, Values] | None = None,
 ) -> None:
-    """Write `evaluation.json` and `summary.json`.
+    """Write `evaluation.json`, `summary.json` and, for `r3 compare`, `values.json`.
 
     Args:
         recorder: of the run.
@@ -60,7 +64,19 @@ def write_results(
         sets: digests of the sets that were measured on.
         seeds: of the run.
         wall_s: seconds that the run took.
+        items, values: what was measured item by item: the items of each set, and the values of each phase.
     """
+    if items is not None and values is not None:
+        recorder.document(
+            FILE,
+            {
+                "items": {name: [digest([text])[:8] for text in texts] for name, texts in items.items()},
+                "phases": {
+                    phase: {name: [round(v, 6) for v in measured] for name, measured in of.items() if "/" not in name}
+                    for phase, of in values.items()
+                },
+            },
+        )
     recorder.document(
         "evaluation.json",
         {

@@ -130,6 +130,8 @@ def train(
             sets=bench.sets(),
             seeds=[recipe.training.seed],
             wall_s=time.monotonic() - begin,
+            items=bench.items(),
+            values={"before": before.values, "after": after.values},
         )
         print_table(evaluation)
     print(f"report {write_report(folder)}")

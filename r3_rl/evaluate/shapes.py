@@ -76,9 +76,12 @@ class ShapesBench:
         return sample_prompts(self.num_prompts, split="held_out", tags=self.tags, seed=SEED)
 
     def sets(self) -> dict[str, str]:
-        """A digest of what each set asks for, known once something was measured: runs with equal ones can be compared.
-        The base's own drafts among the fixed ones are told by their prompts: their pixels differ in the last digit
-        from one processor to the next."""
+        """A digest of what each set asks for, known once something was measured."""
+        return {name: digest(texts) for name, texts in self.items().items()}
+
+    def items(self) -> dict[str, list[str]]:
+        """What each item of each set asks for: on equal ones runs can be compared. The base's own drafts among the
+        fixed ones are told by their prompts: their pixels differ in the last digit from one processor to the next."""
         asked = {
             "prompts": self.prompts(),
             "plans": self._plan_prompts(),
@@ -89,9 +92,9 @@ class ShapesBench:
             base = self.fixed.base_drafts
             asked["wrong"], asked["right"] = list(self.fixed.wrong.prompts), list(self.fixed.rights.prompts)
             asked["base_drafts"] = [*base.rights.prompts, *base.wrongs.prompts]
-        found = {name: digest(p.text for p in prompts) for name, prompts in asked.items()}
-        found["edits"] = digest(e.instruction for e in self._edits())
-        return found | {"questions": digest(q.question for q in self._questions())}
+        found = {name: [p.text for p in prompts] for name, prompts in asked.items()}
+        found["edits"] = [e.instruction for e in self._edits()]
+        return found | {"questions": [q.question for q in self._questions()]}
 
     def _plan_prompts(self) -> list[Prompt]:
         return sample_prompts(self.num_plans, split="held_out", tags=self.tags, seed=SEED + 12)

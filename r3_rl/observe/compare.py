@@ -11,8 +11,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from r3_rl.errors import InputError
-from r3_rl.observe.evaluation import Evaluation
-from r3_rl.observe.measures import greedy, measure_of, plain_names
+from r3_rl.observe.common_items import (
+    OF_THE_BASE,
+    ItemValues,
+    after_training,
+    first_items,
+    independent,
+    num_common,
+    set_of,
+)
+from r3_rl.observe.evaluation import Evaluation, Figure
+from r3_rl.observe.measures import greedy, plain_names
 from r3_rl.observe.progress import duration
 from r3_rl.observe.report import read_run
 from r3_rl.observe.statistics import over_seeds
@@ -33,30 +42,33 @@ class _Run:
     summary: Mapping[str, Any]
     recipe: Mapping[str, Any]
     """Values by dotted key."""
+    values: ItemValues
 
 
 def compare(folders: Sequence[str | Path]) -> str:
     """Write runs side by side: settings that differ, figures before and after training, changes.
 
-    Rows whose fixed set differs (half of the fixed drafts are the base's own) are left out, and said to be. Where
-    nothing but the seed differs, the changes of all runs are joined by Student's interval.
+    If one run's held-out set begins with the other's, both are judged on the items that they share. Other sets of the
+    same kinds of prompts are compared as independent samples, and said to be; rows on fixed drafts, half of which are
+    the base's own, are left out if these differ. If nothing but the seed differs, the changes of all runs are joined by
+    Student's interval, else what the runs reached is subtracted.
 
     Args:
         folders: of two or more finished runs.
 
     Raises:
         InputError: only one run, a run that was not measured before and after, or runs that were measured on
-            different held-out prompts.
+            different kinds of prompts.
     """
     if len(folders) < 2:
         raise InputError("there is nothing to compare with", hint="give the folders of two or more runs")
     runs = [_read(Path(folder)) for folder in folders]
     first = runs[0]
     for run in runs[1:]:
-        if _set(run, "prompts") != _set(first, "prompts"):
+        if _task(run) != _task(first):
             raise InputError(
-                f"{run.folder} was measured on other prompts than {first.folder}: their figures cannot be compared",
-                hint="measure both with the same world, data.tags and training.eval_prompts",
+                f"{run.folder} was measured on another task than {first.folder}: {_task(run)} and {_task(first)}",
+                hint="measure both with the same data.kind, data.tags and data.exclude_tags",
             )
     differing = _differing(runs)
     lines = [*_heads(runs), "", *_settings(differing, len(runs)), ""]
@@ -78,7 +90,13 @@ def _read(folder: Path) -> _Run:
         recipe = None
     if not isinstance(recipe, dict):
         raise InputError(f"{folder / 'recipe.resolved.yaml'}: not a recipe")
-    return _Run(folder=folder, evaluation=found.evaluation, summary=found.summary, recipe=dict(_flat(recipe)))
+    return _Run(
+        folder=folder,
+        evaluation=found.evaluation,
+        summary=found.summary,
+        recipe=dict(_flat(recipe)),
+        values=ItemValues.read(folder),
+    )
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -96,6 +114,13 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, item in inside:
         yield from _flat(item, f"{path}.{key}" if path else str(key))
+
+
+def _task(run: _Run) -> str:
+    """The kinds of prompts that a run was measured on."""
+    kind, tags, left_out = (run.recipe.get(f"data.{key}") for key in ("kind", "tags", "exclude_tags"))
+    chosen = ", ".join(sorted(tags)) if tags else "all kinds"
+    return f"'{kind}' ({chosen}{' but ' + ', '.join(sorted(left_out)) if left_out else ''})"
 
 
 def _set(run: _Run, name: str) -> Any:
@@ -133,37 +158,83 @@ def _columns(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Iterator
 def _figures(runs: Sequence[_Run], *, seeds_only: bool) -> Iterator[str]:
     yield f"{'per cent (entropies: nats), 95 % interval':42}{'before':{_WIDTH}}{'after':{_WIDTH}}change"
     measured = dict.fromkeys(name for run in runs for name in run.evaluation.names())
-    left_out: dict[str, str] = {}
+    shown = _Shown(runs)
+    reached: list[str] = []
     for plain in plain_names(measured):
         for name in (greedy(plain), plain):  # greedy first: sampled figures also move with the entropy of the texts
             if name not in measured or "/" in name:
                 continue
-            if other := _other_set(name, runs):
-                left_out[name] = other
-            else:
-                yield from _rows(name, runs, seeds_only=seeds_only)
+            figures = shown.figures(name)
+            if figures:
+                yield from _rows(name, figures, seeds_only=seeds_only)
+                reached += [] if seeds_only else shown.differences(name, figures)
     yield ""
-    if left_out:
-        sets = ", ".join(dict.fromkeys(left_out.values()))
-        yield f"Left out, since the runs were judged on different sets ({sets}): {', '.join(left_out)}."
+    if reached:
+        yield from ("What the runs reached, after training:", *reached, "")
+    yield from shown.remarks()
     yield "Intervals are over the items of one run; runs with other seeds differ by more than that."
 
 
-def _other_set(name: str, runs: Sequence[_Run]) -> str:
-    """The set that a figure is measured on, if it is not the same in all runs; else nothing. The policy's own items are
-    not a set."""
-    measure = measure_of(name)
-    items = measure.items if measure else "prompts"
-    return items if len({_set(run, items) for run in runs}) > 1 else ""
+class _Shown:
+    """The figures of runs on what they have in common, and what has to be said about it."""
+
+    def __init__(self, runs: Sequence[_Run]) -> None:
+        self.runs = runs
+        self.values = [run.values for run in runs]
+        self.left_out: dict[str, str] = {}
+        self.shortened: dict[str, int] = {}
+        self.unpaired: dict[str, None] = {}
+
+    def figures(self, name: str) -> list[Figure]:
+        """One a run; none if the sets differ in more than their size."""
+        whole = [run.evaluation.figure(name) for run in self.runs]
+        items = set_of(name)
+        if len({_set(run, items) for run in self.runs}) == 1:
+            return whole
+        if items in OF_THE_BASE:
+            self.left_out[name] = items
+            return []
+        count = num_common(name, self.values)
+        cut = [first_items(name, values, count) for values in self.values] if count else []
+        kept = [figure for figure in cut if figure is not None]
+        if len(kept) == len(self.runs):
+            self.shortened[items] = count
+            return kept
+        self.unpaired[items] = None
+        return whole
+
+    def differences(self, name: str, figures: Sequence[Figure]) -> list[str]:
+        """Lines: what each further run reached minus what the first one did."""
+        count = num_common(name, self.values)
+        lines = []
+        for number, (values, figure_) in enumerate(zip(self.values[1:], figures[1:], strict=True), start=2):
+            paired = after_training(name, self.values[0], values, count) if count else None
+            change = paired or independent(name, figures[0].after, figure_.after)
+            if change is not None:
+                how = f"paired, n = {change.count}" if paired else "unpaired"
+                lines.append(f"run {number} - run 1  {name:30}{figure(name, change, signed=True):30}{how}")
+        return lines
+
+    def remarks(self) -> Iterator[str]:
+        """What was left out, cut or not paired."""
+        if self.left_out:
+            sets = ", ".join(dict.fromkeys(self.left_out.values()))
+            yield f"Left out, since the runs were judged on different sets ({sets}): {', '.join(self.left_out)}."
+        for items, count in self.shortened.items():
+            yield f"Of '{items}' the first {count} are compared, which all runs were measured on."
+        if self.unpaired:
+            yield (
+                f"Other items in each run ({', '.join(self.unpaired)}): each has its own figures, and differences are "
+                "unpaired, so their intervals are wider."
+            )
 
 
-def _rows(name: str, runs: Sequence[_Run], *, seeds_only: bool) -> Iterator[str]:
-    shown = [run.evaluation.figure(name) for run in runs]
+def _rows(name: str, shown: Sequence[Figure], *, seeds_only: bool) -> Iterator[str]:
     for number, row in enumerate(shown, start=1):
         phases = [f"{figure(name, this) if this else '    -':{_WIDTH}}" for this in (row.before, row.after)]
         change = figure(name, row.difference, signed=True) if row.difference else "    -"
         yield f"{name if number == 1 else '':34}  run {number:<2}{''.join(phases)}{change}"
     changes = [row.difference.mean for row in shown if row.difference]
-    if seeds_only and len(changes) == len(runs):
+    if seeds_only and len(changes) == len(shown):
         joined = figure(name, over_seeds(changes), signed=True)
         yield f"{'':34}  {'over the seeds':{6 + 2 * _WIDTH}}{joined}"

@@ -10,7 +10,7 @@ import pytest
 
 from r3_rl.errors import InputError
 from r3_rl.observe.compare import compare
-from r3_rl.observe.statistics import over_seeds
+from r3_rl.observe.statistics import over_seeds, share, unpaired_difference
 from tests.observe.runs import evaluation
 
 SETS = {"prompts": "p", "wrong": "w", "right": "r", "questions": "q"}
@@ -83,8 +83,8 @@ def test_entropies_are_in_nats_and_figures_of_own_items_stay(made):
     (entropy, *_) = (line for line in text.splitlines() if line.startswith("entropy_plan"))
     mean = json.loads((made("c") / "evaluation.json").read_text())["phases"]["before"]["entropy_plan"]["mean"]
     assert entropy.split()[3] == f"{mean:.3f}".removeprefix("0") and entropy.count(" nats") == 3
-    assert "\nrepair_round_1 " in text and "\nita_fixed" not in text
-    assert "different sets (pairs): ita_fixed_greedy, ita_fixed." in text
+    assert "\nrepair_round_1 " in text and "\nita_fixed" in text
+    assert "Other items in each run (pairs)" in text
 
 
 def test_runs_from_before_greedy_figures_compare_where_both_say_the_same(made):
@@ -107,8 +107,8 @@ def test_other_fixed_sets_are_left_out_and_said_to_be(made):
 
 
 def test_what_cannot_be_compared_is_refused(made, finished_run, tmp_path):
-    a, other = made("a"), made("b", sets={**SETS, "prompts": "others"})
-    with pytest.raises(InputError, match="b was measured on other prompts than"):
+    a, other = made("a"), made("b", ("training:", "data: {kind: shapes, tags: [counting]}\ntraining:"))
+    with pytest.raises(InputError, match=r"b was measured on another task than .*'shapes' \(counting\)"):
         compare([a, other])
     with pytest.raises(InputError, match="nothing to compare with"):
         compare([a])
@@ -119,3 +119,44 @@ def test_what_cannot_be_compared_is_refused(made, finished_run, tmp_path):
     (other / "evaluation.json").unlink()
     with pytest.raises(InputError, match="not measured before and after"):
         compare([a, other])
+
+
+def keep_values(folder, count, *, moved=0):
+    """Values of a run on the first of the same prompts: every third draft right before, every second one after."""
+    names = [f"prompt-{moved + i}" for i in range(count)]
+    phases = {
+        phase: {name: [float(i % every == 0) for i in range(count)] for name in ("draft", "draft_greedy")}
+        for phase, every in (("before", 3), ("after", 2))
+    }
+    (folder / "values.json").write_text(json.dumps({"items": {"prompts": names}, "phases": phases}))
+
+
+def test_a_set_that_begins_with_the_other_is_compared_on_what_they_share(made):
+    demo, recipe = made("demo"), made("recipe", ("tree", "full"), sets={**SETS, "prompts": "first 300"})
+    keep_values(demo, 320)
+    keep_values(recipe, 300)
+    text = compare([demo, recipe])
+    lines = text.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("draft "))
+    shown = share([float(i % 2 == 0) for i in range(300)])
+    for line in lines[at : at + 2]:
+        assert f"{100 * shown.mean:5.1f} [{100 * shown.low:5.1f}, {100 * shown.high:5.1f}]" in line, "the first 300"
+    assert "Of 'prompts' the first 300 are compared, which all runs were measured on." in text
+    (line,) = (line for line in lines if line.startswith("run 2 - run 1  draft "))
+    assert line.split()[-4:] == ["paired,", "n", "=", "300"] and " +0.0 [ +0.0,  +0.0]" in line
+
+
+def test_other_prompts_of_the_same_kinds_are_compared_unpaired_and_wider(made):
+    one, other = made("a"), made("b", ("tree", "full"), sets={**SETS, "prompts": "others"})
+    keep_values(one, 300)
+    keep_values(other, 300, moved=7)
+    text = compare([one, other])
+    assert "Other items in each run (prompts): each has its own figures, and differences are unpaired" in text
+    measured = json.loads((one / "evaluation.json").read_text())["phases"]["after"]["draft"]
+    cases = [1.0] * round(measured["mean"] * measured["count"])
+    cases += [0.0] * (measured["count"] - len(cases))
+    wide = unpaired_difference(cases, cases)
+    (line,) = (line for line in text.splitlines() if line.startswith("run 2 - run 1  draft "))
+    assert line.endswith("unpaired") and f"[{100 * wide.low:+5.1f}, {100 * wide.high:+5.1f}]" in line
+    old = compare([made("c"), made("d", ("tree", "full"), sets={**SETS, "prompts": "others"})])
+    assert "run 2 - run 1  draft " in old, "runs that kept no values too"
