@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from r3_rl.pixels import to_uint8
 from r3_rl.scoring.base import STANDARD_ARGUMENTS, ScorerInfo
 from r3_rl.types import Prompt
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Image = NDArray[np.uint8]
 """uint8 [H, W, 3]."""
@@ -71,17 +72,6 @@ def _check_image(name: str, image: Any) -> None:
         raise ValueError(f"ScoreBatch.{name} takes uint8 arrays [H, W, 3], not {kind} {shape}; see to_uint8")
 
 
-def to_uint8(image: torch.Tensor) -> Image:
-    """Turn a float tensor [3, H, W] in [0, 1] into the uint8 array [H, W, 3] that scorers see.
-
-    >>> import torch
-    >>> to_uint8(torch.full((3, 1, 2), 0.5)).tolist()
-    [[[128, 128, 128], [128, 128, 128]]]
-    """
-    pixels: Image = image.detach().float().cpu().mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(pixels)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CallParts:
     """The keywords of a call, by what they are."""
@@ -127,3 +117,6 @@ def applicable(batch: ScoreBatch, parts: CallParts, info: ScorerInfo) -> list[in
     if absent:
         return []
     return [i for i in range(batch.count) if all(parts.samples[name][i] is not None for name in info.needs)]
+
+
+__all__ = ["CallParts", "Image", "ScoreBatch", "applicable", "call_parts", "to_uint8"]

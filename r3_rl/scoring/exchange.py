@@ -12,10 +12,10 @@ import os
 import random
 import time
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from r3_rl.errors import MissingPackageError, ScorerError
+from r3_rl.scoring.retry_after import retry_after_s
 
 try:
     import httpx
@@ -130,7 +130,7 @@ async def _read(response: httpx.Response, max_bytes: int) -> _Reply:
         status=response.status_code,
         problem=f"HTTP {response.status_code} {_said(bytes(body))}".rstrip(),
         again=response.status_code in _AGAIN,
-        wait_s=_retry_after(response.headers.get("retry-after", "")),
+        wait_s=retry_after_s(response.headers.get("retry-after", "")),
     )
 
 
@@ -156,16 +156,6 @@ def _line(text: object) -> str:
     if not isinstance(text, str):
         raise TypeError("not a text")
     return "".join(letter if letter.isprintable() else " " for letter in text)[:300]
-
-
-def _retry_after(text: str) -> float | None:
-    """Seconds in a `Retry-After` header: a number or a date."""
-    if text.isdecimal() and len(text) < 8:
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
 
 
 def _pause(failures: int, wait_s: float | None) -> float:

@@ -7,13 +7,11 @@ an unknown model, no server that answers) raises one `ScorerError`, and the ques
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from r3_rl.errors import InputError, MissingPackageError, ScorerError
@@ -22,6 +20,7 @@ from r3_rl.scoring.chat import MalformedResponse, Question, Reply, png_data_url,
 from r3_rl.scoring.judge_servers import Server, ServerPool
 from r3_rl.scoring.judge_settings import JudgeSettings
 from r3_rl.scoring.replies import shown
+from r3_rl.scoring.retry_after import retry_after_s
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Judge", "JudgeSettings", "Question", "Reply"]
 
 _INSTALL = "pip install 'r3-rl[judge]'"
-_WRONG_FOR_ALL = (401, 403, 404)
 _WRONG_FOR_ONE = (400, 413, 422)
 
 
@@ -237,7 +235,7 @@ class Judge:
             raise ScorerError(text, hint=hint + ("" if self._key else ", which is not set"))
         if status in (404, 405) or 300 <= status < 400:
             raise ScorerError(text, hint=f"does base_urls end in /v1, and is the model called {self.settings.model!r}?")
-        return _Fault(cause=text, rest_s=_retry_after(error.response.headers))
+        return _Fault(cause=text, rest_s=retry_after_s(error.response.headers.get("retry-after", "")))
 
     def _without_key(self, text: str) -> str:
         cleaned = text.replace(self._key, "***") if self._key else text
@@ -248,16 +246,3 @@ def _server_words(error: Any) -> str:
     body = error.body
     inner = body.get("message") if isinstance(body, dict) else None
     return inner if isinstance(inner, str) else error.response.text[:1000] or "without a word"
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read `Retry-After`, seconds or a date, as seconds from now; None when it is absent or makes no sense."""
-    text = headers.get("retry-after", "")
-    try:
-        wait_s = float(text)
-    except ValueError:
-        try:
-            wait_s = parsedate_to_datetime(text).timestamp() - time.time()
-        except (TypeError, ValueError):
-            return None
-    return wait_s if math.isfinite(wait_s) and wait_s >= 0 else None

@@ -17,12 +17,12 @@ from functools import partial
 from typing import Any
 
 from r3_rl.errors import DataError
-from r3_rl.scoring.answers import BrokenContract, check_answer, check_words
-from r3_rl.scoring.base import STANDARD_ARGUMENTS, accepted_arguments, call_parameters, info_of
-from r3_rl.scoring.cache import CachedScore, ScoreCache, content_key
+from r3_rl.scoring.answers import BrokenContract
+from r3_rl.scoring.asking import Memory, ScorerSpec, ask_scorer, cause_of, scorer_identity
+from r3_rl.scoring.base import STANDARD_ARGUMENTS, call_parameters, info_of
+from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.png import decode_png
-from r3_rl.scoring.seat import ScorerSpec, cause_of, require_arguments, scorer_identity
 from r3_rl.scoring.wire import IMAGE_ARGUMENTS, Answer, Limits, Request, ScorerCard
 
 _MAX_WORDS = 2000  # letters of a reason or a cause: the reader limits what it takes
@@ -55,10 +55,8 @@ class ServedScorer:
         self._caller = caller
         self._limits = limits
         self._turns = asyncio.Semaphore(num_ahead)
-        self._identity = scorer_identity(spec, self.info)
-        self._fingerprint = hashlib.sha256(self._identity.encode()).hexdigest()[:16]
-        # As on a panel: peers decide the score of a group-wise scorer, so a sample alone is no key.
-        self._cache = ScoreCache() if self.info.deterministic and not self.info.group_wise else None
+        self._fingerprint = hashlib.sha256(scorer_identity(spec, self.info).encode()).hexdigest()[:16]
+        self._memory = Memory(ScoreCache(), spec, self.info)
 
     def card(self) -> ScorerCard:
         """What `/info` says about it."""
@@ -109,27 +107,13 @@ class ServedScorer:
             if absent:
                 sheet.fail([index], f"the sample lacks {', '.join(absent)}")
         left = [index for index in whole if str(index) not in sheet.causes]
-        keys = self._recall(columns, left, sheet)
-        left = [index for index in left if sheet.scores[index] is None]
+        known, keys = self._memory.recall(columns, left)
+        for index, cached in known.items():
+            sheet.scores[index], sheet.reasons[index] = cached.score, cached.words
+        left = [index for index in left if index not in known]
         if left:
             await self._call(columns, left, sheet)
-        if self._cache is not None:
-            found = ((keys[i], sheet.scores[i], sheet.reasons[i]) for i in left if i in keys)
-            self._cache.put({key: CachedScore(score=s, words=w) for key, s, w in found if s is not None})
-
-    def _recall(self, columns: Mapping[str, Sequence[Any]], indices: Sequence[int], sheet: _Sheet) -> dict[int, str]:
-        keys: dict[int, str] = {}
-        if self._cache is None:
-            return keys
-        seen = accepted_arguments(self.spec.scorer, columns)
-        for index in indices:
-            key = content_key(self._identity, {name: values[index] for name, values in seen.items()})
-            cached = self._cache.get(key) if key else None
-            if cached is not None:
-                sheet.scores[index], sheet.reasons[index] = cached.score, cached.words
-            elif key:
-                keys[index] = key
-        return keys
+        self._memory.keep(keys, sheet.scores, sheet.reasons)
 
     async def _call(self, columns: Mapping[str, Sequence[Any]], indices: Sequence[int], sheet: _Sheet) -> None:
         start = time.monotonic()
@@ -151,35 +135,25 @@ class ServedScorer:
         self, columns: Mapping[str, Sequence[Any]], indices: Sequence[int], sheet: _Sheet
     ) -> BaseException | None:
         """Call the scorer on some of the samples; what it raised is returned, what it answered is filled in."""
-        logged: list[tuple[str, float]] = []
-        extras: dict[str, Any] = {}
         offered: dict[str, Any] = dict.fromkeys(STANDARD_ARGUMENTS)
         offered |= {name: [values[index] for index in indices] for name, values in columns.items()}
-        offered["log_metric"] = lambda name, value: logged.append((str(name), float(value)))
-        offered["log_extra"] = extras.__setitem__
-        arguments = accepted_arguments(self.spec.scorer, offered)
-        require_arguments(self.spec.scorer, arguments, sorted(set(columns) - set(STANDARD_ARGUMENTS)))
-        call = self._caller.call(
-            self.spec.name,
-            self.spec.scorer,
-            arguments,
-            timeout_s=self.spec.timeout_s,
-            thread_safe=self.info.thread_safe,
+        answered = await ask_scorer(
+            self._caller,
+            self.spec,
+            self.info,
+            offered,
+            count=len(indices),
+            columns=list(set(columns) - set(STANDARD_ARGUMENTS)),
+            run=lambda call: asyncio.wrap_future(self._caller.submit(call)),
         )
-        result = await asyncio.wrap_future(self._caller.submit(call))
-        if isinstance(result.error, BrokenContract):  # a remote scorer that is served once more
-            raise result.error
-        if result.error is not None:
-            return result.error
-        checked = check_answer(result.answer, count=len(indices), range=self.info.range)
-        reasons = check_words("reason", extras.get("reason", [""] * len(indices)), len(indices))
-        causes = check_words("cause", extras.get("cause", [""] * len(indices)), len(indices))
+        if answered.error is not None:
+            return answered.error
         for local, index in enumerate(indices):
-            sheet.scores[index] = checked.scores[local]
-            sheet.reasons[index] = str(reasons[local] or "")[:_MAX_WORDS]
-            if local in checked.causes:
-                sheet.fail([index], str(causes[local] or checked.causes[local]))
-        for name, value in logged:
+            sheet.scores[index] = answered.scores[local]
+            sheet.reasons[index] = answered.words[local][:_MAX_WORDS]
+            if local in answered.causes:
+                sheet.fail([index], answered.causes[local])
+        for name, value in answered.logged:
             sheet.metrics.setdefault(name, []).append(value)
         return None
 

@@ -22,9 +22,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from r3_rl.errors import InputError, MissingPackageError, RunError
+from r3_rl.scoring.asking import ScorerSpec
 from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.registry import load_scorer, short_name
-from r3_rl.scoring.seat import ScorerSpec
 from r3_rl.scoring.served import ServedScorer
 from r3_rl.scoring.wire import MEDIA_TYPE, SCHEMA, Limits, ServerCard, WireError, pack_answer, unpack_request
 

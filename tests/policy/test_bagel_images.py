@@ -11,18 +11,18 @@ import torch
 from PIL import Image
 
 from r3_rl.errors import DataError, InputError
+from r3_rl.pixels import to_uint8
+from r3_rl.policy.bagel import images
 from r3_rl.policy.bagel.config import ResizeRule
 from r3_rl.policy.bagel.images import (
     decode_image,
-    denormalise,
-    normalise,
     patchify,
     read_image,
     resize,
     resized_size,
     to_float,
-    to_uint8,
 )
+from r3_rl.scoring import batch
 
 RULE = ResizeRule(longest=64, shortest=32, stride=16)
 
@@ -38,17 +38,14 @@ def test_8_bit_levels_survive_the_round_trip():
     assert torch.equal(to_float(torch.from_numpy(levels)), to_float(levels))
 
 
-def test_levels_are_truncated_and_clamped():
-    values = torch.tensor([-0.5, 0.0, 0.9999, 1.0, 7.0]).view(1, 1, 5).expand(3, 1, 5)
-    assert to_uint8(values)[0, :, 0].tolist() == [0, 0, 254, 255, 255]
-    assert to_uint8(values[None]).shape == (1, 1, 5, 3)
+def test_levels_are_rounded_half_to_even_and_clamped():
+    values = torch.tensor([-0.5, 0.0, 0.5 / 255, 1.5 / 255, 0.9999, 1.0, 7.0]).view(1, 1, 7).expand(3, 1, 7)
+    assert to_uint8(values)[0, :, 0].tolist() == [0, 0, 0, 2, 255, 255, 255]
+    assert to_uint8(values[None]).shape == (1, 1, 7, 3)
 
 
-def test_normalise_and_back():
-    x = torch.rand(2, 3, 4, 5)
-    assert normalise(x).min() >= -1
-    torch.testing.assert_close(denormalise(normalise(x)), x)
-    assert denormalise(torch.tensor([3.0])).item() == 1
+def test_what_scorers_see_is_what_the_model_is_shown_again():
+    assert batch.to_uint8 is images.to_uint8 is to_uint8
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """What a judge wrote is read in one way or not at all."""
 
+import time
+from email.utils import formatdate
+
 import pytest
 
+from r3_rl.scoring import exchange, judge
 from r3_rl.scoring.chat import MalformedResponse, Question, read_response
-from r3_rl.scoring.replies import read_json, read_json_answers, read_lines, read_score, read_yes_no, shown
+from r3_rl.scoring.replies import read_json, read_json_answers, read_lines, read_yes_no, shown
+from r3_rl.scoring.retry_after import retry_after_s
 
 
 @pytest.mark.parametrize(
@@ -81,32 +86,6 @@ def test_json_that_says_nothing(text):
     assert read_json(text) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ("0", 0.0),
-        ("5.0", 5.0),
-        ("**4**", 4.0),
-        ("Score: 3/5", 3.0),
-        ("rating = 2", 2.0),
-        ('{"score": 1.5, "reason": "10/10"}', 1.5),
-        ("5.1", None),
-        ("-1", None),
-        ("3/10", None),
-        ("3 or 4", None),
-        ("three", None),
-        ("true", None),
-        ('{"score": true}', None),
-        ('{"score": NaN}', None),
-        ('{"score": 1e999}', None),
-        ("9" * 400, None),
-        ("", None),
-    ],
-)
-def test_scores_on_a_scale_of_five(text, score):
-    assert read_score(text, low=0, high=5) == score
-
-
 def test_a_long_text_is_shown_by_its_beginning():
     assert len(shown("x" * 1_000_000)) < 100
 
@@ -133,3 +112,18 @@ def test_first_tokens():
 def test_first_tokens_that_are_no_probabilities(body):
     with pytest.raises(MalformedResponse):
         read_response(body, FIRST)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("3", 3.0), ("0.5", 0.5), ("-1", None), ("nan", None), ("1e9", None), ("", None), ("soon", None),
+     ("Thu, 01 Jan 1970 00:00:10 GMT", None), ("Sun, 99 Foo 999999 99:99:99 GMT", None)],
+)  # fmt: skip
+def test_retry_after_is_read_in_one_way(text, seconds):
+    assert retry_after_s(text) == seconds
+
+
+def test_retry_after_may_be_a_date():
+    wait_s = retry_after_s(formatdate(time.time() + 60, usegmt=True))
+    assert wait_s is not None and 55 < wait_s <= 60
+    assert judge.retry_after_s is exchange.retry_after_s is retry_after_s

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from r3_rl.errors import DataError, InputError
+from r3_rl.pixels import to_uint8
 from r3_rl.policy.bagel.config import ResizeRule
 
 ImageLike: TypeAlias = Tensor | np.ndarray | Image.Image
@@ -80,28 +81,6 @@ def to_float(image: ImageLike) -> Tensor:
             hint="float images are in [0, 1]; divide by 255, or give uint8",
         )
     return x
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """floor(255 * clamp(x, 0, 1)) as uint8 with channels last: [3, H, W] -> [H, W, 3], [B, 3, H, W] -> [B, H, W, 3].
-
-    Truncation, not rounding, is what the released sampler does; uint8 -> float -> uint8 is exact.
-
-    >>> to_uint8(torch.full((3, 1, 1), 0.999)).ravel().tolist()
-    [254, 254, 254]
-    """
-    levels = (images.detach().to(torch.float32).clamp(0, 1) * 255).to(torch.uint8)
-    return levels.movedim(-3, -1).contiguous().cpu().numpy()
-
-
-def normalise(images: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1], what both the vision tower and the autoencoder read: (x - 0.5) / 0.5."""
-    return (images - 0.5) / 0.5
-
-
-def denormalise(images: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 1], clamped: the way back from the autoencoder's output."""
-    return (images * 0.5 + 0.5).clamp(0, 1)
 
 
 def resize(image: Tensor, rule: ResizeRule) -> Tensor:

@@ -1,0 +1,33 @@
+"""Images at the borders: uint8 [H, W, 3] for whoever looks at them, float [3, H, W] in [0, 1] inside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Turn float images in [0, 1] into levels, channels last: round(255 clamp(x, 0, 1)), half to even.
+
+    Truncation, as in BAGEL's released sampler, darkens every image by half a level on average, and scorers would see
+    other pixels than people. uint8 -> float -> uint8 is exact.
+
+    Args:
+        images: [3, H, W] or [B, 3, H, W].
+
+    Returns:
+        uint8 [H, W, 3] or [B, H, W, 3].
+
+    >>> import torch
+    >>> to_uint8(torch.tensor([0.0, 0.5, 0.999]).view(3, 1, 1)).ravel().tolist()
+    [0, 128, 255]
+    """
+    levels = images.detach().float().clamp(0, 1).mul(255).round().byte()
+    return levels.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+__all__ = ["to_uint8"]
