@@ -25,23 +25,10 @@ class Advantages:
     """float32 [R]; exactly 0 for missing rewards, groups without spread and rollouts that do not apply."""
     missing: torch.Tensor
     """bool [R], the reward was due and is missing."""
-    zero_variance_groups: torch.Tensor
-    """int64 [Z], ids of groups that have rewards, all of them equal (a lone survivor included)."""
-    num_groups: int
-    """Groups with at least one reward."""
     reward_mean: float
     """Mean of the rewards that are there; nan if there is none."""
     reward_std: float
     """Mean over groups of the std of their rewards (of the whole batch for scale `batch`); nan if there is none."""
-
-    @property
-    def frac_zero_variance(self) -> float:
-        """Share of groups that teach nothing; 0 for a batch without a group.
-
-        >>> advantages(torch.tensor([1.0, 1.0]), torch.tensor([0, 0])).frac_zero_variance
-        1.0
-        """
-        return len(self.zero_variance_groups) / self.num_groups if self.num_groups else 0.0
 
 
 def advantages(
@@ -89,8 +76,6 @@ def advantages(
     return Advantages(
         values=_compared(rewards, peers, divisor).float(),
         missing=due & ~rewards.isfinite(),
-        zero_variance_groups=peers.ids[peers.equal],
-        num_groups=int((peers.count > 0).sum()),
         reward_mean=float(known.mean()),
         reward_std=float(reward_std) if len(known) else float("nan"),
     )

@@ -19,7 +19,6 @@ class LossStatistics:
     """Sums over elements, detached, 0-dim and float32: they add up over micro-batches and processes."""
 
     count: torch.Tensor
-    surrogate: torch.Tensor
     ratio: torch.Tensor
     ratio_deviation_max: torch.Tensor
     """Largest |ratio - 1|; 0 for no element. On the first pass of an on-policy step it must be below 1e-4."""
@@ -34,7 +33,6 @@ class LossStatistics:
         """Join the statistics of two micro-batches."""
         return LossStatistics(
             count=self.count + other.count,
-            surrogate=self.surrogate + other.surrogate,
             ratio=self.ratio + other.ratio,
             ratio_deviation_max=torch.maximum(self.ratio_deviation_max, other.ratio_deviation_max),
             clipped_low=self.clipped_low + other.clipped_low,
@@ -54,7 +52,6 @@ class LossStatistics:
             return {}
         low, high = float(self.clipped_low) / count, float(self.clipped_high) / count
         return {
-            "surrogate": float(self.surrogate) / count,
             "ratio": float(self.ratio) / count,
             "ratio_deviation_max": float(self.ratio_deviation_max),
             "clip_ratio/low": low,
@@ -231,7 +228,6 @@ def _policy_loss(
         deviation = (ratio - 1).abs()
         statistics = LossStatistics(
             count=torch.tensor(float(ratio.numel()), device=ratio.device),
-            surrogate=element.sum().float(),
             ratio=ratio.sum(),
             ratio_deviation_max=deviation.max() if ratio.numel() else deviation.sum(),
             clipped_low=((ratio < 1 - epsilon) & (advantages < 0)).sum().float(),

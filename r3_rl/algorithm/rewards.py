@@ -49,8 +49,6 @@ class StageRewards:
     """float32 [R], of the plan or the critique; nan is missing."""
     image: torch.Tensor
     """float32 [R], of the draft or the refinement; nan is missing."""
-    has_image: torch.Tensor
-    """bool [R], False where nothing was drawn: no reward, no peer, and not a missing score either."""
 
 
 def text_reward(value: torch.Tensor, well_formed: torch.Tensor, form: Format) -> torch.Tensor:
@@ -95,7 +93,6 @@ def reason_rewards(
     return StageRewards(
         text=text_reward(score.reshape(-1, images_per_plan).nanmean(dim=1), plan_well_formed, form),
         image=score.float(),
-        has_image=torch.ones_like(score, dtype=torch.bool),
     )
 
 
@@ -103,7 +100,6 @@ def refine_rewards(
     gains: Gains,
     score_after: torch.Tensor,
     critique_well_formed: torch.Tensor,
-    has_image: torch.Tensor,
     form: Format,
     *,
     image: Literal["gain", "score"] = "gain",
@@ -115,7 +111,6 @@ def refine_rewards(
         gains: of the same R rollouts.
         score_after: [R], V1; read for `image="score"`.
         critique_well_formed: bool [R].
-        has_image: bool [R], a refinement was drawn; False on a stop, and where a malformed critique ended the loop.
         form: mode and weight of good form.
         image: `gain` is the paper's choice, `score` that of the released code. Inside a group of refinements of one
             image both give the same advantage, except where the image was perfect or `repair` moved a gain.
@@ -128,7 +123,7 @@ def refine_rewards(
     >>> before, after = torch.tensor([0.5, 0.5]), torch.tensor([1.0, float("nan")])
     >>> stopped = torch.tensor([False, True])
     >>> gained = gains("paper", before, after, stopped, torch.tensor([0, 0]))
-    >>> refine_rewards(gained, after, torch.tensor([True, True]), ~stopped, Format(weight=0.0)).text
+    >>> refine_rewards(gained, after, torch.tensor([True, True]), Format(weight=0.0)).text
     tensor([0.5000, 0.0000])
     """
     if image not in ("gain", "score"):
@@ -137,5 +132,4 @@ def refine_rewards(
     return StageRewards(
         text=text_reward(gains.values.reshape(-1, m).nanmean(dim=1), critique_well_formed[::m], form),
         image=(gains.values if image == "gain" else score_after).float(),
-        has_image=has_image,
     )

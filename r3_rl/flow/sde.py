@@ -6,8 +6,6 @@ mix steps. Everything is computed in float32 whatever comes in: with bfloat16 th
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from r3_rl.errors import InputError
@@ -94,18 +92,17 @@ def sample(step: StepDistribution, noise: torch.Tensor) -> torch.Tensor:
     return step.mean + step.std[..., None, None] * noise.float()
 
 
-def log_prob(step: StepDistribution, next_state: torch.Tensor, *, constants: bool = False) -> torch.Tensor:
+def log_prob(step: StepDistribution, next_state: torch.Tensor) -> torch.Tensor:
     """Score a next state under the step, one number per image.
 
-    log p = -1/2 mean_{N,C} ((x' - mean) / std)^2        [ - log std - log(2 pi) / 2   with `constants` ]
+    log p = -1/2 mean_{N,C} ((x' - mean) / std)^2
 
     It is a mean, not a sum: the true log-ratio divided by N C, which is what the clip range is made for. The
-    constants cancel in every ratio; `flow_grpo` keeps them.
+    constants of a Gaussian cancel in every ratio and are left out.
 
     Args:
         step: the step's Gaussian.
         next_state: [..., N, C], x' as drawn.
-        constants: add the normalising terms of the Gaussian.
 
     Returns:
         float32 [...].
@@ -117,10 +114,7 @@ def log_prob(step: StepDistribution, next_state: torch.Tensor, *, constants: boo
     tensor([-2.])
     """
     scaled = (next_state.float() - step.mean) / step.std[..., None, None]
-    value = -0.5 * scaled.square().mean(dim=(-2, -1))
-    if constants:
-        value = value - step.std.log() - 0.5 * math.log(2 * math.pi)
-    return value
+    return -0.5 * scaled.square().mean(dim=(-2, -1))
 
 
 def euler_step(x: torch.Tensor, velocity: torch.Tensor, time: torch.Tensor, next_time: torch.Tensor) -> torch.Tensor:

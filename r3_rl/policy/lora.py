@@ -51,8 +51,6 @@ class AdapterSettings:
     """[0, 1), of the adapter's input; acts inside `adapter_dropout`, that is in updates only."""
     branches: str = "both"
     """`understanding`, `generation` or `both`: the experts of the decoder layers that get adapters."""
-    extra_targets: tuple[str, ...] = ()
-    """Names of further linear layers (`lm_head`, `llm2vae`, `vae2llm`); by default none."""
 
     @property
     def scale(self) -> float:
@@ -212,8 +210,7 @@ def lora_config(module: nn.Module, settings: AdapterSettings) -> LoraConfig:
     if adapted_layers(module):
         raise InputError("the model has an adapter already", hint="merge it or load the base anew")
     wanted = [TARGETS[branch] for branch in settings.chosen]
-    wanted += [rf"(.*\.)?{re.escape(name)}" for name in settings.extra_targets]
-    labels = [f"branch {branch!r}" for branch in settings.chosen] + [repr(name) for name in settings.extra_targets]
+    labels = [f"branch {branch!r}" for branch in settings.chosen]
     for label, pattern in zip(labels, wanted, strict=True):
         if not matches(module, pattern):
             raise InputError(f"lora: no linear layer belongs to {label}; {_nearest(module, label)}")

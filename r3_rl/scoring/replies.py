@@ -11,7 +11,6 @@ _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL | re.IGN
 # The word, and then the end or a mark: "no doubt about it" is no "no".
 _YES_NO = re.compile(r"(yes|no)[*_`\"']*(?:\s*(?:[.,:;!(–—]|-(?=\s))\s*(.*))?", re.IGNORECASE | re.DOTALL)
 _NUMBERED = re.compile(r"(?:[-*]\s+)?(?:(?:q|a|question|answer)\s*)?(\d{1,3})\s*[.):]\s*(.*)", re.IGNORECASE)
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 _SHOWN = 80
 
 
@@ -96,30 +95,6 @@ def read_json_answers(text: str, count: int) -> list[bool] | None:
     if not isinstance(value, list) or len(value) != count:
         return None
     return _all_or_none([_json_answer(answer, number) for number, answer in enumerate(value, start=1)])
-
-
-def read_score(text: str, *, low: float, high: float) -> float | None:
-    """Read a score on a stated scale: a bare number, "Score: 7", "7/10" with `high` below the line, or {"score": 7}.
-
-    Returns the score as it stands, `low` to `high`; None for a number outside, two numbers, or another scale.
-
-    >>> [read_score(text, low=0, high=10) for text in ("7", "Score: 7.5", "7/10", '{"score": 7}')]
-    [7.0, 7.5, 7.0, 7.0]
-    >>> [read_score(text, low=0, high=10) for text in ("11", "7/100", "between 6 and 7", '{"score": "7"}')]
-    [None, None, None, None]
-    """
-    value = read_json(text)
-    if isinstance(value, dict):
-        value = value.get("score")
-    elif value is None:
-        line = re.sub(r"\A(?:score|rating)\s*[:=]\s*", "", _spoken(text).strip(" \t\n*_`."), flags=re.IGNORECASE)
-        parts = [part.strip(" *") for part in line.split("/")]
-        if len(parts) > 2 or not all(map(_NUMBER.fullmatch, parts)) or (parts[1:] and float(parts[1]) != high):
-            return None
-        value = float(parts[0])
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        return None
-    return float(value)
 
 
 def _json_answer(answer: Any, number: int) -> bool | None:

@@ -159,7 +159,6 @@ def credit_refinements(
         gained,
         after,
         well_formed,
-        drawn,
         settings.form,
         image="score" if settings.gain == "released" else "gain",
         images_per_critique=m,

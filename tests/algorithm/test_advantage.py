@@ -28,7 +28,6 @@ def test_recorded_groups(recorded, project, key, options):
     for case in recorded[project]:
         found = advantages(*one_group(case["rewards"]), **options)
         torch.testing.assert_close(found.values, torch.tensor(case[key]), **TOLERANCE)
-        assert len(found.zero_variance_groups) == int(len(set(case["rewards"])) == 1)
 
 
 def test_recorded_batches_of_flow_grpo(recorded):
@@ -43,14 +42,12 @@ def test_recorded_batches_of_flow_grpo(recorded):
 
 
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])
-def test_equal_rewards_give_exactly_nothing_and_are_named(scale):
+def test_equal_rewards_give_exactly_nothing(scale):
     # 0.1 is no binary fraction: its mean over three differs from it by rounding, which no scale may blow up
     rewards = torch.tensor([0.1, 0.1, 0.1 + 3e-8, 0.0, 1.0, 0.7])
     found = advantages(rewards, torch.tensor([9, 9, 9, 4, 4, 6]), scale=scale, eps=0.0)
     assert found.values[[0, 1, 2, 5]].tolist() == [0, 0, 0, 0]
     assert found.values[4] > 0 > found.values[3]
-    assert found.zero_variance_groups.tolist() == [6, 9]
-    assert found.num_groups == 3 and found.frac_zero_variance == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])
@@ -76,7 +73,6 @@ def test_a_failed_scorer_is_no_zero():
 def test_nothing_at_all_is_still_an_answer(scale):
     found = advantages(torch.full((3,), NAN), torch.tensor([0, 0, 1]), scale=scale)
     assert found.values.tolist() == [0, 0, 0] and bool(found.missing.all())
-    assert found.num_groups == 0 and found.frac_zero_variance == 0 and len(found.zero_variance_groups) == 0
     assert found.reward_mean != found.reward_mean
     assert advantages(torch.empty(0), torch.empty(0, dtype=torch.long), scale=scale).values.shape == (0,)
 

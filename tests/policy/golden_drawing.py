@@ -12,8 +12,9 @@ from torch import Tensor
 
 from r3_rl.flow import Guidance, combine, euler_step, log_prob, sample, shifted_schedule, stochastic_step
 from r3_rl.flow.sde import StepDistribution
+from r3_rl.pixels import to_uint8
 from r3_rl.policy.bagel.autoencoder import latents_to_tokens, tokens_to_latents
-from r3_rl.policy.bagel.images import denormalise, normalise, resample, to_uint8
+from r3_rl.policy.bagel.images import resample
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import LatentBlock, pack
 from tests.policy.golden_checks import EXACT, ONE_LEVEL, SAMPLING, Row, compare
@@ -21,12 +22,15 @@ from tests.policy.golden_set import (
     Past,
     arrays,
     autoencoder,
+    denormalise,
     grid_from_ids,
     image_grid,
+    in_order,
     latents,
     look,
     nearest_grid,
     noisy,
+    normalise,
     recorded_image,
     run,
     text,
@@ -47,13 +51,13 @@ def velocity(bagel: Bagel) -> Iterator[Row]:
         yield compare(m[0], step.output.velocity, g[m[0]], kind="velocity")
         if m[1] == "uncond":
             if "uncond_block_pos" in g:
-                yield compare("uncond_block_pos", step.packed.layout.in_order(step.packed.layout.position),
+                yield compare("uncond_block_pos", in_order(step.packed.layout, step.packed.layout.position),
                               g["uncond_block_pos"], EXACT)  # fmt: skip
             continue
         for name, ours in (("block_input", step.inputs), ("layer_out", step.layers), ("hidden", step.hidden)):
             if f"{name}_{m[2]}" in g:
                 yield compare(f"{name}_{m[2]}", ours, g[f"{name}_{m[2]}"])
-        yield compare("block_pos", step.packed.layout.in_order(step.packed.layout.position), g["block_pos"], EXACT)
+        yield compare("block_pos", in_order(step.packed.layout, step.packed.layout.position), g["block_pos"], EXACT)
         yield compare("latent_position_ids", step.packed.latent_position_ids, g["latent_position_ids"], EXACT)
 
 
@@ -80,7 +84,7 @@ def edit_contexts(bagel: Bagel) -> tuple[Contexts, list[Row]]:
     vae = run(bagel, [latents(tokens, grid)])
     rows.append(compare("vae_block_input", vae.inputs, g["vae_block_input"]))
     rows.append(compare("vae_block_hidden", vae.hidden, g["vae_block_hidden"]))
-    position = vae.packed.layout.in_order(vae.packed.layout.position)
+    position = in_order(vae.packed.layout, vae.packed.layout.position)
     rows.append(compare("vae_block_pos", position, g["vae_block_pos"], EXACT))
     vit = run(bagel, [look(vit_pixels(image, config, len(g["vit_block_pos"]) - 2), config)], vae.past)
     rows.append(compare("vit_block_pos", vit.packed.layout.position, g["vit_block_pos"], EXACT))

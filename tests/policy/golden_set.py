@@ -23,7 +23,7 @@ from r3_rl.policy.bagel.attention import CachePart
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.checkpoint import load_autoencoder, load_bagel
 from r3_rl.policy.bagel.config import BagelConfig, ResizeRule
-from r3_rl.policy.bagel.images import normalise, patchify, resample, resized_size, to_float
+from r3_rl.policy.bagel.images import patchify, resample, resized_size, to_float
 from r3_rl.policy.bagel.model import Bagel, BagelOutput
 from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, Packed, TextBlock, pack
 
@@ -115,7 +115,7 @@ class Run:
     @property
     def hidden(self) -> Tensor:
         """[T, D] after the final norm."""
-        return self.packed.layout.in_order(self.output.decoded.hidden)
+        return in_order(self.packed.layout, self.output.decoded.hidden)
 
     @property
     def logits(self) -> Tensor:
@@ -125,13 +125,13 @@ class Run:
     @property
     def inputs(self) -> Tensor:
         """[T, D] embedded tokens."""
-        return self.packed.layout.in_order(self.bagel.embed(self.packed))
+        return in_order(self.packed.layout, self.bagel.embed(self.packed))
 
     @property
     def layers(self) -> Tensor:
         """[L, T, D] after each layer."""
         assert self.output.decoded.layers is not None
-        return torch.stack([self.packed.layout.in_order(layer) for layer in self.output.decoded.layers])
+        return torch.stack([in_order(self.packed.layout, layer) for layer in self.output.decoded.layers])
 
 
 @torch.no_grad()
@@ -209,3 +209,18 @@ def recorded_image(name: str) -> Tensor:
 def time_of(suffix: str) -> float:
     """`t1`, `t07`, `t015` -> 1, 0.7, 0.15."""
     return float(f"{suffix[1]}.{suffix[2:] or 0}")
+
+
+def normalise(images):
+    """[0, 1] -> [-1, 1], which is how the records hold what the towers read."""
+    return (images - 0.5) / 0.5
+
+
+def denormalise(images):
+    """[-1, 1] -> [0, 1], clamped."""
+    return (images * 0.5 + 0.5).clamp(0, 1)
+
+
+def in_order(layout, x):
+    """[N, ...] in the order of the rows' tokens, as the records hold it, instead of understanding tokens first."""
+    return x if layout.slot is None else x.index_select(0, layout.slot.argsort())

@@ -7,6 +7,7 @@ Their tests stand in tests/flow and tests/algorithm; here they become rows of th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,6 +22,11 @@ from tests.policy.golden_checks import Row, compare
 from tests.policy.golden_set import arrays, golden_folder
 
 SCALED = 1e-5
+
+
+def density(step, drawn):
+    """The log-density with its constants, as the records have it."""
+    return log_prob(step, drawn) - step.std.log() - 0.5 * math.log(2 * math.pi)
 
 
 def _scaled(name: str, ours: Tensor, recorded: Tensor) -> Row:
@@ -54,7 +60,7 @@ def steps() -> Iterator[Row]:
         yield _scaled(f"{name}_mean", step.mean[:, :, 0], g[f"{name}_mean"])
         yield _scaled(f"{name}_std", step.std[:, 0], g[f"{name}_std"])
         yield _scaled(f"{name}_logp_other", log_prob(other, drawn), g[f"{name}_logp_other"])
-        yield _scaled(f"{name}_logp_other_real", log_prob(other, drawn, constants=True), g[f"{name}_logp_other_real"])
+        yield _scaled(f"{name}_logp_other_real", density(other, drawn), g[f"{name}_logp_other_real"])
     x, v, noise = (_tokens(g[key]) for key in ("x", "v", "eps"))
     for m in g.match(r"fg_([\d.]+)_mean"):
         name = m[0].removesuffix("_mean")
@@ -62,11 +68,11 @@ def steps() -> Iterator[Row]:
         drawn = sample(step, noise)
         yield _scaled(f"{name}_mean", step.mean, _tokens(g[f"{name}_mean"]))
         yield _scaled(f"{name}_prev", drawn, _tokens(g[f"{name}_prev"]))
-        yield _scaled(f"{name}_logp_other", log_prob(other, drawn, constants=True), g[f"{name}_logp_other"])
+        yield _scaled(f"{name}_logp_other", density(other, drawn), g[f"{name}_logp_other"])
     for m in g.match(r"mg_(flow|dance)_([\d.]+)_f32_mean"):
         name = m[0].removesuffix("_mean")
         step, other = _both(x, v, g["sigmas"], "flow_grpo" if m[1] == "flow" else "dance", float(m[2]))
-        scores = log_prob(other, sample(step, noise), constants=m[1] == "flow")
+        scores = (density if m[1] == "flow" else log_prob)(other, sample(step, noise))
         yield _scaled(f"{name}_mean", step.mean, _tokens(g[f"{name}_mean"]))
         yield _scaled(f"{name}_std", step.std[:, 0], g[f"{name}_std"])
         yield _scaled(f"{name}_logp_other", scores, g[f"{name}_logp_other"])

@@ -15,6 +15,7 @@ from tests.policy.golden_set import (
     Arrays,
     arrays,
     grid_from_ids,
+    in_order,
     latents,
     nearest_grid,
     noisy,
@@ -68,13 +69,13 @@ def packed_train(bagel: Bagel) -> Iterator[Row]:
     packed = pack(rows, bagel.config)
     layout = packed.layout
     valid = packed.valid if packed.valid is not None else torch.ones(layout.num_rows, layout.num_columns).bool()
-    yield compare("position_ids", layout.in_order(layout.position), g["position_ids"], EXACT)
+    yield compare("position_ids", in_order(layout, layout.position), g["position_ids"], EXACT)
     assert layout.mask is not None
     mask = torch.block_diag(*(m[v][:, v].int() for m, v in zip(layout.mask, valid, strict=True)))
     yield compare("attend", mask, g["attend"], EXACT)
     bagel.zero_grad(set_to_none=True)
     output = bagel(packed)
-    hidden = layout.in_order(output.decoded.hidden)
+    hidden = in_order(layout, output.decoded.hidden)
     yield compare("velocity", output.velocity, g["velocity"], kind="velocity")
     logits = bagel.language_model.lm_head(hidden[g["logits_rows"]])
     yield compare("logits", logits, g["logits"], kind="logits")
@@ -125,7 +126,7 @@ def sft_loss(bagel: Bagel) -> Iterator[Row]:
     ]
     packed = pack([row], bagel.config)
     layout = packed.layout
-    yield compare("position_ids", layout.in_order(layout.position), g["position_ids"], EXACT)
+    yield compare("position_ids", in_order(layout, layout.position), g["position_ids"], EXACT)
     assert layout.mask is not None
     yield compare("attend", layout.mask[0], g["attend"], EXACT)
     yield compare("ce_labels", packed.targets, g["ce_labels"], EXACT)

@@ -87,17 +87,7 @@ def test_ranks_differ_by_branch_and_the_scale_does_not():
     assert {layer.scaling["default"] for layer in layers.values()} == {2.0}
 
 
-def test_extra_targets_are_adapted_by_name():
-    settings = AdapterSettings(rank=2, rank_generation=4, branches="generation", extra_targets=("lm_head", "llm2vae"))
-    layers = adapters.adapted_layers(adapters.attach(tiny_bagel(), settings, seed=0))
-    assert layers["language_model.lm_head"].r["default"] == 2
-    assert layers["llm2vae"].r["default"] == 4
-    assert "vae2llm" not in layers
-
-
 def test_nothing_matched_names_what_is_there():
-    with pytest.raises(InputError, match=r"no linear layer belongs to 'lmhead'.*language_model\.lm_head"):
-        adapters.attach(tiny_bagel(), AdapterSettings(extra_targets=("lmhead",)), seed=0)
     with pytest.raises(InputError, match="branch 'understanding'; the model's linear layers are named like fc"):
         adapters.attach(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)}), AdapterSettings(), seed=0)
     with pytest.raises(InputError, match=r"lora\.branches: 'gen'; choose one of understanding, generation, both"):

@@ -14,6 +14,7 @@ from r3_rl.policy.bagel.kernels import _RmsNorm, _Rotate, rms_norm, rotate
 from r3_rl.policy.bagel.packing import LatentBlock, LookBlock, TextBlock, pack
 from r3_rl.policy.base import Sampling
 from r3_rl.types import TextPiece
+from tests.policy.golden_set import in_order
 from tests.policy.tiny import CONFIG, tiny_policy
 
 
@@ -158,7 +159,7 @@ def packed_row():
 
 def test_positions_of_a_packed_row():
     packed = pack([packed_row()], CONFIG, start=[10])
-    position = packed.layout.in_order(packed.layout.position).tolist()
+    position = in_order(packed.layout, packed.layout.position).tolist()
     assert position == [10, 11, 12, 13, 14, *[15] * 6, *[16] * 4, *[17] * 8]
     assert packed.next_position.tolist() == [17], "noisy blocks do not move what follows"
     assert packed.targets.tolist() == [9, 8, 7]

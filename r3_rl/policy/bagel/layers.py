@@ -51,10 +51,6 @@ class Layout:
         flat = grid.reshape(self.num_rows * self.num_columns, *grid.shape[2:])
         return flat if self.slot is None else flat.index_select(0, self.slot)
 
-    def in_order(self, x: Tensor) -> Tensor:
-        """[N, ...] in the order of the rows' tokens, instead of understanding tokens first."""
-        return x if self.slot is None else x.index_select(0, self.slot.argsort())
-
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, computed in float32."""

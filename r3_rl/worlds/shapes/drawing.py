@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from r3_rl.worlds.shapes.scene import COLORS, ROUGH_KINDS, SHAPES, Obj, Scene
+from r3_rl.worlds.shapes.scene import COLORS, ROUGH_KINDS, SHAPES, Scene
 
 IMAGE_SIZE = 36
 CELL_SIZE = 12
@@ -169,8 +169,3 @@ def roughen_pixels(images: np.ndarray, rng: np.random.Generator, *, max_noise: f
     for image, start, strength in zip(out, starts, strengths, strict=True):
         image += strength * bank[start : start + size].reshape(image.shape)
     return np.clip(out, 0.0, 1.0, out=out)
-
-
-def draw_one(*objects: Obj) -> np.ndarray:
-    """One scene as float32 [3, 36, 36]."""
-    return render([objects])[0]
