@@ -205,7 +205,7 @@ def yes_source(
 def with_packages(info: ScorerInfo, params: Mapping[str, Any], *, served: bool = False) -> ScorerInfo:
     """Return `info` with the packages of the source: a local model's, a judge's, or both where one more is `served`."""
     local = params.get("model") is not None
-    extras = {"train": ("torch", "transformers")} if local else {}
+    extras: dict[str, tuple[str, ...]] = {"train": ("torch", "transformers")} if local else {}
     extras |= {"judge": ("openai",)} if served or not local else {}
     packages = tuple(name for names in extras.values() for name in names)
     return replace(info, packages=packages, install=f"pip install 'r3-rl[{','.join(extras)}]'")
