@@ -86,6 +86,6 @@ class TextSchedule(Schedule):
             credits=credits,
             metrics={"reward": compared.reward_mean, "reward_std": compared.reward_std},
             num_groups=compared.num_groups,
-            num_flat_groups=len(compared.zero_variance_groups),
+            num_flat_groups=int((~compared.values.view(-1, group).bool().any(1)).sum()),
         )
         return Collected(phase="reason", leaves=[], stages=[stage], metrics=stage.metrics)

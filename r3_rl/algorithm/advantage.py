@@ -25,6 +25,8 @@ class Advantages:
     """float32 [R]; exactly 0 for missing rewards, groups without spread and rollouts that do not apply."""
     missing: torch.Tensor
     """bool [R], the reward was due and is missing."""
+    num_groups: int
+    """Groups with at least one reward."""
     reward_mean: float
     """Mean of the rewards that are there; nan if there is none."""
     reward_std: float
@@ -76,6 +78,7 @@ def advantages(
     return Advantages(
         values=_compared(rewards, peers, divisor).float(),
         missing=due & ~rewards.isfinite(),
+        num_groups=int((peers.count > 0).sum()),
         reward_mean=float(known.mean()),
         reward_std=float(reward_std) if len(known) else float("nan"),
     )

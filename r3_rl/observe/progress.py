@@ -144,6 +144,10 @@ class RunProgress:
             words = "  ".join(f"{label} {text}" for label, text in shown.items())
             self._plain(f"{self.title}  step {step}/{self.total_steps}  {words}")
 
+    def note(self, text: str) -> None:
+        """Print a line that stays, such as an alarm, above the live line."""
+        self._plain(text)
+
     def _plain(self, text: str) -> None:
         # Metric names and prompts may hold [brackets]; nothing in them is markup.
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -48,6 +48,7 @@ def test_equal_rewards_give_exactly_nothing(scale):
     found = advantages(rewards, torch.tensor([9, 9, 9, 4, 4, 6]), scale=scale, eps=0.0)
     assert found.values[[0, 1, 2, 5]].tolist() == [0, 0, 0, 0]
     assert found.values[4] > 0 > found.values[3]
+    assert found.num_groups == 3
 
 
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])

@@ -27,6 +27,8 @@ def show(*, terminal, seconds=2.0, steps=20, resumed=0):
         for step in range(resumed + 1, steps + 1):
             clock.now += seconds
             progress.update(step, METRICS if step % 2 else {"reward": 0.75})
+            if step == 10:
+                progress.note("gain rising [because] drafts get worse")
     return out.getvalue()
 
 
@@ -38,11 +40,12 @@ def test_plain_lines_off_a_terminal_come_every_ten_seconds_and_at_the_end():
     assert "\x1b" not in "".join(lines)
     assert lines[1].startswith("shapes [r3]  step 6/20  draft 0.500  gain +0.125  stopped 40%  reward 0.750")
     assert lines[1].endswith("s/step 2.00  left 28 s")
+    assert "gain rising [because] drafts get worse" in lines
 
 
 def test_a_terminal_shows_the_same_numbers_in_place():
     shown = show(terminal=True)
-    for words in ("shapes [r3]", "20/20", "draft 0.500", "gain +0.125", "stopped 40%", "s/step 2.00"):
+    for words in ("shapes [r3]", "20/20", "draft 0.500", "gain +0.125", "stopped 40%", "s/step 2.00", "[because]"):
         assert words in shown, words
     assert "\x1b[" in shown
 

@@ -36,7 +36,9 @@ def test_its_ends_are_cotrain_and_tree(tmp_path, apart, phase):
 def test_the_share_rises_over_the_ramp(tmp_path):
     """Of 200 seeds at each time of the run."""
     schedule = make(tmp_path, schedule="progressive", apart_fraction=0.2, ramp_fraction=0.6).schedule
-    shares = [sum(schedule._now(seed, done) == "tree" for seed in range(200)) / 200 for done in (0.1, 0.35, 0.65, 0.9)]
+    shares = [
+        sum(schedule._phase(1, seed, done) == "refine" for seed in range(200)) / 200 for done in (0.1, 0.35, 0.65, 0.9)
+    ]
     assert shares[0] == 0 and shares[-1] == 1
     assert all(a < b for a, b in pairwise(shares))
     assert shares[1] == pytest.approx(0.25, abs=0.1) and shares[2] == pytest.approx(0.75, abs=0.1)

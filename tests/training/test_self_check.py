@@ -60,7 +60,7 @@ def guided_by(guidance):
     ("stage", "change"),
     [
         ("plan", of(TextSegment, temperature=1.0)),
-        ("plan", of(TextSegment, kept=None)),
+        ("plan", of(TextSegment, cutoff=None)),
         ("draft", guided_by(Guidance())),
         ("draft", guided_by(replace(PAPER_GUIDANCE, text=3.9))),
         ("draft", guided_by(replace(PAPER_GUIDANCE, interval=(0.0, 1.0)))),

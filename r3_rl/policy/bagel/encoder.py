@@ -36,8 +36,8 @@ class Encoded:
         return Encoded(parts=[p.select(rows) for p in self.parts], next_position=self.next_position[rows])
 
     def gathered(self) -> Encoded:
-        """The same contexts without an `owner`: what unequal groups read is copied for every row and joined into one part;
-        what equal runs of rows share stays shared."""
+        """The same contexts without an `owner`: what unequal groups read is copied for every row and joined into one
+        part; what equal runs of rows share stays shared."""
         if all(part.owner is None for part in self.parts):
             return self
         shared = [part for part in self.parts if part.share > 1]
