@@ -112,7 +112,7 @@ def refine(
     Args:
         prompt: what to draw.
         model: folder of a policy; without it the embedded model.
-        adapter: folder of an adapter.
+        adapter: folder of an adapter; `shipped` is the one that comes with the package.
         rounds: refinements at most.
         out: the picture, a PNG file.
         seed: seed of texts and noise.

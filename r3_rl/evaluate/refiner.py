@@ -27,7 +27,7 @@ from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
 from r3_rl.worlds.shapes.language import SPECIAL_TOKENS, WORDS
 from r3_rl.worlds.shapes.reading import read_prompt
-from r3_rl.worlds.shapes.shipped import weights_folder
+from r3_rl.worlds.shapes.shipped import SHIPPED, adapter_folder, weights_folder
 
 MAX_ROUNDS = 16
 
@@ -102,7 +102,7 @@ class Refiner:
         Args:
             model: folder of weights in BAGEL's layout, or their name on the hub; None takes the adapter's base, or the
                 embedded model.
-            adapter: folder of an adapter, or of a run that left one.
+            adapter: folder of an adapter, or of a run that left one; `shipped` is the one that comes with the package.
             device: such as `cuda`; None takes an accelerator where there is one.
             dtype: `float32`, `bfloat16` or `auto`; None takes the recipe's, else `auto`.
 
@@ -250,11 +250,13 @@ def _speaks_shapes(tokenizer: Tokenizer) -> bool:
 
 
 def _adapter_folder(folder: Path) -> Path:
+    if str(folder) == SHIPPED and not folder.exists():
+        return adapter_folder()
     for place in (folder, folder / "adapter"):
         if (place / "adapter_config.json").is_file():
             return place
     what = "holds no adapter" if folder.is_dir() else "no such folder"
-    raise InputError(f"{folder}: {what}", hint="give the adapter/ folder of a run")
+    raise InputError(f"{folder}: {what}", hint=f"give the adapter/ folder of a run, or '{SHIPPED}'")
 
 
 def _recipe_beside(adapter: Path | None, model: Path | None) -> Mapping[str, Any]:
