@@ -22,8 +22,10 @@ SHIPPED = "shipped"
 
 
 def adapter_folder() -> Path:
-    """Folder of the adapter that `shapes_r3` trained on the embedded model, with its card. Raises CheckpointError without
-    it."""
+    """Folder of the adapter that `shapes_r3` trained on the embedded model, with its card.
+
+    Raises CheckpointError without it.
+    """
     folder = Path(__file__).resolve().parent / "adapter"
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing", hint="make one with `r3 train shapes_r3`, or reinstall r3-rl")
