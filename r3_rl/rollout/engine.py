@@ -244,13 +244,13 @@ def _all(nodes: Sequence[Node | None]) -> list[Node]:
 def score_batch(stage: DrawingStage, images: Sequence[Node]) -> ScoreBatch:
     """What scorers are asked about images of a stage; peers, which they may compare, are those of a root."""
     shown = [stage.shown(node.parent) for node in images if node.parent is not None]
-    befores = [s.before for s in shown if s.before is not None]
+    refined_from = [s.before for s in shown if s.before is not None]
     texts = [s.text for s in shown]
     return ScoreBatch(
         prompts=[node.prompt for node in images],
         images=[to_uint8(node.image) for node in images],
         texts=texts,
-        draft_images=[to_uint8(node.image) for node in befores] if befores else None,
-        critiques=texts if befores else None,
+        draft_images=[to_uint8(node.image) for node in refined_from] if refined_from else None,
+        critiques=texts if refined_from else None,
         groups=[node.root.id.row for node in images],
     )

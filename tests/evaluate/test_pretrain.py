@@ -118,7 +118,7 @@ def test_a_snapshot_is_the_moving_average_and_leaves_the_run_as_it_is(tmp_path: 
 
 
 def test_a_mistyped_kind_and_a_step_that_never_comes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no kind of prompt is called 'huge_count'"):
+    with pytest.raises(InputError, match="no kind of prompt is called 'huge_count'; did you mean 'multi_count'"):
         pretrain(_recipe(tmp_path, "pretrain.draw_weights={huge_count: 0.1}"))
     assert not list(tmp_path.iterdir()), "before anything is made"
     with pytest.raises(RecipeError, match="9 is not one of the run's 3 steps"):

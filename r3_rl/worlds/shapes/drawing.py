@@ -70,6 +70,7 @@ def coverage(shape: np.ndarray, dx: np.ndarray, dy: np.ndarray, radius: np.ndarr
 def render(scenes: Sequence[Scene]) -> np.ndarray:
     """Draw scenes: float32 [B, 3, 36, 36] in [0, 1]. Rough objects are drawn as their `rough` and `wear` say.
 
+    >>> from r3_rl.worlds.shapes.scene import Obj
     >>> render([(Obj("red", "circle", 0, 0),), ()]).shape
     (2, 3, 36, 36)
     """
