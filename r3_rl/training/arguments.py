@@ -22,9 +22,9 @@ from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
+from r3_rl.training.from_trl import prompts_of
 from r3_rl.training.schedules import Schedule, SyntheticNodes
 from r3_rl.training.update import LossSettings
-from r3_rl.types import Prompt
 
 Scorer = Callable[..., Any]
 """Called with keywords, `(prompts, completions, images, **columns) -> scores`; may be asynchronous."""
@@ -100,12 +100,12 @@ def panel_of(scorers: Scorer | Sequence[Scorer], weights: Sequence[float] | None
     )
 
 
-def stream_of(prompts: PromptStream | Sequence[Prompt], args: R3Config) -> PromptStream:
-    """The stream of a list of prompts, in an order that follows from `data_seed`, else from `seed`."""
+def stream_of(prompts: Any, args: R3Config) -> PromptStream:
+    """The stream of a list of prompts or of a data set, in an order that follows from `data_seed`, else from `seed`."""
     if isinstance(prompts, PromptStream):
         return prompts
     seed = args.seed if args.data_seed is None else args.data_seed
-    return PromptStream(list(prompts), num_prompts=args.num_prompts, seed=seed)
+    return PromptStream(prompts_of(prompts), num_prompts=args.num_prompts, seed=seed)
 
 
 def schedule_of(

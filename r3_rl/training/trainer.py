@@ -25,10 +25,9 @@ from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Averages, combine
-from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_dropout, attach
+from r3_rl.policy.adapters import adapted_layers, adapter_dropout, attach
 from r3_rl.policy.base import Policy
 from r3_rl.policy.lora import drops
-from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.stopwatch import Stopwatch
 from r3_rl.scoring.panel import Panel
 from r3_rl.stages.protocol import PROTOCOLS
@@ -39,6 +38,7 @@ from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_w
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
 from r3_rl.training.fast import fast_update, fast_weights
+from r3_rl.training.from_trl import adapter_of
 from r3_rl.training.held import Held, Steps, alone
 from r3_rl.training.rates import over_epsilon_of, set_branch_rate
 from r3_rl.training.schedules import Collected, SyntheticNodes
@@ -46,7 +46,7 @@ from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.sharded import handed_over, keep_gradient
 from r3_rl.training.shards import Shards
 from r3_rl.training.update import UpdateStatistics, accumulate, step_sizes
-from r3_rl.types import Prompt, TextSegment, Verdict
+from r3_rl.types import TextSegment, Verdict
 
 
 class R3Trainer(Trainer):
@@ -56,11 +56,11 @@ class R3Trainer(Trainer):
         model: a `Policy` (its module is trained).
         reward_funcs: what is trained on: a panel, or one or several scorers called as TRL calls reward functions.
         args: `R3Config`.
-        train_dataset: prompts, as a list or as the `PromptStream` of a world.
+        train_dataset: prompts: a `datasets.Dataset` with a column `prompt`, a list, or the `PromptStream` of a world.
         eval_dataset: must be None; evaluation of the loop lies in `r3_rl.evaluate`.
         processing_class: the loop's settings (templates, sampling, drawing): what a tokenizer is to a text trainer.
         callbacks, optimizers: as in Trainer.
-        peft_config: `AdapterSettings`; None trains the full weights.
+        peft_config: `peft.LoraConfig` or `AdapterSettings`; None trains the full weights.
         eval_reward_funcs: held-out panel, scored and logged, never in the loss.
         base_fingerprint: of the base's folder, kept beside every saved adapter.
         synthetic: nodes that a world draws itself.
@@ -76,26 +76,27 @@ class R3Trainer(Trainer):
         model: Policy,
         reward_funcs: Panel | Scorer | Sequence[Scorer],
         args: R3Config,
-        train_dataset: PromptStream | Sequence[Prompt],
+        train_dataset: Any,
         eval_dataset: Any = None,
         processing_class: LoopSettings | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
-        peft_config: AdapterSettings | None = None,
+        peft_config: Any = None,
         *,
         eval_reward_funcs: Panel | None = None,
         base_fingerprint: str = "",
         synthetic: SyntheticNodes | None = None,
         on_collected: Callable[[int, Collected], None] | None = None,
     ) -> None:
-        refuse(args, eval_dataset, peft_config)
+        adapter = adapter_of(peft_config)
+        refuse(args, eval_dataset, adapter)
         self.policy, self.held_out = model, eval_reward_funcs
         self.panel = reward_funcs if isinstance(reward_funcs, Panel) else panel_of(reward_funcs, args.reward_weights)
         self.prompts = stream_of(train_dataset, args)
         self.loop = processing_class or LoopSettings(protocol=PROTOCOLS["compact"])
         self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
-        if peft_config is not None:
-            attach(model.module, peft_config, seed=args.seed)
+        if adapter is not None:
+            attach(model.module, adapter, seed=args.seed)
         self.shards: Shards | None = None
         if args.optimizer_parts:
             keep_base = bool(args.beta or args.image_beta)
