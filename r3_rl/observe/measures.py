@@ -27,6 +27,8 @@ class Measure:
     """`both`, `sampled` (several texts of one prompt, or their entropy), or `once` (no text is written for it)."""
     in_nats: bool = False
     """A mean in nats a token rather than a share."""
+    wanted: str = "more"
+    """`more`, `less` (damage), or `neither` (entropy): how the report colours a change."""
     compared: bool = True
     """False if before and after training cannot be told apart by it."""
 
@@ -64,7 +66,7 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
             label="Wrong drafts right after round #", hint="the policy's own wrong drafts", items=OWN
         ),
         "damage_round_#": Measure(
-            label="Right drafts wrong after round #", hint="the policy's own right drafts", items=OWN
+            label="Right drafts wrong after round #", hint="the policy's own right drafts", items=OWN, wanted="less"
         ),
     },
     "Looking or drawing again: the same number of images": {
@@ -123,8 +125,10 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
         ),
     },
     "Entropy of the sampled texts, nats a token": {
-        "entropy_plan": Measure(label="Plans", decoding="sampled", in_nats=True),
-        "entropy_critique": Measure(label="Critiques", items="pairs", decoding="sampled", in_nats=True),
+        "entropy_plan": Measure(label="Plans", decoding="sampled", in_nats=True, wanted="neither"),
+        "entropy_critique": Measure(
+            label="Critiques", items="pairs", decoding="sampled", in_nats=True, wanted="neither"
+        ),
     },
 }  # fmt: skip
 _MEASURES = {name: measure for group in GROUPS.values() for name, measure in group.items()}

@@ -107,7 +107,9 @@ def _difference(shown: Figure, row: Row, unit: str = "") -> list[Html]:
     if change is None:
         return [element("span", "–", class_="missing")]
     factor, digits = (100, 1) if row.is_share else (1, 3)
-    kind = "unsure" if not change.excludes_zero else "up" if change.mean > 0 else "down"
+    wanted = row.measure.wanted if row.measure else "more"
+    better = change.mean > 0 if wanted == "more" else change.mean < 0
+    kind = "unsure" if not change.excludes_zero or wanted == "neither" else "up" if better else "down"
     bounds = f"{_signed(factor * change.low, digits)} to {_signed(factor * change.high, digits)}"
     return [element("b", _signed(factor * change.mean, digits) + unit, class_=kind), element("small", bounds)]
 

@@ -7,6 +7,7 @@ import pytest
 from r3_rl.observe.evaluation import BY_TAG, OTHER, Evaluation, grouped_rows
 from r3_rl.observe.measures import GROUPS, HEADLINE, greedy, in_nats, measure_of, pattern, plain, plain_names
 from r3_rl.observe.statistics import Interval, share
+from r3_rl.observe.tables import before_after_table
 from r3_rl.observe.text_table import headline_lines, table_lines
 from tests.observe.runs import evaluation
 
@@ -49,6 +50,26 @@ def test_rows_hold_both_decodings():
     assert (kind.label, kind.hint, kind.greedy.after, kind.sampled.after) == ("counting", "draft", all_right, half)
     (other,) = groups[OTHER]
     assert (other.label, other.sampled.after, other.counts) == ("beauty 2", half, [2])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "colour"),
+    [
+        ("draft", 0.2, "up"),
+        ("draft", -0.2, "down"),
+        ("damage_round_1", 0.2, "down"),
+        ("damage_round_2", -0.2, "up"),
+        ("entropy_plan", -0.2, "unsure"),
+        ("beauty", 0.2, "up"),
+    ],
+)
+def test_a_change_is_coloured_by_what_is_wanted(name, change, colour):
+    sure = Interval(mean=change, low=change - 0.1, high=change + 0.1, count=9)
+    found = of(before={name: sure}, after={name: sure}, differences={name: sure})
+    assert f'class="{colour}"' in str(before_after_table(found))
+    unsure = Interval(mean=change, low=-0.5, high=0.5, count=9)
+    found = of(before={name: sure}, after={name: sure}, differences={name: unsure})
+    assert 'class="unsure"' in str(before_after_table(found))
 
 
 def test_entropies_are_no_shares_however_small():
