@@ -57,6 +57,8 @@ class Rehearsal:
     device: str
     schedule: str
     rounds: int
+    reason_steps: int = 1
+    """Of `tree` and `cotrain`: steps of drafts before each of the other kind."""
     num_steps: int
     num_prompts: int
     num_generations: int
@@ -120,6 +122,8 @@ class Rehearsal:
     def run_s(self) -> float:
         """Seconds of all steps; measurements, pictures and checkpoints come on top."""
         phases = PHASES[self.schedule]
+        if self.schedule in ("tree", "cotrain"):
+            phases = (*phases[:1] * self.reason_steps, *phases[1:])
         return self.num_steps * sum(map(self.step_s, phases)) / len(phases)
 
     def __str__(self) -> str:

@@ -102,6 +102,7 @@ def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Lo
         device=str(log.device),
         schedule=recipe.algorithm.schedule,
         rounds=recipe.rollout.rounds,
+        reason_steps=recipe.algorithm.tree.reason_steps,
         num_steps=recipe.training.max_steps,
         num_prompts=recipe.rollout.num_prompts,
         num_generations=recipe.rollout.num_generations,

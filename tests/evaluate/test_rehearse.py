@@ -58,6 +58,8 @@ def test_a_plan_follows_from_its_measurements():
     assert whole.peak == 1000 + 800 and whole.fits
     assert whole.largest_group == 20, "2000 bytes are left, a draft takes 50 of them, two prompts lie side by side"
     assert (whole.step_s("reason"), whole.step_s("refine"), whole.run_s) == (3.0, 5.0, 400.0)
+    assert plan(reason_steps=3).run_s == 100 * (3 * 3.0 + 5.0) / 4, "a refine step in four"
+    assert plan(schedule="draft_only", reason_steps=3).run_s == 300.0
     assert plan(rows=8).step_s("reason") == 5.0, "seconds of half the rollouts count twice, the optimiser's once"
     assert plan(schedule="full", rounds=2).step_s("full") == 2.0 + 2 * 4.0 + 1.0
     tight = plan(free=1700)
