@@ -65,6 +65,11 @@ class Node:
         return self if self.parent is None else self.parent.root
 
     @property
+    def way(self) -> list[Node]:
+        """The nodes from the root to this one, both included."""
+        return [self] if self.parent is None else [*self.parent.way, self]
+
+    @property
     def group(self) -> Node:
         """Whose rows are its peers, which an advantage compares: those of its text for one of a text's several images,
         else those of its root."""
@@ -184,12 +189,9 @@ def image_roots(images: Sequence[Node], *, num_rows: int = 1, first_row: int = 0
 
 def trajectory(leaf: Node) -> Trajectory:
     """The way from the root to a node: its images, each with the plan or the critique that led to it."""
-    way = [leaf]
-    while way[-1].parent is not None:
-        way.append(way[-1].parent)
     rounds: list[Round] = []
     text: Node | None = None
-    for node in reversed(way):
+    for node in leaf.way:
         if isinstance(node.sample, ImageSegment):
             said = text.critique if text else None
             plan = text.text if text and said is None else None

@@ -145,7 +145,7 @@ def _budget_problems(recipe: Recipe, config: BagelConfig) -> Iterator[tuple[Path
     needed: dict[str, int] = {}
     if recipe.algorithm.image_loss_weight > 0 and schedule != "critique_only":
         needed["draft"] = step * _num_scored(rollout.draft)
-        if schedule in ("tree", "full", "progressive"):
+        if schedule in ("tree", "full", "episode", "progressive"):
             needed["refinement"] = step + look + step * _num_scored(rollout.refine)
     if recipe.algorithm.text_loss_weight > 0 and schedule != "draft_only":
         needed["critique"] = look

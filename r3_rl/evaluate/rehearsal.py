@@ -12,6 +12,7 @@ from r3_rl.observe.progress import duration
 PHASES: dict[str, tuple[str, ...]] = {
     "tree": ("reason", "refine"),
     "full": ("full",),
+    "episode": ("episode",),
     "draft_only": ("reason",),
     "critique_only": ("critique",),
     "cotrain": ("reason", "critique"),
@@ -23,8 +24,9 @@ STAGES: dict[str, tuple[str, ...]] = {
     "refine": ("critique", "refinement", "score refinements", "update refinements", "optimiser"),
     "critique": ("plan", "draft", "score drafts", "critique", "update critiques", "optimiser"),
     "full": ("plan", "draft", "score drafts", "update drafts", "optimiser"),
+    "episode": ("plan", "draft", "score drafts", "optimiser"),
 }
-"""Kind of step -> its stages; a step of schedule `full` has those of `AGAIN` in every round beside them."""
+"""Kind of step -> its stages; a step of schedules `full` and `episode` has those of `AGAIN` in every round as well."""
 AGAIN = ("critique", "refinement", "score refinements", "update refinements")
 MOST_ROWS = 65536
 """Rollouts side by side, above which nobody asks."""
@@ -110,7 +112,7 @@ class Rehearsal:
 
     def step_s(self, phase: str) -> float:
         """Seconds of a step of this kind."""
-        names = [*STAGES[phase], *(AGAIN * self.rounds if phase == "full" else ())]
+        names = [*STAGES[phase], *(AGAIN * self.rounds if phase in ("full", "episode") else ())]
         ran = [(name, self.stages[name].seconds) for name in names if name in self.stages]
         return sum(seconds * (1 if name == "optimiser" else self._scale) for name, seconds in ran)
 

@@ -83,7 +83,7 @@ def _of_one_process(recipe: Recipe, processes: int) -> Recipe:
 
 def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Log, free: int) -> Rehearsal:
     names = list(dict.fromkeys(chain.from_iterable(STAGES[p] for p in PHASES[recipe.algorithm.schedule])))
-    if recipe.algorithm.schedule == "full":
+    if recipe.algorithm.schedule in ("full", "episode"):
         names += AGAIN
     resident = _resident(loaded, trainer)
     num_prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations

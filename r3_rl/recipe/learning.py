@@ -55,10 +55,11 @@ class ProgressiveSection(Section):
 class AlgorithmSection(Section):
     """Credit and losses."""
 
-    schedule: Literal["tree", "full", "draft_only", "critique_only", "cotrain", "progressive"] = Field(
+    schedule: Literal["tree", "full", "episode", "draft_only", "critique_only", "cotrain", "progressive"] = Field(
         "tree",
-        description="`tree` trains drafts and refinements in turn, `full` whole trajectories, `progressive` begins as "
-        "`cotrain` and becomes `tree`; others are baselines.",
+        description="`tree` trains drafts and refinements in turn, `full` whole trajectories, `episode` several rounds "
+        "from one draft with one advantage a trajectory, `progressive` begins as `cotrain` and becomes `tree`; others "
+        "are baselines.",
     )
     tree: TreeSection = section("The node pool of schedule `tree`.")
     progressive: ProgressiveSection = section("When schedule `progressive` joins drawing and understanding.")

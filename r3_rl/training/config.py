@@ -38,7 +38,7 @@ class R3Config(TrainingArguments):
     image_loss_weight: float = field(default=2.0, metadata={"help": "Weight of the image loss."})
     text_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the text loss."})
     schedule: str = field(
-        default="tree", metadata={"help": "tree, full, draft_only, critique_only, cotrain, progressive."}
+        default="tree", metadata={"help": "tree, full, episode, draft_only, critique_only, cotrain, progressive."}
     )
     apart_fraction: float = field(default=0.25, metadata={"help": "Share of the run before joint steps (progressive)."})
     ramp_fraction: float = field(default=0.5, metadata={"help": "Share in which they become the rule (progressive)."})

@@ -205,7 +205,7 @@ def _refine_items(
     after: torch.Tensor,
     well_formed: torch.Tensor,
     drawn: torch.Tensor,
-) -> dict[str, float]:
+) -> dict[str, torch.Tensor]:
     return {
         "refine/gain_mean": after - before,
         "refine/final_score": after,
@@ -234,6 +234,41 @@ def whole_trajectories(trajectories: Sequence[Trajectory]) -> dict[str, torch.Te
         "refine/frac_improved": gain > 0,
         "refine/frac_regressed": gain < 0,
     }
+
+
+def credit_trajectories(leaves: Sequence[Node], settings: CreditSettings) -> StageCredit:
+    """One advantage a trajectory, for every text and image below its root: what its last image scores, compared with
+    the trajectories that began at the same image. As they share the first image, a sum of gains compares alike.
+
+    A trajectory that ends in a malformed text earns that text's reward.
+
+    Args:
+        leaves: [R], where each row ends: an image, or a critique that ended the loop.
+        settings: how rewards become advantages.
+    """
+    score = _scores([next(node for node in reversed(leaf.way) if node.verdict is not None) for leaf in leaves])
+    well_formed = torch.tensor([leaf.well_formed for leaf in leaves])
+    reward = text_reward(score, well_formed, settings.form)
+    groups = numbered([leaf.root for leaf in leaves])
+    compared = advantages(reward, torch.tensor(groups), scale=settings.scale_rewards)
+    credits = [
+        _credit(node, value)
+        for leaf, value in zip(leaves, compared.values, strict=True)
+        for node in leaf.way[1:]
+        if node.sample is not None
+    ]
+    said = [node for leaf in leaves for node in leaf.way if node.critique is not None]
+    right = torch.tensor([_looked_at(node).perfect for node in said], dtype=torch.bool)
+    stopped = torch.tensor([node.said.stop for node in said], dtype=torch.bool)
+    drawn = torch.tensor([bool(node.said.instruction) for node in said], dtype=torch.bool)
+    items = {
+        "refine/frac_well_formed": torch.tensor([node.well_formed for node in said]),
+        "refine/frac_stopped": stopped,
+        "tree/frac_perfect": torch.tensor([leaf.root.perfect for leaf in leaves]),
+        **decisions(right, stopped=stopped, drawn=drawn),
+        **_common(score, reward, compared),
+    }
+    return _finish(credits, items, (groups, compared))
 
 
 def credit_critiques(critiques: Sequence[Node], settings: CreditSettings) -> StageCredit:

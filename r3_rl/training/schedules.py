@@ -1,8 +1,9 @@
 """What a turn rolls out: the schedules of Tree-RL and its baselines, as tables of phases.
 
-tree: reason phases (one, or `reason_steps`) and a refine phase in turn. full: whole trajectories. draft_only: reason
-phases alone. critique_only: critiques of drafts, judged by whether their decision is right. cotrain: reason phases and
-a critique phase in turn. progressive: begins as cotrain and becomes tree.
+tree: reason phases (one, or `reason_steps`) and a refine phase in turn. full: whole trajectories, credited round by
+round. episode: peers go on from one draft for several rounds, and one advantage reaches all that a trajectory holds.
+draft_only: reason phases alone. critique_only: critiques of drafts, judged by whether their decision is right. cotrain:
+reason phases and a critique phase in turn. progressive: begins as cotrain and becomes tree.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from r3_rl.balance.progressive import joint_share
-from r3_rl.nodes import Node, trajectory
+from r3_rl.nodes import Node, given_image, trajectory
 from r3_rl.observe.metrics import combine
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.pool import NodePool
@@ -29,6 +30,7 @@ from r3_rl.training.credit import (
     credit_critiques,
     credit_drafts,
     credit_refinements,
+    credit_trajectories,
     draft_scores,
     means,
     totals,
@@ -42,6 +44,7 @@ SyntheticNodes = Callable[[int, int], list[Node]]
 FIRST_PHASE = {
     "tree": "reason",
     "full": "full",
+    "episode": "episode",
     "draft_only": "reason",
     "critique_only": "critique",
     "cotrain": "reason",
@@ -55,7 +58,7 @@ class Collected:
     """A turn's rollouts with their credits."""
 
     phase: str
-    """reason, refine, full or critique."""
+    """reason, refine, full, episode or critique."""
     leaves: list[Node]
     """Where each row ends: an image, or a critique that ended the loop."""
     stages: list[StageCredit]
@@ -116,7 +119,12 @@ class Schedule:
         if phase == "refine":
             images = self._images(len(prompts), seed)
             return self._refine(images, seed, progress) if images else self._reason(prompts, seed, progress)
-        run = {"reason": self._reason, "full": self._full, "critique": self._critique}[phase]
+        run = {
+            "reason": self._reason,
+            "full": self._full,
+            "episode": self._episode,
+            "critique": self._critique,
+        }[phase]
         return run(prompts, seed, progress)
 
     def _phase(self, step: int, seed: int, progress: float) -> str:
@@ -153,17 +161,37 @@ class Schedule:
         """Trajectories side by side: the peers of a round are the trajectories of the same prompt."""
         drafts = self._drafts(prompts, seed, progress)
         stages = [credit_drafts(drafts, self.credit, self.rewards)]
-        ends = {draft.id.row: draft for draft in drafts}
-        alive = [draft for draft in drafts if draft.score is not None]
+        leaves = drafts
         for number in range(1, self.rounds + 1):
-            if not alive:
+            critiques, refined = self._round(leaves, number, seed, progress)
+            if not critiques:
                 break
-            critiques, refined = self.engine.round(alive, seed=round_seed(seed, number), progress=progress)
             stages.append(credit_refinements(critiques, refined, self.credit))
-            ends |= {c.id.row: image or c for c, image in zip(critiques, refined, strict=True)}
-            alive = [image for image in refined if image is not None and image.score is not None]
-        leaves = list(ends.values())
+            leaves = _grown(leaves, critiques, refined)
         return _collected("full", leaves, stages, items=whole_trajectories([trajectory(leaf) for leaf in leaves]))
+
+    def _episode(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
+        """One draft a prompt, not trained on; G peers go on from it."""
+        drafts = [draft for draft in self.engine.drafts(prompts, seed=seed) if draft.score is not None]
+        given = [given_image(draft.prompt, draft.image, verdict=draft.verdict) for draft in drafts]
+        critiques = self.engine.critiques(given, seed=round_seed(seed, 1), num_rows=self.num_generations)
+        refined = self.engine.refinements(critiques, seed=round_seed(seed, 1), progress=progress)
+        leaves = [image or critique for image, critique in zip(refined, critiques, strict=True)]
+        for number in range(2, self.rounds + 1):
+            critiques, refined = self._round(leaves, number, seed, progress)
+            leaves = _grown(leaves, critiques, refined)
+        walked = [trajectory(leaf) for leaf in leaves]
+        items = {**draft_scores(drafts), **whole_trajectories(walked)}
+        return _collected("episode", leaves, [credit_trajectories(leaves, self.credit)], items=items)
+
+    def _round(
+        self, leaves: Sequence[Node], number: int, seed: int, progress: float
+    ) -> tuple[list[Node], list[Node | None]]:
+        """A further round of the trajectories that end in a scored image; nothing where none does."""
+        alive = [leaf for leaf in leaves if leaf.score is not None]
+        if not alive:
+            return [], []
+        return self.engine.round(alive, seed=round_seed(seed, number), progress=progress)
 
     def _critique(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
         """Fresh drafts, not trained on, one of each group is critiqued by G peers."""
@@ -190,6 +218,13 @@ class Schedule:
         """Of the choice of images: every process has a pool of its own and chooses by itself."""
         first = self.engine.first_group
         return np.random.default_rng((seed, first) if first else seed)
+
+
+def _grown(leaves: Sequence[Node], critiques: Sequence[Node], refined: Sequence[Node | None]) -> list[Node]:
+    """The ends of all rows after a round that some of them went through."""
+    ends = {leaf.id.row: leaf for leaf in leaves}
+    ends |= {critique.id.row: image or critique for critique, image in zip(critiques, refined, strict=True)}
+    return list(ends.values())
 
 
 def _collected(

@@ -8,10 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r3_rl.nodes import Node, NodeId
+from r3_rl.nodes import Node, NodeId, prompt_roots
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.policy.base import Drawing
-from r3_rl.training.credit import CreditSettings, credit_critiques, credit_drafts, credit_refinements
+from r3_rl.training.credit import (
+    CreditSettings,
+    credit_critiques,
+    credit_drafts,
+    credit_refinements,
+    credit_trajectories,
+)
 from r3_rl.types import Critique, ImageSegment, Prompt, TextSegment, Verdict, still
 
 PLAIN = CreditSettings(gain="paper", format_mode="gate", format_weight=0.1)
@@ -242,6 +248,37 @@ def test_numbers_of_a_refine_step():
     assert m["refine/frac_wrong_edited"] == pytest.approx(2 / 3) and m["refine/frac_right_kept"] == 1
     assert m["image/count"] == 2 and m["completions/mean_length"] == 3 and m["completions/clipped_ratio"] == 0
     assert unknown_names(m) == []
+
+
+def test_a_trajectory_has_one_advantage_that_reaches_all_of_it():
+    """Four ways on from one wrong image: repaired in two rounds, stopped after one, stopped at once, malformed."""
+    (root,) = prompt_roots([PROMPT], num_rows=4)
+    root = replace(root, sample=still(BLANK), verdict=Verdict(total=0.25))
+
+    def critique(row, parent, instruction="e", *, formed=True):
+        said = Critique(segment=text(), well_formed=formed, stop=formed and not instruction, instruction=instruction)
+        return Node(
+            id=NodeId(row=row, depth=parent.id.depth + 1), prompt=PROMPT, stage="critique", parent=parent,
+            sample=said.segment, critique=said, well_formed=formed,
+        )  # fmt: skip
+
+    def refined(row, parent, score):
+        place = NodeId(row=row, depth=parent.id.depth + 1)
+        verdict = Verdict(total=score)
+        return Node(id=place, prompt=PROMPT, stage="refinement", parent=parent, sample=image(), verdict=verdict)
+
+    twice = refined(0, critique(0, refined(0, critique(0, root), 0.5)), 1.0)
+    once = critique(1, refined(1, critique(1, root), 0.75), "")
+    leaves = [twice, once, critique(2, root, ""), critique(3, root, "", formed=False)]
+    stage = credit_trajectories(leaves, replace(PLAIN, format_weight=0.0))
+    rewards = torch.tensor([1.0, 0.75, 0.25, 0.0])  # what the last image scores; nothing for a malformed end
+    a, b, c, d = (rewards - rewards.mean()).tolist()
+    assert [round(credit.advantage, 5) for credit in stage.credits] == pytest.approx([a] * 4 + [b] * 3 + [c, d])
+    assert [credit.stage[0] for credit in stage.credits] == list("crcrcrccc")
+    assert stage.metrics["refine/frac_wrong_edited"] == pytest.approx(3 / 6) and stage.num_groups == 1
+    assert stage.metrics["refine/frac_stopped"] == pytest.approx(2 / 6) and unknown_names(stage.metrics) == []
+    missing = credit_trajectories([refined(0, critique(0, root), None), once, leaves[2]], PLAIN)
+    assert [round(x.advantage, 5) for x in missing.credits] == [0.25] * 3 + [-0.25], "a missing score is no loss"
 
 
 def test_critiques_alone_are_judged_by_their_decision():

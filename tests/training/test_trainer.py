@@ -104,7 +104,9 @@ def untimed(rows):
     ]
 
 
-@pytest.mark.parametrize("schedule", ["tree", "full", "draft_only", "critique_only", "cotrain", "progressive"])
+@pytest.mark.parametrize(
+    "schedule", ["tree", "full", "episode", "draft_only", "critique_only", "cotrain", "progressive"]
+)
 def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
     trainer = make(tmp_path, schedule=schedule, probe_every=1, rounds=2, beta=0.01, image_beta=0.01)
     before = weights(trainer)
@@ -116,7 +118,7 @@ def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
         assert row["grad_norm"] > 0 and row["time/step_s"] > 0 and row["rewards/red/mean"] > 0
         assert row["ratio/text_deviation"] < 1e-4
     stages = {name for row in rows for name in row if name.startswith(("refine/", "image/loss", "time/"))}
-    assert ("refine/gain_mean" in stages) is (schedule in ("tree", "full", "progressive"))
+    assert ("refine/gain_mean" in stages) is (schedule in ("tree", "full", "episode", "progressive"))
     assert ("image/loss" in stages) is (schedule != "critique_only")
     assert ("time/critique_s" in stages) is (schedule != "draft_only")
     assert "refine/draft_score" in stages
