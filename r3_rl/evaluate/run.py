@@ -47,6 +47,9 @@ from r3_rl.training.fast import fast_weights
 from r3_rl.training.schedules import Collected
 from r3_rl.training.trainer import R3Trainer
 
+AGAIN = 1.3
+"""How long the second measurement takes, over the first: it has the policy's own wrong drafts read by two critics."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunResult:
@@ -69,11 +72,13 @@ def train(
     folder: Path | None = None,
     source: str | None = None,
     headline: bool = True,
+    limit_s: float | None = None,
 ) -> RunResult:
     """Runs a recipe. `resume`: folder of an interrupted run. `bench`: what is measured before and after (by default
     the embedded world's sets, of `training.eval_prompts` prompts; other data are judged by their rewards alone).
     `source`: the recipe as the user wrote it, kept next to the resolved one. `headline`: False leaves the last lines,
-    the figures to remember, to a caller who has more to print.
+    the figures to remember, to a caller who has more to print. `limit_s`: seconds for all of it; training ends in time
+    to measure again, as far as the first measurement tells.
 
     In a process that `torchrun` started it joins the others: all roll out and learn, the first one measures and writes.
     """
@@ -104,7 +109,11 @@ def train(
         # the swap test asks the base after training, when the processes that hold parts of it have left
         loaded.policy.remember_base(on_host=True)
     gallery = _gallery(recipe, loaded, trainer, bench, recorder)
+    loading_s = time.monotonic() - begin
     before = _measure(bench, loaded, settings, gallery, "before", 0, base=True) if bench else None
+    if limit_s is not None:
+        measuring_s = time.monotonic() - begin - loading_s
+        trainer.args.time_budget_s = max(limit_s - loading_s - (1 + AGAIN) * measuring_s, 0.0)
     trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
     progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
     with closing(trainer), InterruptCallback() as interrupt, progress:

@@ -93,14 +93,15 @@ class InterruptCallback(TrainerCallback):
 
 
 class TimeBudgetCallback(TrainerCallback):
-    """Ends the run after a number of seconds, at the end of a step."""
+    """Ends the run after `time_budget_s` of the arguments, as it stands when training begins, at the end of a step."""
 
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds, self.begin = seconds, 0.0
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self.begin = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Starts the clock."""
-        self.begin = time.monotonic()
+        self.seconds, self.begin = args.time_budget_s, time.monotonic()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stops when the time is up."""

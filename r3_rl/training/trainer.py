@@ -108,7 +108,7 @@ class R3Trainer(Trainer):
             model=Held(model.module, masters),
             args=args,
             train_dataset=Steps(args.max_steps),
-            callbacks=[*(callbacks or []), TimeBudgetCallback(args.time_budget_s)],
+            callbacks=[*(callbacks or []), TimeBudgetCallback()],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False

@@ -101,7 +101,7 @@ def test_in_a_narrow_terminal_no_line_is_longer_and_no_figure_is_broken(capsys, 
 
 def test_the_last_thing_that_the_demo_prints_is_its_headline(evaluation, capsys, monkeypatch, tmp_path):
     def trained(recipe, **options):
-        assert options["headline"] is False
+        assert options["headline"] is False and options["limit_s"] == 360
         print("report")
         return RunResult(folder=tmp_path, before=None, after=None, interrupted=False, evaluation=evaluation)
 

@@ -175,6 +175,14 @@ def assert_same_adapter(one, other):
     assert all(torch.equal(a[name], b[name]) for name in a) and a.keys() == b.keys()
 
 
+@pytest.mark.parametrize(("limit_s", "steps"), [(0.01, 1), (3600.0, 4)])
+def test_training_leaves_time_to_measure_again(recipe, limit_s, steps):
+    """However little there is, one step is made and the run is measured and reported as any other."""
+    result = train(recipe(), bench=bench(), limit_s=limit_s)
+    assert [row["step"] for row in read_lines(result.folder / "metrics.jsonl").rows] == list(range(1, steps + 1))
+    assert result.after is not None and (result.folder / "report.html").is_file()
+
+
 def test_an_interrupted_run_goes_on_where_it_was(recipe, whole, monkeypatch, capsys):
     build = runs.build_trainer
 
