@@ -19,10 +19,14 @@ from r3_rl.balance.gradients import Balancer
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.training.shards import Shards
 from r3_rl.training.update import LossSettings, UpdateStatistics, accumulate, step_sizes
-from tests.policy.tiny import tiny_policy
+from r3_rl.types import Prompt
+from tests.policy.tiny import PROMPTS, tiny_policy
 from tests.training.rollouts import gradient, step_credits, trained_policy
 from tests.training.test_trainer import make, reddish, run, untimed, weights
 
+DISTINCT = (*PROMPTS, Prompt(text="a green cross"))
+"""As many as a step takes. A prompt that comes twice is read once where one process has both groups and twice where two
+have one each, which rounds differently."""
 SHARES: dict[str, tuple[tuple[str, ...], ...]] = {
     "texts_and_images": (("plan", "critique"), ("draft", "refinement")),
     "none": (("plan", "draft", "critique", "refinement"), ()),
@@ -48,7 +52,7 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
     if "full" in options:
         options = {**options, "policy": whole_policy(options["full"]), "lora": None}
         del options["full"]
-    trainer = make(folder / "run", **options)
+    trainer = make(folder / "run", dataset=DISTINCT, **options)
     seen: list[dict[str, Any]] = []
 
     def keep(step: int, collected: Any) -> None:
