@@ -63,16 +63,14 @@ def test_two_processes_with_parts_are_the_run_of_one(tmp_path, dtype):
     assert {n["wrapper"] for n in two.numbers} == {"Held"}
     assert largest_gap(*two.tensors) == 0 == largest_gap(again.tensors[0], two.tensors[0])
     assert again.numbers[1]["rows"][-1] == two.numbers[1]["rows"][-1]
-    # other rows are another packing: gradients differ by 1e-6 of their norm, and AdamW turns what is noise in elements
-    # near its epsilon into movement; in bfloat16 the first step alone moves by a third; later texts differ
-    num_steps, gap = (3, 2e-3) if dtype == "float32" else (1, 0.5)
+    # bfloat16 rounds the gradients of a pass: another packing alone moves the first step by a sixth; later texts differ
+    num_steps, gap = (3, 1e-4) if dtype == "float32" else (1, 0.1)
     ours, single = (saved(f / "run" / f"checkpoint-{num_steps}", dtype) for f in (tmp_path, tmp_path / "alone"))
     assert distance(ours, single) < gap * distance(single, start(dtype))
     rows = zip(two.numbers[0]["rows"][:num_steps], one.numbers[0]["rows"][:num_steps], strict=True)
     for row, expected in rows:
         for name in NUMBERS if dtype == "float32" else ("grad_norm", "reward", "num_tokens"):
-            close = 1e-3 if dtype == "float32" else 1e-2
-            assert row[name] == pytest.approx(expected[name], rel=close, abs=1e-6), name
+            assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), name
     folder = tmp_path / "run" / "checkpoint-2"
     assert load_file(folder / "model.safetensors").keys() == whole_policy(dtype).module.state_dict().keys()
     masters = load_file(folder / "masters_1.safetensors")
