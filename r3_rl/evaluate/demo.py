@@ -14,7 +14,7 @@ from r3_rl.observe.recorder import new_run_folder
 from r3_rl.recipe_io import find_recipe, load_recipe
 
 MAX_STEPS = 160
-"""What two idle cores train in about four and a half minutes."""
+"""About what two idle cores train in six minutes beside measuring; on a slower machine the clock ends it before."""
 
 
 def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> RunResult:
