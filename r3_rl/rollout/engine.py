@@ -18,14 +18,16 @@ from r3_rl.policy.base import Drawing, Policy
 from r3_rl.rollout.rows import Parts, round_seed, row_seeds
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.stages import CRITIQUE, DRAFT, PLAN, REFINEMENT
-from r3_rl.stages.base import DrawingStage, WritingStage
+from r3_rl.stages.base import DrawingStage, Reading, Stage, WritingStage
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
-from r3_rl.types import ImageSegment, Prompt, Trajectory, Verdict
+from r3_rl.types import ImageSegment, Prompt, TextSegment, Trajectory, Verdict
 
 Submit = Callable[[ScoreBatch], Future[list[Verdict]]]
 """The panel's `submit`."""
 Watch = Callable[[str, int], AbstractContextManager[None]]
 """Stage and its rows side by side -> a block around the work: for clocks and memory."""
+_WHOLE = Reading(well_formed=True)
+"""Of an image, which has no form to miss."""
 _T = TypeVar("_T")
 
 
@@ -40,6 +42,20 @@ class _Child:
     id: NodeId
     num_rows: int
     parent: Node
+
+    def node(self, stage: Stage, sample: TextSegment | ImageSegment, reading: Reading) -> Node:
+        """What the policy made of it."""
+        return Node(
+            id=self.id,
+            prompt=self.parent.prompt,
+            stage=stage.name,
+            num_rows=self.num_rows,
+            parent=self.parent,
+            sample=sample,
+            critique=reading.critique,
+            well_formed=reading.well_formed,
+            num_refinements=self.parent.num_refinements + (stage is REFINEMENT),
+        )
 
 
 @dataclass(kw_only=True)
@@ -68,23 +84,7 @@ class Engine:
         seeds = _seeds(seed, stage.number, children)
         with self.watch(stage.name, len(children)):
             texts = self.policy.write([contexts[c.parent] for c in children], stage.sampling(self.settings), seeds)
-        nodes = []
-        for child, text in zip(children, texts, strict=True):
-            reading = stage.read(text, self.settings)
-            nodes.append(
-                Node(
-                    id=child.id,
-                    prompt=child.parent.prompt,
-                    stage=stage.name,
-                    num_rows=child.num_rows,
-                    parent=child.parent,
-                    sample=text,
-                    critique=reading.critique,
-                    well_formed=reading.well_formed,
-                    num_refinements=child.parent.num_refinements,
-                )
-            )
-        return nodes
+        return [c.node(stage, text, stage.read(text, self.settings)) for c, text in zip(children, texts, strict=True)]
 
     def draw(
         self,
@@ -125,7 +125,7 @@ class Engine:
                     _at(asked, seeds),
                     _at(asked, noise),
                 )
-            made = [_image_node(stage, children[i], image) for i, image in zip(asked, images, strict=True)]
+            made = [children[i].node(stage, image, _WHOLE) for i, image in zip(asked, images, strict=True)]
             for i, node in zip(asked, made, strict=True):
                 out[i] = node
             if self.submit is not None:
@@ -204,18 +204,6 @@ def run_loop(
 
 def _children(parents: Sequence[Node], each: int) -> list[_Child]:
     return [_Child(id=i, num_rows=n, parent=parent) for parent in parents for i, n in parent.rows(each)]
-
-
-def _image_node(stage: DrawingStage, child: _Child, image: ImageSegment) -> Node:
-    return Node(
-        id=child.id,
-        prompt=child.parent.prompt,
-        stage=stage.name,
-        num_rows=child.num_rows,
-        parent=child.parent,
-        sample=image,
-        num_refinements=child.parent.num_refinements + (stage is REFINEMENT),
-    )
 
 
 def _seeds(seed: int, stage: int, children: Sequence[_Child]) -> list[int]:
