@@ -548,6 +548,14 @@ def test_nodes_drawn_by_the_world_fill_their_share(tmp_path):
     assert before.count(0.2) == 2 * 3 and len(before) == 4 * 3
 
 
+@pytest.mark.parametrize(("schedule", "second"), [("tree", "refine"), ("cotrain", "critique")])
+@pytest.mark.parametrize("reason_steps", [1, 2, 3])
+def test_so_many_reason_steps_come_before_each_other_one(tmp_path, schedule, second, reason_steps):
+    made = make(tmp_path, schedule=schedule, reason_steps=reason_steps).schedule
+    turn = ["reason"] * reason_steps + [second]
+    assert [made._phase(step, seed=step, progress=0.0) for step in range(2 * len(turn))] == 2 * turn
+
+
 def test_a_tree_without_a_mixed_group_draws_more_drafts(tmp_path):
     trainer = make(tmp_path, refine_node_choice="spread_only")
     phases = []
