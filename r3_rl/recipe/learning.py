@@ -125,7 +125,9 @@ class TrainingSection(Section):
 
     max_steps: int = Field(100, ge=1, description="Updates of the weights.")
     time_budget_s: float | None = Field(
-        None, gt=0, description="Seconds after which the run ends early; null is no limit."
+        None,
+        gt=0,
+        description="Seconds after which the run ends early, the learning rate's course with it; null is no limit.",
     )
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
     image_learning_rate: float | None = Field(

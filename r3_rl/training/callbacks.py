@@ -98,12 +98,17 @@ class TimeBudgetCallback(TrainerCallback):
     def __init__(self) -> None:
         self.seconds: float | None = None
         self.begin = 0.0
+        self.used = 0.0
+        """Share of the time that had passed at the end of the last step, equal in all processes; 0 without a limit."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Starts the clock."""
-        self.seconds, self.begin = args.time_budget_s, time.monotonic()
+        self.seconds, self.begin, self.used = args.time_budget_s, time.monotonic(), 0.0
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stops when the time is up."""
-        if self.seconds is not None and any(ranks.everyone(time.monotonic() - self.begin > self.seconds)):
+        if self.seconds is None:
+            return
+        self.used = max(ranks.everyone((time.monotonic() - self.begin) / max(self.seconds, 1e-9)))
+        if self.used > 1:
             control.should_training_stop = True

@@ -1,4 +1,4 @@
-"""A learning rate of its own for one branch, and whether the optimiser's epsilon lets it act.
+"""A learning rate of its own for one branch, one that ends with the clock, and whether AdamW's epsilon lets it act.
 
 AdamW takes steps of the rate's size however small the gradient is, so the weight of a loss does not make a branch move
 less; only its rate does. That ends where the gradient's elements come near the epsilon.
@@ -6,10 +6,11 @@ less; only its rate does. That ends where the gradient's elements come near the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from r3_rl.errors import InputError
 from r3_rl.policy.adapters import branch_of
@@ -44,6 +45,29 @@ def set_branch_rate(
         moved += len(ours)
     if not moved:
         raise InputError(f"nothing of the {branch} branch is trained", hint="leave its learning rate out")
+
+
+def ending_in_time(scheduler: LambdaLR, used: Callable[[], float], *, total_steps: int) -> LambdaLR:
+    """The same course of the rate, over the steps or over the time, whichever is further on.
+
+    rate(step) = course(max(step, used() * total_steps)). A run that its clock ends would otherwise stop at a rate that
+    was meant for its middle, and what it learned last is wherever such steps leave it.
+
+    Args:
+        scheduler: fresh, on its optimiser.
+        used: share of the time that has passed, 0 to 1.
+        total_steps: of the course.
+
+    >>> optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    >>> falling = LambdaLR(optimizer, lambda step: 1 - step / 10)
+    >>> ending_in_time(falling, lambda: 0.4, total_steps=10).get_last_lr()
+    [0.6]
+    """
+
+    def hurried(course: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: course(max(step, min(int(used() * total_steps), total_steps)))
+
+    return LambdaLR(scheduler.optimizer, [hurried(course) for course in scheduler.lr_lambdas])
 
 
 def over_epsilon_of(names: Mapping[nn.Parameter, str], epsilon: float) -> dict[str, float]:

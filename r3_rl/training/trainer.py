@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
@@ -40,7 +41,7 @@ from r3_rl.training.credit import Credit
 from r3_rl.training.fast import fast_update, fast_weights
 from r3_rl.training.from_trl import adapter_of
 from r3_rl.training.held import Held, Steps, alone
-from r3_rl.training.rates import over_epsilon_of, set_branch_rate
+from r3_rl.training.rates import ending_in_time, over_epsilon_of, set_branch_rate
 from r3_rl.training.schedules import Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.sharded import handed_over, keep_gradient
@@ -104,11 +105,12 @@ class R3Trainer(Trainer):
         elif not adapted_layers(model.module):
             model.remember_base(on_host=not (args.beta or args.image_beta))
         masters = self.shards.masters if self.shards else {}
+        self.time_budget = TimeBudgetCallback()
         super().__init__(
             model=Held(model.module, masters),
             args=args,
             train_dataset=Steps(args.max_steps),
-            callbacks=[*(callbacks or []), TimeBudgetCallback()],
+            callbacks=[*(callbacks or []), self.time_budget],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
@@ -215,6 +217,14 @@ class R3Trainer(Trainer):
             publish = self.shards.publish
             optimizer.register_step_post_hook(lambda *_: publish())
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Trainer's; under a limit of time the course ends with it."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.args.time_budget_s is not None and isinstance(scheduler, LambdaLR):
+            scheduler = ending_in_time(scheduler, lambda: self.time_budget.used, total_steps=num_training_steps)
+            self.lr_scheduler = scheduler
+        return scheduler
 
     def _trained_names(self) -> dict[nn.Parameter, str]:
         """Names of what the optimiser steps; a master has that of its weight."""

@@ -389,6 +389,19 @@ def test_a_time_budget_ends_the_run(tmp_path):
     assert trainer.state.global_step == 1
 
 
+def test_under_a_time_budget_the_rate_falls_with_the_clock(tmp_path):
+    trainer = make(tmp_path, max_steps=10, time_budget_s=1.0, lr_scheduler_type="linear", warmup_steps=0)
+    trainer.create_optimizer_and_scheduler(10)
+    for trainer.time_budget.used in (0.0, 0.45, 0.3, 2.0):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        step = trainer.lr_scheduler.last_epoch
+        course = max(step, min(int(10 * trainer.time_budget.used), 10))
+        expected = trainer.args.learning_rate * (1 - course / 10)
+        assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(expected)
+    trainer.close()
+
+
 def test_the_first_interrupt_finishes_and_saves(tmp_path, capsys):
     before = signal.getsignal(signal.SIGINT)  # a shell's background job starts with the signal ignored
     trainer = make(tmp_path, max_steps=50, schedule="draft_only", num_iterations=2, save_steps=2)
