@@ -28,15 +28,15 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
 """Metric, its label and its format, in the order in which they are shown; a metric that never came is left out."""
 
 
-def fields(metrics: Mapping[str, Any], *, seconds_per_step: float | None, steps_left: int) -> dict[str, str]:
+def fields(metrics: Mapping[str, Any], *, seconds_per_step: float | None, left_s: float) -> dict[str, str]:
     """The label -> text pairs that both the live line and the plain line are made of.
 
     Args:
         metrics: the latest value of each metric.
         seconds_per_step: running mean; None before the first step is done.
-        steps_left: steps still to go.
+        left_s: seconds still to go.
 
-    >>> fields({"refine/draft_score": 0.5, "refine/gain_mean": 0.1}, seconds_per_step=1.5, steps_left=100)
+    >>> fields({"refine/draft_score": 0.5, "refine/gain_mean": 0.1}, seconds_per_step=1.5, left_s=150)
     {'draft': '0.500', 'gain': '+0.100', 's/step': '1.50', 'left': '2 min 30 s'}
     """
     shown = {}
@@ -46,7 +46,7 @@ def fields(metrics: Mapping[str, Any], *, seconds_per_step: float | None, steps_
             shown[label] = how.format(float(value)) if math.isfinite(float(value)) else "not finite"
     if seconds_per_step is not None:
         shown["s/step"] = f"{seconds_per_step:.2f}"
-        shown["left"] = duration(seconds_per_step * steps_left)
+        shown["left"] = duration(left_s)
     return shown
 
 
@@ -94,6 +94,7 @@ class RunProgress:
         self._latest: dict[str, Any] = {}
         self._step, self._step_began = 0, clock()
         self._seconds_per_step: float | None = None
+        self._ends_at = math.inf
         self._printed_at = -math.inf
         self._bar: Progress | None = None
         self._live: Live | None = None
@@ -117,9 +118,11 @@ class RunProgress:
         if self._live is not None:
             self._live.stop()
 
-    def begin(self, step: int) -> None:
-        """Training begins, after `step` steps that a resumed run has done: the clock of the next step starts here."""
+    def begin(self, step: int, *, limit_s: float | None = None) -> None:
+        """Training begins, after `step` steps that a resumed run has done: the clock of the next step starts here, and
+        that of a limit of time."""
         self._step, self._step_began = step, self._clock()
+        self._ends_at = math.inf if limit_s is None else self._step_began + limit_s
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
@@ -132,9 +135,9 @@ class RunProgress:
             self._seconds_per_step = latest if past is None else SMOOTHING * past + (1 - SMOOTHING) * latest
             self._step, self._step_began = step, now
         self._latest.update({name: value for name, value in metrics.items() if value is not None})
-        shown = fields(
-            self._latest, seconds_per_step=self._seconds_per_step, steps_left=max(0, self.total_steps - step)
-        )
+        by_steps = (self._seconds_per_step or 0.0) * max(0, self.total_steps - step)
+        left_s = min(by_steps, max(0.0, self._ends_at - now))
+        shown = fields(self._latest, seconds_per_step=self._seconds_per_step, left_s=left_s)
         if self._bar is not None and self._live is not None:
             numbers = Text("   ").join(Text.assemble((label, "dim"), " ", text) for label, text in shown.items())
             self._bar.update(self._bar.task_ids[0], completed=step)

@@ -27,7 +27,7 @@ class RecordCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Steps that a resumed run has done took none of this run's time."""
-        self.progress.begin(state.global_step)
+        self.progress.begin(state.global_step, limit_s=args.time_budget_s)
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any

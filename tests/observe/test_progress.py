@@ -18,12 +18,12 @@ class Clock:
         return self.now
 
 
-def show(*, terminal, seconds=2.0, steps=20, resumed=0):
+def show(*, terminal, seconds=2.0, steps=20, resumed=0, limit_s=None):
     clock, out = Clock(), io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=100, color_system=None, legacy_windows=False)
     with RunProgress("shapes [r3]", total_steps=steps, console=console, clock=clock) as progress:
         clock.now += 50  # loading a checkpoint
-        progress.begin(resumed)
+        progress.begin(resumed, limit_s=limit_s)
         for step in range(resumed + 1, steps + 1):
             clock.now += seconds
             progress.update(step, METRICS if step % 2 else {"reward": 0.75})
@@ -53,6 +53,11 @@ def test_a_terminal_shows_the_same_numbers_in_place():
 def test_a_resumed_run_counts_only_its_own_seconds():
     lines = show(terminal=False, resumed=10).splitlines()
     assert "step 11/20" in lines[0] and "s/step 2.00  left 18 s" in lines[0]
+
+
+def test_a_run_that_its_clock_ends_says_the_time_until_then():
+    lines = show(terminal=False, limit_s=25.0).splitlines()
+    assert "step 6/20" in lines[1] and lines[1].endswith("left 13 s")
 
 
 def test_a_value_that_is_not_finite_is_said():
