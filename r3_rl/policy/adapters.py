@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from r3_rl.errors import CheckpointError, InputError
-from r3_rl.policy.bagel.weights import describe_mismatch
 from r3_rl.policy.lora import (
     NAME,
     TARGETS,
@@ -40,6 +39,7 @@ from r3_rl.policy.lora import (
     remove,
     swapped,
 )
+from r3_rl.policy.weights import describe_mismatch
 
 __all__ = [
     "AdapterSettings",
@@ -69,7 +69,7 @@ def attach(module: nn.Module, settings: AdapterSettings, *, seed: int) -> nn.Mod
     A ~ uniform(+-1 / sqrt(inputs)), B = 0, both float32 whatever the base's type.
 
     Args:
-        module: a BAGEL module of any size, without an adapter.
+        module: of any backbone, without an adapter.
         settings: size and place.
         seed: of A; the same seed gives the same adapter on every device.
 
@@ -176,7 +176,7 @@ def save_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str, rec
     Args:
         module: adapted by `attach` or `load_adapter`.
         folder: created when missing.
-        fingerprint: of the base's folder, from `bagel.checkpoint.fingerprint`.
+        fingerprint: of the base's weights.
         recipe_text: YAML.
     """
     folder = Path(folder)

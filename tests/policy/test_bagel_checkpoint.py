@@ -174,7 +174,7 @@ def test_shards_are_one_checkpoint(folder, model):
 
 def test_reopening_a_file_on_the_way_changes_nothing(folder, model, monkeypatch):
     whole = fingerprint(folder)
-    monkeypatch.setattr("r3_rl.policy.bagel.weights._MAPPED_BYTES", 2000)
+    monkeypatch.setattr("r3_rl.policy.weights._MAPPED_BYTES", 2000)
     assert fingerprint(folder) == whole
     assert same(load_bagel(folder).state_dict(), model.state_dict())
 

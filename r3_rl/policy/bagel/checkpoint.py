@@ -25,17 +25,13 @@ from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.model import Bagel, PositionTable
 from r3_rl.policy.bagel.reader import special_token_ids
 from r3_rl.policy.bagel.vision import sincos_table
-from r3_rl.policy.bagel.weights import (
-    AUTOENCODER_FILES,
-    MODEL_FILES,
-    WeightFiles,
-    find_weights,
-    fingerprint,
-    refuse_mismatch,
-)
+from r3_rl.policy.weights import WeightFiles, digest, find_weights, refuse_mismatch
 
 __all__ = ["fingerprint", "load_autoencoder", "load_bagel", "random_bagel", "save_bagel"]
 
+MODEL_FILES = ("ema.safetensors", "model.safetensors", "bagel_tiny.safetensors")
+"""Where the weights may lie, the released name first."""
+AUTOENCODER_FILES = ("ae.safetensors", "ae_tiny.safetensors")
 QWEN_TOKEN_IDS = {"bos_token_id": 151644, "eos_token_id": 151645, "start_of_image": 151652, "end_of_image": 151653}
 """Special token ids of the released vocabulary, for random weights: they know no words and need no tokenizer."""
 
@@ -121,6 +117,15 @@ def random_bagel(
             table = sincos_table(module.side, config.llm.hidden_size)
             _assign(model, f"{name}.pos_embed", table.to(device=device, dtype=dtype))
     return model
+
+
+def fingerprint(folder: str | Path) -> str:
+    """`digest` of the weights of a folder, the autoencoder's included where it has a file."""
+    folder = Path(folder)
+    sources = {"": find_weights(folder, MODEL_FILES)}
+    if any((folder / name).is_file() for name in AUTOENCODER_FILES):
+        sources["autoencoder."] = find_weights(folder, AUTOENCODER_FILES)
+    return digest(sources)
 
 
 def save_bagel(model: Bagel, autoencoder: Autoencoder, tokenizer: Any, folder: str | Path) -> None:

@@ -17,28 +17,7 @@ from torch import Tensor, uint8
 
 from r3_rl.errors import CheckpointError
 
-MODEL_FILES = ("ema.safetensors", "model.safetensors", "bagel_tiny.safetensors")
-"""Where the weights may lie, the released name first."""
-AUTOENCODER_FILES = ("ae.safetensors", "ae_tiny.safetensors")
 _MAPPED_BYTES = 256 * 1024**2
-
-
-def fingerprint(folder: str | Path) -> str:
-    """SHA-256 (hex) over names, types, shapes and contents of all weights of a folder, whatever files hold them.
-
-    An adapter remembers it and is refused on any other base. Reads one tensor at a time.
-    """
-    folder = Path(folder)
-    digest = hashlib.sha256()
-    sources = [("", find_weights(folder, MODEL_FILES))]
-    if any((folder / name).is_file() for name in AUTOENCODER_FILES):
-        sources.append(("autoencoder.", find_weights(folder, AUTOENCODER_FILES)))
-    for prefix, source in sources:
-        for name, tensor in source.tensors():
-            digest.update(f"{prefix}{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            if tensor.numel():
-                digest.update(tensor.contiguous().flatten().view(uint8).numpy())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +76,23 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path} is missing", hint="the index names it; is the download complete?") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})", hint="download it again") from error
+
+
+def digest(sources: Mapping[str, WeightFiles]) -> str:
+    """SHA-256 (hex) over names, types, shapes and contents of all weights, whatever files hold them.
+
+    An adapter remembers it and is refused on any other base. Reads one tensor at a time.
+
+    Args:
+        sources: the files of each module; the key goes before the names of its tensors.
+    """
+    found = hashlib.sha256()
+    for prefix, source in sources.items():
+        for name, tensor in source.tensors():
+            found.update(f"{prefix}{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            if tensor.numel():
+                found.update(tensor.contiguous().flatten().view(uint8).numpy())
+    return found.hexdigest()
 
 
 def find_weights(folder: Path, names: tuple[str, ...]) -> WeightFiles:
