@@ -18,7 +18,7 @@ from pathlib import Path
 from embedded import load_embedded
 from machine import Report
 
-from r3_rl.assemble import shapes_tags
+from r3_rl.assemble import world_tags
 from r3_rl.evaluate.measured import Measured, differences, entropies
 from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.nodes import prompt_roots
@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
 def bench_of(prompts: int, rounds: int, tags: Sequence[str] | None) -> ShapesBench:
     """The demo's sets where `prompts` is 320."""
     if not tags:
-        tags = shapes_tags(load_recipe("shapes_r3").data)
+        tags = world_tags(load_recipe("shapes_r3").data)
     share = prompts / 320
     return ShapesBench(
         num_prompts=prompts,

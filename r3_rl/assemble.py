@@ -28,7 +28,7 @@ from r3_rl.stages.protocol import PROTOCOLS
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.config import R3Config
 from r3_rl.training.sharded import checked_settings
-from r3_rl.worlds.shapes.shipped import weights_folder
+from r3_rl.worlds.base import chosen_tags, find_world
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,20 +41,21 @@ class LoadedPolicy:
     dtype: torch.dtype
 
 
-def base_folder(model: ModelSection) -> Path:
-    """The folder of a recipe's base weights, fetched from the hub where `path` is a name there."""
+def base_folder(model: ModelSection, *, world: str | None = None) -> Path:
+    """The folder of a recipe's base weights, fetched from the hub where `path` is a name there; without a path those
+    that ship with a world, by default the embedded one."""
     if model.path is not None and is_hub_id(model.path):
         folder = fetch(model.path, revision=model.revision, weights=not model.random_init)
     else:
-        folder = Path(model.path) if model.path else weights_folder()
+        folder = Path(model.path) if model.path else find_world(world).weights_folder()
     if not (folder / "llm_config.json").is_file():
         raise CheckpointError(f"{folder} is no BAGEL folder: it has no llm_config.json", hint="check model.path")
     return folder
 
 
-def load_policy(model: ModelSection, *, device: str | None = None) -> LoadedPolicy:
-    """The base policy of a recipe, frozen and without an adapter."""
-    folder = base_folder(model)
+def load_policy(model: ModelSection, *, world: str | None = None, device: str | None = None) -> LoadedPolicy:
+    """The base policy of a recipe, frozen and without an adapter; `world` as in `base_folder`."""
+    folder = base_folder(model, world=world)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = pick_dtype(model.dtype, place)
     bagel = load_bagel(folder, dtype=dtype, device=place, random_init=model.random_init)
@@ -159,22 +160,18 @@ def build_panel(recipe: Recipe, rewards: Sequence[RewardSection], *, base: Path,
     )
 
 
-def shapes_tags(data: DataSection) -> tuple[str, ...]:
-    """The kinds of prompts of the embedded world that a recipe asks for."""
-    from r3_rl.worlds.shapes.prompts import TAGS
-
-    return tuple(tag for tag in (data.tags or TAGS) if tag not in data.exclude_tags)
+def world_tags(data: DataSection) -> tuple[str, ...]:
+    """The kinds of prompts that a recipe asks its world for."""
+    return chosen_tags(find_world(data.kind), data.tags, data.exclude_tags)
 
 
 def prompt_stream(recipe: Recipe) -> PromptStream:
     """The training prompts."""
     data, count = recipe.data, recipe.rollout.num_prompts
-    if data.kind == "shapes":
-        from r3_rl.worlds.shapes.prompts import sample_prompts
-
-        tags = shapes_tags(data)
+    if data.world:
+        world, tags = find_world(data.kind), world_tags(data)
         return PromptStream(
-            lambda n, seed: sample_prompts(n, split="train", tags=tags, seed=seed), num_prompts=count, seed=data.seed
+            lambda n, seed: world.prompts(n, split="train", tags=tags, seed=seed), num_prompts=count, seed=data.seed
         )
     assert data.path is not None, "the recipe asks for the path of every other kind"
     prompts = load_prompts(

@@ -25,7 +25,8 @@ from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, TextBlock, pack
 from r3_rl.policy.hub import fetch, is_hub_id
-from r3_rl.worlds.shapes.shipped import weights_folder
+from r3_rl.recipe.sampling import world_named_in
+from r3_rl.worlds.base import find_world
 
 _ADAPTER = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -128,7 +129,12 @@ def _find(folder: Path, base: Path | None) -> _Source:
     model = model if isinstance(model, Mapping) else {}
     dtype = torch.float32 if model.get("dtype", "float32") == "float32" else torch.bfloat16
     return _Source(
-        adapter=adapter, run=run, recipe_text=text, recipe=recipe, base=base or _base_folder(model, folder), dtype=dtype
+        adapter=adapter,
+        run=run,
+        recipe_text=text,
+        recipe=recipe,
+        base=base or _base_folder(recipe, folder),
+        dtype=dtype,
     )
 
 
@@ -161,12 +167,14 @@ def _parsed(text: str) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) else {}
 
 
-def _base_folder(model: Mapping[str, Any], folder: Path) -> Path:
+def _base_folder(recipe: Mapping[str, Any], folder: Path) -> Path:
+    model = recipe.get("model")
+    model = model if isinstance(model, Mapping) else {}
     if model.get("path") is not None:
         path = str(model["path"])
         return fetch(path, revision=model.get("revision")) if is_hub_id(path) else Path(path)
     if model.get("kind", "embedded") == "embedded" and model:
-        return weights_folder()
+        return find_world(world_named_in(recipe)).weights_folder()
     raise InputError(
         f"{folder}: no {RECIPE_FILE} says which base the adapter belongs to", hint="name it by base=FOLDER"
     )
@@ -236,7 +244,7 @@ def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) ->
         title=f"{source.name}: {'merged weights' if merged else 'adapter'}",
         base="the embedded model that ships with r3-rl" if shipped else f"{source.base.resolve().name}, BAGEL's layout",
         base_fingerprint=marks,
-        loading=_loading(shipped=shipped, merged=merged),
+        loading=_loading(find_world(world_named_in(source.recipe)).name if shipped else None, merged=merged),
         proof=(
             f"Read back on export: outputs differ from the trained policy's by at most {done.difference:.3g}; the "
             f"adapter moves them by up to {done.change:.3g}."
@@ -246,14 +254,15 @@ def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) ->
     write_model_card(done.folder, facts, read_run(source.run) if source.run is not None else None, source.recipe)
 
 
-def _loading(*, shipped: bool, merged: bool) -> str:
+def _loading(world: str | None, *, merged: bool) -> str:
+    """Python that loads what was exported; `world` is the one whose shipped model is the base."""
     imports = ["from r3_rl.policy.bagel.checkpoint import load_bagel"]
     if merged:
         return "\n".join([*imports, "", 'model = load_bagel("merged")  # this folder'])
     base = '"base"'
-    if shipped:
-        imports.append("from r3_rl.worlds.shapes.shipped import weights_folder")
-        base = "weights_folder()"
+    if world is not None:
+        imports.append("from r3_rl.worlds.base import find_world")
+        base = f'find_world("{world}").weights_folder()'
     lines = [f"base = load_bagel({base})", 'model = PeftModel.from_pretrained(base, "adapter")  # this folder']
     # ours first: it keeps a torchvision made for another torch from breaking the import of peft
     return "\n".join([*imports, "from peft import PeftModel", "", *lines])

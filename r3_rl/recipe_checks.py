@@ -1,4 +1,4 @@
-"""What a recipe says about things outside it: files, scorers, the model that it names, the embedded world, packages.
+"""What a recipe says about things outside it: files, scorers, the model that it names, its world, packages.
 
 Nothing here loads a model or torch: sizes come from the model's JSON files, kinds of prompts from the world's table.
 """
@@ -17,6 +17,7 @@ from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.tree import Path
+from r3_rl.worlds.base import World, chosen_tags, find_world
 
 _PER_WEIGHT = {
     "adamw_torch_8bit": ("torchao", "pip install torchao"),
@@ -57,27 +58,27 @@ def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     Everything that the first draw, the first update or the first measurement would refuse, and that follows from the
     recipe: it has to be said before weights are loaded.
     """
-    yield from _kind_problems(recipe)
+    world = find_world(recipe.data.world) if recipe.data.world else None
+    if world is not None:
+        yield from _kind_problems(recipe, world)
     yield from _part_problems(recipe)
     yield from _package_problems(recipe)
-    config = _model_config(recipe)
+    config = _model_config(recipe, world)
     if isinstance(config, str):
         yield ("model", "path"), config
     if not isinstance(config, BagelConfig):
         return
-    sizes = [*_size_problems(recipe, config)]
+    sizes = [*_size_problems(recipe, config, world)]
     yield from sizes or _budget_problems(recipe, config)
 
 
-def _model_config(recipe: Recipe) -> BagelConfig | str | None:
+def _model_config(recipe: Recipe, world: World | None) -> BagelConfig | str | None:
     """The sizes of the recipe's model, what is wrong with its folder, or None if the folder is missing."""
     model = recipe.model
     if model.path is not None and not FilePath(model.path).is_dir():
         return BagelConfig() if is_hub_id(model.path) else None  # the released sizes, until it is fetched
     if model.path is None:
-        from r3_rl.worlds.shapes.shipped import weights_folder
-
-        return BagelConfig.from_folder(weights_folder())
+        return BagelConfig.from_folder((world or find_world()).weights_folder())
     try:
         return BagelConfig.from_folder(model.path)
     except CheckpointError as error:
@@ -86,20 +87,18 @@ def _model_config(recipe: Recipe) -> BagelConfig | str | None:
         return f"{model.path}: not the configuration of a BAGEL model ({error!r}); download it again"
 
 
-def _size_problems(recipe: Recipe, config: BagelConfig) -> Iterator[tuple[Path, str]]:
+def _size_problems(recipe: Recipe, config: BagelConfig, world: World | None) -> Iterator[tuple[Path, str]]:
     """A side that is not made of whole latent tokens would be drawn smaller without a word; one that has more than the
     table of positions is refused by the first draw."""
-    from r3_rl.worlds.shapes.drawing import IMAGE_SIZE
-
     where, size = ("rollout", "draft", "size"), recipe.rollout.draft.size
-    if recipe.pretrain is not None:
-        sizes = recipe.pretrain.model
+    if recipe.pretrain is not None and world is not None:
+        sizes, canvas = recipe.pretrain.model, world.image_size
         for name in ("latent_patch_size", "vit_patch_size"):
-            if IMAGE_SIZE % (side := getattr(sizes, name)):
-                fitting = nearest_divisors(IMAGE_SIZE, side)
+            if canvas % (side := getattr(sizes, name)):
+                fitting = nearest_divisors(canvas, side)
                 yield (
                     ("pretrain", "model", name),
-                    f"{side} does not divide the world's {IMAGE_SIZE} pixels; use {fitting}",
+                    f"{side} does not divide the world's {canvas} pixels; use {fitting}",
                 )
     elif wrong := [side for side in size if side != _fitting(side, config)[0]]:
         choices = dict.fromkeys(tuple(_fitting(side, config)[at] for side in size) for at in (0, 1))
@@ -108,11 +107,8 @@ def _size_problems(recipe: Recipe, config: BagelConfig) -> Iterator[tuple[Path, 
         shown = " or ".join(f"[{high}, {wide}]" for high, wide in choices)
         yield where, f"{why}, which is what the model draws; use {shown}"
         return
-    if recipe.data.kind == "shapes" and set(size) != {IMAGE_SIZE}:
-        yield (
-            where,
-            f"the images of the data 'shapes' have {IMAGE_SIZE} pixels a side; use [{IMAGE_SIZE}, {IMAGE_SIZE}]",
-        )
+    if world is not None and set(size) != {side := world.image_size}:
+        yield where, f"the images of the data '{world.name}' have {side} pixels a side; use [{side}, {side}]"
 
 
 def _fitting(side: int, config: BagelConfig) -> tuple[int, int]:
@@ -162,21 +158,18 @@ def _num_scored(drawing: Any) -> int:
     return int(drawing.num_possible if drawing.window == "all" else drawing.num_sde_steps)
 
 
-def _kind_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
-    """Kinds of prompts that the embedded world does not have."""
-    from r3_rl.worlds.shapes.prompts import TAGS
-
+def _kind_problems(recipe: Recipe, world: World) -> Iterator[tuple[Path, str]]:
+    """Kinds of prompts that the recipe's world does not have."""
     data, pretrain = recipe.data, recipe.pretrain
-    if data.kind == "shapes":
-        for key in ("tags", "exclude_tags"):
-            for tag in getattr(data, key) or ():
-                if tag not in TAGS:
-                    yield ("data", key), _unknown(tag, TAGS)
-        if not any(tag not in data.exclude_tags for tag in data.tags or TAGS):
-            yield ("data", "exclude_tags"), "no kind of prompt is left; leave out fewer"
+    for key in ("tags", "exclude_tags"):
+        for tag in getattr(data, key) or ():
+            if tag not in world.tags:
+                yield ("data", key), _unknown(tag, world.tags)
+    if not chosen_tags(world, data.tags, data.exclude_tags):
+        yield ("data", "exclude_tags"), "no kind of prompt is left; leave out fewer"
     for tag in pretrain.draw_weights if pretrain is not None else ():
-        if tag not in TAGS:
-            yield ("pretrain", "draw_weights", tag), _unknown(tag, TAGS)
+        if tag not in world.tags:
+            yield ("pretrain", "draw_weights", tag), _unknown(tag, world.tags)
 
 
 def _unknown(tag: str, known: Sequence[str]) -> str:

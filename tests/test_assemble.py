@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from r3_rl import assemble
 from r3_rl.algorithm.rewards import Format
-from r3_rl.assemble import adapter_settings, build_panel, loop_settings, prompt_stream, shapes_tags, trainer_arguments
+from r3_rl.assemble import adapter_settings, build_panel, loop_settings, prompt_stream, trainer_arguments, world_tags
 from r3_rl.bridges.trl import as_trl_reward
 from r3_rl.flow.guidance import Guidance
 from r3_rl.observe.recorder import Recorder
@@ -211,9 +211,9 @@ def test_every_default_is_the_recipes(owner, section, other_names):
 def test_prompts_of_the_world_keep_to_the_kinds_asked_for():
     tree = {**BASE, "data": {"tags": ["counting"]}}
     recipe = Recipe.model_validate(tree)
-    assert shapes_tags(recipe.data) == ("counting",)
+    assert world_tags(recipe.data) == ("counting",)
     without = Recipe.model_validate({**BASE, "data": {"exclude_tags": ["position"]}})
-    assert "position" not in shapes_tags(without.data) and len(shapes_tags(without.data)) > 5
+    assert "position" not in world_tags(without.data) and len(world_tags(without.data)) > 5
     assert {p.columns["tag"] for p in prompt_stream(recipe).batch(0)} == {"counting"}
     seeded = Recipe.model_validate({**tree, "data": {**tree["data"], "seed": 1}})
     texts = [[p.text for step in range(4) for p in prompt_stream(r).batch(step)] for r in (recipe, seeded)]

@@ -30,10 +30,11 @@ def checked_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
 def prompt_columns(recipe: Recipe) -> list[str]:
     """Columns that at least one of the recipe's prompts has."""
     data = recipe.data
-    if data.kind == "shapes":
-        from r3_rl.worlds.shapes.prompts import sample_prompts
+    if data.world:
+        from r3_rl.worlds.base import find_world
 
-        rows: Iterable[Mapping[str, Any]] = [p.columns for p in sample_prompts(1, split="train", seed=0)]
+        prompts = find_world(data.world).prompts(1, split="train", seed=0)
+        rows: Iterable[Mapping[str, Any]] = [prompt.columns for prompt in prompts]
     else:
         from r3_rl.rollout.prompts import load_prompts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from r3_rl.assemble import shapes_tags
+from r3_rl.assemble import world_tags
 from r3_rl.evaluate.results import print_headline
 from r3_rl.evaluate.run import RunResult, train
 from r3_rl.evaluate.shapes import ShapesBench
@@ -46,7 +46,7 @@ def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> RunR
         num_plans=160,
         num_edits=160,
         num_others=100,
-        tags=shapes_tags(recipe.data),
+        tags=world_tags(recipe.data),
     )
     result = train(
         recipe,

@@ -20,16 +20,18 @@ from r3_rl.observe.trajectories import to_pixels
 from r3_rl.policy.adapters import RECIPE_FILE, load_adapter
 from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import is_hub_id
-from r3_rl.recipe.sampling import ModelSection, RolloutSection
+from r3_rl.recipe.sampling import ModelSection, RolloutSection, world_named_in
 from r3_rl.recipe.tree import parse_tree
 from r3_rl.rollout.engine import run_loop
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
+from r3_rl.worlds.base import find_world
 from r3_rl.worlds.shapes.language import SPECIAL_TOKENS, WORDS
 from r3_rl.worlds.shapes.reading import read_prompt
-from r3_rl.worlds.shapes.shipped import SHIPPED, adapter_folder, weights_folder
 
 MAX_ROUNDS = 16
+SHIPPED = "shipped"
+"""What the adapter that ships with the embedded world is called where a folder could be named."""
 
 _BAGEL = {
     "protocol": "bagel",
@@ -112,7 +114,7 @@ class Refiner:
         adapter_folder = None if adapter is None else _adapter_folder(Path(adapter))
         sections = _recipe_beside(adapter_folder, None if model is None else Path(model))
         section = _model_section(sections.get("model"), model, dtype)
-        loaded = load_policy(section, device=device)
+        loaded = load_policy(section, world=world_named_in(sections), device=device)
         tokenizer = loaded.policy.reader.tokenizer
         if adapter_folder is not None:
             load_adapter(loaded.policy.module, adapter_folder, fingerprint=loaded.fingerprint)
@@ -251,7 +253,7 @@ def _speaks_shapes(tokenizer: Tokenizer) -> bool:
 
 def _adapter_folder(folder: Path) -> Path:
     if str(folder) == SHIPPED and not folder.exists():
-        return adapter_folder()
+        return find_world().adapter_folder()
     for place in (folder, folder / "adapter"):
         if (place / "adapter_config.json").is_file():
             return place
@@ -278,8 +280,6 @@ def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> 
         if not (Path(model).is_dir() or is_hub_id(str(model))):
             raise InputError(f"{model}: no such folder", hint="give a folder of weights, or their name on the hub")
         wanted |= {"kind": "bagel", "path": str(model)}
-    elif wanted.get("path") is None:
-        wanted["path"] = str(weights_folder())
     return _checked(ModelSection, wanted)
 
 

@@ -53,7 +53,7 @@ def rehearse(recipe: Recipe, *, processes: int = 1) -> Rehearsal:
     print(geometry(recipe, processes))
     recipe = _of_one_process(recipe, processes)
     free, begin = free_bytes("cuda" if torch.cuda.is_available() else "cpu"), time.perf_counter()
-    loaded = load_policy(recipe.model)
+    loaded = load_policy(recipe.model, world=recipe.data.world)
     with TemporaryDirectory() as folder:
         trainer = build_trainer(recipe, loaded, Path(folder), processes=processes)
         print(f"loaded in {time.perf_counter() - begin:.1f} s")

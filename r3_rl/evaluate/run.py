@@ -20,8 +20,8 @@ from r3_rl.assemble import (
     load_policy,
     loop_settings,
     prompt_stream,
-    shapes_tags,
     trainer_arguments,
+    world_tags,
 )
 from r3_rl.errors import InputError
 from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
@@ -86,7 +86,7 @@ def train(
     ranks.join()
     print(geometry(recipe, ranks.count()))
     folder = ranks.of_first(lambda: _folder(recipe, name, resume, folder))
-    loaded = load_policy(recipe.model)
+    loaded = load_policy(recipe.model, world=recipe.data.world)
     settings = loop_settings(recipe.rollout)
     trainer = build_trainer(recipe, loaded, folder)
     checkpoint = _checkpoint(folder) if resume else None
@@ -103,7 +103,7 @@ def train(
     recorder.document("environment.json", environment(dtype=str(loaded.dtype).removeprefix("torch.")))
     print(f"run folder {folder}")
     print(trainer.self_check())
-    if bench is None and recipe.data.kind == "shapes":
+    if bench is None and recipe.data.world:
         bench = _bench(recipe)
     if bench and trainer.shards:
         # the swap test asks the base after training, when the processes that hold parts of it have left
@@ -217,9 +217,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
         peft_config=peft_config,
         eval_reward_funcs=held_out,
         base_fingerprint=loaded.fingerprint,
-        synthetic=partial(_synthetic, panel=panel, tags=shapes_tags(recipe.data))
-        if recipe.data.kind == "shapes"
-        else None,
+        synthetic=partial(_synthetic, panel=panel, tags=world_tags(recipe.data)) if recipe.data.world else None,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -259,7 +257,7 @@ def _checkpoint(folder: Path) -> str:
 
 def _bench(recipe: Recipe) -> ShapesBench:
     return ShapesBench(
-        num_prompts=recipe.training.eval_prompts, tags=shapes_tags(recipe.data), rounds=recipe.rollout.rounds
+        num_prompts=recipe.training.eval_prompts, tags=world_tags(recipe.data), rounds=recipe.rollout.rounds
     )
 
 

@@ -94,9 +94,11 @@ class Recipe(Section):
             )
         if self.lora.enabled and halved:
             yield Problem("training.deepspeed", "adapters are trained in float32; leave bf16 out")
-        if self.algorithm.tree.synthetic_fraction > 0 and self.data.kind != "shapes":
+        if self.algorithm.tree.synthetic_fraction > 0 and not self.data.world:
+            yield Problem("algorithm.tree.synthetic_fraction", "only a world can draw nodes itself; set it to 0")
+        if self.pretrain is not None and not self.data.world:
             yield Problem(
-                "algorithm.tree.synthetic_fraction", "only the data 'shapes' can draw nodes itself; set it to 0"
+                "data.kind", "pretraining needs a world, which makes its own examples; a file has prompts alone"
             )
 
 

@@ -42,7 +42,7 @@ class TreeSection(Section):
         description="Reason steps before each reflect-refine step; more of them where drafts are the weak part.",
     )
     depth: int = Field(1, ge=1, description="From 2 on, refined images enter the pool too.")
-    synthetic_fraction: Share = Field(0.0, description="Share of nodes drawn by the world, not the policy (`shapes`).")
+    synthetic_fraction: Share = Field(0.0, description="Share of nodes drawn by the world, not the policy.")
 
 
 class ProgressiveSection(Section):
@@ -164,7 +164,7 @@ class TrainingSection(Section):
     seed: int = Field(0, ge=0, description="Seed of the run.")
     save_steps: int = Field(50, ge=1, description="Steps between two checkpoints.")
     eval_steps: int = Field(50, ge=1, description="Steps after which the prompts of observe.gallery are drawn again.")
-    eval_prompts: int = Field(64, ge=1, description="Held-out prompts measured before and after training (`shapes`).")
+    eval_prompts: int = Field(64, ge=1, description="Held-out prompts of a world, measured before and after training.")
     output_dir: str = Field("runs", min_length=1, description="Folder in which each run gets a new folder of its own.")
     score_cache: str | None = Field(
         None, min_length=1, description="Folder in which deterministic scores outlive the run; null: memory alone."
@@ -213,7 +213,7 @@ class ObserveSection(Section):
 
     log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.")
     gallery: int = Field(
-        8, ge=0, description="Prompts drawn every training.eval_steps, always the same; held-out ones for `shapes`."
+        8, ge=0, description="Prompts drawn every training.eval_steps, always the same; held-out ones of a world."
     )
     keep_trajectories: int = Field(
         16, ge=0, description="Best, worst and random trajectories kept of every evaluation."

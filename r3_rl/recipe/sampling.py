@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from r3_rl import registered
 from r3_rl.recipe.base import Problem, Section, Share, one_of, section
 from r3_rl.recipe.drawing import DraftSection, DrawingSection, RefineSection
 
@@ -47,15 +48,28 @@ class ModelSection(Section):
             yield Problem("random_init", "random weights and a path contradict each other; drop one of them")
 
 
+FILE_KINDS = ("geneval", "tiif", "jsonl")
+"""Kinds of data that are read from a file; every other kind is the name of a world."""
+
+
+def _data_kinds() -> tuple[str, ...]:
+    return (*registered.names(registered.WORLDS), *FILE_KINDS)
+
+
+def _list_kinds(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(_data_kinds())
+
+
 class DataSection(Section):
     """The prompts."""
 
-    kind: Literal["shapes", "geneval", "tiif", "jsonl"] = Field(
-        "shapes", description="`shapes`: endless prompts of the embedded world; the others read the file at `path`."
+    kind: str = Field(
+        registered.default(registered.WORLDS),
+        description="`geneval`, `tiif` and `jsonl` read the file at `path`; every other kind is a world, which makes "
+        "its own prompts without end.",
+        json_schema_extra=_list_kinds,
     )
-    path: str | None = Field(
-        None, description="Prompt file: JSON lines with at least a `prompt`. Not used by `shapes`."
-    )
+    path: str | None = Field(None, description="Prompt file: JSON lines with at least a `prompt`. Not used by worlds.")
     prompt_key: str | None = Field(
         None, description="Column that holds the prompt; for `tiif` `short_description` or `long_description`."
     )
@@ -65,16 +79,39 @@ class DataSection(Section):
     exclude_tags: tuple[str, ...] = Field((), strict=False, description="Leave out prompts with these tags.")
     seed: int = Field(0, ge=0, description="Order of the prompts.")
 
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in _data_kinds():
+            raise PydanticCustomError("unknown_name", "", {"known": _data_kinds()})
+        return kind
+
+    @property
+    def world(self) -> str | None:
+        """The name of the world that makes the prompts; None if a file holds them."""
+        return None if self.kind in FILE_KINDS else self.kind
+
     def problems(self) -> Iterator[Problem]:
-        if self.kind == "shapes" and self.path is not None:
-            yield Problem("path", "kind 'shapes' makes its own prompts and reads no file; drop the path")
-        if self.kind != "shapes" and self.path is None:
+        if self.world and self.path is not None:
+            yield Problem("path", f"kind '{self.kind}' makes its own prompts and reads no file; drop the path")
+        if not self.world and self.path is None:
             yield Problem("path", f"kind '{self.kind}' needs the path of a prompt file")
         keys = ("short_description", "long_description")
         if self.kind == "tiif" and self.prompt_key not in (None, *keys):
             yield Problem("prompt_key", f"'{self.prompt_key}' is no column of TIIF; use '{keys[0]}' or '{keys[1]}'")
         for tag in sorted(set(self.tags or ()) & set(self.exclude_tags)):
             yield Problem("exclude_tags", f"'{tag}' is both kept and left out")
+
+
+def world_named_in(recipe: Mapping[str, Any]) -> str | None:
+    """Return the name of the world in a recipe that is read without being checked; None if it does not name one.
+
+    >>> world_named_in({"data": {"kind": "jsonl"}}), world_named_in({"data": {"kind": "somewhere"}})
+    (None, 'somewhere')
+    """
+    data = recipe.get("data")
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    return kind if isinstance(kind, str) and kind not in FILE_KINDS else None
 
 
 class WritingSection(Section):

@@ -70,6 +70,9 @@ def _message(path: Path, found: Any) -> str:
     if kind == "literal_error":
         choices = [str(choice) for choice in get_args(_field(path).annotation)] if _field(path) else []
         return f"{_show(value)} is none of {context['expected']}{_closest(str(value), choices)}"
+    if kind == "unknown_name":
+        known = list(context["known"])
+        return f"{_show(value)} is none of {', '.join(map(repr, known))}{_closest(str(value), known)}"
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
         return f"must be {words} {context[bound]:g}, not {_show(value)}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 
-from r3_rl.evaluate.refiner import Refiner
+from r3_rl.evaluate.refiner import SHIPPED, Refiner
 from r3_rl.policy.bagel.checkpoint import fingerprint
 from r3_rl.worlds.shapes.prompts import sample_prompts
-from r3_rl.worlds.shapes.shipped import SHIPPED, adapter_folder, weights_folder
+from r3_rl.worlds.shapes.shipped import adapter_folder, weights_folder
 
 KINDS = ("count_color", "multi_count", "multi_color_count", "multi_object")
 

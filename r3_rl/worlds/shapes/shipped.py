@@ -17,10 +17,6 @@ def weights_folder() -> Path:
     return folder
 
 
-SHIPPED = "shipped"
-"""What an adapter is called where a folder could be named."""
-
-
 def adapter_folder() -> Path:
     """Folder of the adapter that `shapes_r3` trained on the embedded model, with its card.
 

@@ -1,0 +1,67 @@
+"""What a recipe or a command names: worlds and benches, ours and those of installed packages.
+
+Names are known without importing what they stand for. Ours are listed here; a package adds its own under
+`[project.entry-points."r3_rl.worlds"]` (or another group) in its pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from r3_rl.errors import InputError
+
+WORLDS = "r3_rl.worlds"
+BUILT_IN = {
+    WORLDS: {"shapes": "r3_rl.worlds.shapes.world:WORLD"},
+}
+"""By group: `module:attribute` of each name. The first name of a group is its default."""
+
+
+def default(group: str) -> str:
+    """Return the name that is meant if none is given.
+
+    >>> default(WORLDS) == names(WORLDS)[0]
+    True
+    """
+    return next(iter(BUILT_IN[group]))
+
+
+def names(group: str) -> tuple[str, ...]:
+    """Return every known name of a group: ours first, then those of installed packages in alphabetical order."""
+    return tuple(_points(group))
+
+
+def find(group: str, name: str) -> Any:
+    """Import what a name stands for.
+
+    Args:
+        group: such as `WORLDS`.
+        name: one of `names(group)`.
+
+    Raises:
+        InputError: an unknown name, with the closest one, or a package that fails to import.
+
+    >>> find(WORLDS, "nowhere")
+    Traceback (most recent call last):
+    ...
+    r3_rl.errors.InputError: 'nowhere' is not in r3_rl.worlds; known: ...
+    """
+    points = _points(group)
+    if name not in points:
+        close = difflib.get_close_matches(name, points, n=1, cutoff=0.6)
+        question = f"did you mean '{close[0]}'? " if close else ""
+        raise InputError(f"'{name}' is not in {group}", hint=f"{question}known: {', '.join(points)}")
+    try:
+        return points[name].load()
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{group}: '{name}' ({points[name].value}) fails to import: {why}") from error
+
+
+def _points(group: str) -> dict[str, EntryPoint]:
+    """Ours win over a package's of the same name, so that a recipe means the same on every machine."""
+    ours = {name: EntryPoint(name, value, group) for name, value in BUILT_IN[group].items()}
+    others = {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
+    return ours | {name: point for name, point in others.items() if name not in ours}
