@@ -16,6 +16,7 @@ from r3_rl.scoring.answers import BrokenContract, check_answer, check_words
 from r3_rl.scoring.base import ScorerInfo, accepted_arguments, call_parameters
 from r3_rl.scoring.cache import CachedScore, ScoreCache, content_key
 from r3_rl.scoring.calls import Caller, CallResult
+from r3_rl.scoring.inputs import Inputs
 
 Run = Callable[[Coroutine[Any, Any, CallResult]], Awaitable[CallResult]]
 
@@ -50,6 +51,11 @@ class Answered:
     """What it gave to `log_metric`."""
     seconds: float
     error: BaseException | None = None
+    remarks: Sequence[str] = ()
+    """What the scorer should not have done although nothing came of it; worth one line in a run."""
+
+
+_COPIES = "every scorer has copies of its own, so nothing else changes; let it copy what it changes"
 
 
 async def ask_scorer(
@@ -83,12 +89,20 @@ async def ask_scorer(
     }
     arguments = accepted_arguments(spec.scorer, {**offered, **hooks})
     require_arguments(spec.scorer, arguments, sorted(columns))
-    call = caller.call(spec.name, spec.scorer, arguments, timeout_s=spec.timeout_s, thread_safe=info.thread_safe)
+    given = {name: value for name, value in arguments.items() if name in hooks}
+    inputs = Inputs({name: value for name, value in arguments.items() if name not in hooks})
+    call = caller.call(
+        spec.name,
+        lambda: spec.scorer(**inputs.give(), **given),  # copied where it runs: no more copies than calls at once
+        timeout_s=spec.timeout_s,
+        thread_safe=info.thread_safe,
+    )
     result = await (run(call) if run else call)
+    remarks = [f"writes into its argument '{name}'; {_COPIES}" for name in inputs.written()]
     if isinstance(result.error, BrokenContract):  # a remote scorer found the answer of its server to be wrong
         raise result.error
     if result.error is not None:
-        return Answered(causes={}, seconds=result.seconds, error=result.error)
+        return Answered(causes={}, seconds=result.seconds, error=result.error, remarks=remarks)
     checked = check_answer(result.answer, count=count, range=info.range)
     reasons = check_words("reason", extras.get("reason", [""] * count), count)
     causes = check_words("cause", extras.get("cause", [""] * count), count)
@@ -98,6 +112,7 @@ async def ask_scorer(
         causes={place: str(causes[place] or cause) for place, cause in checked.causes.items()},
         logged=logged,
         seconds=result.seconds,
+        remarks=remarks,
     )
 
 
@@ -175,4 +190,6 @@ def cause_of(error: BaseException) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, TypeError) and "string indices" in text:
         text += " (a reward that reads messages declares `conversational=True` in its ScorerInfo)"
+    if isinstance(error, ValueError) and "read-only" in text:
+        text += " (a scorer gets its images read-only: let it change `image.copy()`)"
     return text

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -44,37 +44,26 @@ class Caller:
         """Start a coroutine that uses `call`; the future holds its result."""
         return self._own.submit(work)
 
-    async def call(
-        self,
-        name: str,
-        scorer: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        *,
-        timeout_s: float,
-        thread_safe: bool,
-    ) -> CallResult:
-        """Call a scorer; the result holds what it raised, or a `TimeoutError` after `timeout_s` seconds of running."""
+    async def call(self, name: str, scorer: Callable[[], Any], *, timeout_s: float, thread_safe: bool) -> CallResult:
+        """Call a scorer that has its arguments; the result holds what it raised, or a `TimeoutError` after `timeout_s`
+        seconds of running."""
         if thread_safe:
-            return await self._call(name, scorer, arguments, timeout_s)
+            return await self._call(name, scorer, timeout_s)
         async with self._locks.setdefault(name, asyncio.Lock()):
             if name in self._threads and self._threads[name].is_alive():
                 return CallResult(error=TimeoutError("an earlier call that ran into its time limit is still running"))
-            return await self._call(name, scorer, arguments, timeout_s)
+            return await self._call(name, scorer, timeout_s)
 
-    async def _call(
-        self, name: str, scorer: Callable[..., Any], arguments: Mapping[str, Any], timeout_s: float
-    ) -> CallResult:
+    async def _call(self, name: str, scorer: Callable[[], Any], timeout_s: float) -> CallResult:
         async with self._slots:
             start = time.monotonic()
-            result = await _within(self._in_thread(name, scorer, arguments), timeout_s)
+            result = await _within(self._in_thread(name, scorer), timeout_s)
         if inspect.isawaitable(result.answer):  # what calling an `async def` gives: it holds no slot while it waits
             running = asyncio.wrap_future(self._scorers.submit(_finish(result.answer)))
             result = await _within(running, timeout_s)
         return replace(result, seconds=time.monotonic() - start)
 
-    def _in_thread(
-        self, name: str, scorer: Callable[..., Any], arguments: Mapping[str, Any]
-    ) -> asyncio.Future[CallResult]:
+    def _in_thread(self, name: str, scorer: Callable[[], Any]) -> asyncio.Future[CallResult]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[CallResult] = loop.create_future()
 
@@ -84,7 +73,7 @@ class Caller:
 
         def work() -> None:
             try:
-                result = CallResult(answer=scorer(**arguments))
+                result = CallResult(answer=scorer())
             except BaseException as error:  # a SystemExit in a thread would vanish without a word
                 result = CallResult(error=error)
             if not loop.is_closed():

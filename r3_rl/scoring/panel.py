@@ -7,7 +7,6 @@ has no total: a sum over fewer scorers would look like a bad image.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
@@ -26,7 +25,6 @@ __all__ = ["Aggregate", "Panel", "ScoreBatch", "ScorerSpec"]
 
 Aggregate = Literal["sum_then_normalize", "normalize_then_sum"]
 _EPSILON = 1e-4  # TRL's, so that equal settings give equal rewards
-_LOG = logging.getLogger(__name__)
 
 
 class Panel:
@@ -215,7 +213,7 @@ class Panel:
                                  hint="add a scorer that fits, or the columns it needs")  # fmt: skip
             if not self._held_out:
                 raise nobody
-            _warn_once(self._seats[0], f"held-out {nobody}")
+            self._seats[0].warn_once("missing", f"held-out {nobody}")
         for seat, tally in zip(self._seats, tallies, strict=True):
             failure = tally.first_failure
             if failure is None or tally.missing_fraction <= self._max_failed_fraction:
@@ -227,20 +225,14 @@ class Panel:
             )
             if seat.spec.weight != 0 and not self._held_out:
                 raise ScorerError(message) from failure.error
-            _warn_once(seat, message)  # logged only: worth a line, not the run
-
-
-def _warn_once(seat: Seat, message: str) -> None:
-    if not seat.warned:
-        seat.warned = True
-        _LOG.warning(message)
+            seat.warn_once("missing", message)  # logged only: worth a line, not the run
 
 
 def _given_up(seat: Seat, batch: ScoreBatch, first: int, error: Exception) -> Column:
     """What a held-out scorer that broke the contract said about a batch: nothing. It is watched, not trained on."""
     for index, prompt in enumerate(batch.prompts):
         seat.tally.miss(Failure(position=first + index, prompt=prompt.text, cause=cause_of(error), error=error))
-    _warn_once(seat, f"held-out: {cause_of(error)}; its scores are missing")
+    seat.warn_once("missing", f"held-out: {cause_of(error)}; its scores are missing")
     return Column(scores=[None] * batch.count, words=[""] * batch.count, applies=[True] * batch.count)
 
 

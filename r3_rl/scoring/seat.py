@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from r3_rl.scoring.batch import CallParts, ScoreBatch, applicable, call_parts
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.tally import RESERVED, Failure, Tally
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +37,15 @@ class Seat:
         self.spec = spec
         self.info: ScorerInfo = spec.info or info_of(spec.scorer)
         self.tally = Tally()
-        self.warned = False
+        self._said: set[str] = set()
         self._caller = caller
         self._memory = Memory(cache if spec.params is not None else None, spec, self.info)
+
+    def warn_once(self, kind: str, message: str) -> None:
+        """Say a line that is worth saying once in a run; further ones of its kind are left out."""
+        if kind not in self._said:
+            self._said.add(kind)
+            _LOG.warning(message)
 
     async def ask(self, batch: ScoreBatch, first: int, *, counted: bool = True) -> Column:
         """Score what applies of a batch; `first` is the position of its first sample within the step. What is not
@@ -77,6 +86,8 @@ class Seat:
                 self._caller, spec, self.info, offered, count=len(chunk), columns=list(batch.columns())
             )
             tally.seconds += answered.seconds
+            for remark in answered.remarks:
+                self.warn_once(remark, f"scorer '{spec.name}' {remark}")
             if answered.error is not None:
                 for index in chunk:
                     tally.miss(failure(index, cause_of(answered.error), answered.error))

@@ -55,6 +55,7 @@ class ServedScorer:
         self._caller = caller
         self._limits = limits
         self._turns = asyncio.Semaphore(num_ahead)
+        self._said: set[str] = set()
         self._fingerprint = hashlib.sha256(scorer_identity(spec, self.info).encode()).hexdigest()[:16]
         self._memory = Memory(ScoreCache(), spec, self.info)
 
@@ -146,6 +147,10 @@ class ServedScorer:
             columns=list(set(columns) - set(STANDARD_ARGUMENTS)),
             run=lambda call: asyncio.wrap_future(self._caller.submit(call)),
         )
+        for remark in answered.remarks:
+            if remark not in self._said:
+                self._said.add(remark)
+                _LOG.warning("scorer '%s' %s", self.spec.name, remark)
         if answered.error is not None:
             return answered.error
         for local, index in enumerate(indices):
