@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from r3_rl.algorithm.advantage import advantages
+from r3_rl.observe.metrics import Numbers
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.checkpoint import random_bagel
 from r3_rl.policy.bagel.config import AutoencoderConfig, BagelConfig, LanguageConfig, VisionConfig
@@ -84,7 +85,7 @@ class TextSchedule(Schedule):
         )
         stage = StageCredit(
             credits=credits,
-            metrics={"reward": compared.reward_mean, "reward_std": compared.reward_std},
+            metrics=Numbers({"reward": compared.reward_mean, "reward_std": compared.reward_std}),
             num_groups=compared.num_groups,
             num_flat_groups=int((~compared.values.view(-1, group).bool().any(1)).sum()),
         )

@@ -16,7 +16,7 @@ from r3_rl.errors import InputError, RunError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LossStatistics:
-    """Sums over elements, detached, 0-dim and float32: they add up over micro-batches and processes."""
+    """Sums over the elements of a micro-batch, detached, 0-dim and float32."""
 
     count: torch.Tensor
     ratio: torch.Tensor
@@ -28,17 +28,6 @@ class LossStatistics:
     """Elements with A > 0 and ratio > 1 + epsilon_high: they push no further up."""
     kl: torch.Tensor | None
     """None where no divergence was measured, which is not a divergence of 0."""
-
-    def __add__(self, other: LossStatistics) -> LossStatistics:
-        """Join the statistics of two micro-batches."""
-        return LossStatistics(
-            count=self.count + other.count,
-            ratio=self.ratio + other.ratio,
-            ratio_deviation_max=torch.maximum(self.ratio_deviation_max, other.ratio_deviation_max),
-            clipped_low=self.clipped_low + other.clipped_low,
-            clipped_high=self.clipped_high + other.clipped_high,
-            kl=None if self.kl is None or other.kl is None else self.kl + other.kl,
-        )
 
     def means(self) -> dict[str, float]:
         """Give the metrics: means over the elements; empty when there is none.

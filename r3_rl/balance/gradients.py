@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from r3_rl import ranks
 from r3_rl.errors import MissingPackageError
+from r3_rl.observe.metrics import Numbers, combine
 
 
 class HasObjective(Protocol):
@@ -25,16 +26,7 @@ class HasObjective(Protocol):
         ...
 
 
-class Mergeable(Protocol):
-    """Statistics of an update that add up."""
-
-    def merged(self, other: Any) -> Any:
-        """Of both."""
-        ...
-
-
 CreditT = TypeVar("CreditT", bound=HasObjective)
-StatisticsT = TypeVar("StatisticsT", bound=Mergeable)
 
 OBJECTIVES = ("understanding", "generation")
 AGGREGATORS = {
@@ -64,39 +56,31 @@ class Balancer:
         self.probe_every = probe_every
         self.aggregate = None if aggregator == "sum" else load_aggregator(aggregator)
         self.generator_seed = seed
-        self._metrics: dict[str, float] = {}
-
-    def metrics(self) -> dict[str, float]:
-        """Cosine and norms of the last probed step; empty when it was not probed."""
-        return self._metrics
 
     def accumulate(
         self,
         step: int,
         credits: Sequence[CreditT],
-        run: Callable[[Sequence[CreditT], tuple[float, float]], StatisticsT],
+        run: Callable[[Sequence[CreditT], tuple[float, float]], Numbers],
         normalisers: tuple[float, float],
-    ) -> StatisticsT:
+    ) -> Numbers:
         """Leaves the combined gradient in the parameters, added up over the processes. `run` accumulates the gradient
-        of some of this process's credits."""
-        self._metrics = {}
+        of some of this process's credits and returns their numbers; those of a probed step have the gradients' too."""
         due = self.probe_every > 0 and step % self.probe_every == 0
         parts = {o: [c for c in credits if c.objective == o] for o in OBJECTIVES}
         both = (due or self.aggregate) and all(ranks.total(*(float(len(part)) for part in parts.values())))
         if not both:
-            statistics = run(credits, normalisers)
+            numbers = run(credits, normalisers)
             if not self.sharded:
                 ranks.add_gradients(self.parameters)
-            return statistics
-        rows, total = [], None
+            return numbers
+        rows, numbers_of_parts = [], []
         for part in parts.values():
             before = self._take()
-            statistics = run(part, normalisers)
+            numbers_of_parts.append(run(part, normalisers))
             rows.append(self._take() if self.sharded else ranks.add_up(self._take()))
             self._give(before)
-            total = statistics if total is None else total.merged(statistics)
-        assert total is not None
-        self._metrics = compare(*rows, sharded=self.sharded)
+        compared = compare(*rows, sharded=self.sharded)
         if self.aggregate is None:
             combined = rows[0] + rows[1]
         else:
@@ -104,7 +88,7 @@ class Balancer:
                 torch.manual_seed(self.generator_seed + step)  # PCGrad draws an order
                 combined = self.aggregate(torch.stack(rows))
         self._give(combined)
-        return total
+        return combine(numbers_of_parts, over="batches") | compared
 
     def _take(self) -> Tensor:
         """The gradient as one vector, and the parameters without it."""

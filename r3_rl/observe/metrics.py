@@ -1,4 +1,4 @@
-"""The one table of metric names, and how values of rounds, processes and steps become one.
+"""The one table of metric names, and how their values combine over micro-batches, ranks and steps.
 
 `docs/metrics.md` is written from this table (`python -m r3_rl.observe.metrics`), and a test compares the two.
 Names are TRL's wherever the meaning is the same.
@@ -8,10 +8,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
+
+How = Literal["mean", "sum", "max", "last", "per step"]
+"""`mean`: weighted by the items behind each value, where their number is known. `per step`: the sum over the steps
+divided by their number, those without a value included."""
+Over = Literal["batches", "ranks", "steps"]
+"""What values are combined over: the micro-batches and rounds of a step in one process, the processes of a step, the
+steps of a line."""
+
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,25 +34,36 @@ class Metric:
     unit: str
     """`share` is 0 to 1, `s` seconds, `1` a plain number."""
     meaning: str
-    combine: str = "mean"
-    """How the values of one step's rounds and processes become one: `mean` (weighted where the number of items behind
-    a value is known), `max` or `sum`."""
-    over_steps: str = "mean"
-    """How the steps of a line become one: `mean` of the steps that have a value, `per step` (a step without one counts
-    as 0), `max` or `last`."""
+    batches: How = "mean"
+    """Over the micro-batches and rounds of a step in one process."""
+    ranks: How = "mean"
+    """Over the processes of a step."""
+    steps: How = "mean"
+    """Over the steps of a line, each of which counts alike; those without a value count only in `per step`."""
+
+    def how(self, over: Over) -> How:
+        """How the values combine over this."""
+        return {"batches": self.batches, "ranks": self.ranks, "steps": self.steps}[over]
 
 
-def _metric(name: str, unit: str, meaning: str, combine: str = "mean", over_steps: str = "mean") -> Metric:
-    return Metric(name=name, unit=unit, meaning=meaning, combine=combine, over_steps=over_steps)
+def _metric(
+    name: str, unit: str, meaning: str, *, batches: How = "mean", ranks: How = "mean", steps: How = "mean"
+) -> Metric:
+    return Metric(name=name, unit=unit, meaning=meaning, batches=batches, ranks=ranks, steps=steps)
+
+
+def _loss(name: str, meaning: str) -> Metric:
+    """Micro-batches and ranks are divided by the size of the whole step, so their losses add up."""
+    return _metric(name, "1", meaning, batches="sum", ranks="sum")
 
 
 def _peak(name: str, unit: str, meaning: str) -> Metric:
-    return _metric(name, unit, meaning, "max", "max")
+    return _metric(name, unit, meaning, batches="max", ranks="max", steps="max")
 
 
 def _seconds(name: str, meaning: str) -> Metric:
-    """Processes work side by side, so a step takes as long as its slowest."""
-    return _metric(name, "s", meaning, "max", "per step")
+    """Ranks work side by side, so a step takes as long as its slowest."""
+    return _metric(name, "s", meaning, batches="sum", ranks="max", steps="per step")
 
 
 SECTIONS: Mapping[str, tuple[Metric, ...]] = {
@@ -78,7 +100,14 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("refine/frac_well_formed", "share", "Texts that close their thoughts and then say one thing."),
         _metric("refine/frac_wrong_edited", "share", "Wrong images that the critique wants edited."),
         _metric("refine/frac_right_kept", "share", "Right images that the critique leaves alone."),
-        _metric("tree/pool_size", "nodes", "Nodes in the pools that refinement groups start from.", "sum", "last"),
+        _metric(
+            "tree/pool_size",
+            "nodes",
+            "Nodes in the pools that refinement groups start from.",
+            batches="last",
+            ranks="sum",
+            steps="last",
+        ),
         _metric("tree/frac_perfect", "share", "Nodes drawn from the pool whose score is already 1."),
     ),
     "Text": (
@@ -90,16 +119,16 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("completions/mean_length", "tokens", "Mean length of the sampled texts."),
         _peak("completions/max_length", "tokens", "Longest sampled text."),
         _metric("completions/clipped_ratio", "share", "Texts that ran into the token limit without ending."),
-        _metric("text/loss", "1", "Loss of the text segments (plan and critique) before its weight."),
+        _loss("text/loss", "Loss of the text segments (plan and critique) before its weight."),
     ),
     "Image": (
-        _metric("image/loss", "1", "Loss of the image segments (draft and refinement) before its weight."),
+        _loss("image/loss", "Loss of the image segments (draft and refinement) before its weight."),
         _metric("image/kl", "1", "Denoising steps: divergence of the step from the reference policy's step."),
         _metric("image/clip_ratio/low_mean", "share", "Denoising steps clipped from below."),
         _metric("image/clip_ratio/high_mean", "share", "Denoising steps clipped from above."),
         _metric("image/clip_ratio/region_mean", "share", "Denoising steps clipped on either side."),
         _metric("image/log_prob_mean", "1", "Mean log-prob of the scored denoising steps."),
-        _metric("image/count", "images", "Images drawn in the step.", "sum", "per step"),
+        _metric("image/count", "images", "Images drawn in the step.", batches="sum", ranks="sum", steps="per step"),
     ),
     "Importance ratio": (
         _metric("ratio/text_mean", "1", "Mean importance ratio of text tokens; 1 on the first pass."),
@@ -118,10 +147,17 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "Root mean square of a gradient element over AdamW's epsilon, of the branch with the smallest; the epsilon "
             "lowers the rate if it is below 10.",
         ),
-        _metric("loss", "1", "Weighted sum that was differentiated."),
-        _metric("learning_rate", "1", "Learning rate of the step.", over_steps="last"),
-        _metric("epoch", "1", "Passes over the prompts so far.", over_steps="last"),
-        _metric("num_tokens", "tokens", "Text tokens learned from since the start, of all processes.", "max", "last"),
+        _loss("loss", "Weighted sum that was differentiated."),
+        _metric("learning_rate", "1", "Learning rate of the step.", steps="last"),
+        _metric("epoch", "1", "Passes over the prompts so far.", steps="last"),
+        _metric(
+            "num_tokens",
+            "tokens",
+            "Text tokens learned from since the start, on all ranks.",
+            batches="sum",
+            ranks="sum",
+            steps="last",
+        ),
     ),
     "Time": (
         _seconds("time/{stage}_s", "Seconds of a stage: draft (plans included), critique, refine, update."),
@@ -164,71 +200,87 @@ def unknown_names(names: Iterable[str]) -> list[str]:
     return sorted({name for name in names if find_metric(name) is None})
 
 
-def combine(rows: Sequence[Mapping[str, Any]], sizes: Sequence[Mapping[str, float]] = ()) -> dict[str, float]:
-    """The values of one step's rounds or processes as one, each as the table says.
-
-    mean = sum(size * value) / sum(size), so rounds and processes of unlike size give what one batch would give. A
-    missing value (None) enters nothing. A value that is not finite stays visible: it makes the mean not finite.
+class Numbers(Mapping[str, float]):
+    """Metrics of a micro-batch, a round, a rank or a step, each with the number of items that it is over.
 
     Args:
-        rows: one a round or process; numbers, or tensors of one element.
-        sizes: for each row the number of items behind a value, where it is known; else 1.
+        values: numbers, or tensors of one element, by name; None is missing.
+        sizes: items behind a value, where their number is known; else it counts as 1.
 
-    >>> rows = [{"kl": 0.2, "time/step_s": 2.0, "image/count": 8}, {"kl": 0.4, "time/step_s": 3.0, "image/count": 8}]
-    >>> combine(rows, [{"kl": 3}, {"kl": 1}])
-    {'kl': 0.25, 'time/step_s': 3.0, 'image/count': 16.0}
+    >>> Numbers({"kl": 0.2, "reward": None}, {"kl": 3})
+    Numbers({'kl': 0.2}, {'kl': 3.0})
+    """
+
+    def __init__(self, values: Mapping[str, Any] = _NONE, sizes: Mapping[str, float] = _NONE) -> None:
+        self._values = {name: float(value) for name, value in values.items() if value is not None}
+        self.sizes = {name: float(size) for name, size in sizes.items() if name in self._values}
+
+    def __getitem__(self, name: str) -> float:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __or__(self, other: Mapping[str, float]) -> Numbers:
+        """These and others; of a name in both, the other's value."""
+        kept = {name: size for name, size in self.sizes.items() if name not in other}
+        more = other.sizes if isinstance(other, Numbers) else {}
+        return Numbers({**self, **other}, {**kept, **more})
+
+    def __repr__(self) -> str:
+        return f"Numbers({self._values}, {self.sizes})"
+
+    def without(self, names: Iterable[str]) -> Numbers:
+        """Return all but these."""
+        left_out = frozenset(names)
+        return Numbers({name: value for name, value in self.items() if name not in left_out}, self.sizes)
+
+
+def combine(parts: Sequence[Numbers], *, over: Over) -> Numbers:
+    """Combine the values of micro-batches, ranks or steps, each as the table says.
+
+    mean = sum(size * value) / sum(size) over micro-batches and ranks, so parts of different sizes give what one batch
+    would give. Over steps each step counts alike. What has no item (size 0) enters nothing. A value that is not finite
+    stays visible: it makes the result not finite. A name that the table lacks (a scorer's own) is a mean.
+
+    Args:
+        parts: one for each micro-batch, rank or step.
+        over: which of them.
+
+    >>> ranks = [Numbers({"kl": 0.2, "loss": 1.0, "image/count": 8}, {"kl": 3}), Numbers({"kl": 0.4, "loss": 0.5})]
+    >>> combine(ranks, over="ranks")
+    Numbers({'kl': 0.25, 'loss': 1.5, 'image/count': 8.0}, {'kl': 4.0})
+    >>> combine(ranks, over="steps")["image/count"]
+    4.0
     """
     found: dict[str, list[tuple[float, float]]] = {}
-    for row, size in zip(rows, sizes or [{}] * len(rows), strict=True):
-        for name, value in row.items():
-            if value is not None and (weight := float(size.get(name, 1))) > 0:
-                found.setdefault(name, []).append((float(value), weight))
-    return {name: _joined(_rule(name, "combine"), pairs, len(rows)) for name, pairs in found.items()}
+    for part in parts:
+        for name, value in part.items():
+            if (size := part.sizes.get(name, 1.0)) > 0:
+                found.setdefault(name, []).append((value, 1.0 if over == "steps" else size))
+    known = {name for part in parts for name in part.sizes}
+    return Numbers(
+        {name: _combined(_how(name, over), pairs, len(parts)) for name, pairs in found.items()},
+        {name: math.fsum(size for _, size in pairs) for name, pairs in found.items() if name in known},
+    )
 
 
-class Averages:
-    """Collects the values of the steps between two lines, and joins each as the table says.
-
-    >>> averages = Averages()
-    >>> averages.add({"kl": 0.2, "time/refine_s": 4.0, "num_tokens": 10})
-    >>> averages.add({"kl": 0.4, "num_tokens": 20})
-    >>> {name: round(value, 3) for name, value in averages.pop().items()}
-    {'kl': 0.3, 'time/refine_s': 2.0, 'num_tokens': 20.0}
-    >>> averages.pop()
-    {}
-    """
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[tuple[float, float]]] = {}
-        self._num_steps = 0
-
-    def add(self, values: Mapping[str, Any]) -> None:
-        """Take the values of a step: numbers, or tensors of one element; None is missing."""
-        self._num_steps += 1
-        for name, value in values.items():
-            if value is not None:
-                self._values.setdefault(name, []).append((float(value), 1.0))
-
-    def pop(self) -> dict[str, float]:
-        """The joined values since the last call, and start afresh."""
-        joined = {n: _joined(_rule(n, "over_steps"), pairs, self._num_steps) for n, pairs in self._values.items()}
-        self._values, self._num_steps = {}, 0
-        return joined
-
-
-def _rule(name: str, which: str) -> str:
+def _how(name: str, over: Over) -> How:
     metric = find_metric(name)
-    return str(getattr(metric, which)) if metric else "mean"
+    return metric.how(over) if metric else "mean"
 
 
-def _joined(how: str, pairs: list[tuple[float, float]], num_rows: int) -> float:
+def _combined(how: How, pairs: Sequence[tuple[float, float]], num_parts: int) -> float:
     values = [value for value, _ in pairs]
     if how == "last":
         return values[-1]
     if how == "sum":
         return math.fsum(values)
     if how == "per step":
-        return math.fsum(values) / num_rows
+        return math.fsum(values) / num_parts
     if how == "max" and not any(math.isnan(value) for value in values):
         return max(values)
     return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
@@ -247,14 +299,17 @@ def metrics_page() -> str:
         "value that did not occur in a step (no refinement was drawn, say) is absent, never 0. Names outside the table",
         "come from a scorer's own `log_metric`.",
         "",
-        "*In a step* says how the values of its processes (and of the rounds of schedule `full`) become one, *in a",
-        "line* how the steps of a line do when `observe.log_every` is above 1; `per step` is a mean over all.",
+        "The three columns say how values combine: *batches* over the micro-batches and rounds of a step in one",
+        "process, *ranks* over the processes of a step, *steps* over the steps of a line when `observe.log_every` is",
+        "above 1. A `mean` over batches and ranks is weighted by the items behind each value; over steps it is that",
+        "of the steps that have a value, and `per step` that of all.",
     ]
-    head = ["| name | unit | in a step | in a line | meaning |", "|---|---|---|---|---|"]
+    head = ["| name | unit | batches | ranks | steps | meaning |", "|---|---|---|---|---|---|"]
     for title, section in SECTIONS.items():
         lines += ["", f"## {title}", "", *head]
         lines += [
-            f"| `{row.name}` | {row.unit} | {row.combine} | {row.over_steps} | {row.meaning} |" for row in section
+            f"| `{row.name}` | {row.unit} | {row.batches} | {row.ranks} | {row.steps} | {row.meaning} |"
+            for row in section
         ]
     return "\n".join(lines) + "\n"
 

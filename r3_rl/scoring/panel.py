@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Literal
 
 from r3_rl.errors import ScorerError
+from r3_rl.observe.metrics import Numbers
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
@@ -123,7 +124,7 @@ class Panel:
                 rewards[index] = reward
         return rewards
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> Numbers:
         """Close the step: return its metrics and start afresh.
 
         Raises `ScorerError` when an answer broke the contract, when the share of missing scores of a scorer with a
@@ -180,7 +181,7 @@ class Panel:
             best=math.fsum(known) if known and len(known) == len(highest) else 1.0,
         )
 
-    async def _close_step(self) -> dict[str, float]:
+    async def _close_step(self) -> Numbers:
         tallies = [seat.tally for seat in self._seats]
         broken, self._broken = self._broken, None
         num_submitted, self._num_submitted = self._num_submitted, 0
@@ -189,20 +190,25 @@ class Panel:
         if broken is not None:
             raise broken
         self._guard(tallies, num_submitted)
-        values: dict[str, float] = {}
+        values = Numbers()
         prefix = "eval_rewards" if self._held_out else "rewards"
         for seat, tally in zip(self._seats, tallies, strict=True):
             values |= tally.metrics(f"{prefix}/{seat.spec.name}")
         if self._held_out:
             return values
         for seat in self._seats:
-            mean = values.get(f"rewards/{seat.spec.name}/mean")
-            if mean is not None and seat.spec.weight != 0:
-                values[f"weighted_rewards/{seat.spec.name}/mean"] = seat.spec.weight * mean
+            name = f"rewards/{seat.spec.name}/mean"
+            if name in values and seat.spec.weight != 0:
+                values |= Numbers(
+                    {f"weighted_{name}": seat.spec.weight * values[name]}, {f"weighted_{name}": values.sizes[name]}
+                )
         num_applicable = sum(tally.num_applicable for tally in tallies)
         if num_applicable:
-            values["scores/missing_fraction"] = sum(tally.num_missing for tally in tallies) / num_applicable
-            values["scores/cache_hit_fraction"] = sum(tally.num_cached for tally in tallies) / num_applicable
+            shares = {
+                "scores/missing_fraction": sum(tally.num_missing for tally in tallies) / num_applicable,
+                "scores/cache_hit_fraction": sum(tally.num_cached for tally in tallies) / num_applicable,
+            }
+            values |= Numbers(shares, dict.fromkeys(shares, num_applicable))
         return values
 
     def _guard(self, tallies: list[Tally], num_submitted: int) -> None:

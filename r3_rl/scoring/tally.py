@@ -6,6 +6,8 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
+from r3_rl.observe.metrics import Numbers
+
 RESERVED = ("mean", "std", "missing_fraction", "time_s")
 
 
@@ -57,17 +59,20 @@ class Tally:
         if self.first_failure is None or failure.position < self.first_failure.position:
             self.first_failure = failure
 
-    def metrics(self, prefix: str) -> dict[str, float]:
+    def metrics(self, prefix: str) -> Numbers:
         """Return the metrics of the step; sums are exact, so the order in which calls end does not show.
 
         >>> Tally(scores=[0.0, 1.0], num_missing=2).metrics("rewards/a")["rewards/a/missing_fraction"]
         0.5
         """
         values = {f"{prefix}/missing_fraction": self.missing_fraction, f"{prefix}/time_s": self.seconds}
+        sizes = {f"{prefix}/missing_fraction": self.num_applicable}
         if self.scores:  # a mean of nothing is absent, never 0
             values[f"{prefix}/mean"] = math.fsum(self.scores) / len(self.scores)
         if len(self.scores) > 1:
             values[f"{prefix}/std"] = statistics.stdev(self.scores)
+        sizes |= {f"{prefix}/mean": len(self.scores), f"{prefix}/std": len(self.scores)}
         for name, logged in self.logged.items():
             values[f"{prefix}/{name}"] = math.fsum(logged) / len(logged)
-        return values
+            sizes[f"{prefix}/{name}"] = len(logged)
+        return Numbers(values, sizes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from r3_rl.algorithm.advantage import Advantages, advantages
 from r3_rl.algorithm.gain import Gains, gains
 from r3_rl.algorithm.rewards import Format, reason_rewards, refine_rewards, text_reward
 from r3_rl.nodes import Node, numbered
+from r3_rl.observe.metrics import Numbers
 from r3_rl.types import ImageSegment, Segment, TextSegment, Trajectory, Verdict
 
 Rewards = Callable[[Sequence[Verdict], Sequence[int]], Sequence[float | None]]
@@ -57,28 +58,16 @@ class Credit:
         return "generation" if isinstance(self.segment, ImageSegment) else "understanding"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Means:
-    """Numbers to log, with what it takes to join them with those of other rounds and processes."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Items that each of them is a mean over."""
-
-    def __or__(self, other: Means) -> Means:
-        return Means(values=self.values | other.values, sizes=self.sizes | other.sizes)
-
-
-def means(items: Mapping[str, torch.Tensor]) -> Means:
+def means(items: Mapping[str, torch.Tensor]) -> Numbers:
     """The mean of every tensor over its items; nan is missing, and a mean of nothing is left out.
 
     >>> means({"reward": torch.tensor([0.5, math.nan, 1.0]), "kl": torch.tensor([])})
-    Means(values={'reward': 0.75}, sizes={'reward': 2})
+    Numbers({'reward': 0.75}, {'reward': 2.0})
     """
     present = {name: values[~values.isnan()] for name, values in items.items()}
-    return Means(
-        values={name: float(values.float().mean()) for name, values in present.items() if len(values)},
-        sizes={name: len(values) for name, values in present.items() if len(values)},
+    return Numbers(
+        {name: values.float().mean() for name, values in present.items() if len(values)},
+        {name: len(values) for name, values in present.items()},
     )
 
 
@@ -87,9 +76,7 @@ class StageCredit:
     """Credits of one stage and the numbers to log. Segments without advantage are left out: they teach nothing."""
 
     credits: tuple[Credit, ...]
-    metrics: dict[str, float]
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """Items that each metric is a mean over, where it is one."""
+    metrics: Numbers
     num_groups: int
     num_flat_groups: int
     """Groups without spread, in the rewards of texts and of images alike."""
@@ -331,8 +318,7 @@ def _finish(
     }
     return StageCredit(
         credits=useful,
-        metrics=found.values | counted,
-        sizes=found.sizes,
+        metrics=found | counted,
         num_groups=num_groups,
         num_flat_groups=num_flat,
     )

@@ -9,7 +9,7 @@ reason phases and a critique phase in turn. progressive: begins as cotrain and b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -17,14 +17,13 @@ import torch
 
 from r3_rl.balance.progressive import joint_share
 from r3_rl.nodes import Node, given_image, trajectory
-from r3_rl.observe.metrics import combine
+from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.rows import round_seed
 from r3_rl.training.credit import (
     Credit,
     CreditSettings,
-    Means,
     Rewards,
     StageCredit,
     credit_critiques,
@@ -62,9 +61,7 @@ class Collected:
     leaves: list[Node]
     """Where each row ends: an image, or a critique that ended the loop."""
     stages: list[StageCredit]
-    metrics: dict[str, float]
-    sizes: dict[str, int] = field(default_factory=dict)
-    """Items that each metric is a mean over, where it is one."""
+    metrics: Numbers
 
     @property
     def credits(self) -> list[Credit]:
@@ -75,7 +72,7 @@ class Collected:
         """What was rolled out, to look at."""
         return [trajectory(leaf) for leaf in self.leaves]
 
-    def likelihoods(self) -> Means:
+    def likelihoods(self) -> Numbers:
         """`entropy`: mean -log p of the sampled text tokens, an unbiased estimate of it; mean log p of the steps."""
         texts = [c.segment.log_probs for c in self.credits if isinstance(c.segment, TextSegment)]
         images = [c.segment.log_probs for c in self.credits if isinstance(c.segment, ImageSegment)]
@@ -235,9 +232,5 @@ def _collected(
     items: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Collected:
     """Stages joined as the table of metrics says. `items`: what is measured over the whole step instead."""
-    names = {name for stage in stages for name in stage.metrics}
-    joined = Means(
-        values=combine([stage.metrics for stage in stages], [stage.sizes for stage in stages]),
-        sizes={n: size for n in names if (size := sum(stage.sizes.get(n, 0) for stage in stages))},
-    ) | means(items)
-    return Collected(phase=phase, leaves=leaves, stages=stages, metrics=joined.values, sizes=joined.sizes)
+    metrics = combine([stage.metrics for stage in stages], over="batches") | means(items)
+    return Collected(phase=phase, leaves=leaves, stages=stages, metrics=metrics)

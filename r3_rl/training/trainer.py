@@ -25,7 +25,7 @@ from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
-from r3_rl.observe.metrics import Averages, combine
+from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.adapters import adapted_layers, adapter_dropout, attach
 from r3_rl.policy.base import Policy
 from r3_rl.policy.lora import drops
@@ -46,7 +46,7 @@ from r3_rl.training.schedules import Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.sharded import handed_over, keep_gradient
 from r3_rl.training.shards import Shards
-from r3_rl.training.update import UpdateStatistics, accumulate, step_sizes
+from r3_rl.training.update import DEVIATIONS, accumulate, step_sizes
 from r3_rl.types import TextSegment, Verdict
 
 
@@ -125,7 +125,7 @@ class R3Trainer(Trainer):
             shards=list(masters.values()),
         )
         self.checked: SelfCheck | None = None
-        self.averages = Averages()
+        self._steps: list[Numbers] = []
         self._collected: Collected | None = None
         self._asked: list[Future[list[Verdict]]] = []
         self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
@@ -159,7 +159,7 @@ class R3Trainer(Trainer):
         begin = time.perf_counter()
         collected = self._rollouts(step)
         updating = time.perf_counter()
-        statistics = self.accumulate(step, collected.credits).over_processes()
+        learned = self.accumulate(step, collected.credits)
         self._refuse_broken_gradient()
         # with dropout the ratio of a first pass is not 1, and its deviation says nothing about rollout and replay
         first_pass = step % self.args.num_iterations == 0 and not drops(self.policy.module)
@@ -171,31 +171,31 @@ class R3Trainer(Trainer):
         collected.metrics |= held_out
         done = time.perf_counter()
         seconds = {f"time/{name}_s": value for name, value in self.watch.take().items()}
-        likelihoods = collected.likelihoods()
-        numbers = {
-            **collected.metrics,
-            **statistics.metrics(first_pass=first_pass),
-            **self.balancer.metrics(),
+        measured = {
             **over_epsilon,
-            **likelihoods.values,
             **seconds,
-            "num_tokens": self._count_tokens(collected),
-            "memory/peak_bytes": float(peak_bytes(self.args.device)),
+            "num_tokens": sum(
+                len(c.segment.token_ids) for c in collected.credits if isinstance(c.segment, TextSegment)
+            ),
+            "memory/peak_bytes": peak_bytes(self.args.device),
             "time/update_s": updated - updating,
             **({"time/held_out_s": done - updated} if held_out else {}),
             "time/step_s": done - begin,
             "tree/pool_size": sum(map(len, self.schedule.pool.groups)),
         }
-        rows = ranks.everyone((numbers, collected.sizes | likelihoods.sizes))
-        self.averages.add(combine([row for row, _ in rows], [sizes for _, sizes in rows]))
-        return torch.tensor(statistics.loss)
+        own = collected.metrics | learned.without(() if first_pass else DEVIATIONS) | collected.likelihoods() | measured
+        numbers = combine(ranks.everyone(own), over="ranks")
+        # counted over a resume: Trainer's state keeps it
+        self.state.num_input_tokens_seen += int(numbers["num_tokens"])
+        self._steps.append(numbers | {"num_tokens": self.state.num_input_tokens_seen})
+        return torch.tensor(numbers["loss"])
 
-    def accumulate(self, step: int, credits: Sequence[Credit]) -> UpdateStatistics:
+    def accumulate(self, step: int, credits: Sequence[Credit]) -> Numbers:
         """The gradient of these credits and of those of the other processes; the only place where an adapter drops."""
         with adapter_dropout(self.policy.module, seed=(self.args.seed, step, ranks.rank())):
             return self.balancer.accumulate(step, credits, self._accumulate, step_sizes(credits))
 
-    def _accumulate(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> UpdateStatistics:
+    def _accumulate(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
         with fast_update(self.policy.module), self.shards.collecting() if self.shards else nullcontext():
             return accumulate(
                 self.policy,
@@ -248,12 +248,6 @@ class R3Trainer(Trainer):
         else:
             self.accelerator.backward(loss)
 
-    def _count_tokens(self, collected: Collected) -> float:
-        """Text tokens since the start of the run; Trainer's state keeps the count over a resume."""
-        tokens = sum(len(c.segment.token_ids) for c in collected.credits if isinstance(c.segment, TextSegment))
-        self.state.num_input_tokens_seen += int(ranks.total(tokens)[0])
-        return float(self.state.num_input_tokens_seen)
-
     def _rollouts(self, step: int) -> Collected:
         """Fresh rollouts, or the last ones again for `num_iterations` updates."""
         if self._collected is not None and step % self.args.num_iterations:
@@ -280,10 +274,10 @@ class R3Trainer(Trainer):
         if self.held_out is not None:
             self._asked = [self.held_out.submit(batch) for batch in batches]
 
-    def _held_out_numbers(self) -> dict[str, float]:
+    def _held_out_numbers(self) -> Numbers:
         asked, self._asked = self._asked, []
         if self.held_out is None or not asked:
-            return {}
+            return Numbers()
         for answer in asked:
             answer.result()
         return self.held_out.metrics()
@@ -308,7 +302,8 @@ class R3Trainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's numbers and those of the steps since the last line."""
         if "train_runtime" not in logs:
-            logs = {**self.averages.pop(), **{k: v for k, v in logs.items() if k != "epoch"}}
+            logs = {**combine(self._steps, over="steps"), **{k: v for k, v in logs.items() if k != "epoch"}}
+            self._steps = []
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader[Any]:

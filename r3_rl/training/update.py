@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
-from functools import reduce
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from r3_rl import ranks
-from r3_rl.algorithm.loss import LossStatistics, PolicyLoss, image_loss, text_loss
+from r3_rl.algorithm.loss import PolicyLoss, image_loss, text_loss
 from r3_rl.errors import RunError
 from r3_rl.flow.sde import kl_mean, kl_velocity
+from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.base import ImageReplay, Policy
 from r3_rl.training.credit import Credit
 from r3_rl.types import Context, ImageSegment, Segment, TextPiece, TextSegment, context_key, written_before
+
+DEVIATIONS = ("ratio/text_deviation", "ratio/image_deviation")
+"""Only on the first pass over fresh rollouts does a ratio that is not 1 say that rollout and replay disagree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,55 +40,6 @@ class LossSettings:
     text_weight: float = 1.0
     image_weight: float = 2.0
     token_budget: int = 4096
-
-
-@dataclass(kw_only=True)
-class UpdateStatistics:
-    """Sums over the micro-batches of a step."""
-
-    text: LossStatistics | None = None
-    image: LossStatistics | None = None
-    loss: float = 0.0
-    text_loss: float = 0.0
-    image_loss: float = 0.0
-    """Both before their weights."""
-    num_micro_batches: int = 0
-
-    def merged(self, other: UpdateStatistics) -> UpdateStatistics:
-        """Of both halves of a step."""
-        return UpdateStatistics(
-            text=_add(self.text, other.text),
-            image=_add(self.image, other.image),
-            loss=self.loss + other.loss,
-            text_loss=self.text_loss + other.text_loss,
-            image_loss=self.image_loss + other.image_loss,
-            num_micro_batches=self.num_micro_batches + other.num_micro_batches,
-        )
-
-    def over_processes(self) -> UpdateStatistics:
-        """Joined with those of the other processes."""
-        parts = replace(self, text=_on_host(self.text), image=_on_host(self.image)) if ranks.count() > 1 else self
-        return reduce(UpdateStatistics.merged, ranks.everyone(parts))
-
-    def metrics(self, *, first_pass: bool = True) -> dict[str, float]:
-        """The step's numbers by their names in docs/metrics.md. Only on the first pass over fresh rollouts does the
-        deviation of the ratio from 1 say that rollout and replay disagree."""
-        out: dict[str, float] = {"loss": self.loss}
-        if self.text is not None:
-            means = self.text.means()
-            out |= {f"clip_ratio/{side}_mean": means[f"clip_ratio/{side}"] for side in ("low", "high", "region")}
-            out |= {"ratio/text_mean": means["ratio"], "text/loss": self.text_loss}
-            out |= {"kl": means["kl"]} if "kl" in means else {}
-            if first_pass:
-                out["ratio/text_deviation"] = means["ratio_deviation_max"]
-        if self.image is not None:
-            means = self.image.means()
-            out |= {f"image/clip_ratio/{side}_mean": means[f"clip_ratio/{side}"] for side in ("low", "high", "region")}
-            out |= {"ratio/image_mean": means["ratio"], "image/loss": self.image_loss}
-            out |= {"image/kl": means["kl"]} if "kl" in means else {}
-            if first_pass:
-                out["ratio/image_deviation"] = means["ratio_deviation_max"]
-        return out
 
 
 def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) -> list[list[Credit]]:
@@ -142,17 +96,18 @@ def accumulate(
     backward: Callable[[Tensor], None],
     normalisers: tuple[float, float] | None = None,
     base_first: AbstractContextManager[None] | None = None,
-) -> UpdateStatistics:
+) -> Numbers:
     """Adds the step's gradient to the parameters, micro-batch by micro-batch. What weighs 0 is not replayed.
 
     `normalisers`: (text tokens, denoising steps) of the step over all processes; by default those of the credits.
     `base_first`: makes the policy its base; then it is entered once, before all, and not for each micro-batch.
-    Raises RunError when a loss is not finite, before its gradient is taken.
+    Returns the losses, ratios and divergences of this process's share of the step; a share without credits has a loss
+    of 0. Raises RunError when a loss is not finite, before its gradient is taken.
     """
     weights = {"understanding": settings.text_weight, "generation": settings.image_weight}
     credits = [c for c in credits if weights[c.objective] > 0]
     num_text, num_image = normalisers or step_sizes(credits)
-    statistics = UpdateStatistics()
+    found = [Numbers({"loss": 0.0})]
     batches = micro_batches(policy, credits, settings.token_budget)
     references = None
     if base_first is not None:
@@ -172,19 +127,28 @@ def accumulate(
                 hint="lower training.learning_rate or eta; the last checkpoint is good",
             )
         backward(loss)
-        statistics = statistics.merged(_statistics(loss, text, image))
-    return statistics
+        found.append(_numbers(loss, text, image))
+    return combine(found, over="batches")
 
 
-def _statistics(loss: Tensor, text: PolicyLoss | None, image: PolicyLoss | None) -> UpdateStatistics:
-    return UpdateStatistics(
-        text=text.statistics if text else None,
-        image=image.statistics if image else None,
-        loss=float(loss.detach()),
-        text_loss=float(text.loss.detach()) if text else 0.0,
-        image_loss=float(image.loss.detach()) if image else 0.0,
-        num_micro_batches=1,
-    )
+def _numbers(loss: Tensor, text: PolicyLoss | None, image: PolicyLoss | None) -> Numbers:
+    """The metrics of a micro-batch; losses before their weights, but for the whole one."""
+    found = Numbers({"loss": loss.detach()})
+    for part, name, prefix in ((text, "text", ""), (image, "image", "image/")):
+        if part is None:
+            continue
+        means = part.statistics.means()
+        values = {
+            **{
+                f"{prefix}clip_ratio/{side}_mean": means.get(f"clip_ratio/{side}") for side in ("low", "high", "region")
+            },
+            f"{prefix}kl": means.get("kl"),
+            f"ratio/{name}_mean": means.get("ratio"),
+            f"ratio/{name}_deviation": means.get("ratio_deviation_max"),
+        }
+        found |= Numbers(values, dict.fromkeys(values, float(part.statistics.count)))
+        found |= {f"{name}/loss": float(part.loss.detach())}
+    return found
 
 
 def step_sizes(credits: Sequence[Credit]) -> tuple[float, float]:
@@ -193,17 +157,6 @@ def step_sizes(credits: Sequence[Credit]) -> tuple[float, float]:
     image = sum(len(c.segment.times) for c in credits if isinstance(c.segment, ImageSegment))
     texts, images = ranks.total(text, image)
     return float(max(texts, 1)), float(max(images, 1))
-
-
-def _on_host(statistics: LossStatistics | None) -> LossStatistics | None:
-    if statistics is None:
-        return None
-    tensors = {f.name: getattr(statistics, f.name) for f in fields(statistics)}
-    return LossStatistics(**{name: None if tensor is None else tensor.cpu() for name, tensor in tensors.items()})
-
-
-def _add(total: LossStatistics | None, more: LossStatistics | None) -> LossStatistics | None:
-    return more if total is None else total if more is None else total + more
 
 
 def _reference(policy: Policy, segments: Sequence[Segment], settings: LossSettings) -> dict[int, Tensor | ImageReplay]:

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
-
 import pytest
 import torch
 
 from r3_rl.algorithm import clipped_surrogate, image_loss, k3, text_loss
 from r3_rl.errors import InputError, RunError
 from r3_rl.flow import Guidance, combine, kl_mean, log_prob, sample, shifted_schedule, stochastic_step
+from r3_rl.observe.metrics import Numbers
+from r3_rl.observe.metrics import combine as combine_numbers
 
 TOLERANCE = {"rtol": 2e-6, "atol": 2e-6}
 
@@ -62,9 +61,11 @@ def test_micro_batches_add_up_to_the_whole(elements, cuts):
             part.loss.backward()
         torch.testing.assert_close(sum(part.loss for part in parts), whole.loss)
         torch.testing.assert_close(parts_in.grad, whole_in.grad)
-        joined = reduce(add, (part.statistics for part in parts))
-        assert joined.means() == pytest.approx(whole.statistics.means(), rel=1e-5)
-        assert joined.means()["kl"] > 0 and joined.means()["clip_ratio/region"] > 0
+        of_parts = [(part.statistics.means(), float(part.statistics.count)) for part in parts]
+        joined = combine_numbers([Numbers(m, dict.fromkeys(m, size)) for m, size in of_parts], over="batches")
+        for name in ("ratio", "kl", "clip_ratio/low", "clip_ratio/high", "clip_ratio/region"):
+            assert joined[name] == pytest.approx(whole.statistics.means()[name], rel=1e-5), name
+        assert joined["kl"] > 0 and joined["clip_ratio/region"] > 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from r3_rl.balance.gradients import AGGREGATORS, Balancer, compare, load_aggregator
 from r3_rl.errors import MissingPackageError
-from r3_rl.observe.metrics import unknown_names
+from r3_rl.observe.metrics import Numbers, unknown_names
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
 from tests.training.rollouts import gradient, step_credits, trained_policy
 
@@ -20,14 +20,6 @@ class Pull:
 
     objective: str
     direction: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Sum:
-    pulls: int
-
-    def merged(self, other):
-        return Sum(self.pulls + other.pulls)
 
 
 E, F = (1.0, 0.0), (0.0, 1.0)
@@ -44,11 +36,11 @@ def combined(aggregator, *pulls, probe_every=1, step=0, before=None):
         assert normalisers == (3.0, 4.0)
         for pull in part:
             (module.weight @ torch.tensor(pull.direction)).sum().backward()
-        return Sum(len(part))
+        return Numbers({"image/count": len(part)})
 
-    statistics = balancer.accumulate(step, pulls, run, (3.0, 4.0))
-    assert statistics.pulls == len(pulls)
-    return module.weight.grad[0], balancer.metrics()
+    numbers = balancer.accumulate(step, pulls, run, (3.0, 4.0))
+    assert numbers["image/count"] == len(pulls)
+    return module.weight.grad[0], dict(numbers.without(["image/count"]))
 
 
 def understanding(*direction):
@@ -161,7 +153,7 @@ def test_probing_a_real_step_gives_the_gradient_of_the_plain_one():
     gradients = []
     for probe_every in (0, 1):
         balancer = Balancer(policy.module, aggregator="sum", probe_every=probe_every, seed=0)
-        statistics = balancer.accumulate(0, credits, run, step_sizes(credits))
+        numbers = balancer.accumulate(0, credits, run, step_sizes(credits))
         gradients.append(gradient(policy))
-        assert statistics.text is not None and statistics.image is not None
+        assert {"text/loss", "image/loss"} < set(numbers)
     torch.testing.assert_close(*gradients, atol=2e-5 * float(gradients[0].norm()), rtol=0)

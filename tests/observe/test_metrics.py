@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from r3_rl.observe.metrics import METRICS, Averages, combine, find_metric, metrics_page, unknown_names
+from r3_rl.observe.metrics import METRICS, Numbers, combine, find_metric, metrics_page, unknown_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,40 +38,65 @@ def test_patterns_match_one_part_of_a_name_only():
     ]
 
 
-def test_processes_of_unlike_size_average_as_one_batch():
+def test_ranks_of_different_size_average_as_one_batch():
     values = np.random.default_rng(0).random(12)
     parts = (values[:2], values[2:9], values[9:])
-    rows = [{"kl": part.mean(), "tree/pool_size": part.size, "time/draft_s": part.size} for part in parts]
-    found = combine(rows, [{"kl": part.size} for part in parts])
-    assert found["kl"] == pytest.approx(values.mean())
+    found = combine(
+        [Numbers({"kl": p.mean(), "tree/pool_size": p.size, "time/draft_s": p.size}, {"kl": p.size}) for p in parts],
+        over="ranks",
+    )
+    assert found["kl"] == pytest.approx(values.mean()) and found.sizes == {"kl": 12}
     assert found["tree/pool_size"] == 12 and found["time/draft_s"] == 7, "side by side they take as long as the slowest"
 
 
+def test_the_three_ways_of_combining_are_three():
+    """Losses add up within a step and not over steps; rounds take their time one after the other, ranks together."""
+    parts = [
+        Numbers({"loss": 1.0, "time/draft_s": 3.0, "kl": 0.0}, {"kl": 1}),
+        Numbers({"loss": 0.5, "time/draft_s": 2.0, "kl": 1.0}, {"kl": 3}),
+    ]
+    assert dict(combine(parts, over="batches")) == {"loss": 1.5, "time/draft_s": 5.0, "kl": 0.75}
+    assert dict(combine(parts, over="ranks")) == {"loss": 1.5, "time/draft_s": 3.0, "kl": 0.75}
+    assert dict(combine(parts, over="steps")) == {"loss": 0.75, "time/draft_s": 2.5, "kl": 0.5}
+
+
 def test_what_is_counted_adds_up_and_peaks_and_seconds_do_not():
-    """Seconds of two processes are not twice the seconds, nor is the longest text of two the sum of both."""
-    rules = {metric.name: metric.combine for metric in METRICS}
-    assert {name for name, how in rules.items() if how == "sum"} == {"image/count", "tree/pool_size"}
+    """Seconds of two ranks are not twice the seconds, nor is the longest text of two the sum of both."""
+    rules = {metric.name: metric.ranks for metric in METRICS}
+    losses = {name for name in rules if name == "loss" or name.endswith("/loss")}
+    assert {name for name, how in rules.items() if how == "sum"} == {
+        "image/count", "num_tokens", "tree/pool_size", *losses,
+    }  # fmt: skip
     most = {m.name for m in METRICS if m.unit in ("s", "bytes") or "max" in m.name or "deviation" in m.name}
-    assert {name for name, how in rules.items() if how == "max"} == {*most, "num_tokens"}
+    assert {name for name, how in rules.items() if how == "max"} == most
 
 
 def test_a_line_of_several_steps_speaks_of_one_step():
-    averages = Averages()
-    for step in ({"time/step_s": 2.0, "time/refine_s": 1.0, "image/count": 8}, {"time/step_s": 4.0, "image/count": 6}):
-        averages.add(step)
-    assert averages.pop() == {"time/step_s": 3.0, "time/refine_s": 0.5, "image/count": 7.0}
+    steps = [
+        Numbers({"time/step_s": 2.0, "time/refine_s": 1.0, "image/count": 8, "num_tokens": 9}, {"image/count": 5}),
+        Numbers({"time/step_s": 4.0, "image/count": 6, "num_tokens": 12}),
+    ]
+    assert dict(combine(steps, over="steps")) == {
+        "time/step_s": 3.0, "time/refine_s": 0.5, "image/count": 7.0, "num_tokens": 12.0,
+    }  # fmt: skip
 
 
 def test_missing_values_and_empty_parts_enter_nothing():
-    assert combine([{"kl": None, "reward": torch.tensor(0.5)}, {"reward": 100.0}], [{}, {"reward": 0}]) == {
-        "reward": 0.5
-    }
+    parts = [Numbers({"kl": None, "reward": torch.tensor(0.5)}), Numbers({"reward": 100.0}, {"reward": 0})]
+    assert dict(combine(parts, over="batches")) == {"reward": 0.5}
+    assert dict(combine([], over="ranks")) == {}
 
 
-def test_values_that_are_not_finite_stay_visible():
+def test_of_a_name_in_both_the_later_value_and_size_hold():
+    found = (
+        Numbers({"kl": 1.0, "reward": 2.0}, {"kl": 3, "reward": 4}) | Numbers({"kl": 5.0}, {"kl": 6}) | {"reward": 7.0}
+    )
+    assert dict(found) == {"kl": 5.0, "reward": 7.0} and found.sizes == {"kl": 6}
+    assert dict(found.without(["kl"])) == {"reward": 7.0}
+
+
+@pytest.mark.parametrize("over", ["batches", "ranks", "steps"])
+def test_values_that_are_not_finite_stay_visible(over):
     rows = [{"kl": 1.0, "ratio/text_deviation": 0.5}, {"kl": float("inf"), "ratio/text_deviation": float("nan")}]
-    averages = Averages()
-    for row in rows:
-        averages.add(row)
-    for found in (combine(rows), averages.pop()):
-        assert math.isinf(found["kl"]) and math.isnan(found["ratio/text_deviation"])
+    found = combine([Numbers(row) for row in rows], over=over)
+    assert math.isinf(found["kl"]) and math.isnan(found["ratio/text_deviation"])

@@ -16,9 +16,10 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
+from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.training.shards import Shards
-from r3_rl.training.update import LossSettings, UpdateStatistics, accumulate, step_sizes
+from r3_rl.training.update import LossSettings, accumulate, step_sizes
 from r3_rl.types import Prompt
 from tests.policy.tiny import PROMPTS, tiny_policy
 from tests.training.rollouts import gradient, step_credits, trained_policy
@@ -106,15 +107,15 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, s
     balancer = Balancer(policy.module, aggregator=aggregator, probe_every=probe_every, seed=0, shards=masters)
     settings = LossSettings(token_budget=64, beta=0.1, image_beta=0.1)
 
-    def run(part: Any, sizes: tuple[float, float]) -> UpdateStatistics:
+    def run(part: Any, sizes: tuple[float, float]) -> Numbers:
         base = shards.reference(policy) if shards else None
         with shards.collecting() if shards else nullcontext():
             return accumulate(
                 policy, part, settings, backward=torch.Tensor.backward, normalisers=sizes, base_first=base
             )
 
-    statistics = balancer.accumulate(0, credits, run, step_sizes(credits)).over_processes()
-    (folder / f"{ranks.rank()}.json").write_text(json.dumps({**statistics.metrics(), **balancer.metrics()}))
+    numbers = balancer.accumulate(0, credits, run, step_sizes(credits))
+    (folder / f"{ranks.rank()}.json").write_text(json.dumps(dict(combine(ranks.everyone(numbers), over="ranks"))))
     found = [m.grad for m in masters] if shards else gradient(policy)
     torch.save(found, folder / f"{ranks.rank()}.pt")
 
