@@ -38,6 +38,7 @@ from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.protocol import PROTOCOLS
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
+from r3_rl.training.batcher import Batcher
 from r3_rl.training.credit import Credit
 from r3_rl.training.update import LossSettings, accumulate
 from r3_rl.types import Prompt, TextPiece, TextSegment
@@ -222,8 +223,9 @@ def update(bench: Bench, policy: BagelPolicy, credits: list[Credit], args: argpa
     """Replay, losses and backward in micro-batches, then AdamW on the adapter."""
     trained = [p for p in policy.module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=5e-6, betas=(0.9, 0.95), weight_decay=0.0)
-    settings = LossSettings(beta=args.beta, image_beta=args.beta, token_budget=args.token_budget)
-    bench.run("step update", lambda: accumulate(policy, credits, settings, backward=torch.Tensor.backward))
+    settings = LossSettings(beta=args.beta, image_beta=args.beta)
+    batcher = Batcher(policy=policy, token_budget=args.token_budget)
+    bench.run("step update", lambda: accumulate(batcher, credits, settings, backward=torch.Tensor.backward))
 
     def step() -> None:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

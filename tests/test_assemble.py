@@ -24,6 +24,7 @@ from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel
 from r3_rl.stages.protocol import PROTOCOLS, Protocol
 from r3_rl.stages.settings import DrawingPlan
+from r3_rl.training.batcher import Batcher
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.schedules import Schedule
@@ -185,7 +186,7 @@ ALGORITHM, DRAFT = EMPTY.algorithm, EMPTY.rollout.draft
     [
         (CreditSettings, ALGORITHM, {}),
         (LossSettings, ALGORITHM, {"text_weight": "text_loss_weight", "image_weight": "image_loss_weight"}),
-        (LossSettings, EMPTY.training, {}),
+        (Batcher, EMPTY.training, {}),
         (Format, ALGORITHM, {"mode": "format_mode", "weight": "format_weight"}),
         (Panel, ALGORITHM, {"aggregate": "multi_objective_aggregation"}),
         (as_trl_reward, ALGORITHM, {"gain": "of two pictures"}),

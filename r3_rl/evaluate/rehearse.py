@@ -28,8 +28,8 @@ from r3_rl.policy.bagel.reader import kept_pieces
 from r3_rl.policy.prefixes import spans
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.rollout.rows import Parts
+from r3_rl.training.batcher import micro_batches
 from r3_rl.training.trainer import R3Trainer
-from r3_rl.training.update import micro_batches
 from r3_rl.types import ImageSegment, TextSegment
 
 _SMALL = (2, 4)
@@ -128,7 +128,7 @@ def _update(trainer: R3Trainer, rollouts: Rollouts, names: Sequence[str], log: L
         log.run(name, lambda credits=credits: trainer.accumulate(_TYPICAL, credits))  # type: ignore[misc]
         log.run("optimiser", trainer.optimizer.step)
         trainer.optimizer.zero_grad()
-        batches = micro_batches(trainer.policy, credits, trainer.losses.token_budget)
+        batches = micro_batches(trainer.policy, credits, trainer.batcher.token_budget)
         log.stage = name
         with weighed(log.device) as taken:
             trainer.accumulate(_PROBED, [*batches[0], *(batches[-1] if len(batches) > 1 else [])])

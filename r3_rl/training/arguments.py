@@ -161,5 +161,4 @@ def losses_of(args: R3Config) -> LossSettings:
         image_kl=args.image_kl,  # type: ignore[arg-type]
         text_weight=args.text_loss_weight,
         image_weight=args.image_loss_weight,
-        token_budget=args.token_budget,
     )

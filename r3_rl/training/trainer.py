@@ -34,6 +34,7 @@ from r3_rl.scoring.panel import Panel
 from r3_rl.stages.protocol import PROTOCOLS
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.arguments import Scorer, losses_of, panel_of, refuse, refuse_training, schedule_of, stream_of
+from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.checkpoint import load_pool, load_weights, save_pool, save_weights, writing
 from r3_rl.training.config import R3Config
@@ -117,6 +118,7 @@ class R3Trainer(Trainer):
         self.watch = Stopwatch()
         self.schedule = schedule_of(model, self.panel, self.loop, args, synthetic, watch=self.watch)
         self.losses = losses_of(args)
+        self.batcher = Batcher(policy=model, token_budget=args.token_budget, drawing=self.loop.draft.drawing)
         self.balancer = Balancer(
             model.module,
             aggregator=args.aggregator,
@@ -198,7 +200,7 @@ class R3Trainer(Trainer):
     def _accumulate(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
         with fast_update(self.policy.module), self.shards.collecting() if self.shards else nullcontext():
             return accumulate(
-                self.policy,
+                self.batcher,
                 credits,
                 self.losses,
                 backward=self._backward,

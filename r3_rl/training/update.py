@@ -1,12 +1,9 @@
-"""The update: credits -> micro-batches -> accumulated gradient.
-
-Micro-batches are packed from segments up to a token budget; a plan and the draft drawn after it travel together, so
-that one pass scores both. Losses are normalised by the whole step, so any packing gives the same gradient.
-"""
+"""The update: micro-batches -> accumulated gradient. Losses are normalised by the whole step, so any packing gives the
+same gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -20,8 +17,9 @@ from r3_rl.errors import RunError
 from r3_rl.flow.sde import kl_mean, kl_velocity
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.base import ImageReplay, Policy
+from r3_rl.training.batcher import Batcher
 from r3_rl.training.credit import Credit
-from r3_rl.types import Context, ImageSegment, Segment, TextPiece, TextSegment, context_key, written_before
+from r3_rl.types import ImageSegment, Segment, TextSegment
 
 DEVIATIONS = ("ratio/text_deviation", "ratio/image_deviation")
 """Only on the first pass over fresh rollouts does a ratio that is not 1 say that rollout and replay disagree."""
@@ -39,57 +37,10 @@ class LossSettings:
     image_kl: Literal["mean", "velocity"] = "mean"
     text_weight: float = 1.0
     image_weight: float = 2.0
-    token_budget: int = 4096
-
-
-def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) -> list[list[Credit]]:
-    """Packs credits up to the budget. A plan stays with its draft; peers lie side by side, so that a pass reads what
-    they share once; the longest come first, so that like lengths share a pass."""
-    groups: dict[Hashable, list[tuple[int, list[Credit]]]] = {}
-    for bundle in _bundles(credits):
-        size = sum(policy.num_tokens(c.segment) for c in bundle)
-        groups.setdefault(_peers_key(bundle[0].segment.context), []).append((size, bundle))
-    for peers in groups.values():
-        peers.sort(key=lambda pair: -pair[0])
-    batches: list[list[Credit]] = []
-    room: list[int] = []
-    for size, bundle in (pair for peers in sorted(groups.values(), key=lambda peers: -peers[0][0]) for pair in peers):
-        # like lengths lie side by side: only the newest batch is tried
-        if batches and room[-1] >= size:
-            batches[-1].extend(bundle)
-            room[-1] -= size
-        else:
-            batches.append(list(bundle))
-            room.append(max(token_budget - size, 0))
-    return batches
-
-
-def _peers_key(context: Context) -> Hashable:
-    """The key of the first piece that not every row reads: all read the same system prompt."""
-    return next((p.key for p in context if not (isinstance(p, TextPiece) and p.keep)), None)
-
-
-def _bundles(credits: Sequence[Credit]) -> list[list[Credit]]:
-    """One bundle a text, with the drafts drawn after it, and one for every other image."""
-    bundles: list[list[Credit]] = []
-    by_text: dict[Hashable, list[Credit]] = {}
-    for credit in credits:
-        if isinstance(segment := credit.segment, TextSegment):
-            bundles.append([credit])
-            # peers may write the same text: either may go with the drafts
-            by_text.setdefault((context_key(segment.context), segment.token_ids), bundles[-1])
-    for credit in credits:
-        if isinstance(credit.segment, ImageSegment):
-            host = by_text.get(written_before(credit.segment.context)) if credit.stage == "draft" else None
-            if host is not None:
-                host.append(credit)
-            else:
-                bundles.append([credit])
-    return bundles
 
 
 def accumulate(
-    policy: Policy,
+    batcher: Batcher,
     credits: Sequence[Credit],
     settings: LossSettings,
     *,
@@ -99,26 +50,38 @@ def accumulate(
 ) -> Numbers:
     """Adds the step's gradient to the parameters, micro-batch by micro-batch. What weighs 0 is not replayed.
 
-    `normalisers`: (text tokens, denoising steps) of the step over all processes; by default those of the credits.
-    `base_first`: makes the policy its base; then it is entered once, before all, and not for each micro-batch.
-    Returns the losses, ratios and divergences of this process's share of the step; a share without credits has a loss
-    of 0. Raises RunError when a loss is not finite, before its gradient is taken.
+    Args:
+        batcher: of the policy that is trained.
+        credits: of this process; every process calls this together, those without credits too.
+        settings: of the losses.
+        backward: takes a loss's gradient.
+        normalisers: (text tokens, denoising steps) of the step over all processes; by default those of the credits.
+        base_first: makes the policy its base; then it is entered once, before all, and not for each micro-batch.
+
+    Returns:
+        Losses, ratios and divergences of this process's share of the step; without credits a loss of 0.
+
+    Raises:
+        RunError: a loss is not finite; its gradient is not taken.
     """
+    policy = batcher.policy
     weights = {"understanding": settings.text_weight, "generation": settings.image_weight}
     credits = [c for c in credits if weights[c.objective] > 0]
     num_text, num_image = normalisers or step_sizes(credits)
     found = [Numbers({"loss": 0.0})]
-    batches = micro_batches(policy, credits, settings.token_budget)
+    batches = batcher.plan(credits)
     references = None
     if base_first is not None:
         with base_first:
-            references = [_reference(policy, [c.segment for c in batch], settings) for batch in batches]
+            references = [_reference(policy, batch.segments, settings) for batch in batches]
     for i, batch in enumerate(batches):
-        segments = [c.segment for c in batch]
-        results = policy.replay(segments)
-        reference = references[i] if references is not None else _reference(policy, segments, settings)
-        text = _text_part(batch, results, reference, settings, num_text)
-        image = _image_part(batch, results, reference, settings, num_image)
+        results = policy.replay(batch.segments)
+        reference = references[i] if references is not None else _reference(policy, batch.segments, settings)
+        if batch.dummy:
+            backward(_weightless(results))
+            continue
+        text = _text_part(batch.credits, results, reference, settings, num_text)
+        image = _image_part(batch.credits, results, reference, settings, num_image)
         parts = [(settings.text_weight, text), (settings.image_weight, image)]
         loss = torch.stack([weight * part.loss for weight, part in parts if part is not None]).sum()
         if not torch.isfinite(loss):
@@ -129,6 +92,11 @@ def accumulate(
         backward(loss)
         found.append(_numbers(loss, text, image))
     return combine(found, over="batches")
+
+
+def _weightless(results: Sequence[Tensor | ImageReplay]) -> Tensor:
+    """A loss of 0 whose gradient reaches what the results do."""
+    return 0.0 * torch.stack([(r if isinstance(r, Tensor) else r.log_probs).sum() for r in results]).sum()
 
 
 def _numbers(loss: Tensor, text: PolicyLoss | None, image: PolicyLoss | None) -> Numbers:

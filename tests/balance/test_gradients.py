@@ -10,6 +10,7 @@ import torch
 from r3_rl.balance.gradients import AGGREGATORS, Balancer, compare, load_aggregator
 from r3_rl.errors import MissingPackageError
 from r3_rl.observe.metrics import Numbers, unknown_names
+from r3_rl.training.batcher import Batcher
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
 from tests.training.rollouts import gradient, step_credits, trained_policy
 
@@ -146,9 +147,10 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_probing_a_real_step_gives_the_gradient_of_the_plain_one():
     policy = trained_policy()
     credits, settings = step_credits(policy), LossSettings()
+    batcher = Batcher(policy=policy)
 
     def run(part, normalisers):
-        return accumulate(policy, part, settings, backward=lambda loss: loss.backward(), normalisers=normalisers)
+        return accumulate(batcher, part, settings, backward=lambda loss: loss.backward(), normalisers=normalisers)
 
     gradients = []
     for probe_every in (0, 1):

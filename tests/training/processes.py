@@ -18,6 +18,7 @@ from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.bagel.policy import BagelPolicy
+from r3_rl.training.batcher import Batcher
 from r3_rl.training.shards import Shards
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
 from r3_rl.types import Prompt
@@ -31,8 +32,10 @@ have one each, which rounds differently."""
 SHARES: dict[str, tuple[tuple[str, ...], ...]] = {
     "texts_and_images": (("plan", "critique"), ("draft", "refinement")),
     "none": (("plan", "draft", "critique", "refinement"), ()),
+    "texts": (("plan", "critique"), ()),
 }
-"""Stages that rank 0 and rank 1 learn from: micro-batches of texts alone and of images alone; none at all."""
+"""Stages that rank 0 and rank 1 learn from: micro-batches of texts alone and of images alone; none at all; texts in one
+process and nothing in the other."""
 
 
 def train_share(folder: Path, options: dict[str, Any], cut: int | None = None) -> None:
@@ -100,22 +103,34 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, s
     of full weights, each process's parts of it."""
     policy = whole_policy("float32") if sharded else trained_policy()
     shards = Shards(policy.module, parts=ranks.count(), keep_base=True) if sharded else None
-    credits = step_credits(policy)
-    if ranks.count() > 1:
-        credits = [c for c in credits if c.stage in SHARES[share][ranks.rank()]]
+    stages = SHARES[share][ranks.rank()] if ranks.count() > 1 else sum(SHARES[share], ())
+    credits = [c for c in step_credits(policy) if c.stage in stages]
     masters = list(shards.masters.values()) if shards else []
     balancer = Balancer(policy.module, aggregator=aggregator, probe_every=probe_every, seed=0, shards=masters)
-    settings = LossSettings(token_budget=64, beta=0.1, image_beta=0.1)
+    settings = LossSettings(beta=0.1, image_beta=0.1)
+    batcher, passes, replay = Batcher(policy=policy, token_budget=64), [], policy.replay
+
+    def watched(segments: Any) -> Any:
+        passes.append(len(passes))
+        return replay(segments)
+
+    policy.replay = watched  # type: ignore[method-assign]
 
     def run(part: Any, sizes: tuple[float, float]) -> Numbers:
         base = shards.reference(policy) if shards else None
         with shards.collecting() if shards else nullcontext():
             return accumulate(
-                policy, part, settings, backward=torch.Tensor.backward, normalisers=sizes, base_first=base
+                batcher, part, settings, backward=torch.Tensor.backward, normalisers=sizes, base_first=base
             )
 
     numbers = balancer.accumulate(0, credits, run, step_sizes(credits))
-    (folder / f"{ranks.rank()}.json").write_text(json.dumps(dict(combine(ranks.everyone(numbers), over="ranks"))))
+    held = masters or [p for p in policy.module.parameters() if p.requires_grad]
+    seen = {
+        "numbers": dict(combine(ranks.everyone(numbers), over="ranks")),
+        "passes": len(passes),
+        "touched": [p.grad is not None for p in held],
+    }
+    (folder / f"{ranks.rank()}.json").write_text(json.dumps(seen))
     found = [m.grad for m in masters] if shards else gradient(policy)
     torch.save(found, folder / f"{ranks.rank()}.pt")
 

@@ -23,7 +23,7 @@ from r3_rl.rollout.pool import NodePool
 from r3_rl.training.checkpoint import load_pool, save_pool
 from r3_rl.training.sharded import checked_settings
 from tests.conftest import REPOSITORY
-from tests.training.processes import SHARES, fork, main
+from tests.training.processes import fork, main
 from tests.training.test_trainer import make, reddish
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -152,23 +152,36 @@ def test_a_resumed_run_of_two_is_the_uninterrupted_one(tmp_path):
         one.train(resume_from_checkpoint=str(folder))
 
 
-@pytest.mark.parametrize(("aggregator", "probe_every"), [("sum", 0), ("sum", 1), ("mgda", 0)])
-def test_unlike_micro_batches_add_up_and_nobody_waits(tmp_path, aggregator, probe_every):
-    """Texts in one process and images in the other, then everything in one and nothing in the other."""
+@pytest.mark.parametrize(
+    ("share", "aggregator", "probe_every"),
+    [
+        *(("texts_and_images", *how) for how in (("sum", 0), ("sum", 1), ("mgda", 0))),
+        *(("none", *how) for how in (("sum", 0), ("mgda", 0))),
+        ("texts", "sum", 0),
+    ],
+)
+def test_ragged_shares_add_up_and_every_rank_has_as_many_passes(tmp_path, share, aggregator, probe_every):
+    """Texts in one process and images in the other; everything, or texts alone, in one and nothing in the other."""
     if aggregator != "sum":
         pytest.importorskip("torchjd")
-    (tmp_path / "alone").mkdir()
-    main(str(tmp_path / "alone"), "add_up", "", aggregator, probe_every)
-    alone = found(tmp_path / "alone", 1)
-    for share in SHARES:
-        folder = tmp_path / share
-        folder.mkdir()
-        fork(2, folder, "add_up", share, aggregator, probe_every)
-        two = found(folder, 2)
-        assert torch.equal(*two.tensors) and two.numbers[0] == two.numbers[1]
-        assert torch.allclose(two.tensors[0], alone.tensors[0], rtol=1e-4, atol=1e-5)
-        for name, value in alone.numbers[0].items():
-            assert two.numbers[0][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+    alone, two = share_of_one_and_of_two(tmp_path, share, aggregator, probe_every, False)
+    assert torch.equal(*two.tensors)
+    assert torch.allclose(two.tensors[0], alone.tensors[0], rtol=1e-4, atol=1e-5)
+
+
+def share_of_one_and_of_two(folder: Path, share: str, *how: Any) -> tuple[Found, Found]:
+    """What one process and two find of the same credits; their numbers agree, and nobody does less than another."""
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    main(str(folder / "one"), "add_up", share, *how)
+    fork(2, folder / "two", "add_up", share, *how)
+    alone, two = found(folder / "one", 1), found(folder / "two", 2)
+    first, second = two.numbers
+    assert first == second and first["touched"] == alone.numbers[0]["touched"], "a dummy leaves nothing behind"
+    assert first["passes"] > 1
+    for name, value in alone.numbers[0]["numbers"].items():
+        assert first["numbers"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+    return alone, two
 
 
 def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch):

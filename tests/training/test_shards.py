@@ -12,11 +12,12 @@ from torch import Tensor
 
 import tests.policy.tiny as tiny
 from r3_rl.errors import CheckpointError, InputError, RunError
+from r3_rl.training.batcher import Batcher
 from r3_rl.training.shards import Shards
 from r3_rl.training.update import LossSettings, accumulate
-from tests.training.processes import SHARES, fork, main, whole_policy
+from tests.training.processes import SHARES, fork, whole_policy
 from tests.training.rollouts import step_credits
-from tests.training.test_processes import RUN, found, largest_gap
+from tests.training.test_processes import RUN, found, largest_gap, share_of_one_and_of_two
 from tests.training.test_trainer import make, run
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -83,22 +84,15 @@ def test_two_processes_with_parts_are_the_run_of_one(tmp_path, dtype):
         single.train(resume_from_checkpoint=str(folder))
 
 
-def test_unlike_passes_add_up_and_nobody_waits(tmp_path):
-    """Texts in one process and images in the other, then everything in one and nothing in the other."""
-    (tmp_path / "alone").mkdir()
-    main(str(tmp_path / "alone"), "add_up", "", "sum", 1, True)
-    alone, policy = found(tmp_path / "alone", 1), whole_policy("float32")
-    expected = joined(alone.tensors, policy)
-    assert len(expected) == len([p for p in policy.module.parameters() if p.requires_grad])
-    for share in SHARES:
-        folder = tmp_path / share
-        folder.mkdir()
-        fork(2, folder, "add_up", share, "sum", 1, True)
-        two = found(folder, 2)
-        for ours, single in zip(joined(two.tensors, policy), expected, strict=True):
-            assert torch.allclose(ours, single, rtol=1e-4, atol=1e-5)
-        for name, value in alone.numbers[0].items():
-            assert two.numbers[0][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+@pytest.mark.parametrize("share", SHARES)
+def test_ragged_shares_add_up_and_nobody_waits(tmp_path, share):
+    """Texts in one process and images in the other; everything, or texts alone, in one and nothing in the other."""
+    alone, two = share_of_one_and_of_two(tmp_path, share, "sum", 1, True)
+    policy = whole_policy("float32")
+    pairs = zip(joined(two.tensors, policy), joined(alone.tensors, policy), strict=True)
+    assert sum(torch.allclose(ours, single, rtol=1e-4, atol=1e-5) for ours, single in pairs) == sum(
+        alone.numbers[0]["touched"]
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -108,8 +102,9 @@ def test_a_gradient_is_never_held_whole(monkeypatch, checkpointing):
     monkeypatch.setattr(tiny, "CONFIG", deep)
     policy = whole_policy("float32")
     policy.model.decoder.gradient_checkpointing = checkpointing
-    credits, settings = step_credits(policy), LossSettings(token_budget=64)
-    accumulate(policy, credits, settings, backward=Tensor.backward)
+    credits, settings = step_credits(policy), LossSettings()
+    batcher = Batcher(policy=policy, token_budget=64)
+    accumulate(batcher, credits, settings, backward=Tensor.backward)
     plain = gradients(policy)
     policy.module.zero_grad(set_to_none=True)
     shards = Shards(policy.module, parts=1, keep_base=False)
@@ -122,7 +117,7 @@ def test_a_gradient_is_never_held_whole(monkeypatch, checkpointing):
 
     monkeypatch.setattr(shards, "_take", watched)
     with shards.collecting():
-        accumulate(policy, credits, settings, backward=Tensor.backward)
+        accumulate(batcher, credits, settings, backward=Tensor.backward)
     assert set(waiting) == {1}
     assert all(p.grad is None for p in policy.module.parameters())
     for name, weight in policy.module.named_parameters():

@@ -647,9 +647,9 @@ class _Watch(TrainerCallback):
 def test_updates_run_on_merged_weights_unless_the_adapter_drops(tmp_path, monkeypatch, dropout, merged):
     kinds = set()
 
-    def watched(policy, *args, **kwargs):
-        kinds.update(type(m).__name__ for m in policy.module.modules())
-        return accumulate(policy, *args, **kwargs)
+    def watched(batcher, *args, **kwargs):
+        kinds.update(type(m).__name__ for m in batcher.policy.module.modules())
+        return accumulate(batcher, *args, **kwargs)
 
     accumulate = trainer_module.accumulate
     monkeypatch.setattr(trainer_module, "accumulate", watched)
@@ -667,9 +667,9 @@ def test_dropout_acts_in_updates_and_nowhere_else(tmp_path, monkeypatch):
         text = next(c.segment for c in credits if isinstance(c.segment, TextSegment))
         return float((policy.replay([text])[0].detach() - text.log_probs).abs().max())
 
-    def watched(policy, credits, *args, **kwargs):
+    def watched(batcher, credits, *args, **kwargs):
         inside.append(deviation(credits))
-        return accumulate(policy, credits, *args, **kwargs)
+        return accumulate(batcher, credits, *args, **kwargs)
 
     monkeypatch.setattr(trainer_module, "accumulate", watched)
     trainer.on_collected = lambda step, collected: outside.append(deviation(collected.credits))

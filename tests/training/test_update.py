@@ -11,13 +11,15 @@ import torch
 from r3_rl.errors import RunError
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.policy.base import Sampling
+from r3_rl.training.batcher import Batcher, micro_batches
 from r3_rl.training.credit import Credit
-from r3_rl.training.update import LossSettings, accumulate, micro_batches, step_sizes
+from r3_rl.training.update import LossSettings, _weightless, accumulate, step_sizes
 from r3_rl.types import TextPiece, context_key, written_before
 from tests.policy.tiny import PAPER_GUIDANCE, loop
 from tests.training.rollouts import gradient, names, step_credits, trained_policy
 
-LOSSES = LossSettings(token_budget=100_000)
+LOSSES = LossSettings()
+WHOLE = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +32,17 @@ def credits(policy):
     return step_credits(policy)
 
 
-def updated(policy, credits, settings=LOSSES, **options):
-    numbers = accumulate(policy, credits, settings, backward=lambda loss: loss.backward(), **options)
+def updated(policy, credits, settings=LOSSES, *, token_budget=WHOLE, **options):
+    batcher = Batcher(policy=policy, token_budget=token_budget)
+    numbers = accumulate(batcher, credits, settings, backward=lambda loss: loss.backward(), **options)
     return numbers, gradient(policy)
 
 
 @pytest.mark.parametrize("budget", [64, 150, 400])
 def test_any_packing_gives_the_gradient_of_one_batch(policy, credits, budget):
     whole, expected = updated(policy, credits)
-    cut, got = updated(policy, credits, replace(LOSSES, token_budget=budget))
-    assert len(micro_batches(policy, credits, LOSSES.token_budget)) == 1 < len(micro_batches(policy, credits, budget))
+    cut, got = updated(policy, credits, token_budget=budget)
+    assert len(micro_batches(policy, credits, WHOLE)) == 1 < len(micro_batches(policy, credits, budget))
     assert expected.norm() > 0
     torch.testing.assert_close(got, expected, atol=2e-5 * float(expected.norm()), rtol=0)
     assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-3, abs=1e-5)
@@ -51,7 +54,7 @@ def test_packing_with_guidance_and_kl_too(policy):
     settings = replace(LOSSES, beta=0.1, image_beta=0.1)
     guided = step_credits(policy, loop(guidance=PAPER_GUIDANCE))
     _, expected = updated(policy, guided, settings)
-    _, got = updated(policy, guided, replace(settings, token_budget=200))
+    _, got = updated(policy, guided, settings, token_budget=200)
     torch.testing.assert_close(got, expected, atol=2e-5 * float(expected.norm()), rtol=0)
 
 
@@ -119,7 +122,7 @@ def test_every_sampled_token_and_step_enters_the_loss(policy):
     mixed = step_credits(policy, loop(plan=long, critique=long))
     texts = [c.segment for c in mixed if c.objective == "understanding"]
     assert {text.ended for text in texts} == {True, False}
-    sizes = updated(policy, mixed, replace(LOSSES, token_budget=200))[0].sizes
+    sizes = updated(policy, mixed, token_budget=200)[0].sizes
     assert sizes["ratio/text_mean"] == sum(len(text.token_ids) for text in texts)
     assert sizes["ratio/image_mean"] == sum(len(c.segment.times) for c in mixed if c.objective == "generation") > 0
 
@@ -213,3 +216,14 @@ def test_a_loss_that_is_not_finite_stops_before_its_gradient(policy, credits):
 def test_nothing_to_learn_is_an_empty_update(policy):
     numbers, got = updated(policy, [])
     assert dict(numbers) == {"loss": 0.0} and got.norm() == 0
+
+
+@pytest.mark.parametrize("guidance", [None, PAPER_GUIDANCE], ids=["plain", "guided"])
+def test_a_dummy_is_a_small_pass_that_leaves_a_gradient_of_zero(policy, guidance):
+    batcher = Batcher(policy=policy, drawing=loop(guidance=guidance).draft.drawing)
+    text, image = (batcher._dummies[kind].segment for kind in ("understanding", "generation"))
+    assert len(text.token_ids) == 1 and image.states.shape[:2] == (1, 1) and image.drawing.size == (12, 12)
+    _weightless(policy.replay([text, image])).backward()
+    touched = [p.grad for p in policy.module.parameters() if p.grad is not None]
+    assert touched and all(not g.any() for g in touched)
+    policy.module.zero_grad(set_to_none=True)

@@ -1,0 +1,140 @@
+"""A step's credits -> micro-batches: as many in every process, in the same order.
+
+Micro-batches are packed up to a token budget; a plan and the draft drawn after it travel together, so that one pass
+scores both. Processes roll out different things, so one has more micro-batches than another, or none. Those that have
+fewer run dummies: a tiny forward and backward pass whose loss weighs nothing. So whatever the processes do together in
+a pass (gather a layer's weights, add up its gradient) lines up.
+
+A dummy has the kinds of segments, texts or images, that the micro-batch of the same number has in another process. It
+leaves a gradient of zero, and only where another process leaves one: what nobody learned from keeps none, as in one
+process. Others do the same: verl takes the largest count of all ranks, prime-rl dummies of one modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import zip_longest
+
+import torch
+
+from r3_rl import ranks
+from r3_rl.flow.guidance import Guidance
+from r3_rl.policy.base import Drawing, Policy, Sampling
+from r3_rl.training.credit import Credit
+from r3_rl.types import Context, ImageSegment, Segment, TextPiece, TextSegment, context_key, written_before
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MicroBatch:
+    """What one pass replays."""
+
+    credits: tuple[Credit, ...]
+    dummy: bool = False
+    """Whether its loss weighs nothing."""
+
+    @property
+    def segments(self) -> list[Segment]:
+        """What is replayed."""
+        return [credit.segment for credit in self.credits]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batcher:
+    """Cuts the credits of this process.
+
+    >>> from r3_rl.training.batcher import Batcher
+    >>> Batcher(policy=None, token_budget=4096).plan([])
+    []
+    """
+
+    policy: Policy
+    token_budget: int = 4096
+    """Tokens of a micro-batch at most, contexts included; what does not fit is one by itself."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """How the run draws: a dummy image is a token of one of its images."""
+
+    def plan(self, credits: Sequence[Credit]) -> list[MicroBatch]:
+        """The micro-batches of a step. Every process calls it together, those without credits too."""
+        own = [MicroBatch(credits=tuple(batch)) for batch in micro_batches(self.policy, credits, self.token_budget)]
+        everyones = ranks.everyone([{credit.objective for credit in batch.credits} for batch in own])
+        kinds = [set().union(*numbered) for numbered in zip_longest(*everyones, fillvalue=set())]
+        return own + [
+            MicroBatch(credits=tuple(self._dummies[kind] for kind in sorted(missing)), dummy=True)
+            for missing in kinds[len(own) :]
+        ]
+
+    @cached_property
+    def _dummies(self) -> dict[str, Credit]:
+        """A word of text and a token of an image, by objective; made when they are first needed."""
+        context = (TextPiece(text="a"),)
+        with torch.no_grad():
+            (text,) = self.policy.write([context], Sampling(max_new_tokens=1), [0])
+            (image,) = self.policy.draw(
+                [context], [replace(self.drawing, num_steps=2, sde_steps=(0,), guidance=Guidance())], [0]
+            )
+        found = (Credit(segment=s, advantage=0.0, stage="dummy") for s in (text, _one_token(image)))
+        return {credit.objective: credit for credit in found}
+
+
+def _one_token(image: ImageSegment) -> ImageSegment:
+    """The first token of the first scored step. Tokens are square: a side is sqrt(height * width / tokens) pixels."""
+    height, width = image.drawing.size
+    side = round((height * width / image.states.shape[1]) ** 0.5)
+    return replace(
+        image,
+        image=image.image[:, :side, :side],
+        states=image.states[:1, :1],
+        next_states=image.next_states[:1, :1],
+        times=image.times[:1],
+        next_times=image.next_times[:1],
+        log_probs=image.log_probs[:1],
+        drawing=replace(image.drawing, size=(side, side)),
+    )
+
+
+def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) -> list[list[Credit]]:
+    """Packs credits up to the budget. A plan stays with its draft; peers lie side by side, so that a pass reads what
+    they share once; the longest come first, so that like lengths share a pass."""
+    groups: dict[Hashable, list[tuple[int, list[Credit]]]] = {}
+    for bundle in _bundles(credits):
+        size = sum(policy.num_tokens(c.segment) for c in bundle)
+        groups.setdefault(_peers_key(bundle[0].segment.context), []).append((size, bundle))
+    for peers in groups.values():
+        peers.sort(key=lambda pair: -pair[0])
+    batches: list[list[Credit]] = []
+    room: list[int] = []
+    for size, bundle in (pair for peers in sorted(groups.values(), key=lambda peers: -peers[0][0]) for pair in peers):
+        # like lengths lie side by side: only the newest batch is tried
+        if batches and room[-1] >= size:
+            batches[-1].extend(bundle)
+            room[-1] -= size
+        else:
+            batches.append(list(bundle))
+            room.append(max(token_budget - size, 0))
+    return batches
+
+
+def _peers_key(context: Context) -> Hashable:
+    """The key of the first piece that not every row reads: all read the same system prompt."""
+    return next((p.key for p in context if not (isinstance(p, TextPiece) and p.keep)), None)
+
+
+def _bundles(credits: Sequence[Credit]) -> list[list[Credit]]:
+    """One bundle a text, with the drafts drawn after it, and one for every other image."""
+    bundles: list[list[Credit]] = []
+    by_text: dict[Hashable, list[Credit]] = {}
+    for credit in credits:
+        if isinstance(segment := credit.segment, TextSegment):
+            bundles.append([credit])
+            # peers may write the same text: either may go with the drafts
+            by_text.setdefault((context_key(segment.context), segment.token_ids), bundles[-1])
+    for credit in credits:
+        if isinstance(credit.segment, ImageSegment):
+            host = by_text.get(written_before(credit.segment.context)) if credit.stage == "draft" else None
+            if host is not None:
+                host.append(credit)
+            else:
+                bundles.append([credit])
+    return bundles
