@@ -2,6 +2,36 @@
 
 from __future__ import annotations
 
+MAX_LINE = 199
+"""Letters of a line for people."""
+_MAX_WORD = 48
+
+
+def one_line(text: str, limit: int = MAX_LINE) -> str:
+    """Return the text as one line that fits a terminal.
+
+    Line breaks become blanks, characters that cannot be printed their codes. What is too long loses the middle of its
+    longest words, then its own middle: the place at its begin and the fix at its end stay.
+
+    >>> one_line("a\\0b\\nc"), len(one_line("x" * 5000)), one_line("no file " + "a" * 40 + "; name it", 32)
+    ('a\\\\x00b c', 199, 'no file aaaaaaaaa...aaa; name it')
+    """
+    text = text if len(text) <= 4 * limit else f"{text[: 2 * limit]}...{text[-2 * limit :]}"
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    words = text.split(" ")
+    while len(text) > limit and len(longest := max(words, key=len)) > _MAX_WORD:
+        words[words.index(longest)] = _cut(longest, max(_MAX_WORD, len(longest) - len(text) + limit))
+        text = " ".join(words)
+    return _cut(text, limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    """The text without its middle when it is longer than `limit`."""
+    if len(text) <= limit:
+        return text
+    tail = 2 * limit // 5
+    return f"{text[: limit - 3 - tail]}...{text[-tail:]}"
+
 
 class R3Error(Exception):
     """Base of everything the toolkit raises on purpose.

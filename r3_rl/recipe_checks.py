@@ -16,7 +16,9 @@ from r3_rl.errors import CheckpointError
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.tree import Path
+from r3_rl.recipe.files import folder_problem, name_problem, paths_written
+from r3_rl.recipe.learning import MOST_SCORERS
+from r3_rl.recipe.tree import Path, unfilled
 from r3_rl.worlds.base import World, chosen_tags, find_world
 
 _PER_WEIGHT = {
@@ -33,23 +35,21 @@ def pointed_to(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
 
     `values` may hold mistakes of their own, which are reported beside these: what is no text or list is passed over.
     """
-    # The registry knows what is installed; it is imported here since it is slow to.
-    from r3_rl.scoring.registry import check_scorer
-
     if isinstance(file := _below(values, "data").get("path"), str):
         yield from ((("data", "path"), message) for message in _prompt_file(FilePath(file)))
-    if isinstance(folder := _below(values, "model").get("path"), str) and not (
-        is_hub_id(folder) or FilePath(folder).is_dir()
-    ):
-        yield ("model", "path"), f"no such folder: '{folder}'; name the weights with model.path=FOLDER"
-    if isinstance(start := _below(values, "pretrain").get("start"), str) and not FilePath(start).is_dir():
-        yield ("pretrain", "start"), f"no such folder: '{start}'; name the weights with pretrain.start=FOLDER"
+    if isinstance(folder := _below(values, "model").get("path"), str) and not is_hub_id(folder):
+        yield from ((("model", "path"), message) for message in _weights(folder, "model.path"))
+    if isinstance(start := _below(values, "pretrain").get("start"), str):
+        yield from ((("pretrain", "start"), message) for message in _weights(start, "pretrain.start"))
+    for where, folder in paths_written(values):
+        if folder and (why := folder_problem(folder)):
+            yield where, why
     for section in ("rewards", "eval_rewards"):
         listed = values.get(section)
-        for index, reward in enumerate(listed if isinstance(listed, list) else []):
+        for index, reward in enumerate(listed[:MOST_SCORERS] if isinstance(listed, list) else []):
             scorer, params = _scorer_of(reward)
             if scorer:
-                yield from (((section, index, "scorer"), message) for message in check_scorer(scorer, params))
+                yield from (((section, index, "scorer"), message) for message in _scorer_problems(scorer, params))
 
 
 def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
@@ -174,8 +174,8 @@ def _kind_problems(recipe: Recipe, world: World) -> Iterator[tuple[Path, str]]:
 
 def _unknown(tag: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(tag, known, n=1, cutoff=0.6)
-    question = f"did you mean '{close[0]}'? " if close else ""
-    return f"no kind of prompt is called '{tag}'; {question}kinds: {', '.join(known)}"
+    hint = f"did you mean '{close[0]}'?" if close else f"kinds: {', '.join(known)}"
+    return f"no kind of prompt is called '{tag}'; {hint}"
 
 
 def _part_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
@@ -216,6 +216,15 @@ def _package_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
             yield path, f"needs the package {package}; {install}"
 
 
+def _scorer_problems(scorer: str, params: dict[str, Any]) -> list[str]:
+    # The registry knows what is installed; it is imported here since it is slow to.
+    from r3_rl.scoring.registry import check_scorer
+
+    if why := name_problem(f"{scorer}.py"):  # a name without a colon is also looked for as a file of that name
+        return [f"'{scorer}': {why}"]
+    return check_scorer(scorer, params)
+
+
 def _scorer_of(reward: Any) -> tuple[str, dict[str, Any]]:
     """A reward's scorer and its parameters; no scorer where either is not what it should be."""
     scorer, params = (reward.get("scorer"), reward.get("params") or {}) if isinstance(reward, dict) else ("", {})
@@ -227,10 +236,18 @@ def _below(values: dict[str, Any], section: str) -> dict[str, Any]:
     return below if isinstance(below, dict) else {}
 
 
+def _weights(folder: str, setting: str) -> Iterator[str]:
+    if not FilePath(folder).is_dir():
+        yield f"no such folder: '{folder}'{unfilled(folder) or f'; name the weights with {setting}=FOLDER'}"
+
+
 def _prompt_file(file: FilePath) -> Iterator[str]:
     if not file.is_file():
-        yield f"no such file: '{file}'; name the prompts with data.path=FILE"
+        yield f"no such file: '{file}'{unfilled(str(file)) or '; name the prompts with data.path=FILE'}"
         return
-    with file.open("rb") as lines:
-        if not any(line.strip() for line in lines):
-            yield f"'{file}' holds no prompts; it needs one JSON object a line"
+    try:
+        with file.open("rb") as lines:
+            if not any(line.strip() for line in lines):
+                yield f"'{file}' holds no prompts; it needs one JSON object a line"
+    except OSError as error:
+        yield f"'{file}' cannot be read ({str(error.strerror).lower()}); name the prompts with data.path=FILE"

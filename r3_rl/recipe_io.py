@@ -5,29 +5,35 @@ from __future__ import annotations
 import difflib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from r3_rl.errors import RecipeError
+from r3_rl.errors import RecipeError, one_line
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.tree import Mistake, Path, Place, Tree, override_value, parse_tree, scalar_spans
+from r3_rl.recipe.files import (
+    anchored,
+    holder,
+    name_problem,
+    paths_read,
+    paths_written,
+    shipped_folder,
+)
+from r3_rl.recipe.overrides import override_value
+from r3_rl.recipe.tree import Mistake, Path, Place, Tree
 from r3_rl.recipe.wording import mistakes_of
+from r3_rl.recipe.yaml_text import MAX_BYTES, parse_tree, scalar_spans
 from r3_rl.recipe_checks import misfits, pointed_to
 
-_PACKAGE = FilePath(__file__).resolve().parent
-PATHS = (("data", "path"), ("model", "path"), ("pretrain", "start"))
-"""Settings that name a file or folder, read from the folder of the recipe that names them."""
-
-
-def shipped_folder() -> FilePath:
-    """Folder of the shipped recipes: the checkout's `recipes/` where the package runs from one, else the wheel's."""
-    checkout = _PACKAGE.parent / "recipes"
-    return checkout if (_PACKAGE.parent / "pyproject.toml").is_file() and checkout.is_dir() else _PACKAGE / "recipes"
+_MOST_MISTAKES = 20
+_MOST_EXTENDED = 20
+Check = Callable[[Recipe], Iterable[tuple[Path, str]]]
+"""A check of a recipe: paths and what is wrong there."""
+_ASK = "`r3 recipes ls` lists the shipped ones"
 
 
 def shipped_recipes() -> dict[str, FilePath]:
@@ -47,29 +53,34 @@ def find_recipe(name: str) -> FilePath:
     >>> find_recipe("shapes_r3").name
     'shapes_r3.yaml'
     """
-    file, shipped = FilePath(name), shipped_recipes()
+    if why := name_problem(name):
+        raise RecipeError(f"{name}: {why}", hint=_ASK)
+    file, shipped = FilePath(name).expanduser(), shipped_recipes()
     if file.is_file():
         return file
     if name in shipped:
         return shipped[name]
     if file.is_dir():
-        raise RecipeError(f"{name}: a folder; a recipe is a YAML file", hint=f"shipped recipes: {', '.join(shipped)}")
+        raise RecipeError(f"{name}: a folder; a recipe is a YAML file", hint=_ASK)
     beside = [str(path) for path in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
     close = difflib.get_close_matches(name, [*shipped, *beside], n=1, cutoff=0.6)
     close = close or difflib.get_close_matches(file.stem, list(shipped), n=1, cutoff=0.6)
-    hint = f"did you mean '{close[0]}'?" if close else f"shipped recipes: {', '.join(shipped)}"
+    hint = f"did you mean '{close[0]}'?" if close else _ASK
     raise RecipeError(f"{name}: no such file and no shipped recipe", hint=hint)
 
 
-def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path_or_name: str | FilePath, overrides: Sequence[str] = (), *, further: Sequence[Check] = ()
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path_or_name: a YAML file or the name of a shipped recipe.
         overrides: `a.b=c`, the value read as YAML; list items by position, `rewards.0.weight=0.5`.
+        further: checks of a recipe that is right so far; what they find is shown in its place like everything else.
 
     Raises:
-        RecipeError: one line for each mistake, `file:line: path: message`.
+        RecipeError: one line for each mistake, `file:line: path: message`; at most 20.
 
     >>> load_recipe("shapes_r3", ["training.seed=7", "rollout.draft.size=[36, 36]"]).training.seed
     7
@@ -79,21 +90,30 @@ def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> 
     for override in overrides:
         override_value(tree, override)
     _anchor(tree, file)
-    source = Place(str(file), 1)
     recipe = None
     try:
         recipe = Recipe.model_validate(tree.values)
         found = [*pointed_to(recipe.model_dump(mode="json")), *misfits(recipe)]
     except ValidationError as error:
         found = [*mistakes_of(error, incomplete=() in tree.unreadable), *pointed_to(tree.values)]
-    mistakes = tree.mistakes + [
+    mistakes = _placed(found, tree, file)
+    if recipe is not None and not mistakes:
+        mistakes = _placed([one for check in further for one in check(recipe)], tree, file)
+    if recipe is None or mistakes:
+        lines = [*dict.fromkeys(map(str, sorted(mistakes, key=_order)))]
+        more = [f"{one_line(str(file), 80)}: and more, shown once these are mended"] if lines[_MOST_MISTAKES:] else []
+        raise RecipeError("\n".join(lines[:_MOST_MISTAKES] + more))
+    return recipe
+
+
+def _placed(found: Iterable[tuple[Path, str]], tree: Tree, file: FilePath) -> list[Mistake]:
+    """What the reading found and what the checks did, without what only follows from a value that was not read."""
+    source = Place(str(file), 1)
+    return tree.mistakes + [
         Mistake(tree.place_of(path, source), path, message)
         for path, message in found
-        if not any(wrong and path[: len(wrong)] == wrong for wrong in tree.unreadable)
+        if not any(path[:end] in tree.unreadable for end in range(1, len(path) + 1))
     ]
-    if recipe is None or mistakes:
-        raise RecipeError("\n".join(map(str, sorted(set(mistakes), key=_order))))
-    return recipe
 
 
 def dump_resolved(recipe: Recipe) -> str:
@@ -130,20 +150,22 @@ def headline(file: FilePath) -> str:
 
 
 def _order(mistake: Mistake) -> tuple[Any, ...]:
-    return (mistake.place.line is None, mistake.place.source, mistake.place.line or 0, str(mistake))
+    return (mistake.place.line is None, mistake.place.source, mistake.place.line or 0)
 
 
 def _read(file: FilePath, above: tuple[FilePath, ...]) -> Tree:
     source, real = str(file), file.resolve()
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise RecipeError(f"{source}: cannot be read: {reason}") from error
-    tree = parse_tree(text, source)
+    tree = parse_tree(_text_of(file), source)
+    if tree.values and not {"extends", *Recipe.model_fields} & set(tree.values):
+        # nothing of a file that is something else is repeated: it may not be for everybody who reads the message
+        why = "not a recipe: none of its keys is one of a recipe's; begin with 'version: 1'"
+        return Tree(mistakes=[Mistake(Place(source, 1), (), why)], unreadable={()})
     if "extends" not in tree.values:
         return tree
     place, base = tree.places.pop(("extends",)), tree.values.pop("extends")
+    if ("extends",) in tree.unreadable:
+        tree.unreadable.add(())
+        return tree
     try:
         base_tree = _read(_base_file(base, file, (*above, real)), (*above, real))
     except RecipeError as error:
@@ -154,68 +176,56 @@ def _read(file: FilePath, above: tuple[FilePath, ...]) -> Tree:
     return base_tree
 
 
+def _text_of(file: FilePath) -> str:
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise RecipeError(f"{file}:1: not a recipe: larger than {MAX_BYTES // 1000} kB")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise RecipeError(f"{file}:1: cannot be read: {reason}") from error
+
+
 def _base_file(base: Any, file: FilePath, above: tuple[FilePath, ...]) -> FilePath:
     if not isinstance(base, str):
         raise RecipeError("expected the name of a recipe or a file beside this one")
-    beside = file.parent / base
+    if why := name_problem(base, file.parent):
+        raise RecipeError(f"{base}: {why}", hint="name a recipe or a file beside this one")
+    beside = file.parent / FilePath(base).expanduser()
     found = beside if beside.is_file() else find_recipe(base)
     if found.resolve() in above:
         raise RecipeError(f"'{base}' leads back to a recipe that extends it")
+    if len(above) > _MOST_EXTENDED:
+        raise RecipeError(f"more than {_MOST_EXTENDED} recipes extend one another", hint="join some of them")
     return found
 
 
 def _anchor(tree: Tree, file: FilePath) -> None:
     """Paths are read from the folder of the recipe that names them, in an override from the working directory."""
-    for where, path in named_paths(tree.values):
-        values, key = _holder(tree.values, where), where[-1]
+    for where, path in paths_written(tree.values):
+        if _can_be_named(tree, where, path, FilePath()):
+            holder(tree.values, where)[where[-1]] = str(FilePath(path).expanduser()) if path else path
+    for where, path in paths_read(tree.values):
+        values, key = holder(tree.values, where), where[-1]
         place = tree.place_of(where, Place(""))
-        anchored = str(_anchored(path, FilePath(place.source) if place.line is not None else None, file))
+        named_in = FilePath(place.source) if place.line is not None else None
+        if not _can_be_named(tree, where, path, named_in.parent if named_in else FilePath()):
+            continue
+        leads = str(anchored(path, named_in, file))
         if where[-1] == "scorer":
-            values[key] = f"{anchored}:{values[key].rpartition(':')[2]}"
-        elif not (where[0] == "model" and is_hub_id(path) and not FilePath(anchored).is_dir()):
-            values[key] = anchored
+            values[key] = f"{leads}:{values[key].rpartition(':')[2]}"
+        elif not (where[0] == "model" and is_hub_id(path) and not FilePath(leads).is_dir()):
+            values[key] = leads
 
 
-def named_paths(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Where a recipe names files and folders, and how; of a scorer's `file.py:name` the file."""
-    for section, key in PATHS:
-        below = values.get(section)
-        if isinstance(below, dict) and isinstance(path := below.get(key), str):
-            yield (section, key), path
-    for section in ("rewards", "eval_rewards"):
-        listed = values.get(section)
-        for index, reward in enumerate(listed if isinstance(listed, list) else []):
-            path = str(reward.get("scorer")).rpartition(":")[0] if isinstance(reward, dict) else ""
-            if path.endswith(".py"):
-                yield (section, index, "scorer"), path
-
-
-def _holder(values: Any, where: Path) -> Any:
-    for part in where[:-1]:
-        values = values[part]
-    return values
-
-
-def _anchored(path: str, named_in: FilePath | None, read: FilePath) -> FilePath:
-    """Where a path leads. Nothing of the user's is stored beside a shipped recipe, so what is not there is looked for
-    beside the recipe that extends it, then in the working directory.
-
-    Args:
-        path: as written.
-        named_in: the recipe that names it; None for an override.
-        read: the recipe that is read, which may extend that one.
-    """
-    given = FilePath(path).expanduser()
-    beside = ((named_in.parent if named_in else FilePath()) / given).resolve()
-    if named_in is None or beside.exists() or not _is_shipped(named_in):
-        return beside
-    homes = [FilePath()] if _is_shipped(read) else [read.parent, FilePath()]
-    places = [(home / given).resolve() for home in homes]
-    return next((place for place in places if place.exists()), places[0])
-
-
-def _is_shipped(file: FilePath) -> bool:
-    return file.resolve().parent == shipped_folder().resolve()
+def _can_be_named(tree: Tree, where: Path, path: str, folder: FilePath) -> bool:
+    """Whether a name can be looked up; one that cannot is a mistake, and what would look it up is spared it."""
+    if not (why := name_problem(path, folder)):
+        return True
+    tree.mistakes.append(Mistake(tree.place_of(where, Place("")), where, f"'{path}': {why}"))
+    tree.unreadable.add(where)
+    holder(tree.values, where)[where[-1]] = None
+    return False
 
 
 def copied(file: FilePath, folder: FilePath) -> str:
@@ -227,7 +237,7 @@ def copied(file: FilePath, folder: FilePath) -> str:
     text = file.read_text(encoding="utf-8")
     values = parse_tree(text, str(file)).values
     spans = scalar_spans(text)
-    found = {where: (path, _anchored(path, file, file)) for where, path in named_paths(values)}
+    found = {where: (path, anchored(path, file, file)) for where, path in paths_read(values)}
     if isinstance(base := values.get("extends"), str):
         found["extends",] = (base, _base_file(base, file, ()).resolve())
     for where in sorted(found, key=lambda where: -spans[where][0]):
@@ -239,6 +249,6 @@ def copied(file: FilePath, folder: FilePath) -> str:
             same = not leads.exists() or leads == (folder / FilePath(path).expanduser()).resolve()
         if not same:
             begin, end = spans[where]
-            colon = _holder(values, where)[where[-1]][len(path) :]
+            colon = holder(values, where)[where[-1]][len(path) :]
             text = text[:begin] + json.dumps(f"{leads}{colon}", ensure_ascii=False) + text[end:]
     return text

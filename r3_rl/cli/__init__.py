@@ -14,7 +14,7 @@ from r3_rl.cli.prompt_verbs import prompts
 from r3_rl.cli.recipe_verbs import recipes
 from r3_rl.cli.reward_verbs import rewards
 from r3_rl.cli.run_verbs import compare, demo, export, pretrain, refine, report, train
-from r3_rl.errors import R3Error
+from r3_rl.errors import R3Error, one_line
 
 app = App(
     name="r3",
@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     except R3Error as error:
         return _say(str(error), error.exit_code)
     except CycloptsError as error:
-        return _say(f"r3: {' '.join(str(error).split())}", 2)
+        return _say(f"r3: {error}".replace("\n", " "), 2)
     except KeyboardInterrupt:
         return _say("r3: interrupted", 130)
     except BrokenPipeError:
@@ -54,5 +54,5 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    print("\n".join(map(one_line, message.split("\n"))), file=sys.stderr)
     return code

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from r3_rl.errors import RecipeError
 from r3_rl.recipe import Recipe
+from r3_rl.recipe.tree import Path
 
 
-def checked_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and its prompt file, and check that the prompts have the columns that the scorers need.
+def checked_recipe(path_or_name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> Recipe:
+    """Read a recipe and its prompt file, and check what they and the number of processes make of each other.
 
     Raises:
         RecipeError: what `load_recipe` raises, or a scorer that would give no score at all.
         DataError: the prompt file is not what the recipe says, or has none of the kinds that it asks for.
     """
+    from r3_rl.recipe import misfit
     from r3_rl.recipe_io import load_recipe
 
-    recipe = load_recipe(path_or_name, overrides)
-    if recipe.pretrain is None:
-        columns = prompt_columns(recipe)
-        if problems := [*_lacking(recipe, columns)]:
-            raise RecipeError("\n".join(problems))
-    return recipe
+    return load_recipe(path_or_name, overrides, further=[partial(misfit, world_size=processes), _lacking])
 
 
 def prompt_columns(recipe: Recipe) -> list[str]:
@@ -46,10 +43,14 @@ def prompt_columns(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
 
 
-def _lacking(recipe: Recipe, columns: Sequence[str]) -> Iterator[str]:
+def _lacking(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """Scorers that need columns which no prompt has."""
+    if recipe.pretrain is not None:
+        return
     from r3_rl.scoring.base import STANDARD_ARGUMENTS, declared_info
-    from r3_rl.scoring.registry import find_scorer
+    from r3_rl.scoring.registry import find_scorer, short_name
 
+    columns = prompt_columns(recipe)
     have = {*columns, *STANDARD_ARGUMENTS}
     for section in ("rewards", "eval_rewards"):
         for index, reward in enumerate(getattr(recipe, section)):
@@ -57,9 +58,10 @@ def _lacking(recipe: Recipe, columns: Sequence[str]) -> Iterator[str]:
             wanted = [*declared_info(found, reward.params).needs, *_demanded(found, reward.params)]
             if missing := [name for name in dict.fromkeys(wanted) if name not in have]:
                 yield (
-                    f"{section}.{index}.scorer: '{reward.scorer}' needs the column '{missing[0]}', which no prompt of "
-                    f"the data '{recipe.data.kind}' has (they have: {', '.join(columns) or 'none'}); "
-                    "use prompts that have it, or another scorer"
+                    (section, index, "scorer"),
+                    f"'{short_name(reward.scorer)}' needs the column '{missing[0]}', which no prompt of the data "
+                    f"'{recipe.data.kind}' has (only: {', '.join(columns) or 'none'}); "
+                    "use others or another scorer",
                 )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
+
 from r3_rl.errors import InputError
 
 
@@ -18,8 +21,9 @@ def check(recipe: str, /, *overrides: str, processes: int = 1) -> None:
 
     if processes < 1:
         raise InputError(f"--processes {processes}: at least 1")
-    print(geometry(checked_recipe(recipe, overrides), processes))
-    print("ok")
+    with redirect_stdout(io.StringIO()):  # what a scorer's file prints when it is imported is not the answer
+        step = geometry(checked_recipe(recipe, overrides, processes=processes), processes)
+    print(f"{step}\nok")
 
 
 def schema() -> None:

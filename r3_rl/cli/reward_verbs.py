@@ -94,7 +94,7 @@ def serve(
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    from r3_rl.recipe.tree import parse_value
+    from r3_rl.recipe.yaml_text import parse_value
 
     try:
         value = parse_value(text) if text else {}

@@ -21,7 +21,7 @@ from r3_rl.policy.adapters import RECIPE_FILE, load_adapter
 from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe.sampling import ModelSection, RolloutSection, world_named_in
-from r3_rl.recipe.tree import parse_tree
+from r3_rl.recipe.yaml_text import parse_tree
 from r3_rl.rollout.engine import run_loop
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict

@@ -17,8 +17,9 @@ from typing import Literal
 from pydantic import Field
 
 from r3_rl.recipe.base import Problem, Section, section
-from r3_rl.recipe.geometry import geometry
+from r3_rl.recipe.geometry import geometry, misfit
 from r3_rl.recipe.learning import (
+    MOST_SCORERS,
     AlgorithmSection,
     BalanceSection,
     LoraSection,
@@ -29,7 +30,7 @@ from r3_rl.recipe.learning import (
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.recipe.sampling import DataSection, ModelSection, RolloutSection
 
-__all__ = ["Problem", "Recipe", "RewardSection", "Section", "geometry"]
+__all__ = ["Problem", "Recipe", "RewardSection", "Section", "geometry", "misfit"]
 
 
 class Recipe(Section):
@@ -39,9 +40,14 @@ class Recipe(Section):
     model: ModelSection = section("The policy.")
     data: DataSection = section("The prompts.")
     rollout: RolloutSection = section("How the policy writes and draws.")
-    rewards: tuple[RewardSection, ...] = Field((), strict=False, description="The panel that is trained on.")
+    rewards: tuple[RewardSection, ...] = Field(
+        (), strict=False, max_length=MOST_SCORERS, description="The panel that is trained on."
+    )
     eval_rewards: tuple[RewardSection, ...] = Field(
-        (), strict=False, description="Held-out scorers, reported beside the panel and never trained on."
+        (),
+        strict=False,
+        max_length=MOST_SCORERS,
+        description="Held-out scorers, reported beside the panel and never trained on.",
     )
     algorithm: AlgorithmSection = section("Credit and losses.")
     balance: BalanceSection = section("Understanding and generation as two objectives.")

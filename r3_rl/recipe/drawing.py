@@ -80,7 +80,8 @@ class DrawingSection(Section):
             yield Problem("num_sde_steps", f"{self.num_sde_steps} does not fit into window_size {self.window_size}")
         low, high = self.guidance.interval
         if self.guidance.text > 1 and low < high and not any(low < time <= high for time in self.times()):
-            shown = ", ".join(f"{time:.2f}" for time in self.times())
+            times = [f"{time:.2f}" for time in self.times()]
+            shown = ", ".join(times if len(times) < 5 else [*times[:3], "...", times[-1]])
             yield Problem(
                 "guidance.interval", f"none of the steps lies in it (t = {shown}); widen it or set guidance.text to 1"
             )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from r3_rl.errors import RecipeError
+from r3_rl.recipe.tree import Path
 
 if TYPE_CHECKING:
     from r3_rl.recipe import Recipe
@@ -35,27 +37,39 @@ def geometry(recipe: Recipe, world_size: int = 1) -> str:
             f"{batch.text_to_image} drawings + {batch.edit} edits + {batch.critique} critiques "
             f"+ {batch.question} questions + {batch.plan} plans = {total} samples a step, {recipe.pretrain.steps} steps"
         )
+    if found := [*misfit(recipe, world_size)]:
+        raise RecipeError("\n".join(f"{'.'.join(map(str, path))}: {message}" for path, message in found))
     prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
-    if prompts % world_size:
-        below = prompts // world_size * world_size
-        nearest = " or ".join(str(number) for number in (below, below + world_size) if number)
-        raise RecipeError(
-            f"rollout.num_prompts: {prompts} prompts do not divide over {world_size} processes", hint=f"use {nearest}"
-        )
-    if recipe.algorithm.scale_rewards == "batch" and world_size > 1:
-        raise RecipeError(
-            f"algorithm.scale_rewards: 'batch' would divide by another deviation in each of {world_size} processes",
-            hint="use 'none' or 'group'",
-        )
-    share = prompts // world_size * peers
-    if recipe.rollout.num_parts > share:
-        raise RecipeError(
-            f"rollout.num_parts: a process has {share} rollouts, which do not make {recipe.rollout.num_parts} batches",
-            hint=f"use {share} or fewer",
-        )
     what = "critiques" if recipe.algorithm.schedule == "critique_only" else "drafts"
     processes = "1 process" if world_size == 1 else f"{world_size} processes of {prompts // world_size} prompts"
     return (
         f"{prompts} prompts x {peers} {what} = {prompts * peers} rollouts a step, {processes}, "
         f"micro-batches of at most {recipe.training.token_budget} tokens"
     )
+
+
+def misfit(recipe: Recipe, world_size: int) -> Iterator[tuple[Path, str]]:
+    """What does not divide over so many processes, and where it is set; pretraining runs in one process."""
+    if recipe.pretrain is not None:
+        return
+    prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
+    if prompts % world_size:
+        below = prompts // world_size * world_size
+        nearest = " or ".join(str(number) for number in (below, below + world_size) if number)
+        yield (
+            ("rollout", "num_prompts"),
+            f"{prompts} prompts do not divide over {world_size} processes; use {nearest}",
+        )
+        return
+    if recipe.algorithm.scale_rewards == "batch" and world_size > 1:
+        yield (
+            ("algorithm", "scale_rewards"),
+            f"'batch' would divide by another deviation in each of {world_size} processes; use 'none' or 'group'",
+        )
+    share = prompts // world_size * peers
+    if recipe.rollout.num_parts > share:
+        yield (
+            ("rollout", "num_parts"),
+            f"a process has {share} rollouts, which do not make {recipe.rollout.num_parts} batches; "
+            f"use {share} or fewer",
+        )

@@ -17,6 +17,10 @@ WHY_NOT = (
 )
 
 
+MOST_SCORERS = 32
+"""Scorers in a panel at most: each is looked up, and asked about every image."""
+
+
 class RewardSection(Section):
     """One scorer of the panel."""
 
@@ -161,7 +165,7 @@ class TrainingSection(Section):
         description="Full weights on several GPUs: gradients, float32 master weights, moments and the reference policy "
         "lie in parts, one in every process; `model.dtype` may be bfloat16. Needs no other package.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the run.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the run.")
     save_steps: int = Field(50, ge=1, description="Steps between two checkpoints.")
     eval_steps: int = Field(50, ge=1, description="Steps after which the prompts of observe.gallery are drawn again.")
     eval_prompts: int = Field(64, ge=1, description="Held-out prompts of a world, measured before and after training.")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from r3_rl.recipe import Recipe
+from r3_rl.recipe.wording import shown_number
 
 INTRODUCTION = """\
 # Recipes
@@ -99,7 +100,7 @@ def _values(entry: Mapping[str, Any]) -> str:
 
 def _bounds(entry: Mapping[str, Any]) -> str:
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    found = [f"{sign} {entry[name]:g}" for name, sign in signs.items() if name in entry]
+    found = [f"{sign} {shown_number(entry[name])}" for name, sign in signs.items() if name in entry]
     return f" {', '.join(found)}" if found else ""
 
 

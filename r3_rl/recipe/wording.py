@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.tree import Path, split
+from r3_rl.recipe.tree import Path, split, unfilled
 
 # Names that other tools use for the same thing.
 ELSEWHERE = {
@@ -26,6 +27,8 @@ ELSEWHERE = {
     "model_name_or_path": "path",
     "steps": "max_steps",
 }
+_MOST = 200
+"""Mistakes that are put into words, which takes a millisecond each; far fewer are shown."""
 _BOUNDS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "at least"),
@@ -50,7 +53,7 @@ def mistakes_of(error: ValidationError, *, incomplete: bool = False) -> Iterator
         error: what pydantic raised.
         incomplete: part of the recipe could not be read, so that nothing is said about what is missing.
     """
-    for found in error.errors(include_url=False):
+    for found in islice(error.errors(include_url=False), _MOST):
         if incomplete and found["type"] in ("missing", "together"):
             continue
         path = tuple(found["loc"])
@@ -75,11 +78,19 @@ def _message(path: Path, found: Any) -> str:
         return f"{_show(value)} is none of {', '.join(map(repr, known))}{_closest(str(value), known)}"
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
-        return f"must be {words} {context[bound]:g}, not {_show(value)}"
+        return f"must be {words} {shown_number(context[bound])}, not {_show(value)}"
     if kind == "group_of_one":
         return found["msg"]
     if kind in _WANTED:
         return f"expected {_WANTED[kind]}, got {_show(value)}{_unquote(kind, value)}"
+    if kind == "too_short":
+        return f"the list is too short; give {context['min_length']} or more"
+    if kind == "too_long":
+        return f"the list is too long; give {context['max_length']} or fewer"
+    if kind == "string_too_short":
+        return "the text is empty; write one, or leave the key out"
+    if kind == "finite_number":
+        return f"must be a finite number, not {_show(value)}"
     return f"{found['msg'][:1].lower()}{found['msg'][1:]}, got {_show(value)}"
 
 
@@ -92,6 +103,8 @@ def did_you_mean(path: Path) -> str:
     "; did you mean 'training.learning_rate'?"
     """
     key, section = str(path[-1]), section_at(path[:-1])
+    if key == "<<":
+        return "; YAML 1.2 has no merge key: use extends, or repeat the keys"
     fields = list(section.model_fields) if section else []
     familiar = [*fields, *(word for word, ours in ELSEWHERE.items() if ours in fields)]
     if close := difflib.get_close_matches(key, familiar, n=1, cutoff=0.6):
@@ -141,6 +154,15 @@ def _example(path: Path) -> str:
     return "; write 'version: 1'" if path == ("version",) else ""
 
 
+def shown_number(number: float) -> str:
+    """A bound as it is shown: whole numbers in full.
+
+    >>> shown_number(4294967295), shown_number(0.01)
+    ('4294967295', '0.01')
+    """
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
 def _show(value: Any) -> str:
     if value is None:
         return "nothing (null)"
@@ -155,6 +177,8 @@ def _show(value: Any) -> str:
 def _unquote(kind: str, value: Any) -> str:
     if not isinstance(value, str) or kind not in ("int_type", "float_type", "bool_type"):
         return ""
+    if hint := unfilled(value):
+        return hint
     try:
         float(value)
     except ValueError:

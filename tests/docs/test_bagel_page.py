@@ -13,8 +13,8 @@ from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.tree import parse_value
 from r3_rl.recipe.wording import section_at
+from r3_rl.recipe.yaml_text import parse_value
 from r3_rl.recipe_io import load_recipe, shipped_recipes
 from tests.docs.documents import REPOSITORY
 

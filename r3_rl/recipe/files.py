@@ -1,0 +1,113 @@
+"""Files and folders that a recipe names: where they are looked for, and why none can have a name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Any
+
+from r3_rl.recipe.tree import Path, text_problem
+
+_PACKAGE = FilePath(__file__).resolve().parents[1]
+READ = (("data", "path"), ("model", "path"), ("pretrain", "start"))
+"""Settings that name a file or folder to be read; a relative one is looked for beside the recipe that names it."""
+WRITTEN = (("training", "output_dir"), ("training", "score_cache"))
+"""Settings that name a folder to be written; a relative one is made in the working directory."""
+
+
+def shipped_folder() -> FilePath:
+    """Folder of the shipped recipes: the checkout's `recipes/` where the package runs from one, else the wheel's."""
+    checkout = _PACKAGE.parent / "recipes"
+    return checkout if (_PACKAGE.parent / "pyproject.toml").is_file() and checkout.is_dir() else _PACKAGE / "recipes"
+
+
+def is_shipped(file: FilePath) -> bool:
+    """Whether a recipe's file is one of the shipped ones."""
+    return file.resolve().parent == shipped_folder().resolve()
+
+
+def paths_read(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Where a recipe names what is read, and how; of a scorer's `file.py:name` the file."""
+    yield from _texts(values, READ)
+    for section in ("rewards", "eval_rewards"):
+        listed = values.get(section)
+        for index, reward in enumerate(listed if isinstance(listed, list) else []):
+            path = str(reward.get("scorer")).rpartition(":")[0] if isinstance(reward, dict) else ""
+            if path.endswith(".py"):
+                yield (section, index, "scorer"), path
+
+
+def paths_written(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Where a recipe names folders that are written, and how."""
+    yield from _texts(values, WRITTEN)
+
+
+def _texts(values: dict[str, Any], places: tuple[tuple[str, str], ...]) -> Iterator[tuple[Path, str]]:
+    for section, key in places:
+        below = values.get(section)
+        if isinstance(below, dict) and isinstance(path := below.get(key), str):
+            yield (section, key), path
+
+
+def holder(values: Any, where: Path) -> Any:
+    """The mapping or list that holds the value at the path."""
+    for part in where[:-1]:
+        values = values[part]
+    return values
+
+
+def name_problem(path: str, folder: FilePath | None = None) -> str:
+    """Return why nothing can be looked up under this name, read from `folder` (the working directory), or "".
+
+    >>> name_problem("runs/mine"), name_problem("a" * 300)
+    ('', 'file name too long')
+    """
+    if why := text_problem(path):
+        return why
+    try:
+        os.stat((folder or FilePath()) / FilePath(path).expanduser())
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except RuntimeError:  # ~name of somebody who has no home here
+        return f"'{path.split('/')[0]}' is not a home folder here"
+    except OSError as error:
+        return str(error.strerror).lower()
+    return ""
+
+
+def anchored(path: str, named_in: FilePath | None, read: FilePath) -> FilePath:
+    """Where a path leads. Nothing of the user's is stored beside a shipped recipe, so what is not there is looked for
+    beside the recipe that extends it, then in the working directory.
+
+    Args:
+        path: as written, without a `name_problem`.
+        named_in: the recipe that names it; None for an override.
+        read: the recipe that is read, which may extend that one.
+    """
+    given = FilePath(path).expanduser()
+    beside = ((named_in.parent if named_in else FilePath()) / given).resolve()
+    if named_in is None or beside.exists() or not is_shipped(named_in):
+        return beside
+    homes = [FilePath()] if is_shipped(read) else [read.parent, FilePath()]
+    places = [(home / given).resolve() for home in homes]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def folder_problem(path: str) -> str:
+    """Return why a folder cannot be made or written to, or "". A folder is made where it would be, and removed again.
+
+    >>> folder_problem("runs")
+    ''
+    """
+    folder = FilePath(path)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        return f"'{there}' is a file; name a folder"
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".r3-", dir=there))
+    except OSError as error:
+        verb = "be written to" if there == folder else "be made"
+        return f"'{path}' cannot {verb} ({str(error.strerror).lower()}); name another folder"
+    return ""
