@@ -29,6 +29,7 @@ from r3_rl.nodes import given_image
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.policy.adapters import AdapterSettings, attach
 from r3_rl.policy.bagel.autoencoder import Autoencoder
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import random_bagel
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.policy import BagelPolicy
@@ -36,7 +37,7 @@ from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.bagel.tiny import byte_tokenizer, tiny_config
 from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.rollout.engine import Engine
-from r3_rl.stages.protocol import PROTOCOLS
+from r3_rl.stages.protocol import protocol_named
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.credit import Credit
@@ -133,7 +134,7 @@ def main() -> None:
         warm_up(policy, settings)
         token_s = seconds_per_token(policy, settings)
         roll_out(bench, "infer", policy, settings, args)
-    attach(policy.module, AdapterSettings(rank=args.rank), seed=0)
+    attach(policy.module, AdapterSettings(rank=args.rank), BAGEL.spec.branches, seed=0)
     with torch.no_grad():
         credits = roll_out(bench, "step", policy, settings, args)
     update(bench, policy, credits, args)
@@ -163,7 +164,7 @@ def loop(args: argparse.Namespace) -> LoopSettings:
 
     text = Sampling(max_new_tokens=args.new_tokens, temperature=0.9, top_p=0.9)
     return LoopSettings(
-        protocol=EveryoneEdits(**vars(PROTOCOLS["bagel"]), instruction="Move the green umbrella above the bench."),
+        protocol=EveryoneEdits(**vars(protocol_named("bagel")), instruction="Move the green umbrella above the bench."),
         plan=text,
         critique=text,
         draft=drawing(args.draft_steps, 1.0, "global"),

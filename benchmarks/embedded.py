@@ -9,13 +9,13 @@ from pathlib import Path
 
 from r3_rl.assemble import load_policy, loop_settings
 from r3_rl.errors import CheckpointError
-from r3_rl.evaluate.pretrain import embedded_config
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.checkpoint import random_bagel, save_bagel
-from r3_rl.policy.bagel.policy import BagelPolicy
-from r3_rl.policy.bagel.reader import special_token_ids
+from r3_rl.policy.bagel.embedded import embedded_config
+from r3_rl.policy.base import Policy
 from r3_rl.recipe_io import load_recipe
 from r3_rl.stages.settings import LoopSettings
+from r3_rl.worlds.shapes.drawing import BACKGROUND, IMAGE_SIZE
 from r3_rl.worlds.shapes.language import build_tokenizer
 from r3_rl.worlds.shapes.shipped import weights_folder
 
@@ -29,7 +29,7 @@ def find_weights(model: str | None, scratch: Path) -> tuple[Path, str]:
     settings = load_recipe("shapes_pretrain").pretrain
     assert settings is not None
     tokenizer = build_tokenizer()
-    config = embedded_config(settings.model, tokenizer.get_vocab_size(), special_token_ids(tokenizer))
+    config = embedded_config(settings.model, tokenizer, image_size=IMAGE_SIZE, background=BACKGROUND)
     save_bagel(random_bagel(config), Autoencoder(config.autoencoder), tokenizer, scratch / "random")
     return scratch / "random", "random weights of shapes_pretrain's sizes"
 
@@ -38,7 +38,7 @@ def find_weights(model: str | None, scratch: Path) -> tuple[Path, str]:
 class Embedded:
     """A policy without an adapter, and the loop of `shapes_r3`."""
 
-    policy: BagelPolicy
+    policy: Policy
     settings: LoopSettings
     origin: str
 

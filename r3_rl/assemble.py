@@ -9,14 +9,12 @@ from pathlib import Path
 import torch
 
 from r3_rl import ranks
-from r3_rl.errors import CheckpointError
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.adapters import AdapterSettings
-from r3_rl.policy.bagel.checkpoint import fingerprint, load_autoencoder, load_bagel
-from r3_rl.policy.bagel.policy import BagelPolicy
-from r3_rl.policy.bagel.reader import Reader
-from r3_rl.policy.base import Drawing, Sampling
+from r3_rl.policy.backbone import Backbone
+from r3_rl.policy.base import Drawing, Policy, Sampling
 from r3_rl.policy.hub import fetch, is_hub_id
+from r3_rl.policy.registry import backbone_of
 from r3_rl.recipe import Recipe, RewardSection
 from r3_rl.recipe.learning import LoraSection
 from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection, WritingSection
@@ -24,7 +22,7 @@ from r3_rl.rollout.prompts import PromptStream, load_prompts
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.scoring.registry import load_scorer, short_name
-from r3_rl.stages.protocol import PROTOCOLS
+from r3_rl.stages.protocol import protocol_named
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.config import R3Config
 from r3_rl.training.sharded import checked_settings
@@ -35,7 +33,8 @@ from r3_rl.worlds.base import chosen_tags, find_world
 class LoadedPolicy:
     """A policy and where its base came from."""
 
-    policy: BagelPolicy
+    policy: Policy
+    backbone: Backbone
     folder: Path
     fingerprint: str
     dtype: torch.dtype
@@ -45,37 +44,20 @@ def base_folder(model: ModelSection, *, world: str | None = None) -> Path:
     """The folder of a recipe's base weights, fetched from the hub where `path` is a name there; without a path those
     that ship with a world, by default the embedded one."""
     if model.path is not None and is_hub_id(model.path):
-        folder = fetch(model.path, revision=model.revision, weights=not model.random_init)
-    else:
-        folder = Path(model.path) if model.path else find_world(world).weights_folder()
-    if not (folder / "llm_config.json").is_file():
-        raise CheckpointError(f"{folder} is no BAGEL folder: it has no llm_config.json", hint="check model.path")
-    return folder
+        return fetch(model.path, revision=model.revision, weights=not model.random_init)
+    return Path(model.path) if model.path else find_world(world).weights_folder()
 
 
 def load_policy(model: ModelSection, *, world: str | None = None, device: str | None = None) -> LoadedPolicy:
     """The base policy of a recipe, frozen and without an adapter; `world` as in `base_folder`."""
     folder = base_folder(model, world=world)
+    backbone = backbone_of(folder, model.kind)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = pick_dtype(model.dtype, place)
-    bagel = load_bagel(folder, dtype=dtype, device=place, random_init=model.random_init)
-    autoencoder = load_autoencoder(folder, device=place, random_init=model.random_init)
-    bagel.requires_grad_(False)
-    autoencoder.requires_grad_(False)
-    backend = model.attention
-    bagel.decoder.backend = ("matmul" if place == "cpu" else "sdpa") if backend == "auto" else backend
-    reader = Reader(config=bagel.config, tokenizer=load_tokenizer(folder), autoencoder=autoencoder)
-    return LoadedPolicy(policy=BagelPolicy(bagel, reader), folder=folder, fingerprint=fingerprint(folder), dtype=dtype)
-
-
-def load_tokenizer(folder: Path):  # type: ignore[no-untyped-def]
-    """The folder's `tokenizer.json`."""
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing", hint="copy the tokenizer's files beside the weights")
-    return Tokenizer.from_file(str(path))
+    policy = backbone.load(folder, dtype=dtype, device=place, random_init=model.random_init, attention=model.attention)
+    return LoadedPolicy(
+        policy=policy, backbone=backbone, folder=folder, fingerprint=backbone.fingerprint(folder), dtype=dtype
+    )
 
 
 def pick_dtype(name: str, device: str) -> torch.dtype:
@@ -90,7 +72,7 @@ def pick_dtype(name: str, device: str) -> torch.dtype:
 def loop_settings(rollout: RolloutSection) -> LoopSettings:
     """How the policy writes and draws."""
     return LoopSettings(
-        protocol=PROTOCOLS[rollout.protocol],
+        protocol=protocol_named(rollout.protocol),
         plan=_sampling(rollout.plan) if rollout.plan.enabled else None,
         critique=_sampling(rollout.critique),
         draft=_drawing(rollout.draft, rollout.draft.size),

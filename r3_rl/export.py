@@ -20,11 +20,10 @@ from r3_rl.observe.model_card import CardFacts, write_model_card
 from r3_rl.observe.report import read_run
 from r3_rl.policy import adapters
 from r3_rl.policy.adapters import RECIPE_FILE
-from r3_rl.policy.bagel.checkpoint import fingerprint, load_autoencoder, load_bagel, save_bagel
-from r3_rl.policy.bagel.config import BagelConfig
-from r3_rl.policy.bagel.model import Bagel
-from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, TextBlock, pack
+from r3_rl.policy.backbone import Backbone
+from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import fetch, is_hub_id
+from r3_rl.policy.registry import backbone_of
 from r3_rl.recipe.sampling import world_named_in
 from r3_rl.worlds.base import find_world
 
@@ -54,11 +53,23 @@ class _Source:
     recipe_text: str
     recipe: Mapping[str, Any]
     base: Path
+    backbone: Backbone
     dtype: torch.dtype
 
     @property
     def name(self) -> str:
         return (self.run or self.adapter).resolve().name
+
+    def policy(self, folder: Path) -> Policy:
+        """Loaded from the base's folder or from another one of its backbone's."""
+        return self.backbone.load(folder, dtype=self.dtype, device="cpu")
+
+    def outputs(self, policy: Policy) -> Tensor:
+        """What the policy gives for a fixed input."""
+        found = self.backbone.probe(policy)
+        if not bool(found.isfinite().all()):
+            raise RunError("the policy's outputs are not finite numbers", hint="export an earlier checkpoint")
+        return found
 
 
 def export(
@@ -80,14 +91,14 @@ def export(
     if merge and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: already there and not empty", hint="name another folder")
     print(f"{'merged weights' if merge else 'adapter'} of {source.adapter} -> {folder}")
-    marks = fingerprint(source.base)
+    marks = source.backbone.fingerprint(source.base)
     remembered = adapters.base_fingerprint(source.adapter)
     if remembered is None:
         print(f"the adapter names no base; taking {source.base} as given")
-    policy = load_bagel(source.base, dtype=source.dtype)
-    before = _outputs(policy)
-    adapters.load_adapter(policy, source.adapter, fingerprint=marks if remembered else None)
-    after = _outputs(policy)
+    policy = source.policy(source.base)
+    before = source.outputs(policy)
+    adapters.load_adapter(policy.module, source.adapter, fingerprint=marks if remembered else None)
+    after = source.outputs(policy)
     change = _largest(before, after)
     if change == 0:
         raise RunError(
@@ -96,7 +107,7 @@ def export(
     if merge:
         _write_merged(policy, source, folder)
     else:
-        adapters.save_adapter(policy, folder, fingerprint=marks, recipe_text=source.recipe_text or None)
+        adapters.save_adapter(policy.module, folder, fingerprint=marks, recipe_text=source.recipe_text or None)
     del policy
     difference = _largest(after, _read_back(folder, source, merged=merge))
     done = Exported(folder=folder, difference=difference, change=change)
@@ -128,12 +139,14 @@ def _find(folder: Path, base: Path | None) -> _Source:
     model = recipe.get("model")
     model = model if isinstance(model, Mapping) else {}
     dtype = torch.float32 if model.get("dtype", "float32") == "float32" else torch.bfloat16
+    base = base or _base_folder(recipe, folder)
     return _Source(
         adapter=adapter,
         run=run,
         recipe_text=text,
         recipe=recipe,
-        base=base or _base_folder(recipe, folder),
+        base=base,
+        backbone=backbone_of(base),
         dtype=dtype,
     )
 
@@ -186,41 +199,13 @@ def _default_folder(source: _Source, *, merged: bool) -> Path:
     return source.adapter.with_name(f"{source.adapter.name}-merged") if merged else source.adapter
 
 
-@torch.no_grad()
-def _outputs(model: Bagel) -> Tensor:
-    """Logits and velocities of one fixed row with every kind of token in it: texts, a looked-at image, latents."""
-    config: BagelConfig = model.config
-    generator = torch.Generator().manual_seed(0)
-    look = (min(2, config.vit_max_num_patch_per_side),) * 2
-    draw = (min(2, config.max_latent_size),) * 2
-    patch_size = config.vit.patch_size**2 * config.vit.num_channels
-    words = torch.randint(config.llm.vocab_size, (12,), generator=generator).tolist()
-    row: list[Block] = [
-        LookBlock(patches=torch.rand(look[0] * look[1], patch_size, generator=generator) * 2 - 1, grid=look),
-        TextBlock(ids=words, num_scored=len(words) - 1),
-        LatentBlock(
-            tokens=torch.randn(draw[0] * draw[1], config.latent_channels, generator=generator),
-            grid=draw,
-            time=0.5,
-            noisy=True,
-        ),
-    ]
-    out = model(pack([row], config, device=model.device))
-    found = torch.cat([out.logits.float().flatten(), out.velocity.float().flatten()]).cpu()
-    if not bool(found.isfinite().all()):
-        raise RunError("the policy's outputs are not finite numbers", hint="export an earlier checkpoint")
-    return found
-
-
 def _largest(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-def _write_merged(policy: Bagel, source: _Source, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    autoencoder = load_autoencoder(source.base, dtype=source.dtype)
-    adapters.merge(policy)
-    save_bagel(policy, autoencoder, None, folder)
+def _write_merged(policy: Policy, source: _Source, folder: Path) -> None:
+    adapters.merge(policy.module)
+    source.backbone.save(policy, folder)
     for name in _TOKENIZER_FILES:
         if (source.base / name).is_file():
             shutil.copyfile(source.base / name, folder / name)
@@ -230,11 +215,12 @@ def _write_merged(policy: Bagel, source: _Source, folder: Path) -> None:
 
 def _read_back(folder: Path, source: _Source, *, merged: bool) -> Tensor:
     if merged:
-        return _outputs(load_bagel(folder, dtype=source.dtype))
+        return source.outputs(source.policy(folder))
     from peft import PeftModel
 
-    loaded = PeftModel.from_pretrained(load_bagel(source.base, dtype=source.dtype), str(folder))
-    return _outputs(loaded.get_base_model())
+    policy = source.policy(source.base)
+    PeftModel.from_pretrained(policy.module, str(folder))  # puts its layers into the policy's own module
+    return source.outputs(policy)
 
 
 def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) -> None:
@@ -242,7 +228,7 @@ def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) ->
     shipped = bool(source.recipe) and model.get("kind", "embedded") == "embedded" and model.get("path") is None
     facts = CardFacts(
         title=f"{source.name}: {'merged weights' if merged else 'adapter'}",
-        base="the embedded model that ships with r3-rl" if shipped else f"{source.base.resolve().name}, BAGEL's layout",
+        base="the embedded model that ships with r3-rl" if shipped else _base_words(source),
         base_fingerprint=marks,
         loading=_loading(find_world(world_named_in(source.recipe)).name if shipped else None, merged=merged),
         proof=(
@@ -254,15 +240,20 @@ def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) ->
     write_model_card(done.folder, facts, read_run(source.run) if source.run is not None else None, source.recipe)
 
 
+def _base_words(source: _Source) -> str:
+    spec = source.backbone.spec
+    return f"{source.base.resolve().name}, {spec.title}'s layout (its release: {spec.licence})"
+
+
 def _loading(world: str | None, *, merged: bool) -> str:
     """Python that loads what was exported; `world` is the one whose shipped model is the base."""
-    imports = ["from r3_rl.policy.bagel.checkpoint import load_bagel"]
+    imports = ["from r3_rl.policy.registry import load"]
     if merged:
-        return "\n".join([*imports, "", 'model = load_bagel("merged")  # this folder'])
+        return "\n".join([*imports, "", 'model = load("merged").module  # this folder'])
     base = '"base"'
     if world is not None:
         imports.append("from r3_rl.worlds.base import find_world")
         base = f'find_world("{world}").weights_folder()'
-    lines = [f"base = load_bagel({base})", 'model = PeftModel.from_pretrained(base, "adapter")  # this folder']
+    lines = [f"base = load({base}).module", 'model = PeftModel.from_pretrained(base, "adapter")  # this folder']
     # ours first: it keeps a torchvision made for another torch from breaking the import of peft
     return "\n".join([*imports, "from peft import PeftModel", "", *lines])

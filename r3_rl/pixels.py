@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """Turn float images in [0, 1] into levels, channels last: round(255 clamp(x, 0, 1)), half to even.
 
-    Truncation, as in BAGEL's released sampler, darkens every image by half a level on average, and scorers would see
+    Truncation, which samplers are released with, darkens every image by half a level on average, and scorers would see
     other pixels than people. uint8 -> float -> uint8 is exact.
 
     Args:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path as FilePath
 from typing import Any
 
 from r3_rl.errors import CheckpointError
-from r3_rl.policy.bagel.config import BagelConfig
+from r3_rl.policy.backbone import GENERATION, Backbone, BackboneSpec, ImageSizes
 from r3_rl.policy.hub import is_hub_id
+from r3_rl.policy.registry import backbone_of, find, names
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.files import folder_problem, name_problem, paths_written
 from r3_rl.recipe.learning import MOST_SCORERS
+from r3_rl.recipe.sampling import COMPACT, RECOGNISED
 from r3_rl.recipe.tree import Path, unfilled
 from r3_rl.worlds.base import World, chosen_tags, find_world
 
@@ -63,46 +64,73 @@ def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         yield from _kind_problems(recipe, world)
     yield from _part_problems(recipe)
     yield from _package_problems(recipe)
-    config = _model_config(recipe, world)
-    if isinstance(config, str):
-        yield ("model", "path"), config
-    if not isinstance(config, BagelConfig):
-        return
-    sizes = [*_size_problems(recipe, config, world)]
-    yield from sizes or _budget_problems(recipe, config)
-
-
-def _model_config(recipe: Recipe, world: World | None) -> BagelConfig | str | None:
-    """The sizes of the recipe's model, what is wrong with its folder, or None if the folder is missing."""
-    model = recipe.model
-    if model.path is not None and not FilePath(model.path).is_dir():
-        return BagelConfig() if is_hub_id(model.path) else None  # the released sizes, until it is fetched
-    if model.path is None:
-        return BagelConfig.from_folder((world or find_world()).weights_folder())
+    brings = recipe.rollout.protocol
+    if brings != COMPACT and find(brings).spec.templates is None:
+        yield ("rollout", "protocol"), f"the backbone '{brings}' brings no templates; use '{COMPACT}'"
     try:
-        return BagelConfig.from_folder(model.path)
+        backbone = _backbone(recipe, world)
+        sizes = _image_sizes(recipe, backbone, world) if backbone else None
     except CheckpointError as error:
-        return str(error)
-    except (KeyError, TypeError, ValueError) as error:
-        return f"{model.path}: not the configuration of a BAGEL model ({error!r}); download it again"
+        yield ("model", "path"), str(error)
+        return
+    if backbone is not None:
+        yield from _branch_problems(recipe, backbone.spec)
+    if sizes is not None:
+        found = [*_size_problems(recipe, sizes, world)]
+        yield from found or _budget_problems(recipe, sizes)
 
 
-def _size_problems(recipe: Recipe, config: BagelConfig, world: World | None) -> Iterator[tuple[Path, str]]:
-    """A side that is not made of whole latent tokens would be drawn smaller without a word; one that has more than the
-    table of positions is refused by the first draw."""
+def _branch_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Path, str]]:
+    """Branches that the backbone does not have."""
+    lora, own = recipe.lora, ", ".join(spec.branches)
+    if lora.enabled and lora.branches not in ("both", *spec.branches):
+        yield ("lora", "branches"), f"{spec.title} has the branches {own}; use 'both' for all of them"
+    if GENERATION in spec.branches:
+        return
+    wanted: list[tuple[Path, Any]] = [(("training", "image_learning_rate"), recipe.training.image_learning_rate)]
+    if lora.enabled:
+        wanted.append((("lora", "rank_generation"), lora.rank_generation))
+    for path, value in wanted:
+        if value is not None:
+            yield path, f"{spec.title} has no branch of its own for drawing, but {own}; leave it out"
+
+
+def _backbone(recipe: Recipe, world: World | None) -> Backbone | None:
+    """The backbone of the recipe's model; None while nothing says which it is. Raises CheckpointError for a folder that
+    is none of ours."""
+    model = recipe.model
+    if model.path is None or FilePath(model.path).is_dir():
+        return backbone_of(model.path or (world or find_world()).weights_folder(), model.kind)
+    if model.kind not in RECOGNISED:
+        return find(model.kind)
+    every = [find(name) for name in names()]
+    return next((backbone for backbone in every if model.path in backbone.spec.released), None)
+
+
+def _image_sizes(recipe: Recipe, backbone: Backbone, world: World | None) -> ImageSizes | None:
+    """The sizes of the recipe's model, of a name on the hub those of the release; None if the folder is missing."""
+    path = recipe.model.path
+    if path is None or FilePath(path).is_dir():
+        return backbone.sizes(FilePath(path) if path else (world or find_world()).weights_folder())
+    return backbone.sizes(None) if is_hub_id(path) else None
+
+
+def _size_problems(recipe: Recipe, sizes: ImageSizes, world: World | None) -> Iterator[tuple[Path, str]]:
+    """A side that is not made of whole image tokens would be drawn smaller without a word; one that is too large is
+    refused by the first draw."""
     where, size = ("rollout", "draft", "size"), recipe.rollout.draft.size
     if recipe.pretrain is not None and world is not None:
-        sizes, canvas = recipe.pretrain.model, world.image_size
+        model, canvas = recipe.pretrain.model, world.image_size
         for name in ("latent_patch_size", "vit_patch_size"):
-            if canvas % (side := getattr(sizes, name)):
+            if canvas % (side := getattr(model, name)):
                 fitting = nearest_divisors(canvas, side)
                 yield (
                     ("pretrain", "model", name),
                     f"{side} does not divide the world's {canvas} pixels; use {fitting}",
                 )
-    elif wrong := [side for side in size if side != _fitting(side, config)[0]]:
-        choices = dict.fromkeys(tuple(_fitting(side, config)[at] for side in size) for at in (0, 1))
-        stride, most = config.latent_stride, config.latent_stride * config.max_latent_size
+    elif wrong := [side for side in size if side != _fitting(side, sizes)[0]]:
+        choices = dict.fromkeys(tuple(_fitting(side, sizes)[at] for side in size) for at in (0, 1))
+        stride, most = sizes.stride, sizes.largest
         why = f"{wrong[0]} pixels are not a multiple of {stride}" if wrong[0] <= most else f"{wrong[0]} is above {most}"
         shown = " or ".join(f"[{high}, {wide}]" for high, wide in choices)
         yield where, f"{why}, which is what the model draws; use {shown}"
@@ -111,9 +139,9 @@ def _size_problems(recipe: Recipe, config: BagelConfig, world: World | None) -> 
         yield where, f"the images of the data '{world.name}' have {side} pixels a side; use [{side}, {side}]"
 
 
-def _fitting(side: int, config: BagelConfig) -> tuple[int, int]:
+def _fitting(side: int, sizes: ImageSizes) -> tuple[int, int]:
     """The nearest sides that the model draws, from below and from above; twice the same if there is only one."""
-    stride, most = config.latent_stride, config.max_latent_size
+    stride, most = sizes.stride, sizes.largest // sizes.stride
     below = min(max(side // stride, 1), most)
     above = min(max(-(-side // stride), 1), most)
     return below * stride, above * stride
@@ -130,14 +158,13 @@ def nearest_divisors(number: int, wanted: int) -> str:
     return " or ".join(str(n) for n in (*below, *[n for n in divisors if n > wanted][:1]))
 
 
-def _budget_problems(recipe: Recipe, config: BagelConfig) -> Iterator[tuple[Path, str]]:
+def _budget_problems(recipe: Recipe, sizes: ImageSizes) -> Iterator[tuple[Path, str]]:
     """A micro-batch holds at least one segment with its context, whatever the budget. Counted are its image tokens, and
     of an image in the context the fewest that it can have."""
     if recipe.pretrain is not None:
         return
     rollout, schedule = recipe.rollout, recipe.algorithm.schedule
-    step = prod(side // config.latent_stride for side in rollout.draft.size) + 2
-    look = (config.vit_resize.shortest // config.vit.patch_size) ** 2 + 2
+    step, look = sizes.drawn_tokens(rollout.draft.size), sizes.look_tokens
     needed: dict[str, int] = {}
     if recipe.algorithm.image_loss_weight > 0 and schedule != "critique_only":
         needed["draft"] = step * _num_scored(rollout.draft)

@@ -1,4 +1,4 @@
-"""What a recipe or a command names: worlds and benches, ours and those of installed packages.
+"""What a recipe or a command names: worlds, benches and backbones, ours and those of installed packages.
 
 Names are known without importing what they stand for. Ours are listed here; a package adds its own under
 `[project.entry-points."r3_rl.worlds"]` (or another group) in its pyproject.toml.
@@ -13,7 +13,9 @@ from typing import Any
 from r3_rl.errors import InputError
 
 WORLDS = "r3_rl.worlds"
+BACKBONES = "r3_rl.backbones"
 BUILT_IN = {
+    BACKBONES: {"bagel": "r3_rl.policy.bagel.backbone:BAGEL"},
     WORLDS: {"shapes": "r3_rl.worlds.shapes.world:WORLD"},
 }
 """By group: `module:attribute` of each name. The first name of a group is its default."""

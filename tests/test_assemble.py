@@ -22,7 +22,7 @@ from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.recipe import Recipe
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel
-from r3_rl.stages.protocol import PROTOCOLS, Protocol
+from r3_rl.stages.protocol import Protocol, protocol_named
 from r3_rl.stages.settings import DrawingPlan
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.config import R3Config
@@ -112,7 +112,7 @@ def with_value(path: str, value: Any) -> Recipe:
 ARRIVES_AS = {
     "rollout.plan.enabled": None,  # no plan, no adapter: nothing is left of their other settings
     "lora.enabled": None,
-    "rollout.protocol": PROTOCOLS["bagel"],
+    "rollout.protocol": protocol_named("bagel"),
     "rollout.refine.context": True,
 }
 """What a changed setting becomes, where it is not handed on unchanged."""

@@ -13,6 +13,7 @@ from r3_rl.errors import CheckpointError, InputError, RunError
 from r3_rl.export import export
 from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel
 from tests.observe.runs import evaluation, fill_run
 from tests.policy.tiny_bagel import tiny_folder
@@ -24,7 +25,7 @@ def base(tmp_path_factory):
 
 
 def trained(base, folder, *, step=0.05):
-    model = adapters.attach(load_bagel(base), AdapterSettings(rank=2), seed=0)
+    model = adapters.attach(load_bagel(base), AdapterSettings(rank=2), BAGEL.spec.branches, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in adapters.adapted_layers(model).values():
@@ -87,7 +88,7 @@ def test_merged_weights_load_without_peft_and_give_the_same_outputs(run, base):
     torch.testing.assert_close(merged[name], plain[name] + 16 * b @ a, atol=1e-6, rtol=0)
     assert torch.equal(merged["vae2llm.weight"], plain["vae2llm.weight"])
     assert (done.folder / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
-    assert "load_bagel" in (done.folder / "README.md").read_text()
+    assert 'load("merged").module' in (done.folder / "README.md").read_text()
     with pytest.raises(InputError, match="merged: already there and not empty"):
         export(run, merge=True)
 

@@ -89,6 +89,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("r3_rl/algorithm/gain.py", "import rewards.length", "The toolkit never imports its built-in scorers"),
         ("rewards/length.py", "import r3_rl.policy.base", "A built-in scorer sees what a stranger's sees"),
         ("r3_rl/flow/sde.py", "import r3_rl.worlds.shapes.scene", "Credit and flow are plain functions"),
+        ("r3_rl/assemble.py", "import r3_rl.policy.bagel.config", "No room names a backbone"),
         ("r3_rl/algorithm/gain.py", "import r3_rl.rewards.length", "r3_rl.rewards"),
     ],
 )

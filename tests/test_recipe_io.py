@@ -259,7 +259,7 @@ def test_sizes_are_those_of_the_model_that_is_named(write, workplace):
     named = ["model.path=ByteDance-Seed/BAGEL-7B-MoT", "rollout.draft.size=[500, 500]"]
     assert "use [496, 496] or [512, 512]" in refused("r.yaml", *named)[0]
     (workplace / "bagel" / "llm_config.json").unlink()
-    assert "llm_config.json is missing" in refused("r.yaml", "rollout.draft.size=[512, 512]")[0]
+    assert "not a BAGEL folder: it has no llm_config.json" in refused("r.yaml", "rollout.draft.size=[512, 512]")[0]
 
 
 @pytest.mark.parametrize(

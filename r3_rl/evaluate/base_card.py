@@ -28,6 +28,7 @@ def base_card(
     recipe: Recipe,
     measured: Mapping[str, Interval],
     *,
+    architecture: str,
     num_parameters: int,
     leg_seconds: Sequence[float],
     machine: Mapping[str, Any],
@@ -37,6 +38,7 @@ def base_card(
     Args:
         recipe: with a section `pretrain`.
         measured: each measurement by its name in `observe.measures`, with its 95 % interval and count.
+        architecture: of the model that was made, as its backbone describes it.
         num_parameters: of the model that was made.
         leg_seconds: what each leg took, in seconds.
         machine: `observe.environment.environment`'s description.
@@ -44,13 +46,9 @@ def base_card(
     settings = recipe.pretrain
     assert settings is not None
     legs = list(zip(settings.legs(), leg_seconds, strict=True))
-    size = settings.model
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    what = f"""BAGEL's architecture in small, {num_parameters:,} parameters ({size.num_layers} layers of width
-        {size.hidden_size}, two experts, {size.num_heads} query and {size.num_kv_heads} key-value heads, feed-forward
-        {size.intermediate_size}; understanding tower of {size.vit_num_layers} layers of width {size.vit_hidden_size};
-        patches of {size.vit_patch_size} x {size.vit_patch_size} pixels), bfloat16, pretrained from random weights on
-        the synthetic shapes world. Weights: Apache-2.0. `bagel_config.json` and its neighbours hold the exact sizes."""
+    what = f"""{architecture}, {num_parameters:,} parameters, bfloat16, pretrained from random weights on the synthetic
+        shapes world. Weights: Apache-2.0. The JSON files beside the weights hold the exact sizes."""
     how = f"""**How it was made.** `r3 pretrain shapes_pretrain`, seed {recipe.training.seed},
         {duration(sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
         {machine.get("accelerator", "no GPU")}:"""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from r3_rl.assemble import load_tokenizer, loop_settings
+from r3_rl.assemble import loop_settings
 from r3_rl.errors import InputError
 from r3_rl.evaluate.base_card import base_card
 from r3_rl.evaluate.shapes import ShapesBench
@@ -18,21 +18,12 @@ from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.statistics import Interval
 from r3_rl.observe.text_table import figure
-from r3_rl.policy.bagel.autoencoder import Autoencoder
-from r3_rl.policy.bagel.checkpoint import load_bagel, save_bagel
-from r3_rl.policy.bagel.config import (
-    AutoencoderConfig,
-    BagelConfig,
-    LanguageConfig,
-    ResizeRule,
-    VisionConfig,
-)
-from r3_rl.policy.bagel.model import Bagel, init_weights
-from r3_rl.policy.bagel.policy import BagelPolicy
-from r3_rl.policy.bagel.reader import Reader, special_token_ids
-from r3_rl.policy.base import Example
+from r3_rl.policy.backbone import Backbone
+from r3_rl.policy.base import Example, Policy
+from r3_rl.policy.registry import backbone_of, find
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.pretraining import ModelSizeSection, PretrainSection
+from r3_rl.recipe.pretraining import PretrainSection
+from r3_rl.recipe.sampling import RECOGNISED
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.training.pretrain import Average, run_pretraining
 from r3_rl.worlds.shapes.data import ShapesStream
@@ -40,6 +31,7 @@ from r3_rl.worlds.shapes.drawing import BACKGROUND, IMAGE_SIZE
 from r3_rl.worlds.shapes.language import build_tokenizer
 from r3_rl.worlds.shapes.pretraining import examples
 from r3_rl.worlds.shapes.prompts import TAGS
+from r3_rl.worlds.shapes.shipped import weights_folder
 
 SAVE_EVERY = 100
 
@@ -67,8 +59,9 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
     recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
     machine = environment(dtype="float32")
     recorder.document("environment.json", machine)
-    policy = new_policy(settings, seed=recipe.training.seed)
-    num_parameters = sum(p.numel() for p in policy.model.parameters())
+    backbone = pretrained_backbone(recipe)
+    policy = new_policy(backbone, settings, seed=recipe.training.seed)
+    num_parameters = sum(p.numel() for p in policy.module.parameters())
     print(f"run folder {folder}: {num_parameters:,} parameters")
     steps = 0
     leg_seconds: list[float] = []
@@ -83,17 +76,20 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
                 recorder.metrics(steps, numbers)
                 progress.update(steps, numbers)
                 if steps % SAVE_EVERY == 0:
-                    _save(policy, folder / "latest", torch.float32)
+                    backbone.save(policy, folder / "latest")
                 if steps in settings.snapshots:
-                    _save_average(policy, average, folder / f"step-{steps}")
-            _save(policy, folder / f"leg-{number + 1}", torch.float32)
+                    with average.applied(policy.module):  # a snapshot as the run would end here
+                        backbone.save(policy, folder / f"step-{steps}", dtype=torch.bfloat16)
+            backbone.save(policy, folder / f"leg-{number + 1}")
             leg_seconds.append(time.monotonic() - begin)
-    weights = _save(policy, folder / "weights", torch.bfloat16)
+    weights = folder / "weights"
+    backbone.save(policy, weights, dtype=torch.bfloat16)
     print(f"{steps} steps in {duration(sum(leg_seconds))}; weights in {weights}; measuring")
     measured = measure_base(policy, recipe, bench, num_edits=num_edits)
     card = base_card(
         recipe,
         measured,
+        architecture=backbone.describe(settings.model),
         num_parameters=num_parameters,
         leg_seconds=leg_seconds,
         machine=machine,
@@ -106,54 +102,20 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
     return Pretrained(folder=weights, measured=measured)
 
 
-def new_policy(settings: PretrainSection, *, seed: int) -> BagelPolicy:
+def pretrained_backbone(recipe: Recipe) -> Backbone:
+    """The backbone of the model that is made: that of the weights that the recipe goes on from, else the one that it
+    names, else that of the embedded model."""
+    if recipe.pretrain is not None and recipe.pretrain.start is not None:
+        return backbone_of(recipe.pretrain.start, recipe.model.kind)
+    kind = recipe.model.kind
+    return backbone_of(weights_folder()) if kind in RECOGNISED else find(kind)
+
+
+def new_policy(backbone: Backbone, settings: PretrainSection, *, seed: int) -> Policy:
     """A fresh model of the recipe's sizes, or the weights that the recipe goes on from."""
     if settings.start is not None:
-        folder = Path(settings.start)
-        bagel = load_bagel(folder)
-        tokenizer = load_tokenizer(folder)
-    else:
-        tokenizer = build_tokenizer()
-        config = embedded_config(settings.model, tokenizer.get_vocab_size(), special_token_ids(tokenizer))
-        bagel = init_weights(Bagel(config), seed=seed)
-    autoencoder = Autoencoder(bagel.config.autoencoder)
-    return BagelPolicy(bagel, Reader(config=bagel.config, tokenizer=tokenizer, autoencoder=autoencoder))
-
-
-def embedded_config(size: ModelSizeSection, vocab_size: int, special: dict[str, int]) -> BagelConfig:
-    """The embedded size of BAGEL for the shapes world: pixels as latents, no resizing."""
-    keep = ResizeRule(longest=IMAGE_SIZE, shortest=IMAGE_SIZE, stride=size.latent_patch_size)
-    return BagelConfig(
-        llm=LanguageConfig(
-            vocab_size=vocab_size,
-            hidden_size=size.hidden_size,
-            intermediate_size=size.intermediate_size,
-            num_hidden_layers=size.num_layers,
-            num_attention_heads=size.num_heads,
-            num_key_value_heads=size.num_kv_heads,
-        ),
-        vit=VisionConfig(
-            hidden_size=size.vit_hidden_size,
-            intermediate_size=size.vit_intermediate_size,
-            num_hidden_layers=size.vit_num_layers,
-            num_attention_heads=size.vit_num_heads,
-            image_size=IMAGE_SIZE,
-            patch_size=size.vit_patch_size,
-            image_mean=BACKGROUND,
-            image_std=0.25,
-        ),
-        # the ground is zero for both towers: as a constant far from zero it drowns what lies on it (lab book)
-        autoencoder=AutoencoderConfig(
-            kind="identity", z_channels=3, downsample=1, scale_factor=1.0, shift_factor=2 * BACKGROUND - 1
-        ),
-        latent_patch_size=size.latent_patch_size,
-        max_latent_size=IMAGE_SIZE // size.latent_patch_size,
-        vit_max_num_patch_per_side=IMAGE_SIZE // size.vit_patch_size,
-        prediction="data",
-        vae_resize=keep,
-        vit_resize=keep,
-        special_token_ids=special,
-    )
+        return backbone.load(Path(settings.start), dtype=torch.float32, device="cpu")
+    return backbone.new(settings.model, build_tokenizer(), image_size=IMAGE_SIZE, background=BACKGROUND, seed=seed)
 
 
 def _batches(settings: PretrainSection, seed: int):  # type: ignore[no-untyped-def]
@@ -180,23 +142,8 @@ def _batches(settings: PretrainSection, seed: int):  # type: ignore[no-untyped-d
     return batches
 
 
-def _save(policy: BagelPolicy, folder: Path, dtype: torch.dtype) -> Path:
-    """Writes the model's folder; the weights in memory stay as they are."""
-    model = policy.model
-    copy = Bagel(model.config)
-    copy.load_state_dict(model.state_dict())
-    save_bagel(copy.to(dtype), policy.reader.autoencoder, policy.reader.tokenizer, folder)
-    return folder
-
-
-def _save_average(policy: BagelPolicy, average: Average, folder: Path) -> None:
-    """A snapshot as the run would end here: the moving average in the precision that ships."""
-    with average.applied(policy.module):
-        _save(policy, folder, torch.bfloat16)
-
-
 def measure_base(
-    policy: BagelPolicy, recipe: Recipe, bench: ShapesBench | None = None, *, num_edits: int = 1000
+    policy: Policy, recipe: Recipe, bench: ShapesBench | None = None, *, num_edits: int = 1000
 ) -> dict[str, Interval]:
     """Measure a base on everything that runs are measured on, with 95 % intervals, greedy and sampled.
 

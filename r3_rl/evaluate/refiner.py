@@ -33,24 +33,6 @@ MAX_ROUNDS = 16
 SHIPPED = "shipped"
 """What the adapter that ships with the embedded world is called where a folder could be named."""
 
-_BAGEL = {
-    "protocol": "bagel",
-    "plan": {"max_new_tokens": 196},
-    "critique": {"max_new_tokens": 384},
-    "draft": {
-        "num_steps": 49,
-        "timestep_shift": 3.0,
-        "size": [512, 512],
-        "guidance": {"text": 4.0, "renorm": "global"},
-    },
-    "refine": {
-        "num_steps": 49,
-        "timestep_shift": 3.0,
-        "guidance": {"text": 4.0, "image": 1.5, "renorm": "text_channel"},
-    },
-}
-"""How BAGEL is evaluated with R3, for a folder without a recipe. Source: R3's released evaluation settings."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RefinerOutput:
@@ -99,11 +81,10 @@ class Refiner:
         """Load a policy, with an adapter or without.
 
         How it writes and draws is read from the `recipe.resolved.yaml` beside the adapter or in the model's folder;
-        without one the defaults of the embedded model or of BAGEL hold.
+        without one the defaults of the embedded model or of the backbone hold.
 
         Args:
-            model: folder of weights in BAGEL's layout, or their name on the hub; None takes the adapter's base, or the
-                embedded model.
+            model: folder of weights, or their name on the hub; None takes the adapter's base, or the embedded model.
             adapter: folder of an adapter, or of a run that left one; `shipped` is the one that comes with the package.
             device: such as `cuda`; None takes an accelerator where there is one.
             dtype: `float32`, `bfloat16` or `auto`; None takes the recipe's, else `auto`.
@@ -115,10 +96,10 @@ class Refiner:
         sections = _recipe_beside(adapter_folder, None if model is None else Path(model))
         section = _model_section(sections.get("model"), model, dtype)
         loaded = load_policy(section, world=world_named_in(sections), device=device)
-        tokenizer = loaded.policy.reader.tokenizer
+        tokenizer = loaded.policy.tokenizer
         if adapter_folder is not None:
             load_adapter(loaded.policy.module, adapter_folder, fingerprint=loaded.fingerprint)
-        rollout = sections.get("rollout") or ({} if _speaks_shapes(tokenizer) else _BAGEL)
+        rollout = sections.get("rollout") or ({} if _speaks_shapes(tokenizer) else loaded.policy.spec.rollout)
         return cls(loaded.policy, loop_settings(_checked(RolloutSection, rollout)), tokenizer=tokenizer)
 
     @torch.no_grad()
@@ -279,7 +260,7 @@ def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> 
     if model is not None:
         if not (Path(model).is_dir() or is_hub_id(str(model))):
             raise InputError(f"{model}: no such folder", hint="give a folder of weights, or their name on the hub")
-        wanted |= {"kind": "bagel", "path": str(model)}
+        wanted |= {"kind": "auto", "path": str(model)}
     return _checked(ModelSection, wanted)
 
 

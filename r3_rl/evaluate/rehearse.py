@@ -23,14 +23,12 @@ from r3_rl.evaluate.rehearsed_step import Log, Rollouts, Stage, roll_out
 from r3_rl.evaluate.run import build_trainer
 from r3_rl.observe.memory import free_bytes, weighed
 from r3_rl.policy.adapters import adapted_layers
-from r3_rl.policy.bagel.policy import BagelPolicy
-from r3_rl.policy.bagel.reader import kept_pieces
-from r3_rl.policy.prefixes import spans
+from r3_rl.policy.base import Policy
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.rollout.rows import Parts
 from r3_rl.training.batcher import micro_batches
 from r3_rl.training.trainer import R3Trainer
-from r3_rl.types import ImageSegment, TextSegment
+from r3_rl.types import TextSegment
 
 _SMALL = (2, 4)
 """Rollouts of one prompt whose memory is measured first."""
@@ -57,7 +55,7 @@ def rehearse(recipe: Recipe, *, processes: int = 1) -> Rehearsal:
     with TemporaryDirectory() as folder:
         trainer = build_trainer(recipe, loaded, Path(folder), processes=processes)
         print(f"loaded in {time.perf_counter() - begin:.1f} s")
-        log = Log(device=loaded.policy.model.device)
+        log = Log(device=next(loaded.policy.module.parameters()).device)
         try:
             print(trainer.self_check())
             return _rehearsed(recipe, loaded, trainer, log, free)
@@ -144,10 +142,10 @@ def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
     module = loaded.policy.module
     trained = [p for p in module.parameters() if p.requires_grad]
     own, adapted = _bytes(trained), bool(adapted_layers(module))
-    autoencoder = _bytes(loaded.policy.reader.autoencoder.parameters())
+    companions = {name: _bytes(module.parameters()) for name, module in loaded.policy.companions.items()}
     frozen = _bytes(p for p in module.parameters() if not p.requires_grad)
     dtype = str(loaded.dtype).removeprefix("torch.")
-    whole = {f"weights ({dtype})": frozen + (0 if adapted else own), "autoencoder": autoencoder}
+    whole = {f"weights ({dtype})": frozen + (0 if adapted else own), **companions}
     if trainer.shards is not None:
         part = _bytes(trainer.shards.masters.values())
         return {
@@ -176,24 +174,10 @@ def _bytes(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _caches(policy: BagelPolicy, rollouts: Rollouts, shares: Mapping[str, float]) -> int:
-    """Keys and values of the largest stage: a text's own tokens, and every prefix of the contexts once, those that
-    guidance drops something from included."""
-    llm, reader = policy.model.config.llm, policy.reader
-    a_token = 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim
-    a_token *= policy.model.llm2vae.weight.element_size()
-    most = 0.0
-    for stage, segments in rollouts.segments.items():
-        contexts = [s.context for s in segments]
-        for s in segments:
-            if isinstance(s, ImageSegment):
-                guidance = s.drawing.guidance
-                drops = [*(["text"] * guidance.needs_text_drop), *(["image"] * guidance.needs_image_drop)]
-                contexts += [kept_pieces(s.context, drop) for drop in drops]
-        tokens = sum(len(s.token_ids) for s in segments if isinstance(s, TextSegment))
-        tokens += sum(reader.num_tokens(span.pieces) for level in spans(contexts) for span in level)
-        most = max(most, tokens * shares.get(stage, 1.0))
-    return round(most * a_token)
+def _caches(policy: Policy, rollouts: Rollouts, shares: Mapping[str, float]) -> int:
+    """Keys and values of the largest stage."""
+    held = [policy.cache_bytes(segments) * shares.get(stage, 1.0) for stage, segments in rollouts.segments.items()]
+    return round(max(held, default=0.0))
 
 
 def _notes(rollouts: Rollouts, rows: int, recipe: Recipe) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -36,7 +37,6 @@ from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
 from r3_rl.policy.adapters import adapted_layers, save_adapter
-from r3_rl.policy.bagel.checkpoint import save_bagel
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
@@ -176,7 +176,7 @@ def _save_result(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> None:
         text = dump_resolved(recipe)
         save_adapter(policy.module, folder / "adapter", fingerprint=loaded.fingerprint, recipe_text=text)
     else:
-        save_bagel(policy.model, policy.reader.autoencoder, policy.reader.tokenizer, folder / "model")
+        loaded.backbone.save(policy, folder / "model")
 
 
 def _gallery(
@@ -203,11 +203,11 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
     """The trainer of a recipe. processes: of the run, where this one rehearses it alone."""
     panel = build_panel(recipe, recipe.rewards, base=Path.cwd())
     held_out = build_panel(recipe, recipe.eval_rewards, base=Path.cwd(), held_out=True) if recipe.eval_rewards else None
-    loaded.policy.model.decoder.gradient_checkpointing = recipe.training.gradient_checkpointing
+    loaded.policy.checkpoint_activations(recipe.training.gradient_checkpointing)
     peft_config = adapter_settings(recipe.lora)
     if peft_config is None:
         for parameter_name, parameter in loaded.policy.module.named_parameters():
-            parameter.requires_grad_(".layers." in parameter_name and "vit_model" not in parameter_name)
+            parameter.requires_grad_(re.fullmatch(loaded.policy.spec.layers, parameter_name) is not None)
     trainer = R3Trainer(
         model=loaded.policy,
         reward_funcs=panel,

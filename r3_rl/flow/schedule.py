@@ -16,7 +16,7 @@ def shifted_schedule(num_points: int, shift: float) -> torch.Tensor:
 
     Args:
         num_points: n, at least 2.
-        shift: s > 0; 1 leaves the points evenly spaced, 3 is BAGEL's value.
+        shift: s > 0; 1 leaves the points evenly spaced, 3 is usual for large images.
 
     Returns:
         float32 [n], strictly falling from exactly 1 to exactly 0.
@@ -32,6 +32,6 @@ def shifted_schedule(num_points: int, shift: float) -> torch.Tensor:
     if num_points < 2:
         raise InputError(f"a schedule of {num_points} points has no step", hint="give at least 2 points")
     if not shift > 0:
-        raise InputError(f"schedule shift {shift} is not positive", hint="1 means no shift, BAGEL uses 3")
+        raise InputError(f"schedule shift {shift} is not positive", hint="1 means no shift")
     even = torch.linspace(1.0, 0.0, num_points, dtype=torch.float32)
     return shift * even / (1 + (shift - 1) * even)

@@ -25,13 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from r3_rl.errors import CheckpointError, InputError
+from r3_rl.policy.backbone import Branches, branch_of
 from r3_rl.policy.lora import (
     NAME,
-    TARGETS,
     AdapterSettings,
     MergedLinear,
     adapted_layers,
-    branch_of,
     dropouts,
     find_slots,
     inject,
@@ -63,7 +62,7 @@ RECIPE_FILE = "recipe.resolved.yaml"
 _PREFIX = "base_model.model."  # what PEFT puts before a module's own names in the file
 
 
-def attach(module: nn.Module, settings: AdapterSettings, *, seed: int) -> nn.Module:
+def attach(module: nn.Module, settings: AdapterSettings, branches: Branches, *, seed: int) -> nn.Module:
     """Puts a fresh adapter into the module, freezes everything else, and returns the same module.
 
     A ~ uniform(+-1 / sqrt(inputs)), B = 0, both float32 whatever the base's type.
@@ -71,11 +70,12 @@ def attach(module: nn.Module, settings: AdapterSettings, *, seed: int) -> nn.Mod
     Args:
         module: of any backbone, without an adapter.
         settings: size and place.
+        branches: of the backbone.
         seed: of A; the same seed gives the same adapter on every device.
 
-    Raises InputError when a branch or an extra target matches no linear layer, with the nearest names.
+    Raises InputError when a branch matches no linear layer, with the nearest names.
     """
-    config = lora_config(module, settings)
+    config = lora_config(module, settings, branches)
     inject(module, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -87,12 +87,12 @@ def attach(module: nn.Module, settings: AdapterSettings, *, seed: int) -> nn.Mod
     return module
 
 
-def trainable_parameters(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+def trainable_parameters(module: nn.Module, branches: Branches) -> dict[str, dict[str, nn.Parameter]]:
     """What an optimiser is to train, by branch and name; works with an adapter and with full weights."""
-    found: dict[str, dict[str, nn.Parameter]] = {branch: {} for branch in TARGETS}
+    found: dict[str, dict[str, nn.Parameter]] = {branch: {} for branch in branches}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            found[branch_of(name)][name] = parameter
+            found[branch_of(name, branches)][name] = parameter
     return found
 
 

@@ -6,16 +6,18 @@ give alone, and the same seeds give the same texts and images on every device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from r3_rl.flow.guidance import Guidance
+from r3_rl.policy.backbone import BackboneSpec
 from r3_rl.types import Context, ImageSegment, Segment, TextSegment
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,21 +90,48 @@ class SupervisedLoss:
     """Sums, so that micro-batches add up."""
 
     flow: torch.Tensor
-    """Squared velocity error summed over latent dimensions."""
+    """Squared velocity error summed over latent dimensions; of image tokens, their cross entropy."""
     num_flow: int
-    """Latent dimensions."""
+    """Latent dimensions, or image tokens."""
     text: torch.Tensor
     """Cross entropy summed over answer tokens."""
     num_text: int
     """Answer tokens."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SupervisedNoise:
+    """At which noise levels images are learned; a backbone that draws no noise passes it over."""
+
+    times_per_image: int = 1
+    """Noise levels of each image in a step."""
+    time_mean: float = 0.0
+    """m in t = sigmoid(m + N(0, 1))."""
+    soften_below: float = 0.0
+    """s: the loss at t < s weighs (t / s)^2; 0 leaves it unchanged."""
+
+
 class Policy(Protocol):
-    """The four methods of a backbone, and what the trainer needs to hold it."""
+    """A backbone with weights: what it can do, and what the trainer needs to hold it."""
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """What is the same for all sizes of its backbone."""
+        ...
 
     @property
     def module(self) -> torch.nn.Module:
         """The weights (what an adapter is attached to)."""
+        ...
+
+    @property
+    def companions(self) -> Mapping[str, torch.nn.Module]:
+        """What is held beside the module and never trained, by name (an autoencoder); empty for nothing."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of its texts."""
         ...
 
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
@@ -128,6 +157,24 @@ class Policy(Protocol):
 
     def num_tokens(self, segment: Segment) -> int:
         """Tokens that replaying the segment costs, its context included (micro-batches are packed by it)."""
+        ...
+
+    def supervised(
+        self, examples: Sequence[Example], noise: SupervisedNoise, generator: torch.Generator
+    ) -> SupervisedLoss:
+        """Summed losses of supervised examples, with gradient; noise comes from the generator."""
+        ...
+
+    def supervised_sizes(self, examples: Sequence[Example], noise: SupervisedNoise) -> tuple[int, int]:
+        """`num_flow` and `num_text` of `supervised`, counted without a pass: the step's losses are means over them."""
+        ...
+
+    def checkpoint_activations(self, enabled: bool) -> None:
+        """Whether a backward pass computes the layers' activations again instead of keeping them."""
+        ...
+
+    def cache_bytes(self, segments: Sequence[Segment]) -> int:
+        """Bytes of the keys and values that are held while these segments are written or drawn side by side."""
         ...
 
     def remember_base(self, *, on_host: bool = False) -> None:

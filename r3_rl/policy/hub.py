@@ -13,7 +13,7 @@ _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 def is_hub_id(path: str) -> bool:
     """Whether `path` is a name on the hub and no folder here.
 
-    >>> is_hub_id("ByteDance-Seed/BAGEL-7B-MoT"), is_hub_id("/weights/bagel"), is_hub_id("../bagel")
+    >>> is_hub_id("owner/model-7B"), is_hub_id("/weights/model"), is_hub_id("../model")
     (True, False, False)
     """
     return _ID.fullmatch(path) is not None and not Path(path).is_dir()
@@ -25,7 +25,7 @@ def fetch(name: str, *, revision: str | None = None, weights: bool = True) -> Pa
     Only safetensors and JSON are fetched: a pickled file can run code.
 
     Args:
-        name: such as `ByteDance-Seed/BAGEL-7B-MoT`.
+        name: such as `OWNER/MODEL`.
         revision: branch, tag or commit; None takes the main branch.
         weights: False leaves the weights out (sizes and tokenizer for random ones).
 

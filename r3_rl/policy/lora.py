@@ -20,17 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from r3_rl.errors import InputError
+from r3_rl.policy.backbone import GENERATION, Branch, Branches
 from r3_rl.policy.linear import linear
 
 NAME = "default"
 """PEFT's name for a module's only adapter."""
-_LAYERS = r"language_model\.model\.layers\.\d+\."
-TARGETS = {
-    "understanding": _LAYERS + r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
-    "generation": _LAYERS + r"(self_attn\.[qkvo]_proj_moe_gen|mlp_moe_gen\.(gate|up|down)_proj)",
-}
-"""The linear layers of each branch, as a pattern of their names."""
-_OF_GENERATION = ("_moe_gen", "vae2llm", "llm2vae", "time_embedder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,30 +44,31 @@ class AdapterSettings:
     dropout: float = 0.0
     """[0, 1), of the adapter's input; acts inside `adapter_dropout`, that is in updates only."""
     branches: str = "both"
-    """`understanding`, `generation` or `both`: the experts of the decoder layers that get adapters."""
+    """The branch of the backbone that gets adapters, such as `understanding` or `generation`; `both`: all of them."""
 
     @property
     def scale(self) -> float:
         """What B A x is multiplied by."""
         return self.alpha / self.rank
 
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """The branches one by one. Raises InputError for a name that is none."""
-        if self.branches == "both":
-            return tuple(TARGETS)
-        if self.branches not in TARGETS:
-            raise InputError(f"lora.branches: {self.branches!r}", hint=f"choose one of {', '.join(TARGETS)}, both")
-        return (self.branches,)
+    def chosen(self, branches: Branches) -> dict[str, Branch]:
+        """The branches of a backbone that get adapters. Raises InputError for settings that it cannot have."""
+        if problem := self.misfit(branches):
+            raise InputError(f"lora.{problem}")
+        return dict(branches) if self.branches == "both" else {self.branches: branches[self.branches]}
 
+    def misfit(self, branches: Branches) -> str:
+        """What a backbone of these branches cannot do, with the key of the recipe first; empty if it can do all.
 
-def branch_of(name: str) -> str:
-    """The branch a parameter or module belongs to, by its name.
-
-    >>> branch_of("layers.0.mlp_moe_gen.up_proj"), branch_of("lm_head")
-    ('generation', 'understanding')
-    """
-    return "generation" if any(mark in name for mark in _OF_GENERATION) else "understanding"
+        >>> AdapterSettings(branches="generation").misfit({"shared": Branch(adapted=".*")})
+        "branches: 'generation' is not a branch of this backbone; choose one of shared, both"
+        """
+        if self.branches != "both" and self.branches not in branches:
+            known = ", ".join([*branches, "both"])
+            return f"branches: {self.branches!r} is not a branch of this backbone; choose one of {known}"
+        if self.rank_generation is not None and GENERATION not in branches:
+            return "rank_generation: this backbone has no generation branch; leave it out"
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -205,23 +200,23 @@ def swapped(slots: Sequence[Slot], others: Sequence[nn.Module]) -> Iterator[None
             slot.put(layer)
 
 
-def lora_config(module: nn.Module, settings: AdapterSettings) -> LoraConfig:
+def lora_config(module: nn.Module, settings: AdapterSettings, branches: Branches) -> LoraConfig:
     """PEFT's configuration for these settings on this module. Raises InputError when something matches no layer."""
     if adapted_layers(module):
         raise InputError("the model has an adapter already", hint="merge it or load the base anew")
-    wanted = [TARGETS[branch] for branch in settings.chosen]
-    labels = [f"branch {branch!r}" for branch in settings.chosen]
-    for label, pattern in zip(labels, wanted, strict=True):
-        if not matches(module, pattern):
+    chosen = settings.chosen(branches)
+    for name, branch in chosen.items():
+        label = f"branch {name!r}"
+        if not matches(module, branch.adapted):
             raise InputError(f"lora: no linear layer belongs to {label}; {_nearest(module, label)}")
     rank_generation = settings.rank_generation or settings.rank
     unlike = rank_generation != settings.rank
-    generation = rf".*({'|'.join(_OF_GENERATION)}).*"
+    generation = f".*({'|'.join(map(re.escape, branches[GENERATION].marks))}).*" if unlike else ""
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules="|".join(wanted),
+        target_modules="|".join(branch.adapted for branch in chosen.values()),
         # the scale stays alpha / rank: a larger rank is to give room, not a smaller step
         rank_pattern={generation: rank_generation} if unlike else {},
         alpha_pattern={generation: settings.scale * rank_generation} if unlike else {},

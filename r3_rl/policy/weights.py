@@ -1,4 +1,4 @@
-"""The safetensors files of a folder: finding them, reading them tensor by tensor, telling what does not fit a model."""
+"""The files of a folder of weights: safetensors, read tensor by tensor and compared with a model, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor, uint8
 
 from r3_rl.errors import CheckpointError
@@ -177,3 +178,11 @@ def _nearest(name: str, candidates: Iterable[str]) -> str | None:
     few = sorted(candidates, key=lambda other: -len(parts & set(other.split("."))))[:8]
     close = difflib.get_close_matches(name, few, n=1, cutoff=0.6)
     return close[0] if close else None
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of the folder's `tokenizer.json`. Raises CheckpointError where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", hint="copy the tokenizer's files beside the weights")
+    return Tokenizer.from_file(str(path))

@@ -13,18 +13,48 @@ from r3_rl import registered
 from r3_rl.recipe.base import Problem, Section, Share, one_of, section
 from r3_rl.recipe.drawing import DraftSection, DrawingSection, RefineSection
 
+EMBEDDED = "embedded"
+RECOGNISED = ("auto", EMBEDDED)
+"""Kinds of models that leave it to the folder which backbone they are."""
+COMPACT = "compact"
+"""The protocol of our worlds' own words; backbones bring others."""
+
+
+def _model_kinds() -> tuple[str, ...]:
+    return (*RECOGNISED, *registered.names(registered.BACKBONES))
+
+
+def _protocols() -> tuple[str, ...]:
+    return (COMPACT, *registered.names(registered.BACKBONES))
+
+
+def _list_model_kinds(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(_model_kinds())
+
+
+def _list_protocols(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(_protocols())
+
+
+def _one_of(known: tuple[str, ...], name: str) -> str:
+    if name not in known:
+        raise PydanticCustomError("unknown_name", "", {"known": known})
+    return name
+
 
 class ModelSection(Section):
     """The policy."""
 
-    kind: Literal["embedded", "bagel"] = Field(
-        "embedded",
-        description="`embedded`: the small model that ships with the package; `bagel`: BAGEL's released layout.",
+    kind: str = Field(
+        EMBEDDED,
+        description="`embedded`: the small model that ships with a world, or one pretrained like it; `auto`: what the "
+        "folder at `path` holds; every other kind is a backbone, whose weights the folder has to hold.",
+        json_schema_extra=_list_model_kinds,
     )
     path: str | None = Field(
         None,
-        description="Folder of weights, or their name on the hub, such as `ByteDance-Seed/BAGEL-7B-MoT`, to be fetched "
-        "into its cache. Null takes the shipped ones of the embedded model; `bagel` needs one.",
+        description="Folder of weights, or their name on the hub, such as `OWNER/MODEL`, to be fetched into its cache. "
+        "Null takes the shipped ones of the embedded model; all other kinds need one.",
     )
     revision: str | None = Field(
         None, min_length=1, description="Branch, tag or commit of a name on the hub; null takes its main branch."
@@ -39,12 +69,17 @@ class ModelSection(Section):
         "auto", description="`auto`: plain matrix products on a CPU (faster at short lengths), sdpa on a GPU."
     )
 
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        return _one_of(_model_kinds(), kind)
+
     def problems(self) -> Iterator[Problem]:
-        if self.kind == "bagel" and self.path is None:
-            yield Problem("path", "kind 'bagel' ships no weights; give the folder of a downloaded checkpoint")
+        if self.kind != EMBEDDED and self.path is None:
+            yield Problem("path", f"kind '{self.kind}' ships no weights; give the folder of a downloaded checkpoint")
         if self.revision is not None and (self.path is None or Path(self.path).is_absolute()):
             yield Problem("revision", "only a name on the hub has revisions; drop it")
-        if self.random_init and self.kind == "embedded" and self.path is not None:
+        if self.random_init and self.kind == EMBEDDED and self.path is not None:
             yield Problem("random_init", "random weights and a path contradict each other; drop one of them")
 
 
@@ -82,9 +117,7 @@ class DataSection(Section):
     @field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
-        if kind not in _data_kinds():
-            raise PydanticCustomError("unknown_name", "", {"known": _data_kinds()})
-        return kind
+        return _one_of(_data_kinds(), kind)
 
     @property
     def world(self) -> str | None:
@@ -131,8 +164,11 @@ class PlanSection(WritingSection):
 class RolloutSection(Section):
     """The loop: plan, draft, critique, refinement."""
 
-    protocol: Literal["compact", "bagel"] = Field(
-        "compact", description="Templates: `compact` for the embedded model's words, `bagel` for BAGEL's language."
+    protocol: str = Field(
+        COMPACT,
+        description="Templates: `compact` for the embedded model's words, or the name of a backbone for those that it "
+        "brings.",
+        json_schema_extra=_list_protocols,
     )
     num_prompts: int = Field(8, ge=1, description="Prompts in a step, over all processes.")
     num_generations: int = Field(8, ge=1, description="Peers in a group: drafts of a prompt, refinements of a draft.")
@@ -161,6 +197,11 @@ class RolloutSection(Section):
     draft: DraftSection = section("Round 0.")
     critique: WritingSection = section("The text about an image.")
     refine: RefineSection = section("Rounds from 1 on.")
+
+    @field_validator("protocol")
+    @classmethod
+    def _known(cls, protocol: str) -> str:
+        return _one_of(_protocols(), protocol)
 
     @field_validator("num_generations")
     @classmethod

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from r3_rl.errors import InputError
+from r3_rl.policy.registry import find
 from r3_rl.types import Context, Critique, ImagePiece, Prompt, TextPiece, TextSegment
 
 THINK, END_THINK = "<think>", "</think>"
@@ -71,21 +73,24 @@ def split_thought(text: str) -> tuple[str, str]:
     return thought.strip(), rest.strip()
 
 
-PROTOCOLS = {
-    "compact": Protocol(reflect_template="check {prompt}"),
-    "bagel": Protocol(
-        reason_system=(
-            "You should first think about the planning process in the mind and then generate the image. "
-            "The planning process is enclosed within <think> </think> tags."
-        ),
-        reflect_template=(
-            "The image above was drawn for this prompt: {prompt}\n"
-            "Compare them. Inside <think> </think> say what is wrong with the image, if anything. Then write one "
-            "concrete edit instruction that brings the image closer to the prompt, or exactly: No further edit needed."
-        ),
-    ),
-}
-"""Protocols by their name in a recipe."""
+PROTOCOLS = {"compact": Protocol(reflect_template="check {prompt}")}
+"""Protocols by their name in a recipe; backbones bring more."""
+
+
+def protocol_named(name: str) -> Protocol:
+    """Return the protocol of a recipe: one of `PROTOCOLS`, or the templates of the backbone of this name.
+
+    Raises InputError where there is neither.
+
+    >>> protocol_named("compact").stop_words
+    'no further edit needed'
+    """
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    templates = find(name).spec.templates
+    if templates is None:
+        raise InputError(f"the backbone '{name}' has no templates", hint=f"protocols: {', '.join(PROTOCOLS)}")
+    return Protocol(reason_system=templates.reason_system, reflect_template=templates.reflect)
 
 
 def look(image: Tensor) -> ImagePiece:

@@ -15,15 +15,13 @@ import torch
 from torch import nn
 
 from r3_rl.balance.progressive import joint_share
-from r3_rl.policy.bagel.policy import BagelPolicy
-from r3_rl.policy.base import Example
+from r3_rl.policy.base import Example, Policy, SupervisedNoise
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.training.muon import Muon
 from r3_rl.types import Context, ImagePiece, TextPiece
 
 GENERATION = ("text_to_image", "edit")
 UNDERSTANDING = ("critique", "question", "plan")
-MUON_PARTS = (".layers.", "patch_embedding", "vae2llm")
 
 
 def objectives(step: int, settings: PretrainSection, rng: np.random.Generator) -> tuple[str, ...]:
@@ -49,13 +47,13 @@ def drop_contexts(examples: list[Example], share: float, rng: np.random.Generato
     return out
 
 
-def optimizers(module: nn.Module, settings: PretrainSection) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks and those that read pixels, AdamW for embeddings, heads, biases and norms."""
+def optimizers(policy: Policy, settings: PretrainSection) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices that the backbone names, AdamW for everything else: embeddings, heads, biases, norms."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
+    for name, parameter in policy.module.named_parameters():
         if parameter.requires_grad:
-            inside = any(part in name for part in MUON_PARTS) and parameter.ndim == 2
+            inside = any(part in name for part in policy.spec.matrices) and parameter.ndim == 2
             (matrices if inside else rest).append(parameter)
     return [
         Muon(matrices, lr=settings.muon_lr, weight_decay=0.01),
@@ -70,7 +68,7 @@ def rate(step: int, done: float, settings: PretrainSection) -> float:
 
 
 def run_pretraining(
-    policy: BagelPolicy,
+    policy: Policy,
     batches: Callable[[str, int], list[Example]],
     settings: PretrainSection,
     *,
@@ -81,7 +79,7 @@ def run_pretraining(
     a caller that wants snapshots passes in."""
     module = policy.module
     module.requires_grad_(True)  # the position tables too: frozen in the release, they are small here and learn
-    optims = optimizers(module, settings)
+    optims = optimizers(policy, settings)
     base_rates = [o.param_groups[0]["lr"] for o in optims]
     average = average or Average(module)
     rng = np.random.default_rng(seed)
@@ -142,25 +140,20 @@ class Average:
 
 
 def _backward(
-    policy: BagelPolicy, examples: list[Example], settings: PretrainSection, generator: torch.Generator
+    policy: Policy, examples: list[Example], settings: PretrainSection, generator: torch.Generator
 ) -> dict[str, float]:
     """Accumulates the gradient of mean flow loss + weighted mean text loss in micro-batches; returns the two means.
 
     Micro-batches hold examples of like length (they come sorted by kind) and stay small enough for the processor's
     cache, which on a CPU matters more than the size of the matrix products.
     """
-    config = policy.model.config
-    num_text = sum(len(policy.reader.token_ids(e.answer)) + 1 for e in examples if e.answer is not None)
-    count = settings.times_per_image
-    num_flow = count * sum(e.image.numel() for e in examples if e.image is not None)
+    noise = SupervisedNoise(
+        times_per_image=settings.times_per_image, time_mean=settings.time_mean, soften_below=settings.soften_below
+    )
+    num_flow, num_text = policy.supervised_sizes(examples, noise)
     flow = text = 0.0
     for start in range(0, len(examples), settings.micro_batch):
-        part = examples[start : start + settings.micro_batch]
-        images = [e.image for e in part if e.image is not None]
-        times = torch.sigmoid(torch.randn(len(images), count, generator=generator) + settings.time_mean)
-        grid = policy.reader.grid((images[0].shape[1], images[0].shape[2])) if images else (1, 1)
-        noise = torch.randn(len(images), count, grid[0] * grid[1], config.latent_channels, generator=generator)
-        loss = policy.supervised(part, times, noise, soften_below=settings.soften_below)
+        loss = policy.supervised(examples[start : start + settings.micro_batch], noise, generator)
         (loss.flow / max(num_flow, 1) + settings.text_weight * loss.text / max(num_text, 1)).backward()
         flow += float(loss.flow.detach()) / max(num_flow, 1)
         text += float(loss.text.detach()) / max(num_text, 1)

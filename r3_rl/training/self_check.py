@@ -86,7 +86,7 @@ def self_check(
                 f"self-check: the {name} is scored differently from how it was sampled, |ratio - 1| = {value:.2g}",
                 hint="rollout and replay must use the same weights, guidance, temperature and truncation",
             )
-    trained = {branch: p for branch, p in trainable_parameters(policy.module).items() if p}
+    trained = {branch: p for branch, p in trainable_parameters(policy.module, policy.spec.branches).items() if p}
     norms = {branch: _norm(list(parameters.values()), shards) for branch, parameters in trained.items()}
     policy.module.zero_grad(set_to_none=True)
     if shards:

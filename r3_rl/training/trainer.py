@@ -27,6 +27,7 @@ from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.adapters import adapted_layers, adapter_dropout, attach
+from r3_rl.policy.backbone import GENERATION
 from r3_rl.policy.base import Policy
 from r3_rl.policy.lora import drops
 from r3_rl.rollout.stopwatch import Stopwatch
@@ -98,7 +99,7 @@ class R3Trainer(Trainer):
         self.loop = processing_class or LoopSettings(protocol=PROTOCOLS["compact"])
         self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
         if adapter is not None:
-            attach(model.module, adapter, seed=args.seed)
+            attach(model.module, adapter, model.spec.branches, seed=args.seed)
         self.shards: Shards | None = None
         if args.optimizer_parts:
             keep_base = bool(args.beta or args.image_beta)
@@ -165,7 +166,7 @@ class R3Trainer(Trainer):
         self._refuse_broken_gradient()
         # with dropout the ratio of a first pass is not 1, and its deviation says nothing about rollout and replay
         first_pass = step % self.args.num_iterations == 0 and not drops(self.policy.module)
-        over_epsilon = over_epsilon_of(self._trained_names(), self.args.adam_epsilon)
+        over_epsilon = over_epsilon_of(self._trained_names(), self.policy.spec.branches, self.args.adam_epsilon)
         if self._in_deepspeed:
             self.accelerator.backward(handed_over(self.balancer.parameters))
         updated = time.perf_counter()
@@ -214,7 +215,8 @@ class R3Trainer(Trainer):
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if fresh and self.args.image_learning_rate is not None:
-            set_branch_rate(optimizer, self._trained_names(), "generation", self.args.image_learning_rate)
+            rate, branches = self.args.image_learning_rate, self.policy.spec.branches
+            set_branch_rate(optimizer, self._trained_names(), branches, GENERATION, rate)
         if self.shards and fresh:
             publish = self.shards.publish
             optimizer.register_step_post_hook(lambda *_: publish())

@@ -17,7 +17,11 @@ MEASURED = {
 
 def card(*overrides):
     recipe = load_recipe("shapes_pretrain", ["pretrain.later=[]", *overrides])
-    return base_card(recipe, MEASURED, num_parameters=1234, leg_seconds=[60.0], machine={"threads": 2})
+    return made(recipe, leg_seconds=[60.0], machine={"threads": 2})
+
+
+def made(recipe, **run):
+    return base_card(recipe, MEASURED, architecture="A small model", num_parameters=1234, **run)
 
 
 def test_greedy_and_sampled_figures_are_next_to_each_other():
@@ -47,5 +51,5 @@ def test_a_base_without_wrong_targets_says_so():
 def test_errors_of_an_earlier_leg_are_not_denied():
     later = "pretrain.later=[{steps: 5, plan_noise: 0.0, image_noise: 0.0, edit_noise: 0.0, critique_noise: 0.0}]"
     recipe = load_recipe("shapes_pretrain", ["pretrain.plan_noise=0.3", later])
-    text = base_card(recipe, MEASURED, num_parameters=1, leg_seconds=[1.0, 1.0], machine={"threads": 1})
+    text = made(recipe, leg_seconds=[1.0, 1.0], machine={"threads": 1})
     assert "No target was wrong" not in text and "Earlier legs taught errors on purpose" in " ".join(text.split())

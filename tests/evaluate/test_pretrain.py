@@ -14,6 +14,7 @@ from r3_rl.evaluate.pretrain import _batches, new_policy, pretrain
 from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.base import Example
 from r3_rl.recipe.sampling import ModelSection
 from r3_rl.recipe_io import load_recipe
@@ -66,7 +67,7 @@ def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) ->
     assert names.index("draft_greedy") + 1 == names.index("draft"), "greedy and sampled next to each other"
     assert not any(name.startswith("swap_") for name in names)
     loaded = load_policy(ModelSection(path=str(made.folder)), device="cpu")
-    again = new_policy(_recipe(tmp_path, f"pretrain.start={made.folder}").pretrain, seed=1)
+    again = new_policy(BAGEL, _recipe(tmp_path, f"pretrain.start={made.folder}").pretrain, seed=1)
     for ours, theirs in zip(loaded.policy.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -87,7 +88,7 @@ def test_the_loss_falls_and_the_same_seed_gives_the_same_weights(tmp_path: Path)
     examples = [Example(context=(TextPiece(text="a red circle"),), answer="<think>", image=p) for p in pictures]
     ends = []
     for _ in range(2):
-        policy = new_policy(settings, seed=3)
+        policy = new_policy(BAGEL, settings, seed=3)
         losses = [n["text/loss"] for _, n in run_pretraining(policy, lambda kind, count: examples, settings, seed=3)]
         assert losses[-1] < losses[0] / 2
         ends.append([p.detach().clone() for p in policy.model.parameters()])
@@ -103,7 +104,7 @@ def test_a_snapshot_is_the_moving_average_and_leaves_the_run_as_it_is(tmp_path: 
     ]
     ends, taken = [], {}
     for looks in (False, True):
-        policy = new_policy(settings, seed=3)
+        policy = new_policy(BAGEL, settings, seed=3)
         average = Average(policy.module)
         for step, _ in run_pretraining(policy, lambda kind, count: examples, settings, seed=3, average=average):
             if looks:

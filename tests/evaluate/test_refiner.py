@@ -11,10 +11,10 @@ from PIL import Image
 
 import r3_rl
 from r3_rl.errors import CheckpointError, InputError
-from r3_rl.evaluate import refiner
 from r3_rl.evaluate.refiner import Refiner
 from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel
 from r3_rl.policy.bagel.policy import BagelPolicy
 from tests.docs import world as tiny
@@ -123,8 +123,9 @@ def test_the_inspector_s_verdict_is_the_score_where_the_world_can_read_the_promp
 
 def test_a_model_of_no_exact_world_has_no_scores_and_the_defaults_of_bagel(tmp_path, monkeypatch):
     brief = {"max_new_tokens": 4}
-    small = {**refiner._BAGEL, "plan": brief, "draft": {"num_steps": 2, "size": [16, 16]}, "refine": {"num_steps": 2}}
-    monkeypatch.setattr(refiner, "_BAGEL", small)
+    small = {"plan": brief, "draft": {"num_steps": 2, "size": [16, 16]}, "refine": {"num_steps": 2}}
+    spec = replace(BAGEL.spec, rollout={**BAGEL.spec.rollout, **small})
+    monkeypatch.setattr(BagelPolicy, "spec", spec)
     pipe = Refiner.from_pretrained(tiny_folder(tmp_path), dtype="float32")
     assert not pipe.in_shapes_world
     assert pipe.loop.protocol.reason_system
@@ -134,12 +135,12 @@ def test_a_model_of_no_exact_world_has_no_scores_and_the_defaults_of_bagel(tmp_p
 def test_defaults_of_bagel_are_a_rollout(pipe):
     from r3_rl.recipe.sampling import RolloutSection
 
-    section = RolloutSection.model_validate(refiner._BAGEL)
+    section = RolloutSection.model_validate(BAGEL.spec.rollout)
     assert (section.draft.guidance.text, section.refine.guidance.image) == (4.0, 1.5)
 
 
 def adapted(world, folder, recipe=""):
-    model = adapters.attach(load_bagel(world), AdapterSettings(rank=2), seed=0)
+    model = adapters.attach(load_bagel(world), AdapterSettings(rank=2), BAGEL.spec.branches, seed=0)
     with torch.no_grad():
         for layer in adapters.adapted_layers(model).values():
             layer.lora_B["default"].weight.fill_(0.2)
@@ -198,7 +199,7 @@ def test_the_verb_writes_a_strip_and_says_what_it_does(r3, world, workplace):
         (["", "--model", "WORLD"], "an empty prompt"),
         (["a hexagon", "--model", "WORLD"], "the model does not know 'hexagon'"),
         (["a cross", "--model", "nowhere"], "nowhere: no such folder"),
-        (["a cross", "--model", "."], "no BAGEL folder"),
+        (["a cross", "--model", "."], "not a BAGEL folder"),
         (["a cross", "--model", "WORLD", "--adapter", "nowhere"], "nowhere: no such folder"),
         (["a cross", "--model", "WORLD", "--adapter", "."], "holds no adapter"),
         (["a cross", "--out", "strip.jpg"], "strip.jpg: not a PNG file"),

@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from r3_rl.errors import CheckpointError, InputError
 from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.policy.backbone import branch_of
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.base import Drawing, Example, Sampling
 from r3_rl.types import ImagePiece, TextPiece
 from tests.policy.tiny_bagel import tiny_bagel, tiny_policy
 
+BRANCHES = BAGEL.spec.branches
 SETTINGS = AdapterSettings(rank=2, rank_generation=3, alpha=4.0)
 IMAGE = torch.linspace(0, 1, 3 * 16 * 16).view(3, 16, 16)
 
@@ -33,7 +36,7 @@ def shake(module, seed=5):
 
 
 def adapted(settings=SETTINGS, seed=1, dtype=torch.float32):
-    return shake(adapters.attach(tiny_bagel(dtype=dtype), settings, seed=seed))
+    return shake(adapters.attach(tiny_bagel(dtype=dtype), settings, BRANCHES, seed=seed))
 
 
 def segments(policy):
@@ -50,7 +53,7 @@ def outputs(module):
     policy = tiny_policy(module)
     example = Example(context=(ImagePiece(image=IMAGE), TextPiece(text="draw")), answer="a red circle", image=IMAGE)
     noise = torch.randn(1, 1, 4, 192, generator=torch.Generator().manual_seed(0))
-    loss = policy.supervised([example], torch.tensor([[0.4]]), noise)
+    loss = policy.supervised_at([example], torch.tensor([[0.4]]), noise)
     return torch.stack([loss.text / loss.num_text, loss.flow / loss.num_flow])
 
 
@@ -68,8 +71,8 @@ def same(a, b):
      ("generation", {"understanding": 0, "generation": 28})],
 )  # fmt: skip
 def test_only_the_chosen_experts_of_the_decoder_train(branches, counts):
-    model = adapters.attach(tiny_bagel(), AdapterSettings(rank=2, branches=branches), seed=0)
-    found = adapters.trainable_parameters(model)
+    model = adapters.attach(tiny_bagel(), AdapterSettings(rank=2, branches=branches), BRANCHES, seed=0)
+    found = adapters.trainable_parameters(model, BRANCHES)
     assert {branch: len(parameters) for branch, parameters in found.items()} == counts
     names = [name for parameters in found.values() for name in parameters]
     assert all(name.startswith("language_model.model.layers.") and ".lora_" in name for name in names)
@@ -82,18 +85,21 @@ def test_only_the_chosen_experts_of_the_decoder_train(branches, counts):
 
 def test_ranks_differ_by_branch_and_the_scale_does_not():
     layers = adapters.adapted_layers(adapted())
-    ranks = {adapters.branch_of(name): layer.r["default"] for name, layer in layers.items()}
+    ranks = {branch_of(name, BRANCHES): layer.r["default"] for name, layer in layers.items()}
     assert ranks == {"understanding": 2, "generation": 3}
     assert {layer.scaling["default"] for layer in layers.values()} == {2.0}
 
 
 def test_nothing_matched_names_what_is_there():
     with pytest.raises(InputError, match="branch 'understanding'; the model's linear layers are named like fc"):
-        adapters.attach(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)}), AdapterSettings(), seed=0)
-    with pytest.raises(InputError, match=r"lora\.branches: 'gen'; choose one of understanding, generation, both"):
-        adapters.attach(tiny_bagel(), AdapterSettings(branches="gen"), seed=0)
+        adapters.attach(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)}), AdapterSettings(), BRANCHES, seed=0)
+    with pytest.raises(
+        InputError,
+        match=r"lora\.branches: 'gen' is not a branch .* choose one of understanding, generation, both",
+    ):
+        adapters.attach(tiny_bagel(), AdapterSettings(branches="gen"), BRANCHES, seed=0)
     with pytest.raises(InputError, match="has an adapter already"):
-        adapters.attach(adapted(), SETTINGS, seed=0)
+        adapters.attach(adapted(), SETTINGS, BRANCHES, seed=0)
 
 
 def test_a_fresh_adapter_changes_nothing_and_leaves_the_random_stream_alone():
@@ -102,20 +108,20 @@ def test_a_fresh_adapter_changes_nothing_and_leaves_the_random_stream_alone():
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    adapters.attach(base, SETTINGS, seed=3)
+    adapters.attach(base, SETTINGS, BRANCHES, seed=3)
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(outputs(base), before)
 
 
 def test_the_seed_decides_the_adapter():
-    first, again, other = (adapters.attach(tiny_bagel(), SETTINGS, seed=s) for s in (3, 3, 4))
+    first, again, other = (adapters.attach(tiny_bagel(), SETTINGS, BRANCHES, seed=s) for s in (3, 3, 4))
     assert same(state(first), state(again))
     assert not same(state(first), state(other))
 
 
 def test_master_weights_are_float32_on_a_bfloat16_base():
     model = adapted(dtype=torch.bfloat16)
-    trained = [p for part in adapters.trainable_parameters(model).values() for p in part.values()]
+    trained = [p for part in adapters.trainable_parameters(model, BRANCHES).values() for p in part.values()]
     assert trained and {p.dtype for p in trained} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert outputs(model).isfinite().all()
@@ -151,7 +157,7 @@ def test_adapter_merged_gives_the_same_policy_and_restores_the_very_tensors():
 
 def test_a_merged_adapter_gets_the_gradient_of_one_beside_the_weights():
     model = adapted()
-    trained = [p for branch in adapters.trainable_parameters(model).values() for p in branch.values()]
+    trained = [p for branch in adapters.trainable_parameters(model, BRANCHES).values() for p in branch.values()]
     whole = [model.vae2llm.weight.requires_grad_(), model.language_model.model.embed_tokens.weight.requires_grad_()]
     found = []
     for merged in (False, True):
@@ -225,11 +231,11 @@ def test_loading_gives_frozen_weights_and_keeps_a_prepared_adapter_trainable(tmp
     frozen = adapters.load_adapter(tiny_bagel(), tmp_path, fingerprint="abc")
     assert same(state(frozen), state(model))
     assert not any(p.requires_grad for p in frozen.parameters())
-    resumed = adapters.attach(tiny_bagel(), SETTINGS, seed=9)
-    parameters = [p for part in adapters.trainable_parameters(resumed).values() for p in part.values()]
+    resumed = adapters.attach(tiny_bagel(), SETTINGS, BRANCHES, seed=9)
+    parameters = [p for part in adapters.trainable_parameters(resumed, BRANCHES).values() for p in part.values()]
     adapters.load_adapter(resumed, tmp_path, fingerprint="abc")
     assert same(state(resumed), state(model))
-    again = [p for part in adapters.trainable_parameters(resumed).values() for p in part.values()]
+    again = [p for part in adapters.trainable_parameters(resumed, BRANCHES).values() for p in part.values()]
     assert len(again) == 56 and all(a is b for a, b in zip(again, parameters, strict=True))
 
 
@@ -262,7 +268,7 @@ def test_another_base_is_refused(folder):
 
 def test_an_adapter_of_other_settings_is_not_resumed(folder):
     with pytest.raises(CheckpointError, match=r"not the adapter that this run trains: r 2 in the file, 5 here"):
-        adapters.load_adapter(adapters.attach(tiny_bagel(), AdapterSettings(rank=5), seed=0), folder)
+        adapters.load_adapter(adapters.attach(tiny_bagel(), AdapterSettings(rank=5), BRANCHES, seed=0), folder)
 
 
 def edit_tensors(folder, change):

@@ -7,6 +7,7 @@ import torch
 
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_merged, attach
 from r3_rl.policy.bagel import decoding
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.decoding import Decoding
 from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.packing import TextBlock, pack
@@ -88,7 +89,7 @@ def test_rows_that_stay_go_on_as_before(model):
 @pytest.mark.parametrize("merged", [True, False])
 def test_an_adapter_is_not_left_out(merged):
     model = unlike_norms(tiny_bagel())
-    attach(model, AdapterSettings(rank=2), seed=0)
+    attach(model, AdapterSettings(rank=2), BAGEL.spec.branches, seed=0)
     with torch.no_grad():
         for layer in adapted_layers(model).values():
             layer.lora_B["default"].weight.normal_(std=0.3)

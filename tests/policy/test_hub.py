@@ -69,7 +69,7 @@ def test_safetensors_and_json_alone_are_fetched(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **more: asked.append(more) or str(tmp_path))
     for random_init in (False, True):
         with pytest.raises(CheckpointError, match=r"no llm_config\.json"):
-            base_folder(ModelSection(kind="bagel", path=NAME, random_init=random_init))
+            load_policy(ModelSection(kind="bagel", path=NAME, random_init=random_init))
     assert [more["allow_patterns"] for more in asked] == [["*.json", "*.safetensors"], ["*.json"]]
 
 

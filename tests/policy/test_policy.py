@@ -373,7 +373,8 @@ def test_what_is_stored_is_float32_under_bfloat16_weights():
     assert {x.dtype for x in stored} == {torch.float32}
     for segments in found.values():
         assert deviation(policy, segments) < 0.2, "these weights are sharper than trained ones"
-    masters = [p for parameters in trainable_parameters(policy.module).values() for p in parameters.values()]
+    trained = trainable_parameters(policy.module, policy.spec.branches)
+    masters = [p for parameters in trained.values() for p in parameters.values()]
     assert {p.dtype for p in masters} == {torch.float32}
 
 
@@ -493,7 +494,7 @@ def test_supervised_text_loss_is_the_replayed_log_prob(policy):
     ids = (*policy.reader.token_ids("a red circle"), policy.reader.eos)
     segment = TextSegment(context=context, token_ids=ids, log_probs=torch.zeros(4), text="a red circle", ended=True)
     (replayed,) = policy.replay([segment])
-    loss = policy.supervised(
+    loss = policy.supervised_at(
         [Example(context=context, answer="a red circle")], torch.zeros(0, 1), torch.zeros(0, 1, 9, 432)
     )
     assert loss.num_text == 4 and loss.num_flow == 0
@@ -511,16 +512,16 @@ def test_supervised_losses_add_up_over_micro_batches(policy):
     ]
     generator = torch.Generator().manual_seed(0)
     times, noise = torch.rand(3, 2, generator=generator), torch.randn(3, 2, 9, 432, generator=generator)
-    whole = policy.supervised(examples, times, noise)
-    parts = [policy.supervised(examples[a:b], times[a:b], noise[a:b]) for a, b in ((0, 2), (2, 4))]
+    whole = policy.supervised_at(examples, times, noise)
+    parts = [policy.supervised_at(examples[a:b], times[a:b], noise[a:b]) for a, b in ((0, 2), (2, 4))]
     assert (whole.num_flow, whole.num_text) == (3 * 2 * 9 * 432, sum(p.num_text for p in parts))
     torch.testing.assert_close(whole.flow, parts[0].flow + parts[1].flow, rtol=1e-5, atol=0)
     torch.testing.assert_close(whole.text, parts[0].text + parts[1].text, rtol=1e-5, atol=0)
-    softer = policy.supervised(examples, times, noise, soften_below=0.5)
+    softer = policy.supervised_at(examples, times, noise, soften_below=0.5)
     assert 0 < softer.flow < whole.flow
-    late = policy.supervised(examples, times.clamp(min=0.5), noise)
+    late = policy.supervised_at(examples, times.clamp(min=0.5), noise)
     torch.testing.assert_close(
-        late.flow, policy.supervised(examples, times.clamp(min=0.5), noise, soften_below=0.5).flow
+        late.flow, policy.supervised_at(examples, times.clamp(min=0.5), noise, soften_below=0.5).flow
     )
 
 

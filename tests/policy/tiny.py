@@ -14,6 +14,7 @@ import torch
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach
 from r3_rl.policy.bagel.autoencoder import Autoencoder
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import random_bagel
 from r3_rl.policy.bagel.config import AutoencoderConfig, BagelConfig, LanguageConfig, ResizeRule, VisionConfig
 from r3_rl.policy.bagel.policy import BagelPolicy
@@ -97,7 +98,7 @@ def tiny_policy(
     model.decoder.backend = backend
     model.requires_grad_(adapter is None)
     if adapter is not None:
-        attach(model, adapter, seed=seed)
+        attach(model, adapter, BAGEL.spec.branches, seed=seed)
         generator = torch.Generator().manual_seed(seed + 1)
         for layer in adapted_layers(model).values():
             weight = layer.lora_B["default"].weight

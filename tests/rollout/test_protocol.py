@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r3_rl.stages.protocol import PROTOCOLS, Protocol, edit, look, split_thought
+from r3_rl.stages.protocol import PROTOCOLS, Protocol, edit, look, protocol_named, split_thought
 from r3_rl.types import Prompt, TextSegment
 
-COMPACT, BAGEL = PROTOCOLS["compact"], PROTOCOLS["bagel"]
+COMPACT, BAGEL = PROTOCOLS["compact"], protocol_named("bagel")
 
 
 def said(text, ended=True):

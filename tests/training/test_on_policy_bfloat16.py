@@ -10,6 +10,7 @@ import torch
 
 from r3_rl.assemble import load_policy, loop_settings
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
 from r3_rl.recipe.sampling import ModelSection
 from r3_rl.recipe_io import load_recipe
@@ -37,7 +38,7 @@ def test_the_ratio_of_both_stages(folder, dtype, size, record_property):
     drawing = [f"rollout.draft.size={list(size)}", f"rollout.draft.guidance={guidance}", *steps]
     recipe = load_recipe("bagel_smoke", [*places, *drawing])
     policy = load_policy(ModelSection(kind="bagel", path=str(folder), dtype=dtype)).policy
-    attach(policy.module, AdapterSettings(rank=4), seed=0)
+    attach(policy.module, AdapterSettings(rank=4), BAGEL.spec.branches, seed=0)
     generator = torch.Generator().manual_seed(1)
     for layer in adapted_layers(policy.module).values():
         weight = layer.lora_B["default"].weight

@@ -62,7 +62,7 @@ def test_supervised_sums_are_in_order():
     contexts = [(ImagePiece(image=images[0], use="edit"), TextPiece(text="draw a cross")), (TextPiece(text="a cross"),)]
     examples = [Example(context=c, answer="up", image=i) for c, i in zip(contexts, images, strict=True)]
     with SumsOfAnyOrder() as sums:
-        loss = policy.supervised(examples, torch.full((2, 1), 0.5), torch.rand(2, 1, 9, 432))
+        loss = policy.supervised_at(examples, torch.full((2, 1), 0.5), torch.rand(2, 1, 9, 432))
         (loss.text + loss.flow).backward()
     assert not sums.found
 

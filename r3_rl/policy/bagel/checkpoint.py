@@ -128,13 +128,21 @@ def fingerprint(folder: str | Path) -> str:
     return digest(sources)
 
 
-def save_bagel(model: Bagel, autoencoder: Autoencoder, tokenizer: Any, folder: str | Path) -> None:
+def save_bagel(
+    model: Bagel,
+    autoencoder: Autoencoder,
+    tokenizer: Any,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Writes a folder that `load_bagel` and `load_autoencoder` read back bit for bit, under the released file names.
 
     Args:
         model, autoencoder: their weights are written in the type they have.
         tokenizer: a transformers tokenizer or a `tokenizers.Tokenizer`; None writes none.
         folder: created when missing. Weights are written aside and renamed, so a crash leaves the old ones whole.
+        dtype: that the model's weights are written in; None keeps theirs.
     """
     folder = Path(folder)
     expected = set(_on_meta(Bagel, model.config).state_dict())
@@ -148,7 +156,7 @@ def save_bagel(model: Bagel, autoencoder: Autoencoder, tokenizer: Any, folder: s
     if model.config.autoencoder != autoencoder.config:
         raise CheckpointError("this autoencoder is not the one that the model's configuration describes")
     model.config.to_folder(folder)
-    _write_weights(model.state_dict(), folder / MODEL_FILES[0])
+    _write_weights({n: t.to(dtype or t.dtype) for n, t in model.state_dict().items()}, folder / MODEL_FILES[0])
     if state := autoencoder.stored_state():
         _write_weights(state, folder / AUTOENCODER_FILES[0])
     if tokenizer is None:
