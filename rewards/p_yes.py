@@ -33,6 +33,7 @@ class PYes:
     info = ScorerInfo(
         range=(0.0, 1.0),
         needs=("images",),
+        version="2",  # quotes and marks around yes and no are left out
         deterministic=True,
         weights_licence="the named model's",
         memory="2 bytes a parameter, or none here with a judge",

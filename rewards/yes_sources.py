@@ -64,18 +64,23 @@ def chance_of_yes(first: Iterable[tuple[str, float]], *, least_mass: float) -> C
 
 
 def reads(token: str) -> str:
-    """Return a token as it reads: without blanks around it, in small letters.
+    """Return a token as it reads: in small letters, without blanks, quotes and marks around it.
 
-    >>> reads(" Yes")
-    'yes'
+    Some servers give the pieces of the vocabulary, in which `▁` or `Ġ` is a blank.
+
+    >>> reads(" Yes"), reads("▁Yes"), reads("ĠYes"), reads('"Yes')
+    ('yes', 'yes', 'yes', 'yes')
     """
-    return token.strip().casefold()
+    return token.strip(_AROUND).casefold()
+
+
+_AROUND = " \t\r\n▁ĠĊ\"'`*_([.,:!"
 
 
 class ServedYes:
-    """Asks a judge for one token and the log-probs of its 20 likeliest.
+    """Asks a judge for one token and the log-probs of its likeliest, 20 unless `top_logprobs` is lower.
 
-    Tokens beyond the 20 are taken as 0, which is wrong by less than what the 20 leave of 1.
+    Tokens beyond those are taken as 0, which is wrong by less than what they leave of 1.
     """
 
     def __init__(self, judge: JudgeSettings, *, least_mass: float) -> None:

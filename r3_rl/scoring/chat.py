@@ -8,19 +8,21 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from r3_rl.scoring.judge_settings import JudgeSettings
+from r3_rl.scoring.replies import shown
 
 if TYPE_CHECKING:
     from r3_rl.scoring.batch import Image
 
-NUM_TOP = 20
-"""Alternatives asked for beside the first token: the most that the protocol allows."""
-
-_UNFINISHED = {
-    "length": "the answer was cut off; raise max_tokens",
-    "content_filter": "the server withheld the answer",
-}
+_FINISHED = frozenset(("none", "stop", "stop_sequence", "eos", "eos_token", "end_turn"))
+"""Words of servers for an answer that ended by itself; null, or no word at all, says so too."""
+_CUT_OFF = "the answer was cut off; raise max_tokens"
+_WITHHELD = "the server withheld the answer"
+_UNFINISHED = {"length": _CUT_OFF, "max_tokens": _CUT_OFF, "content_filter": _WITHHELD, "safety": _WITHHELD}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +52,7 @@ class Reply:
     text: str | None = None
     """The whole answer; None when there is none."""
     first: tuple[TokenChance, ...] | None = None
-    """The likeliest first tokens, at most 20; None where they were not asked for."""
+    """The likeliest first tokens, at most `top_logprobs`; None where they were not asked for."""
     cause: str = ""
     """Why there is no answer, in one line; empty when there is one."""
     prompt_tokens: int | None = None
@@ -62,7 +64,7 @@ class Reply:
 
 
 class MalformedResponse(Exception):
-    """A response with status 200 that is no chat completion."""
+    """A response with status 200 that is no chat completion, in words that go on from the server's address."""
 
 
 def png_data_url(image: Image) -> str:
@@ -77,12 +79,11 @@ def png_data_url(image: Image) -> str:
     return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode("ascii")
 
 
-def request_body(
-    question: Question, *, image_url: str | None, model: str, seed: int, max_tokens: int
-) -> dict[str, Any]:
-    """Return the JSON object that asks a question at temperature 0.
+def request_body(question: Question, settings: JudgeSettings, *, image_url: str | None) -> dict[str, Any]:
+    """Return the JSON object that asks a question; what the settings leave out is not sent.
 
-    >>> body = request_body(Question(text="Hello?"), image_url=None, model="m", seed=3, max_tokens=9)
+    >>> settings = JudgeSettings(base_urls=("http://127.0.0.1:8000/v1",), model="m", seed=3)
+    >>> body = request_body(Question(text="Hello?"), settings, image_url=None)
     >>> body["temperature"], body["seed"], body["messages"]
     (0.0, 3, [{'role': 'user', 'content': [{'type': 'text', 'text': 'Hello?'}]}])
     """
@@ -91,14 +92,16 @@ def request_body(
     )
     content.append({"type": "text", "text": question.text})
     body: dict[str, Any] = {
-        "model": model,
+        "model": settings.model,
         "messages": [{"role": "user", "content": content}],
-        "temperature": 0.0,
-        "seed": seed,
-        "max_completion_tokens": 1 if question.first_token else max_tokens,
+        settings.max_tokens_key: 1 if question.first_token else settings.max_tokens,
     }
+    if settings.temperature is not None:
+        body["temperature"] = settings.temperature
+    if settings.send_seed:
+        body["seed"] = settings.seed
     if question.first_token:
-        body |= {"logprobs": True, "top_logprobs": NUM_TOP}
+        body |= {"logprobs": True, "top_logprobs": settings.top_logprobs}
     return body
 
 
@@ -111,21 +114,63 @@ def read_response(body: bytes, question: Question) -> Reply:
         # NaN and Infinity are no JSON, although Python reads them.
         payload = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise MalformedResponse("no JSON") from error
+        raise _malformed(_what_it_is(body)) from error
+    if isinstance(payload, dict) and payload.get("error"):
+        raise MalformedResponse(f"status 200 with an error: {error_words(payload['error'])}")
     choice = _part(_part(payload, "choices", list), 0, dict)
     usage = payload.get("usage")
     counts: dict[str, Any] = {name: _count(usage, name) for name in ("prompt_tokens", "completion_tokens")}
     if question.first_token:
         return _first_token_reply(choice, counts)
-    content, finish = _part(choice, "message", dict).get("content"), choice.get("finish_reason")
-    if content is not None and not isinstance(content, str):
-        raise MalformedResponse(f"its content is no text but {type(content).__name__}")
-    if finish != "stop":
-        cause = _UNFINISHED.get(str(finish), f"the answer did not end by itself (finish_reason {finish!r})")
-        return Reply(cause=cause, **counts)
-    if not (content or "").strip():
-        return Reply(cause="the answer is empty", **counts)
-    return Reply(text=content, **counts)
+    message, finish = _part(choice, "message", dict), choice.get("finish_reason")
+    text = _text(message.get("content"))
+    word = str(finish).casefold()
+    if word not in _FINISHED:
+        cause = _UNFINISHED.get(word, f"the answer did not end by itself (finish_reason {finish!r})")
+        said = f": {error_words(choice['error'])}" if choice.get("error") else ""
+        return Reply(cause=cause + said, **counts)
+    if not text.strip():
+        return Reply(cause=_why_empty(message), **counts)
+    return Reply(text=text, **counts)
+
+
+def _text(content: Any) -> str:
+    """The words of a message, which may come in parts; a part that thinks aloud is none of the answer."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise _malformed(f"its content is no text but {type(content).__name__}")
+    texts = [part.get("text") for part in content if part.get("type") in ("text", "output_text")]
+    if not all(isinstance(text, str) for text in texts):
+        raise _malformed("a part of its content is no text")
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _why_empty(message: Mapping[str, Any]) -> str:
+    if message.get("refusal"):
+        return f"the model refuses: {shown(str(message['refusal']), 200)}"
+    if message.get("reasoning_content") or message.get("reasoning"):
+        return "only reasoning came, no answer; start the server with a reasoning parser or raise max_tokens"
+    return "the answer is empty"
+
+
+def error_words(error: Any) -> str:
+    """Return what a server says in an error object, in one line of bounded length."""
+    inner = error.get("message") if isinstance(error, dict) else error
+    return shown(inner if isinstance(inner, str) else json.dumps(error), 200)[1:-1]
+
+
+def _what_it_is(body: bytes) -> str:
+    start = body[:200].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    if start.startswith(("data:", "event:", ":")):
+        return "a stream of events, which was not asked for"
+    if start.startswith("<"):
+        return f"a web page, {shown(start)}"
+    return f"no JSON, {shown(start)}" if start else "no JSON, nothing at all"
+
+
+def _malformed(words: str) -> MalformedResponse:
+    return MalformedResponse(f"its response is no chat completion: {words}")
 
 
 def _first_token_reply(choice: dict[str, Any], counts: dict[str, Any]) -> Reply:
@@ -135,14 +180,14 @@ def _first_token_reply(choice: dict[str, Any], counts: dict[str, Any]) -> Reply:
     first = tuple(_chance(entry) for entry in _part(_part(places, 0, dict), "top_logprobs", list))
     total = math.fsum(chance.probability for chance in first)
     if not 0 < total < 1.01:
-        raise MalformedResponse(f"the probabilities of its first tokens sum to {total:.4g}")
+        raise _malformed(f"the probabilities of its first tokens sum to {total:.4g}")
     return Reply(first=first, **counts)
 
 
 def _chance(entry: Any) -> TokenChance:
     logprob = _part(entry, "logprob", int | float)
     if isinstance(logprob, bool) or not logprob <= 1e-3:  # rounding in half precision; also refuses NaN
-        raise MalformedResponse(f"a log-prob of {logprob}")
+        raise _malformed(f"a log-prob of {logprob}")
     return TokenChance(token=_part(entry, "token", str), probability=math.exp(min(max(logprob, -1000), 0)))
 
 
@@ -150,9 +195,9 @@ def _part(whole: Any, key: str | int, kind: Any) -> Any:
     try:
         part = whole[key]
     except (KeyError, IndexError, TypeError) as error:
-        raise MalformedResponse(f"no {key!r} in it" if isinstance(key, str) else "a list in it is empty") from error
+        raise _malformed(f"no {key!r} in it" if isinstance(key, str) else "a list in it is empty") from error
     if not isinstance(part, kind):
-        raise MalformedResponse(f"{key!r} in it is {type(part).__name__}")
+        raise _malformed(f"{key!r} in it is {type(part).__name__}")
     return part
 
 
@@ -162,4 +207,4 @@ def _count(usage: Any, name: str) -> int | None:
 
 
 def _refuse_constant(name: str) -> None:
-    raise MalformedResponse(f"it holds {name}, which is no JSON")
+    raise _malformed(f"it holds {name}, which is no JSON")

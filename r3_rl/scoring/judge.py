@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from r3_rl.errors import InputError, MissingPackageError, ScorerError
 from r3_rl.scoring.calls import LoopThread
-from r3_rl.scoring.chat import MalformedResponse, Question, Reply, png_data_url, read_response, request_body
+from r3_rl.scoring.chat import (
+    MalformedResponse,
+    Question,
+    Reply,
+    error_words,
+    png_data_url,
+    read_response,
+    request_body,
+)
 from r3_rl.scoring.judge_servers import Server, ServerPool
 from r3_rl.scoring.judge_settings import JudgeSettings
 from r3_rl.scoring.replies import shown
@@ -120,9 +128,7 @@ class Judge:
 
     async def _ask(self, question: Question, image_url: str | None) -> Reply:
         settings = self.settings
-        body = request_body(
-            question, image_url=image_url, model=settings.model, seed=settings.seed, max_tokens=settings.max_tokens
-        )
+        body = request_body(question, settings, image_url=image_url)
         async with self._slots:
             deadline = time.monotonic() + settings.deadline_s
             for attempt in range(settings.num_retries + 1):
@@ -174,7 +180,7 @@ class Judge:
         except (TimeoutError, openai.APITimeoutError):
             return _Fault(cause=f"{place}: no answer within {limit_s:.3g} s")
         except MalformedResponse as error:
-            return _Fault(cause=f"{place}: its response is no chat completion: {error}")
+            return _Fault(cause=f"{place}: {self._without_key(str(error))}")
         except openai.APIConnectionError as error:
             return _Fault(cause=f"{place}: {self._connection_words(error)}")
         except openai.APIStatusError as error:
@@ -229,7 +235,7 @@ class Judge:
         status = error.status_code
         text = f"{place}: status {status}, {self._without_key(_server_words(error))}"
         if status in _WRONG_FOR_ONE:
-            return Reply(cause=text)
+            return Reply(cause=text + _setting_for(text))
         if status in (401, 403):
             hint = f"the key is read from the environment variable {self.settings.key_env}"
             raise ScorerError(text, hint=hint + ("" if self._key else ", which is not set"))
@@ -242,7 +248,25 @@ class Judge:
         return shown(cleaned, 200)[1:-1]
 
 
+# What a server may refuse of every request, and the setting that leaves it out; the longer names first.
+_REFUSED = {
+    "max_completion_tokens": "max_tokens_key: max_tokens",
+    "top_logprobs": "a lower top_logprobs",
+    "temperature": "temperature: null",
+    "seed": "send_seed: false",
+}
+
+
+def _setting_for(words: str) -> str:
+    named = (setting for name, setting in _REFUSED.items() if name in words)
+    return next((f" (set {setting} under `judge`)" for setting in named), "")
+
+
 def _server_words(error: Any) -> str:
     body = error.body
-    inner = body.get("message") if isinstance(body, dict) else None
-    return inner if isinstance(inner, str) else error.response.text[:1000] or "without a word"
+    return error_words(body) if isinstance(body, dict) and body.get("message") else _text_of(error.response)
+
+
+def _text_of(response: Any) -> str:
+    text: str = response.text[:1000]
+    return text or "without a word"

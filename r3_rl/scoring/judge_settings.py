@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from r3_rl.errors import InputError
 
 _OURS = frozenset(
-    ("model", "messages", "temperature", "seed", "stream", "n", "logprobs", "top_logprobs", "max_completion_tokens")
-)
+    ("model", "messages", "temperature", "seed", "stream", "n", "logprobs", "top_logprobs", "max_completion_tokens",
+     "max_tokens")
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,16 @@ class JudgeSettings:
     """Rest of a server after its first failure; doubles with each, up to 30 s, give or take a quarter."""
     seed: int = 0
     """Sent with temperature 0; together they make an answer as repeatable as the server allows."""
+    send_seed: bool = True
+    """False for servers that refuse a seed."""
+    temperature: float | None = 0.0
+    """None sends none, for reasoning models that refuse 0; answers are then less repeatable."""
     max_tokens: int = 1024
     """Longest answer; one that is cut off counts as missing."""
+    max_tokens_key: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    """What the server calls `max_tokens`: older ones know the second name only."""
+    top_logprobs: int = 20
+    """Alternatives asked for beside the first token, 1 to 20; some servers give 5 at most."""
     max_reply_bytes: int = 1_000_000
     """A longer response is not read to its end."""
     usd_per_million_prompt_tokens: float | None = None
@@ -92,6 +101,12 @@ def _problems(settings: JudgeSettings) -> Iterator[str]:
     for name in ("timeout_s", "deadline_s", "backoff_s"):
         if not 0 < getattr(settings, name) < float("inf"):
             yield f"{name} must be a number above 0, not {getattr(settings, name)}"
+    if not 1 <= settings.top_logprobs <= 20:
+        yield f"top_logprobs must be 1 to 20, not {settings.top_logprobs}"
+    if settings.temperature is not None and not 0 <= settings.temperature <= 2:
+        yield f"temperature must be 0 to 2, or null to send none, not {settings.temperature}"
+    if settings.max_tokens_key not in ("max_completion_tokens", "max_tokens"):
+        yield f"max_tokens_key is max_completion_tokens or max_tokens, not {settings.max_tokens_key!r}"
     if settings.num_retries < 0:
         yield f"num_retries must be at least 0, not {settings.num_retries}"
     for name in ("usd_per_million_prompt_tokens", "usd_per_million_completion_tokens"):

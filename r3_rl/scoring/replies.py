@@ -6,11 +6,22 @@ import json
 import re
 from typing import Any
 
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
+# A chat template may put the opening mark into the prompt, so that the reply holds the closing one only.
+_THOUGHTS = re.compile(r"\A\s*(?:<think>|◁think▷)?(?:(?!<think>|◁think▷).)*?(?:</think>|◁/think▷)", re.DOTALL)
+# What some models put around an answer that comes after their thoughts.
+_BOXES = tuple(
+    re.compile(rf"\A(?:(?!{opens}).)*{opens}((?:(?!{opens}).)*){closes}\s*\Z", re.DOTALL)
+    for opens, closes in ((r"<answer>", r"</answer>"), (r"<\|begin_of_box\|>", r"<\|end_of_box\|>"))
+)
+_END_MARKS = re.compile(
+    r"(?:\s*(?:<\|(?:im_end|endoftext|eot_id|end|user|observation)\|>|<end_of_turn>|<eos>|</s>))+\Z"
+)
+_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060"))
+_FENCE = re.compile(r"```(?:json)?[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
 # The word, and then the end or a mark: "no doubt about it" is no "no".
 _YES_NO = re.compile(r"(yes|no)[*_`\"']*(?:\s*(?:[.,:;!(–—]|-(?=\s))\s*(.*))?", re.IGNORECASE | re.DOTALL)
 _NUMBERED = re.compile(r"(?:[-*]\s+)?(?:(?:q|a|question|answer)\s*)?(\d{1,3})\s*[.):]\s*(.*)", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 _SHOWN = 80
 
 
@@ -97,6 +108,30 @@ def read_json_answers(text: str, count: int) -> list[bool] | None:
     return _all_or_none([_json_answer(answer, number) for number, answer in enumerate(value, start=1)])
 
 
+def read_score(text: str, *, low: float, high: float) -> float | None:
+    """Read a score on a stated scale: a bare number, "Score: 7", "7/10" with `high` below the line, or {"score": 7}.
+
+    Returns the score as it stands, `low` to `high`; None for a number outside, two numbers, or another scale.
+
+    >>> [read_score(text, low=0, high=10) for text in ("7", "Score: 7.5", "7/10", '{"score": 7}')]
+    [7.0, 7.5, 7.0, 7.0]
+    >>> [read_score(text, low=0, high=10) for text in ("11", "7/100", "between 6 and 7", '{"score": "7"}')]
+    [None, None, None, None]
+    """
+    value = read_json(text)
+    if isinstance(value, dict):
+        value = value.get("score")
+    elif value is None:
+        line = re.sub(r"\A(?:score|rating)\s*[:=]\s*", "", _spoken(text).strip(" \t\n*_`."), flags=re.IGNORECASE)
+        parts = [part.strip(" *") for part in line.split("/")]
+        if len(parts) > 2 or not all(map(_NUMBER.fullmatch, parts)) or (parts[1:] and float(parts[1]) != high):
+            return None
+        value = float(parts[0])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        return None
+    return float(value)
+
+
 def _json_answer(answer: Any, number: int) -> bool | None:
     if isinstance(answer, dict):
         item = answer.get("item", number)
@@ -107,8 +142,13 @@ def _json_answer(answer: Any, number: int) -> bool | None:
 
 
 def _spoken(text: str) -> str:
-    """Leave out the thoughts of a reasoning model, where the server leaves them in."""
-    return _THOUGHTS.sub("", text, count=1).strip()
+    """Leave out what a server should have: a reasoning model's thoughts, marks around its answer, invisible letters."""
+    text = text.translate(_INVISIBLE).replace("\r\n", "\n")
+    text = _END_MARKS.sub("", _THOUGHTS.sub("", text, count=1)).strip()
+    for box in _BOXES:
+        if found := box.match(text):
+            text = found[1].strip()
+    return text
 
 
 def _all_or_none(answers: list[bool | None]) -> list[bool] | None:

@@ -59,6 +59,41 @@ def test_what_is_sent(chat_server, judge, monkeypatch):
     assert not [value for value in headers.values() if any(f"secret-{n}" in value for n in (2, 3, 4, 5))]
 
 
+def test_settings_for_servers_that_refuse_what_is_sent(chat_server, judge):
+    server = chat_server(echo)
+    settings = {"max_tokens_key": "max_tokens", "send_seed": False, "temperature": None, "top_logprobs": 5}
+    ask(judge(server.url, **settings), "hello")
+    server.requests[0].pop("messages")
+    assert server.requests[0] == {"model": "m", "max_tokens": 1024}
+    ask(judge(server.url, **settings), "hello", first_token=True)
+    assert (server.requests[1]["top_logprobs"], server.requests[1]["max_tokens"]) == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("refused", "setting"),
+    [
+        ("Unknown field max_completion_tokens", "max_tokens_key: max_tokens"),
+        ("Unsupported parameter: 'seed'", "send_seed: false"),
+        ("temperature must be 1", "temperature: null"),
+        ("top_logprobs must be <= 5", "a lower top_logprobs"),
+    ],
+)
+def test_what_a_server_refuses_names_the_setting(chat_server, judge, refused, setting):
+    body = json.dumps({"error": {"message": refused}}).encode()
+    (reply,) = ask(judge(chat_server(lambda request: (400, {}, body)).url), "a")
+    assert reply.cause.endswith(f"status 400, {refused} (set {setting} under `judge`)")
+
+
+def test_an_error_with_status_200_is_tried_again_and_said_without_the_key(chat_server, judge, monkeypatch):
+    monkeypatch.setenv("R3_JUDGE_KEY", "sk-very-secret")
+    body = b'{"error": {"message": "overloaded, sk-very-secret"}}'
+    answers = iter([(200, {}, body), "yes"])
+    (reply,) = ask(judge(chat_server(lambda request: next(answers)).url), "a")
+    assert (reply.text, reply.num_retries) == ("yes", 1)
+    with pytest.raises(ScorerError, match=r"status 200 with an error: overloaded, \*\*\*; no server of this judge"):
+        ask(judge(chat_server(lambda request: (200, {}, body)).url, num_retries=0), "a")
+
+
 def test_without_a_key_none_is_sent(chat_server, judge, monkeypatch):
     monkeypatch.delenv("R3_JUDGE_KEY", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
@@ -271,7 +306,7 @@ def test_garbage_is_no_answer(chat_server, judge, body):
     [
         ("yes", "length", "cut off; raise max_tokens"),
         ("yes", "content_filter", "withheld"),
-        ("yes", None, "finish_reason None"),
+        ("yes", "abort", "finish_reason 'abort'"),
         ("  ", "stop", "empty"),
         (None, "stop", "empty"),
     ],
@@ -333,6 +368,10 @@ def test_what_no_retry_mends_is_raised_at_once_and_never_shows_the_key(chat_serv
         ({"deadline_s": float("nan")}, "deadline_s"),
         ({"usd_per_million_prompt_tokens": -1.0}, "usd_per_million_prompt_tokens"),
         ({"options": {"temperature": 1}}, "may not hold temperature"),
+        ({"options": {"max_tokens": 1}}, "may not hold max_tokens"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"max_tokens_key": "tokens"}, "max_tokens_key"),
         ({"time_out": 1}, "time_out"),
     ],
 )

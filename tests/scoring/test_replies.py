@@ -1,5 +1,6 @@
 """What a judge wrote is read in one way or not at all."""
 
+import json
 import time
 from email.utils import formatdate
 
@@ -7,7 +8,7 @@ import pytest
 
 from r3_rl.scoring import exchange, judge
 from r3_rl.scoring.chat import MalformedResponse, Question, read_response
-from r3_rl.scoring.replies import read_json, read_json_answers, read_lines, read_yes_no, shown
+from r3_rl.scoring.replies import read_json, read_json_answers, read_lines, read_score, read_yes_no, shown
 from r3_rl.scoring.retry_after import retry_after_s
 
 
@@ -81,6 +82,48 @@ def test_json_answers(text, answers):
     assert read_json_answers(text, 2) == answers
 
 
+AROUND = [
+    "It is red.\n</think>\n\n{}",
+    "<think>maybe ['no']</think>{}",
+    "◁think▷ hm ◁/think▷{}",
+    "</think>{}",
+    "<|begin_of_box|>{}<|end_of_box|>",
+    "I see two.</think> <answer>\n{}\n</answer>",
+    "{}<|im_end|>",
+    "{}\n<|im_end|>\n<|endoftext|>",
+    "\ufeff{}",
+    "\u200b{}\u200b",
+    "<answer>{}</answer></s>",
+]
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_reasoning_models_put_around_an_answer(around):
+    assert read_yes_no(around.format("yes")) is True
+    assert read_lines(around.format("1. yes\r\n2. no"), 2) == [True, False]
+    assert read_json_answers(around.format('["yes","no"]'), 2) == [True, False]
+    assert read_json_answers(around.format('```json\r\n["yes","no"]\r\n```'), 2) == [True, False]
+    assert read_json_answers(around.format('```["yes","no"]```'), 2) == [True, False]
+    assert read_score(around.format("7"), low=0, high=10) == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no <think>hm</think> yes", "<think>a</think> yes <think>b</think> no", "<answer>yes</answer><answer>no</answer>",
+     "<answer>yes</answer> no", "<think>yes", "yes</think>", "<answer>yes"],
+)  # fmt: skip
+def test_marks_that_leave_two_answers_or_none(text):
+    assert read_yes_no(text) is None
+
+
+def test_long_thoughts_are_read_in_no_time():
+    start = time.perf_counter()
+    assert read_yes_no("hm <answer " * 50_000 + "</think> yes") is True
+    assert read_yes_no("<answer>" * 50_000) is None
+    assert read_json_answers("``` " * 50_000, 2) is None
+    assert time.perf_counter() - start < 5
+
+
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": 1, "a": 1}', "nothing"])
 def test_json_that_says_nothing(text):
     assert read_json(text) is None
@@ -127,3 +170,61 @@ def test_retry_after_may_be_a_date():
     wait_s = retry_after_s(formatdate(time.time() + 60, usegmt=True))
     assert wait_s is not None and 55 < wait_s <= 60
     assert judge.retry_after_s is exchange.retry_after_s is retry_after_s
+
+
+def response(content="yes", finish="stop", **message):
+    choice = {"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}
+    return json.dumps({"choices": [choice]}).encode()
+
+
+@pytest.mark.parametrize("finish", ["stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence", None])
+def test_words_for_an_answer_that_ended(finish):
+    assert read_response(response(finish=finish), Question(text="?")).text == "yes"
+    unsaid = json.dumps({"choices": [{"message": {"content": "yes"}}]}).encode()
+    assert read_response(unsaid, Question(text="?")).text == "yes"
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        (response(finish="length"), "cut off; raise max_tokens"),
+        (response(finish="MAX_TOKENS"), "cut off; raise max_tokens"),
+        (response(finish="content_filter"), "withheld"),
+        (response(finish="abort"), "did not end by itself (finish_reason 'abort')"),
+        (response(None, reasoning_content="it is red"), "only reasoning came, no answer; start the server with"),
+        (response("", reasoning="it is red"), "only reasoning came"),
+        (response(None, refusal="I cannot"), "the model refuses: 'I cannot'"),
+        (response([{"type": "thinking", "thinking": "hm"}]), "the answer is empty"),
+    ],
+)
+def test_why_there_is_no_answer(body, cause):
+    reply = read_response(body, Question(text="?"))
+    assert reply.text is None and cause in reply.cause
+
+
+def test_an_answer_in_parts():
+    parts = [{"type": "thinking", "thinking": "no?"}, {"type": "text", "text": "ye"}, {"type": "text", "text": "s"}]
+    assert read_response(response(parts), Question(text="?")).text == "yes"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            b'{"error": {"message": "Provider returned\\n error: overloaded"}}',
+            "200 with an error: Provider returned error",
+        ),
+        (b'{"error": "busy"}', "status 200 with an error: busy"),
+        (b'data: {"choices": []}\n\ndata: [DONE]\n', "a stream of events"),
+        (b": OPENROUTER PROCESSING\n", "a stream of events"),
+        (b"<!doctype html><title>Sign in</title>", "a web page, '<!doctype html><title>Sign in</title>'"),
+        (b"Bad gateway", "no JSON, 'Bad gateway'"),
+        (b"", "nothing at all"),
+        (response(["yes"]), "no text but list"),
+        (response([{"type": "text", "text": 1}]), "a part of its content is no text"),
+    ],
+)
+def test_what_came_instead_of_a_completion_is_said(body, words):
+    with pytest.raises(MalformedResponse) as raised:
+        read_response(body, Question(text="?"))
+    assert words in str(raised.value) and "\n" not in str(raised.value)
