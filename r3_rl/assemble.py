@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from r3_rl.recipe.learning import LoraSection
 from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection, WritingSection
 from r3_rl.rollout.prompts import PromptStream, load_prompts
 from r3_rl.scoring.cache import ScoreCache
+from r3_rl.scoring.isolated import START_S, load_isolated
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.stages.protocol import protocol_named
@@ -124,22 +126,24 @@ def adapter_settings(lora: LoraSection) -> AdapterSettings | None:
 
 def build_panel(recipe: Recipe, rewards: Sequence[RewardSection], *, base: Path, held_out: bool = False) -> Panel:
     """The scorers of a recipe, loaded. `base`: the folder that `./file.py:name` starts from."""
-    specs = [
-        ScorerSpec(
-            name=reward.name or short_name(reward.scorer),
-            scorer=load_scorer(reward.scorer, dict(reward.params), base),
-            weight=reward.weight,
-            params=dict(reward.params),
-        )
-        for reward in rewards
-    ]
     return Panel(
-        specs,
+        [_scorer_spec(reward, base) for reward in rewards],
         aggregate=recipe.algorithm.multi_objective_aggregation,
         max_failed_fraction=recipe.algorithm.max_failed_fraction,
         cache=ScoreCache(folder=recipe.training.score_cache),
         held_out=held_out,
     )
+
+
+def _scorer_spec(reward: RewardSection, base: Path) -> ScorerSpec:
+    params, limit_s = dict(reward.params), reward.timeout_s
+    if reward.isolate:
+        scorer: Any = load_isolated(reward.scorer, params, base, timeout_s=limit_s, memory_gb=reward.memory_gb)
+        limit_s += START_S  # its process keeps the limit itself; after its end it has to start again
+    else:
+        scorer = load_scorer(reward.scorer, params, base)
+    name = reward.name or short_name(reward.scorer)
+    return ScorerSpec(name=name, scorer=scorer, weight=reward.weight, params=params, timeout_s=limit_s)
 
 
 def world_tags(data: DataSection) -> tuple[str, ...]:

@@ -30,6 +30,21 @@ class RewardSection(Section):
     weight: float = Field(1.0, description="Share of this scorer in the panel's sum.")
     name: str | None = Field(None, min_length=1, description="Name in metrics and reports; null takes the scorer's.")
     params: dict[str, Any] = Field({}, description="Keywords handed to the scorer.")
+    timeout_s: float = Field(
+        300.0, gt=0, description="Seconds that one call may run; then the scores of its samples are missing."
+    )
+    isolate: bool = Field(
+        False,
+        description="Run the scorer in its own process: whatever it does there, a crash or a hang included, costs its "
+        "scores and nothing else.",
+    )
+    memory_gb: float | None = Field(
+        None, gt=0, description="Memory of its process in 10^9 bytes, past which it is ended; asks for `isolate: true`."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.memory_gb is not None and not self.isolate:
+            yield Problem("memory_gb", "limits the scorer's own process, and it has none; set isolate: true")
 
 
 class TreeSection(Section):

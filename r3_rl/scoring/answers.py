@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _TOLERANCE = 1e-6  # float32 cosines reach 1.0000001
+LARGEST = 1e36
+"""Beyond it a score, or its share in a total, is missing: rewards are float32, and sums of scores must not overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class BrokenContract(Exception):
 
 
 def check_answer(answer: Any, *, count: int, range: tuple[float, float] | None) -> CheckedAnswer:
-    """Return `count` scores; a None, NaN or infinite one is missing with its cause.
+    """Return `count` scores; a None, NaN, infinite or huge one (above `LARGEST`) is missing with its cause.
 
     An answer is a list, a tuple or a one-dimensional array or tensor; True and False are 1 and 0. A score past the
     declared `range` by rounding only is put on its end. Raises `BrokenContract` for a wrong count, type or range.
@@ -45,8 +47,8 @@ def check_answer(answer: Any, *, count: int, range: tuple[float, float] | None) 
     causes: dict[int, str] = {}
     for index, value in enumerate(values):
         score = _as_number(value, index)
-        if score is None or not math.isfinite(score):
-            causes[index] = "it returned None" if score is None else f"it returned {score}"
+        if score is None or not abs(score) <= LARGEST:
+            causes[index] = "it returned None" if score is None else f"it returned {score:g}"
             scores.append(None)
         else:
             scores.append(_in_range(score, range, index))
@@ -75,7 +77,12 @@ def _as_number(value: Any, index: int) -> float | None:
         value = value.item()  # a number of numpy's or a tensor of no dimensions
     if not isinstance(value, numbers.Real):
         raise BrokenContract(f"it returned {_kind(value)} where a number or None belongs", index=index)
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of any length
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+    except Exception as error:
+        raise BrokenContract(f"it returned {_kind(value)} where a number or None belongs", index=index) from error
 
 
 def _in_range(score: float, range: tuple[float, float] | None, index: int) -> float:

@@ -6,56 +6,18 @@ import hashlib
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from r3_rl.errors import R3Error
-from r3_rl.scoring.answers import BrokenContract, check_answer, check_words
-from r3_rl.scoring.base import ScorerInfo, accepted_arguments, call_parameters
+from r3_rl.scoring.answers import BrokenContract
+from r3_rl.scoring.asked import Answered, Asked, ScorerSpec
+from r3_rl.scoring.base import ScorerInfo, accepted_arguments
 from r3_rl.scoring.cache import CachedScore, ScoreCache, content_key
 from r3_rl.scoring.calls import Caller, CallResult
-from r3_rl.scoring.inputs import Inputs
 
 Run = Callable[[Coroutine[Any, Any, CallResult]], Awaitable[CallResult]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerSpec:
-    """A scorer and how it is asked."""
-
-    name: str
-    """What metrics and verdicts call it."""
-    scorer: Any
-    """Ready to be called, as `load_scorer` returns it."""
-    weight: float = 1.0
-    """Factor in the total, any sign; 0 means logged only."""
-    info: ScorerInfo | None = None
-    """None takes what the scorer declares."""
-    params: Mapping[str, Any] | None = None
-    """What it was built with: part of the cache key. None means unknown, and nothing of it is cached."""
-    timeout_s: float = 300.0
-    """Seconds that one call may run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """What a call gave, one entry for each of its samples; nothing but the error if it raised one."""
-
-    scores: Sequence[float | None] = ()
-    words: Sequence[str] = ()
-    causes: Mapping[int, str]
-    """Why a score is None, by its place."""
-    logged: Sequence[tuple[str, float]] = ()
-    """What it gave to `log_metric`."""
-    seconds: float
-    error: BaseException | None = None
-    remarks: Sequence[str] = ()
-    """What the scorer should not have done although nothing came of it; worth one line in a run."""
-
-
-_COPIES = "every scorer has copies of its own, so nothing else changes; let it copy what it changes"
 
 
 async def ask_scorer(
@@ -81,39 +43,27 @@ async def ask_scorer(
     Raises:
         BrokenContract: a column that it demands is not there, or its answer is none that a scorer may give.
     """
-    logged: list[tuple[str, float]] = []
-    extras: dict[str, Any] = {}
-    hooks = {
-        "log_metric": lambda name, value: logged.append((str(name), float(value))),
-        "log_extra": extras.__setitem__,
-    }
-    arguments = accepted_arguments(spec.scorer, {**offered, **hooks})
-    require_arguments(spec.scorer, arguments, sorted(columns))
-    given = {name: value for name, value in arguments.items() if name in hooks}
-    inputs = Inputs({name: value for name, value in arguments.items() if name not in hooks})
-    call = caller.call(
-        spec.name,
-        lambda: spec.scorer(**inputs.give(), **given),  # copied where it runs: no more copies than calls at once
-        timeout_s=spec.timeout_s,
-        thread_safe=info.thread_safe,
-    )
+    asked = Asked(spec, offered, count=count, columns=sorted(columns))
+    call = caller.call(spec.name, asked.call, timeout_s=spec.timeout_s, thread_safe=info.thread_safe)
     result = await (run(call) if run else call)
-    remarks = [f"writes into its argument '{name}'; {_COPIES}" for name in inputs.written()]
+    remarks = [*result.remarks, *asked.remarks()]
     if isinstance(result.error, BrokenContract):  # a remote scorer found the answer of its server to be wrong
         raise result.error
     if result.error is not None:
         return Answered(causes={}, seconds=result.seconds, error=result.error, remarks=remarks)
-    checked = check_answer(result.answer, count=count, range=info.range)
-    reasons = check_words("reason", extras.get("reason", [""] * count), count)
-    causes = check_words("cause", extras.get("cause", [""] * count), count)
-    return Answered(
-        scores=checked.scores,
-        words=[str(reason or "") for reason in reasons],
-        causes={place: str(causes[place] or cause) for place, cause in checked.causes.items()},
-        logged=logged,
-        seconds=result.seconds,
-        remarks=remarks,
-    )
+    return replace(asked.read(result.answer, info.range), seconds=result.seconds, remarks=remarks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalled:
+    """What a scorer's memory says of some samples, by their number."""
+
+    known: dict[int, CachedScore]
+    """Scored before."""
+    keys: dict[int, str]
+    """Under which a new score is kept."""
+    twins: dict[int, int]
+    """Equal to an earlier sample of the same call, which is the one to be scored."""
 
 
 class Memory:
@@ -125,23 +75,24 @@ class Memory:
         self._spec = spec
         self._identity = scorer_identity(spec, info) if self._cache is not None else ""
 
-    def recall(
-        self, samples: Mapping[str, Sequence[Any]], indices: Sequence[int]
-    ) -> tuple[dict[int, CachedScore], dict[int, str]]:
-        """Scores that are known, by sample, and the keys of the samples that are not."""
-        known: dict[int, CachedScore] = {}
-        keys: dict[int, str] = {}
+    def recall(self, samples: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> Recalled:
+        """Look samples up: what is known of them, and which are equal to an earlier one."""
+        found = Recalled(known={}, keys={}, twins={})
         if self._cache is None:
-            return known, keys
+            return found
         seen = accepted_arguments(self._spec.scorer, samples)
+        first: dict[str, int] = {}
         for index in indices:
             key = content_key(self._identity, {name: values[index] for name, values in seen.items()})
             cached = self._cache.get(key) if key else None
             if cached is not None:
-                known[index] = cached
+                found.known[index] = cached
+            elif key in first:
+                found.twins[index] = first[key]
             elif key:
-                keys[index] = key
-        return known, keys
+                found.keys[index] = key
+                first[key] = index
+        return found
 
     def keep(self, keys: Mapping[int, str], scores: Sequence[float | None], words: Sequence[str]) -> None:
         """Keep new scores under the keys that `recall` gave; a missing score is not kept."""
@@ -169,27 +120,3 @@ def _code(kind: Any, file: str) -> bytes:
         return Path(file).read_bytes()
     except OSError:  # written in a notebook: the file is none, the lines are remembered
         return inspect.getsource(kind).encode()
-
-
-def require_arguments(scorer: Any, arguments: Mapping[str, Any], columns: list[str]) -> None:
-    """Raise `BrokenContract` when the scorer demands a column that the data set lacks."""
-    for name, parameter in call_parameters(scorer).items():
-        optional = parameter.default is not inspect.Parameter.empty or parameter.kind in (
-            inspect.Parameter.VAR_KEYWORD,
-            inspect.Parameter.VAR_POSITIONAL,
-        )
-        if not optional and name not in arguments:
-            known = ", ".join(columns) or "none"
-            raise BrokenContract(f"it demands the column '{name}', which the data set lacks (it has: {known})")
-
-
-def cause_of(error: BaseException) -> str:
-    """Say in one line what a scorer raised."""
-    if isinstance(error, R3Error):  # in words of our own
-        return " ".join(str(error).split())
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    if isinstance(error, TypeError) and "string indices" in text:
-        text += " (a reward that reads messages declares `conversational=True` in its ScorerInfo)"
-    if isinstance(error, ValueError) and "read-only" in text:
-        text += " (a scorer gets its images read-only: let it change `image.copy()`)"
-    return text

@@ -10,10 +10,12 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+from r3_rl.scoring.settings_watch import WATCH
 
 _T = TypeVar("_T")
 
@@ -25,6 +27,8 @@ class CallResult:
     answer: Any = None
     error: BaseException | None = None
     seconds: float = 0.0
+    remarks: Sequence[str] = ()
+    """What the call changed of the process, and was put back."""
 
 
 class Caller:
@@ -42,6 +46,7 @@ class Caller:
 
     def submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
         """Start a coroutine that uses `call`; the future holds its result."""
+        WATCH.note()
         return self._own.submit(work)
 
     async def call(self, name: str, scorer: Callable[[], Any], *, timeout_s: float, thread_safe: bool) -> CallResult:
@@ -57,11 +62,16 @@ class Caller:
     async def _call(self, name: str, scorer: Callable[[], Any], timeout_s: float) -> CallResult:
         async with self._slots:
             start = time.monotonic()
-            result = await _within(self._in_thread(name, scorer), timeout_s)
+            WATCH.enter(name)
+            try:
+                result = await _within(self._in_thread(name, scorer), timeout_s)
+            finally:
+                remarks = WATCH.leave(name)
         if inspect.isawaitable(result.answer):  # what calling an `async def` gives: it holds no slot while it waits
             running = asyncio.wrap_future(self._scorers.submit(_finish(result.answer)))
             result = await _within(running, timeout_s)
-        return replace(result, seconds=time.monotonic() - start)
+            remarks += WATCH.look(name)
+        return replace(result, seconds=time.monotonic() - start, remarks=remarks)
 
     def _in_thread(self, name: str, scorer: Callable[[], Any]) -> asyncio.Future[CallResult]:
         loop = asyncio.get_running_loop()

@@ -23,19 +23,19 @@ class Inputs:
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._originals = arguments
+        self.originals = arguments
         self._given: dict[str, Any] = {}
 
     def give(self) -> dict[str, Any]:
         """Return the copies; an array that several samples share is copied once."""
         copies: dict[int, Any] = {}
-        self._given = {name: _own(value, copies) for name, value in self._originals.items()}
+        self._given = {name: _own(value, copies) for name, value in self.originals.items()}
         return dict(self._given)
 
     def written(self) -> list[str]:
         """Return the arguments whose copies are no longer what was given."""
         given = self._given
-        return [name for name, value in self._originals.items() if name in given and not _same(value, given[name])]
+        return [name for name, value in self.originals.items() if name in given and not _same(value, given[name])]
 
 
 def _own(value: Any, copies: dict[int, Any]) -> Any:

@@ -15,10 +15,11 @@ from typing import Literal
 
 from r3_rl.errors import ScorerError
 from r3_rl.observe.metrics import Numbers
+from r3_rl.scoring.asked import ScorerSpec, cause_of
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
-from r3_rl.scoring.seat import Column, ScorerSpec, Seat, cause_of
+from r3_rl.scoring.seat import Column, Seat
 from r3_rl.scoring.tally import Failure, Tally
 from r3_rl.types import Verdict
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from r3_rl.errors import ScorerError
-from r3_rl.scoring.answers import BrokenContract
-from r3_rl.scoring.asking import Memory, ScorerSpec, ask_scorer, cause_of
+from r3_rl.scoring.answers import LARGEST, BrokenContract
+from r3_rl.scoring.asked import ScorerSpec, cause_of
+from r3_rl.scoring.asking import Memory, ask_scorer
 from r3_rl.scoring.base import ScorerInfo, info_of
 from r3_rl.scoring.batch import CallParts, ScoreBatch, applicable, call_parts
 from r3_rl.scoring.cache import ScoreCache
@@ -60,27 +61,43 @@ class Seat:
         for index in indices:
             applies[index] = True
         column = Column(scores=[None] * batch.count, words=[""] * batch.count, applies=applies)
-        known, keys = self._memory.recall(parts.samples, indices)
-        for index, cached in known.items():
+        found = self._memory.recall(parts.samples, indices)
+        for index, cached in found.known.items():
             column.scores[index], column.words[index] = cached.score, cached.words
-        tally.num_cached += len(known)
-        left = [index for index in indices if index not in known]
+        left = [index for index in indices if index not in found.known and index not in found.twins]
         chunks = _by_group(left, batch, self.spec.name) if self.info.group_wise else [left]
-        await asyncio.gather(*(self._call(batch, parts, chunk, first, column, tally) for chunk in chunks if chunk))
-        self._memory.keep(keys, column.scores, column.words)
+        causes: dict[int, _Cause] = {}
+        await asyncio.gather(
+            *(self._call(batch, parts, chunk, first, column, causes, tally) for chunk in chunks if chunk)
+        )
+        self._memory.keep(found.keys, column.scores, column.words)
+        for index, twin in found.twins.items():
+            column.scores[index], column.words[index] = column.scores[twin], column.words[twin]
+            if twin in causes:
+                causes[index] = causes[twin]
+        for index, score in enumerate(column.scores):
+            if score is not None and not abs(self.spec.weight * score) <= LARGEST:
+                column.scores[index] = None
+                causes[index] = _Cause(f"weight {self.spec.weight:g} x score {score:g} is too large a share of a total")
+        for index, cause in causes.items():
+            tally.miss(_failure(batch, first, index, cause))
+        tally.num_cached += len(found.known) + sum(index not in causes for index in found.twins)
         tally.scores += [score for score in column.scores if score is not None]
         return column
 
     async def _call(
-        self, batch: ScoreBatch, parts: CallParts, chunk: list[int], first: int, column: Column, tally: Tally
+        self,
+        batch: ScoreBatch,
+        parts: CallParts,
+        chunk: list[int],
+        first: int,
+        column: Column,
+        causes: dict[int, _Cause],
+        tally: Tally,
     ) -> None:
         spec = self.spec
         offered: dict[str, Any] = {name: [values[i] for i in chunk] for name, values in parts.samples.items()}
         offered |= parts.constants
-
-        def failure(index: int, cause: str, error: BaseException | None = None) -> Failure:
-            return Failure(position=first + index, prompt=batch.prompts[index].text, cause=cause, error=error)
-
         try:
             answered = await ask_scorer(
                 self._caller, spec, self.info, offered, count=len(chunk), columns=list(batch.columns())
@@ -89,17 +106,28 @@ class Seat:
             for remark in answered.remarks:
                 self.warn_once(remark, f"scorer '{spec.name}' {remark}")
             if answered.error is not None:
-                for index in chunk:
-                    tally.miss(failure(index, cause_of(answered.error), answered.error))
+                causes.update(dict.fromkeys(chunk, _Cause(cause_of(answered.error), answered.error)))
                 return
             _log(tally, answered.logged)
         except BrokenContract as broken:
-            place = failure(chunk[broken.index or 0], broken.cause).place
+            place = _failure(batch, first, chunk[broken.index or 0], _Cause(broken.cause)).place
             raise ScorerError(f"scorer '{spec.name}': {broken.cause}; first at {place}") from broken
         for local, index in enumerate(chunk):
             column.scores[index], column.words[index] = answered.scores[local], answered.words[local]
             if local in answered.causes:
-                tally.miss(failure(index, answered.causes[local]))
+                causes[index] = _Cause(answered.causes[local])
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """Why a sample has no score."""
+
+    words: str
+    error: BaseException | None = None
+
+
+def _failure(batch: ScoreBatch, first: int, index: int, cause: _Cause) -> Failure:
+    return Failure(position=first + index, prompt=batch.prompts[index].text, cause=cause.words, error=cause.error)
 
 
 def _by_group(indices: list[int], batch: ScoreBatch, name: str) -> list[list[int]]:

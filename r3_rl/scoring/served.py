@@ -18,14 +18,14 @@ from typing import Any
 
 from r3_rl.errors import DataError
 from r3_rl.scoring.answers import BrokenContract
-from r3_rl.scoring.asking import Memory, ScorerSpec, ask_scorer, cause_of, scorer_identity
+from r3_rl.scoring.asked import MAX_WORDS, ScorerSpec, cause_of
+from r3_rl.scoring.asking import Memory, ask_scorer, scorer_identity
 from r3_rl.scoring.base import STANDARD_ARGUMENTS, call_parameters, info_of
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.png import decode_png
 from r3_rl.scoring.wire import IMAGE_ARGUMENTS, Answer, Limits, Request, ScorerCard
 
-_MAX_WORDS = 2000  # letters of a reason or a cause: the reader limits what it takes
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ class _Sheet:
     metrics: dict[str, list[float]] = field(default_factory=dict)
 
     def fail(self, indices: Sequence[int], cause: str) -> None:
-        self.causes.update({str(index): cause[:_MAX_WORDS] for index in indices})
+        self.causes.update({str(index): cause[:MAX_WORDS] for index in indices})
 
 
 class ServedScorer:
@@ -56,6 +56,7 @@ class ServedScorer:
         self._limits = limits
         self._turns = asyncio.Semaphore(num_ahead)
         self._said: set[str] = set()
+        self._takes = _takes(spec.scorer, self.info.needs)
         self._fingerprint = hashlib.sha256(scorer_identity(spec, self.info).encode()).hexdigest()[:16]
         self._memory = Memory(ScoreCache(), spec, self.info)
 
@@ -68,7 +69,7 @@ class ServedScorer:
             fingerprint=self._fingerprint,
             range=info.range,
             needs=info.needs,
-            takes=_takes(self.spec.scorer, info.needs),
+            takes=self._takes,
             deterministic=info.deterministic,
             thread_safe=info.thread_safe,
             group_wise=info.group_wise,
@@ -82,14 +83,14 @@ class ServedScorer:
         count = len(request.samples)
         sheet = _Sheet(scores=[None] * count, reasons=[""] * count)
         async with self._turns:
-            columns, broken = await asyncio.to_thread(_columns, request, self._limits)
+            columns, broken = await asyncio.to_thread(_columns, request, self._limits, self._takes)
             for index, cause in broken.items():
                 sheet.fail([index], cause)
             try:
                 await self._fill(columns, sheet, count)
             except BrokenContract as fault:
                 _LOG.warning("scorer '%s': %s", self.spec.name, fault.cause)
-                return Answer(fingerprint=self._fingerprint, scores=[], fault=fault.cause[:_MAX_WORDS])
+                return Answer(fingerprint=self._fingerprint, scores=[], fault=fault.cause[:MAX_WORDS])
         return Answer(
             fingerprint=self._fingerprint,
             scores=sheet.scores,
@@ -108,13 +109,17 @@ class ServedScorer:
             if absent:
                 sheet.fail([index], f"the sample lacks {', '.join(absent)}")
         left = [index for index in whole if str(index) not in sheet.causes]
-        known, keys = self._memory.recall(columns, left)
-        for index, cached in known.items():
+        found = await asyncio.to_thread(self._memory.recall, columns, left)  # it reads every pixel
+        for index, cached in found.known.items():
             sheet.scores[index], sheet.reasons[index] = cached.score, cached.words
-        left = [index for index in left if index not in known]
+        left = [index for index in left if index not in found.known and index not in found.twins]
         if left:
             await self._call(columns, left, sheet)
-        self._memory.keep(keys, sheet.scores, sheet.reasons)
+        self._memory.keep(found.keys, sheet.scores, sheet.reasons)
+        for index, twin in found.twins.items():
+            sheet.scores[index], sheet.reasons[index] = sheet.scores[twin], sheet.reasons[twin]
+            if str(twin) in sheet.causes:
+                sheet.fail([index], sheet.causes[str(twin)])
 
     async def _call(self, columns: Mapping[str, Sequence[Any]], indices: Sequence[int], sheet: _Sheet) -> None:
         start = time.monotonic()
@@ -155,7 +160,7 @@ class ServedScorer:
             return answered.error
         for local, index in enumerate(indices):
             sheet.scores[index] = answered.scores[local]
-            sheet.reasons[index] = answered.words[local][:_MAX_WORDS]
+            sheet.reasons[index] = answered.words[local]
             if local in answered.causes:
                 sheet.fail([index], answered.causes[local])
         for name, value in answered.logged:
@@ -163,8 +168,13 @@ class ServedScorer:
         return None
 
 
-def _columns(request: Request, limits: Limits) -> tuple[dict[str, list[Any]], dict[int, str]]:
-    """Lay samples out as a scorer's keywords; the second value says which samples have an image that cannot be read."""
+def _columns(
+    request: Request, limits: Limits, takes: Sequence[str] | None
+) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    """Lay samples out as a scorer's keywords; the second value says which samples have an image that cannot be read.
+
+    Names that it does not take are left out, so a request costs no more columns than the scorer has.
+    """
     images: dict[int, Any] = {}
     damaged: dict[int, str] = {}
     broken: dict[int, str] = {}
@@ -180,7 +190,7 @@ def _columns(request: Request, limits: Limits) -> tuple[dict[str, list[Any]], di
                     damaged[number] = str(error)
             if number in damaged:
                 broken.setdefault(index, f"{name}: {damaged[number]}")
-    names = dict.fromkeys(name for sample in request.samples for name in sample)
+    names = dict.fromkeys(name for sample in request.samples for name in sample if takes is None or name in takes)
     columns = {name: [sample.get(name) for sample in request.samples] for name in names}
     for name in IMAGE_ARGUMENTS:
         if name in columns:

@@ -1,9 +1,11 @@
 """Every way a scorer goes wrong: nothing hangs, nothing becomes a 0, and one line says what happened."""
 
 import asyncio
+import itertools
 import sys
 import threading
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -65,16 +67,64 @@ def test_numbers_in_other_clothes_are_taken(text_batch, answer, scores):
         assert [verdict.total for verdict in panel.score(text_batch("a", "b"))] == scores
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), None])
-def test_a_value_that_is_no_score_is_missing_and_too_many_stop_the_run(text_batch, value):
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (float("-inf"), "-inf"),
+        (None, "None"),
+        (10**400, "inf"),
+        (-(10**400), "-inf"),
+        (1e308, "1e+308"),
+        (Fraction(10**37), "1e+37"),
+    ],
+    ids=["nan", "inf", "-inf", "None", "10**400", "-10**400", "1e308", "1e37"],
+)
+def test_a_value_that_is_no_score_is_missing_and_too_many_stop_the_run(text_batch, value, said):
     with Panel([answering([0.5, value])], max_failed_fraction=0.4) as panel:
         assert [verdict.total for verdict in panel.score(text_batch("a", "b"))] == [0.5, None]
         with pytest.raises(ScorerError) as raised:
             panel.metrics()
     assert str(raised.value) == (
-        f"scorer 'faulty': 1 of 2 scores are missing (50%, allowed 40%); it returned {value}; "
+        f"scorer 'faulty': 1 of 2 scores are missing (50%, allowed 40%); it returned {said}; "
         "first at sample 1 (prompt 'prompt 1')"
     )
+
+
+def test_a_share_of_the_total_that_no_reward_can_hold_is_missing(text_batch):
+    with Panel([ScorerSpec(name="huge", scorer=lambda completions: [1e30, 0.5], weight=1e10)]) as panel:
+        assert [verdict.total for verdict in panel.score(text_batch("a", "b"))] == [None, 5e9]
+        with pytest.raises(
+            ScorerError, match=r"weight 1e\+10 x score 1e\+30 is too large a share of a total; first at s"
+        ):
+            panel.metrics()
+
+
+@pytest.mark.parametrize("make", [iter, lambda values: map(float, values), lambda values: (v for v in values)])
+def test_values_that_come_one_by_one_are_read_within_the_call(text_batch, make):
+    with Panel([ScorerSpec(name="lazy", scorer=lambda completions: make([0.5, 1.0]))]) as panel:
+        assert [verdict.total for verdict in panel.score(text_batch("a", "b"))] == [0.5, 1.0]
+
+
+def test_values_without_end_are_too_many(text_batch):
+    with (
+        Panel([ScorerSpec(name="endless", scorer=lambda completions: itertools.count())]) as panel,
+        pytest.raises(ScorerError, match="it returned 3 scores for 2 samples"),
+    ):
+        panel.score(text_batch("a", "b"))
+
+
+def test_a_cause_of_any_length_is_one_short_line(text_batch):
+    def talks(completions):
+        raise ValueError("x" * 5000)
+
+    with Panel([ScorerSpec(name="talks", scorer=talks)]) as panel:
+        panel.score(text_batch("a"))
+        with pytest.raises(ScorerError) as raised:
+            panel.metrics()
+    assert len(str(raised.value)) < 700
+    assert "xxx...; first at sample 0" in str(raised.value)
 
 
 def test_an_exception_is_missing_and_keeps_its_cause(text_batch):
