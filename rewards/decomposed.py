@@ -36,6 +36,7 @@ class Decomposed:
     info = ScorerInfo(
         range=(0.0, 1.0),
         needs=("images",),
+        version="2",  # quotes and marks around yes and no are left out
         deterministic=True,
         weights_licence="the named model's",
         memory="2 bytes a parameter, or none here with a judge",
@@ -87,7 +88,8 @@ class Decomposed:
             questions, causes = await self.writer.questions(prompts)
         else:
             questions = [list(row) for row in columns[self._column]]
-            causes = ["" if row else f"the column '{self._column}' holds no question" for row in questions]
+            causes = [self._cause(row) for row in questions]
+            questions = [[] if cause else row for row, cause in zip(questions, causes, strict=True)]
         asked = [
             Asked(image=image, question=" ".join(question.split()) + _ENDING)
             for image, row in zip(images, questions, strict=True)
@@ -107,6 +109,12 @@ class Decomposed:
             log_extra("reason", reasons)
             log_extra("cause", causes)
         return scores
+
+    def _cause(self, questions: Sequence[str]) -> str:
+        if not questions:
+            return f"the column '{self._column}' holds no question"
+        most = f"{len(questions)} questions; at most {_MOST_QUESTIONS} are asked"
+        return f"the column '{self._column}' holds {most}" if len(questions) > _MOST_QUESTIONS else ""
 
 
 class _Writer:

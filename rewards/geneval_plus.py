@@ -18,6 +18,7 @@ from r3_rl.scoring.judge_settings import JudgeSettings
 from r3_rl.scoring.yes_no import ask_yes_no
 
 TASK = "Look at the picture and check each of these statements about it: yes when it is true, no when it is not."
+_MOST_ENTRIES = 64  # each is a question, and told from the others
 _KNOWN = frozenset(("class", "count", "color", "region", "size", "position"))
 _PLACES = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 _HALVES = {"left": "left half", "right": "right half", "above": "upper half", "below": "lower half"}
@@ -83,6 +84,8 @@ def checklist(include: Any, exclude: Any = None) -> list[str]:
     ['The picture shows exactly 2 of this: cup.', 'Each cup is red.']
     """
     items = list(include or ())
+    if len(items) > _MOST_ENTRIES:
+        raise DataError(f"include has {len(items)} entries", hint=f"at most {_MOST_ENTRIES} are checked")
     for place, item in enumerate([*items, *(exclude or ())]):
         unknown = sorted(set(item) - _KNOWN) if isinstance(item, Mapping) else ["no object"]
         if unknown or not {"class", "count"} <= set(item):

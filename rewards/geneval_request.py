@@ -17,6 +17,9 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 RELATIONS = ("left of", "right of", "above", "below")
 
 
+_MOST_ENTRIES = 64  # each is looked for among all objects found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clause:
     """One entry of `include`: at least `count` objects, perhaps of a colour, perhaps beside earlier ones."""
@@ -53,6 +56,9 @@ def read_request(include: Any, exclude: Any = None, tag: str | None = None) -> R
     Traceback (most recent call last):
     r3_rl.errors.DataError: include[0] has 'size', which GenEval's rules do not judge; they know class, count, ...
     """
+    for name, entries in (("include", include), ("exclude", exclude)):
+        if len(entries or ()) > _MOST_ENTRIES:
+            raise DataError(f"{name} has {len(entries)} entries", hint=f"at most {_MOST_ENTRIES} are judged")
     clauses = tuple(_read_clause(entry, place) for place, entry in enumerate(include or ()))
     limits = []
     for place, entry in enumerate(exclude or ()):

@@ -1,8 +1,8 @@
 """Does a picture of the embedded shapes world show exactly what its prompt asks for?
 
 Source: the world's own inspector and edit metric (`r3_rl.worlds.shapes`). Range: 0 to 1. Weights: none. Memory: none.
-Cannot judge: anything but 36 x 36 pictures of circles, squares, triangles and crosses. `shapes` pays in part for being
-near; `shapes_strict` is what to evaluate with.
+Cannot judge: anything but 36 x 36 pictures of up to nine circles, squares, triangles and crosses. `shapes` pays in part
+for being near; `shapes_strict` is what to evaluate with.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def shapes(
     strict_weight: float = 0.7,
     log_extra: LogExtra | None = None,
     **columns: Any,
-) -> list[float]:
+) -> list[float | None]:
     """Score w strict + (1 - w) partial, w = `strict_weight` in [0, 1].
 
     strict is 1 for the stated counts, colours and positions without another or a malformed object, else 0;
@@ -49,7 +49,7 @@ def shapes(
     if not 0 <= strict_weight <= 1:
         raise ValueError(f"strict_weight must lie between 0 and 1, not {strict_weight}")
     judgements = _judge(images, include, log_extra)
-    return [strict_weight * j.strict + (1 - strict_weight) * j.partial for j in judgements]
+    return [j and strict_weight * j.strict + (1 - strict_weight) * j.partial for j in judgements]
 
 
 @scorer_info(range=(0.0, 1.0), needs=("images", "include"), deterministic=True, **_JUDGING)
@@ -59,12 +59,12 @@ def shapes_strict(
     *,
     log_extra: LogExtra | None = None,
     **columns: Any,
-) -> list[float]:
+) -> list[float | None]:
     """Score 1 for exactly what the prompt asks for, else 0; arguments are those of `shapes`."""
-    return [float(j.strict) for j in _judge(images, include, log_extra)]
+    return [j and float(j.strict) for j in _judge(images, include, log_extra)]
 
 
-def _judge(images: Sequence[Any], include: Sequence[Any], log_extra: LogExtra | None) -> list[Judgement]:
+def _judge(images: Sequence[Any], include: Sequence[Any], log_extra: LogExtra | None) -> list[Judgement | None]:
     if not len(images):
         return []
     import numpy as np
@@ -73,10 +73,26 @@ def _judge(images: Sequence[Any], include: Sequence[Any], log_extra: LogExtra | 
     from r3_rl.worlds.shapes.judging import judge
 
     seen = inspect(np.stack([as_floats(image) for image in images]))
-    judgements = [judge(s.objects, {"include": asked}) for s, asked in zip(seen, include, strict=True)]
+    judgements = [
+        judge(s.objects, {"include": asked}) if fits_the_grid(asked) else None
+        for s, asked in zip(seen, include, strict=True)
+    ]
     if log_extra is not None:
-        log_extra("reason", [j.words for j in judgements])
+        log_extra("reason", [j.words if j else "" for j in judgements])
+        log_extra(
+            "cause", ["" if j else "it asks for no object, or for more than the 9 cells hold" for j in judgements]
+        )
     return judgements
+
+
+def fits_the_grid(include: Sequence[Any]) -> bool:
+    """Whether there are cells for what is asked for; judging takes work and memory with the square of the counts.
+
+    >>> fits_the_grid([{"class": "circle", "count": 9}]), fits_the_grid([{"class": "circle", "count": 10**9}])
+    (True, False)
+    """
+    counts = [int(group["count"]) for group in include[:10]]
+    return 1 <= len(include) <= 9 and min(counts) >= 1 and sum(counts) <= 9
 
 
 def as_floats(image: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ from r3_rl.scoring.judge_settings import JudgeSettings
 from r3_rl.scoring.yes_no import as_label, ask_yes_no
 
 TASK = "Look at the picture and answer each of these questions about it with yes or no."
+_MOST_QUESTIONS = 64
 _MOST_WORDS = 300
 
 
@@ -100,6 +101,9 @@ class _Row:
         self.words = self.cause = ""
         if not self.questions:
             self.cause = f"the column '{questions}' holds no question"
+        elif len(self.questions) > _MOST_QUESTIONS:
+            most = f"{len(self.questions)} questions; at most {_MOST_QUESTIONS} are asked"
+            self.cause = f"the column '{questions}' holds {most}"
         elif len(self._labels) != len(self.questions):
             self.cause = f"{len(self._labels)} labels in '{answers}' for {len(self.questions)} in '{questions}'"
         elif None in self._labels:

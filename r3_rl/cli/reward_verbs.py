@@ -61,6 +61,8 @@ def serve(
     workers: int = 2,
     max_waiting: int = 8,
     timeout_s: float = 300.0,
+    isolate: bool = True,
+    memory_gb: float | None = None,
 ) -> None:
     """Serve scorers to runs in other processes or on other machines; a recipe asks them with `scorer: remote`.
 
@@ -70,14 +72,18 @@ def serve(
         host: this machine alone unless another address is named, which takes a token.
         token_env: environment variable with the token that a request has to carry.
         params: parameters of the scorer as YAML, where one is served.
-        workers: calls that run at once.
+        workers: calls that run at once; a scorer in its own process has one.
         max_waiting: requests inside at once; further ones are told when to come again.
-        timeout_s: seconds that one call may take.
+        timeout_s: seconds that one call may take; the process of the scorer ends then and starts again.
+        isolate: a process for each scorer; --no-isolate calls them in threads of the server, which nothing can end.
+        memory_gb: gigabytes that the process of a scorer may use before it is ended.
     """
     from r3_rl.process import prepare_process
 
-    if workers < 1 or max_waiting < 1 or timeout_s <= 0:
-        raise InputError("--workers, --max-waiting and --timeout-s are above 0")
+    if workers < 1 or max_waiting < 1 or timeout_s <= 0 or (memory_gb is not None and memory_gb <= 0):
+        raise InputError("--workers, --max-waiting, --timeout-s and --memory-gb are above 0")
+    if memory_gb is not None and not isolate:
+        raise InputError("--memory-gb limits the process of a scorer", hint="leave --no-isolate out")
     prepare_process()
     from r3_rl.scoring.server import ServerSettings
     from r3_rl.scoring.server import serve as serve_scorers
@@ -90,6 +96,8 @@ def serve(
         params=_mapping(params),
         settings=ServerSettings(num_workers=workers, max_waiting=max_waiting),
         timeout_s=timeout_s,
+        isolate=isolate,
+        memory_gb=memory_gb,
     )
 
 

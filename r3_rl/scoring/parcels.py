@@ -8,9 +8,10 @@ from typing import Any
 
 from r3_rl.errors import DataError
 from r3_rl.scoring.png import encode_png
-from r3_rl.scoring.wire import IMAGE_ARGUMENTS, Limits, Request, ScorerCard, pack_request
+from r3_rl.scoring.wire import IMAGE_ARGUMENTS, Limits, Request, ScorerCard, depth_of, num_items, pack_request
 
 _ENVELOPE_BYTES, _MORE_BYTES = 400, 32  # what stands around the samples and around each of them, generously
+_ITEMS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class _Box:
     """Number of an image in this box, by its identity."""
     body_bytes: int = 0
     envelope_bytes: int = _ENVELOPE_BYTES
+    items: int = _ITEMS
     pixels: int = 0
 
 
@@ -59,7 +61,8 @@ def pack_parcels(arguments: Mapping[str, Any], card: ScorerCard, limits: Limits,
             if id(image) not in packed:
                 packed[id(image)] = encode_png(image)
         text_bytes = _MORE_BYTES + len(pack_request(Request(scorer=None, samples=[sample], images=[])))
-        size = (text_bytes, list(images.values()))
+        _check(sample, limits)
+        size = _Size(text_bytes=text_bytes, items=num_items(sample) + len(images), images=list(images.values()))
         if not boxes or (not card.group_wise and not _fits(boxes[-1], size, packed, limits, most)):
             boxes.append(_Box())
         if not _fits(boxes[-1], size, packed, limits, most):
@@ -79,15 +82,31 @@ def _new(box: _Box, images: Sequence[Any]) -> dict[int, Any]:
     return {id(image): image for image in images if id(image) not in box.numbers}
 
 
-def _fits(box: _Box, size: tuple[int, Sequence[Any]], packed: Mapping[int, bytes], limits: Limits, most: int) -> bool:
-    text_bytes, images = size
-    new = _new(box, images)
-    added = sum(len(packed[key]) for key in new)
-    pixels = [image.shape[0] * image.shape[1] for image in new.values()]
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """What a sample adds to a parcel."""
+
+    text_bytes: int
+    items: int
+    images: Sequence[Any]
+
+
+def _check(sample: Mapping[str, Any], limits: Limits) -> None:
+    if len(sample) > limits.keys:
+        raise DataError(f"a sample of {len(sample)} columns; the server takes {limits.keys}", hint="drop some columns")
+    for name, value in sample.items():
+        if depth_of(value, limits.depth) > limits.depth:
+            raise DataError(f"column '{name}' is nested deeper than the server takes, {limits.depth}")
+
+
+def _fits(box: _Box, size: _Size, packed: Mapping[int, bytes], limits: Limits, most: int) -> bool:
+    added = sum(len(packed[key]) for key in _new(box, size.images))
+    pixels = [image.shape[0] * image.shape[1] for image in size.images]  # the server counts each use of an image
     return (
         len(box.samples) < most
-        and box.envelope_bytes + text_bytes <= limits.envelope_bytes
-        and box.body_bytes + box.envelope_bytes + text_bytes + added <= limits.body_bytes
+        and box.envelope_bytes + size.text_bytes <= limits.envelope_bytes
+        and box.items + size.items <= limits.items
+        and box.body_bytes + box.envelope_bytes + size.text_bytes + added <= limits.body_bytes
         and max(pixels, default=0) <= limits.image_pixels
         and box.pixels + sum(pixels) <= limits.total_pixels
     )
@@ -97,20 +116,21 @@ def _put(
     box: _Box,
     sample: dict[str, Any],
     images: Mapping[str, Any],
-    size: tuple[int, Sequence[Any]],
+    size: _Size,
     packed: Mapping[int, bytes],
 ) -> None:
-    for key, image in _new(box, size[1]).items():
+    for key in _new(box, size.images):
         box.numbers[key] = len(box.images)
         box.images.append(packed[key])
         box.body_bytes += len(packed[key])
-        box.pixels += image.shape[0] * image.shape[1]
+    box.pixels += sum(image.shape[0] * image.shape[1] for image in size.images)
+    box.items += size.items
     box.samples.append(sample | {name: box.numbers[id(image)] for name, image in images.items()})
-    box.envelope_bytes += size[0]
+    box.envelope_bytes += size.text_bytes
 
 
 def _limits(limits: Limits) -> str:
     return (
-        f"{limits.samples} samples, {limits.body_bytes:,} bytes, {limits.image_pixels:,} pixels an image, "
-        f"{limits.total_pixels:,} pixels in all"
+        f"{limits.samples} samples, {limits.body_bytes:,} bytes, {limits.items:,} values, "
+        f"{limits.image_pixels:,} pixels an image, {limits.total_pixels:,} pixels in all"
     )

@@ -24,7 +24,7 @@ from r3_rl.scoring.base import STANDARD_ARGUMENTS, call_parameters, info_of
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.png import decode_png
-from r3_rl.scoring.wire import IMAGE_ARGUMENTS, Answer, Limits, Request, ScorerCard
+from r3_rl.scoring.wire import IMAGE_ARGUMENTS, Answer, Limits, Request, ScorerCard, WireError
 
 _LOG = logging.getLogger(__name__)
 
@@ -173,7 +173,8 @@ def _columns(
 ) -> tuple[dict[str, list[Any]], dict[int, str]]:
     """Lay samples out as a scorer's keywords; the second value says which samples have an image that cannot be read.
 
-    Names that it does not take are left out, so a request costs no more columns than the scorer has.
+    Names that it does not take are left out, so a request costs no more columns than the scorer has (or `Limits.keys`
+    where it takes all).
     """
     images: dict[int, Any] = {}
     damaged: dict[int, str] = {}
@@ -191,6 +192,8 @@ def _columns(
             if number in damaged:
                 broken.setdefault(index, f"{name}: {damaged[number]}")
     names = dict.fromkeys(name for sample in request.samples for name in sample if takes is None or name in takes)
+    if takes is None and len(names) > limits.keys:
+        raise WireError(f"{len(names)} different columns in a request; at most {limits.keys} are taken", status=413)
     columns = {name: [sample.get(name) for sample in request.samples] for name in names}
     for name in IMAGE_ARGUMENTS:
         if name in columns:

@@ -22,8 +22,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from r3_rl.errors import InputError, MissingPackageError, RunError
-from r3_rl.scoring.asking import ScorerSpec
+from r3_rl.scoring.asked import ScorerSpec
 from r3_rl.scoring.calls import Caller
+from r3_rl.scoring.isolated import START_S, IsolatedScorer, load_isolated
+from r3_rl.scoring.memory import give_memory_back
 from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.scoring.served import ServedScorer
 from r3_rl.scoring.wire import MEDIA_TYPE, SCHEMA, Limits, ServerCard, WireError, pack_answer, unpack_request
@@ -34,6 +36,8 @@ try:
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException as StarletteHTTPException
     from starlette.requests import ClientDisconnect
+
+    from r3_rl.scoring.connections import ConnectionLimits, guarded
 except ImportError as error:
     raise MissingPackageError(
         "a server of scorers needs FastAPI and uvicorn", hint="pip install 'r3-rl[serve]'"
@@ -52,6 +56,9 @@ class ServerSettings(BaseModel):
     """Calls that run at once; a scorer that is not thread-safe has one of them at most."""
     body_timeout_s: float = Field(60.0, gt=0)
     """Seconds that a sender has for the body of its request."""
+    pause_timeout_s: float = Field(10.0, gt=0)
+    """Seconds that a sender may pause within the body."""
+    connections: ConnectionLimits = ConnectionLimits()
 
 
 class _Busy:
@@ -75,6 +82,25 @@ class _Busy:
             self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - start)
 
 
+class _Tidy:
+    """Gives memory back a little after requests have ended, and not more often than every `_TIDY_S` seconds."""
+
+    def __init__(self) -> None:
+        self._planned = False
+
+    def soon(self) -> None:
+        if not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_later(_TIDY_S, self._now)
+
+    def _now(self) -> None:
+        self._planned = False
+        asyncio.get_running_loop().run_in_executor(None, give_memory_back)
+
+
+_TIDY_S = 2.0
+
+
 def make_app(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSettings | None = None) -> FastAPI:
     """Return the application that serves scorers, to be run by uvicorn or another ASGI server.
 
@@ -85,7 +111,7 @@ def make_app(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSe
     if len(set(names)) < len(names):
         raise InputError(f"two scorers have one name: {', '.join(names)}", hint="serve them on two ports")
     served: dict[str, ServedScorer] = {}
-    busy = _Busy(settings.max_waiting, settings.num_workers)
+    busy, tidy = _Busy(settings.max_waiting, settings.num_workers), _Tidy()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -119,8 +145,11 @@ def make_app(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSe
     async def score(request: Request) -> Response:
         with busy.place():
             body = await _body(request, settings)
-            asked = await asyncio.to_thread(unpack_request, body, settings.limits)
-            answer = await _find(served, asked.scorer).score(asked)
+            try:
+                asked = await asyncio.to_thread(unpack_request, body, settings.limits)
+                answer = await _find(served, asked.scorer).score(asked)
+            finally:
+                tidy.soon()
             return Response(pack_answer(answer), media_type=MEDIA_TYPE)
 
     return app
@@ -143,7 +172,8 @@ async def _body(request: Request, settings: ServerSettings) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            async for chunk in request.stream():
+            chunks = request.stream()
+            while (chunk := await _chunk(chunks, settings.pause_timeout_s)) is not None:
                 body += chunk
                 if len(body) > most:
                     raise WireError(f"a body of more than {most} bytes", status=413)
@@ -152,6 +182,15 @@ async def _body(request: Request, settings: ServerSettings) -> bytes:
     except TimeoutError:
         raise WireError(f"the body did not arrive within {settings.body_timeout_s:g} s", status=408) from None
     return bytes(body)
+
+
+async def _chunk(chunks: AsyncIterator[bytes], pause_s: float) -> bytes | None:
+    waiting = asyncio.ensure_future(anext(chunks, None))
+    done, _ = await asyncio.wait({waiting}, timeout=pause_s)
+    if not done:
+        waiting.cancel()
+        raise WireError(f"the sender paused for {pause_s:g} s", status=408)
+    return waiting.result()
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
@@ -201,19 +240,18 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: FastAPI, limits: ConnectionLimits) -> uvicorn.Server:
     """Return uvicorn for an application: it ends what it is doing when told to stop, for at most 30 s."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=guarded(limits),
             ws="none",
             lifespan="on",
             log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=256,
             timeout_graceful_shutdown=30,
         )
     )
@@ -228,7 +266,8 @@ def running(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSet
     ...     print(urlopen(f"{url}/health", timeout=60).read().decode())
     {"status":"ok"}
     """
-    server = make_server(make_app(specs, token=token, settings=settings))
+    settings = settings or ServerSettings()
+    server = make_server(make_app(specs, token=token, settings=settings), settings.connections)
     with listen("127.0.0.1", 0, token=token) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="r3-server", daemon=True)
         thread.start()
@@ -252,9 +291,14 @@ def serve(
     params: Mapping[str, Any],
     settings: ServerSettings,
     timeout_s: float,
+    isolate: bool = True,
+    memory_gb: float | None = None,
     base_folder: str | Path = ".",
 ) -> None:
     """Load scorers and serve them until Ctrl-C or SIGTERM; what is being scored then is finished.
+
+    With `isolate` each scorer has its own process, which ends with a call that takes longer than `timeout_s` or more
+    memory than `memory_gb`, and starts again with the next.
 
     Raises `InputError` for a name, parameter, address or token that is wrong, before it listens.
     """
@@ -265,22 +309,26 @@ def serve(
     if token_env and not token:
         raise InputError(f"--token-env {token_env}: this environment variable is not set")
     with listen(host, port, token=token) as listening:  # first: loading weights for a taken port would be a pity
-        specs = [
-            ScorerSpec(
-                name=short_name(name),
-                scorer=load_scorer(name, params, base_folder),
-                params=params,
-                timeout_s=timeout_s,
-            )
-            for name in scorers
-        ]
-        server = make_server(make_app(specs, token=token, settings=settings))
+        specs = []
+        for name in scorers:
+            if isolate:
+                scorer: Any = load_isolated(name, params, base_folder, timeout_s=timeout_s, memory_gb=memory_gb)
+            else:
+                scorer = load_scorer(name, params, base_folder)
+            limit_s = (
+                timeout_s + START_S if isolate else timeout_s
+            )  # its process keeps `timeout_s` and may have to start
+            specs.append(ScorerSpec(name=short_name(name), scorer=scorer, params=params, timeout_s=limit_s))
+        server = make_server(make_app(specs, token=token, settings=settings), settings.connections)
         who = "with the token" if token else "without a token"
         print(f"serving {', '.join(spec.name for spec in specs)} at {address(listening)} {who}", flush=True)
         print(f"recipe:  - {{scorer: remote, params: {{url: '{address(listening)}'}}}}", flush=True)
         # uvicorn ends in order and passes the signal on, unless whoever started this process ignores it.
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
+        for spec in specs:
+            if isinstance(spec.scorer, IsolatedScorer):
+                spec.scorer.close()
         if not server.started:
             raise RunError("the server did not start", hint="its reason stands above")
         print("stopped", flush=True)

@@ -52,8 +52,15 @@ class Limits(BaseModel):
     body_bytes: int = Field(64 << 20, ge=1)
     envelope_bytes: int = Field(8 << 20, ge=1)
     samples: int = Field(256, ge=1)
+    items: int = Field(300_000, ge=1)
+    """Values in the envelope, those within lists and mappings included."""
+    keys: int = Field(64, ge=1)
+    """Arguments of a sample."""
+    depth: int = Field(32, ge=1)
+    """Lists and mappings within each other, in a value of a sample."""
     image_pixels: int = Field(4096 * 4096, ge=1)
-    total_pixels: int = Field(128 << 20, ge=1)
+    total_pixels: int = Field(64 << 20, ge=1)
+    """Of all images as samples use them: one that two samples name counts twice."""
 
 
 class ScorerCard(BaseModel):
@@ -173,17 +180,53 @@ def unpack_request(body: bytes, limits: Limits) -> Request:
     view = memoryview(body)[_LENGTH.size :]
     if length > len(view):
         raise WireError(f"an envelope of {length} bytes in a body of {len(body)}")
-    envelope = _message(_Envelope, view[:length], "envelope")
+    envelope = _message(_Envelope, view[:length], "envelope", limits)
     if not 1 <= len(envelope.samples) <= limits.samples:
         raise WireError(f"{len(envelope.samples)} samples; 1 to {limits.samples} are taken", status=413)
+    if len(envelope.image_bytes) > (most := len(IMAGE_ARGUMENTS) * len(envelope.samples)):
+        raise WireError(f"{len(envelope.image_bytes)} images; {most} are the most for so many samples", status=413)
     images = _split(view[length:], envelope.image_bytes)
-    _check_pixels(images, limits)
     for index, sample in enumerate(envelope.samples):
-        for name in IMAGE_ARGUMENTS:
-            number = sample.get(name)
-            if number is not None and not (type(number) is int and 0 <= number < len(images)):
-                raise WireError(f"sample {index}: '{name}' names no image of the {len(images)} that came along")
+        _check_sample(f"sample {index}", sample, len(images), limits)
+    _check_pixels(envelope.samples, images, limits)
     return Request(scorer=envelope.scorer, samples=envelope.samples, images=images)
+
+
+def _check_sample(place: str, sample: Mapping[str, Any], num_images: int, limits: Limits) -> None:
+    if len(sample) > limits.keys:
+        raise WireError(f"{place}: {len(sample)} arguments; at most {limits.keys} are taken", status=413)
+    for name in IMAGE_ARGUMENTS:
+        number = sample.get(name)
+        if number is not None and not (type(number) is int and 0 <= number < num_images):
+            raise WireError(f"{place}: '{name}' names no image of the {num_images} that came along")
+    for name, value in sample.items():
+        if depth_of(value, limits.depth) > limits.depth:
+            raise WireError(f"{place}: '{name[:80]}' is nested deeper than {limits.depth}", status=413)
+
+
+def depth_of(value: Any, most: int) -> int:
+    """Return how many lists and mappings stand within each other in a value, at most `most` + 1.
+
+    >>> depth_of([{"a": [1]}], 10), depth_of("text", 10), depth_of([[[]]], 1)
+    (3, 0, 2)
+    """
+    layer, depth = [value], 0
+    while depth <= most and (within := [each for each in layer if isinstance(each, list | tuple | dict)]):
+        layer, depth = [item for each in within for item in _items(each)], depth + 1
+    return depth
+
+
+def num_items(value: Any) -> int:
+    """Return how many values a value holds, itself included, as `Limits.items` counts them.
+
+    >>> num_items({"a": [1, 2], "b": None})
+    5
+    """
+    return 1 + sum(num_items(item) for item in _items(value)) if isinstance(value, list | tuple | dict) else 1
+
+
+def _items(container: Any) -> Any:
+    return container.values() if isinstance(container, dict) else container
 
 
 def pack_answer(answer: Answer) -> bytes:
@@ -201,16 +244,38 @@ def unpack_answer(body: bytes) -> Answer:
     return _message(Answer, body, "answer")
 
 
-def _message(kind: type[_Message], data: bytes | memoryview, name: str) -> _Message:
+def _message(kind: type[_Message], data: bytes | memoryview, name: str, limits: Limits | None = None) -> _Message:
+    hooks = {} if limits is None else _counting(limits)
     try:
+        # A list is laid out as long as its head claims, so first see, without making anything, that all of it is there.
+        looked = msgpack.Unpacker(max_buffer_size=len(data) or 1)
+        looked.feed(data)
+        looked.skip()
         # timestamp=1: a moment becomes a number; other extension types are refused by the hook.
-        return kind.model_validate(msgpack.unpackb(data, timestamp=1, ext_hook=_refuse, strict_map_key=True))
+        found = msgpack.unpackb(data, timestamp=1, ext_hook=_refuse, strict_map_key=True, **hooks)
+        return kind.model_validate(found)
+    except WireError:
+        raise
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise WireError(f"the {name}: {place + ': ' if place else ''}{first['msg']}") from error
     except Exception as error:  # msgpack's documentation: bad input may raise other errors than its own
         raise WireError(f"the {name} is no msgpack ({type(error).__name__})") from error
+
+
+def _counting(limits: Limits) -> dict[str, Any]:
+    """Options of msgpack that stop at too many values, before they fill the memory: each map is 64 bytes at least."""
+    left = limits.items
+
+    def count(container: Any) -> Any:
+        nonlocal left
+        left -= 1 + len(container)
+        if left < 0:
+            raise WireError(f"the envelope holds more than {limits.items:,} values", status=413)
+        return container
+
+    return {"list_hook": count, "object_hook": count, "max_array_len": limits.items, "max_map_len": limits.items}
 
 
 def _refuse(code: int, data: bytes) -> Any:
@@ -227,16 +292,19 @@ def _split(data: memoryview, lengths: Sequence[int]) -> list[memoryview]:
     return images
 
 
-def _check_pixels(images: Sequence[memoryview], limits: Limits) -> None:
-    total = 0
+def _check_pixels(samples: Sequence[Mapping[str, Any]], images: Sequence[memoryview], limits: Limits) -> None:
+    sizes: list[int] = []
     for image in images:
         try:
             width, height = png_size(image)
         except DataError:
-            continue  # the samples that use it hear of it; the others are scored
-        total += width * height if width * height <= limits.image_pixels else 0  # a larger one is never unpacked
+            sizes.append(0)  # the samples that use it hear of it; the others are scored
+            continue
+        sizes.append(width * height if width * height <= limits.image_pixels else 0)  # a larger one is never unpacked
+    named = [sample.get(name) for sample in samples for name in IMAGE_ARGUMENTS]
+    total = sum(sizes[number] for number in named if number is not None)
     if total > limits.total_pixels:
-        raise WireError(f"images of {total:,} pixels; at most {limits.total_pixels:,} are taken", status=413)
+        raise WireError(f"images of {total:,} pixels in all; at most {limits.total_pixels:,} are taken", status=413)
 
 
 _SENDABLE = "texts, numbers, true, false, null, lists and mappings with text keys can be sent to a server"

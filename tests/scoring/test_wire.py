@@ -3,6 +3,8 @@
 import pickle
 import random
 import struct
+import time
+import tracemalloc
 import zlib
 
 import msgpack
@@ -94,7 +96,11 @@ def test_an_answer_comes_back_as_it_went():
         (envelope(samples=[{"images": 0}]), 400, "sample 0: 'images' names no image of the 0 that came along"),
         (envelope(samples=[{"images": "../etc"}]), 400, "'images' names no image"),
         (envelope(samples=[{"draft_images": True}], images=[b"a", b"b"]), 400, "'draft_images' names no image"),
-        (envelope(images=[png_that_claims(4096, 4096)] * 9), 413, "images of 150,994,944 pixels"),
+        (
+            envelope(images=[png_that_claims(4096, 4096)] * 9, samples=[{"images": i} for i in range(9)]),
+            413,
+            "images of 150,994,944 pixels",
+        ),
     ],
 )
 def test_what_is_no_request_is_refused(body, status, said):
@@ -177,6 +183,47 @@ def test_random_bodies_end_in_an_error_of_ours():
     assert refused > 2000
 
 
+def nested(depth):
+    value = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (envelope(samples=[{f"k{i}": i for i in range(65)}]), "sample 0: 65 arguments; at most 64 are taken"),
+        (envelope(samples=[{"a": nested(33)}]), "sample 0: 'a' is nested deeper than 32"),
+        (envelope(samples=[{"a": nested(500)}]), "sample 0: 'a' is nested deeper than 32"),
+        (envelope(samples=[{"a": [{}] * 300_000}]), "the envelope holds more than 300,000 values"),
+        (envelope(samples=[{"a": {str(i): i for i in range(300_001)}}]), "the envelope is no msgpack"),
+        (envelope(samples=[{"a": [0] * 300_001}]), "the envelope is no msgpack (ValueError)"),
+        (envelope(image_bytes=[0] * 100_000), "100000 images; 2 are the most for so many samples"),
+        (envelope([encode_png(noise(8, 8))], samples=[{"images": 0}] * 5), "images of 320 pixels in all; at most 300"),
+    ],
+    ids=["keys", "depth", "great depth", "empty maps", "a large map", "a large list", "no images", "one image often"],
+)
+def test_work_is_bounded_before_it_is_done(body, said):
+    start = time.perf_counter()
+    with pytest.raises(WireError) as raised:
+        unpack_request(body, Limits(total_pixels=300))
+    assert said in str(raised.value)
+    assert raised.value.status == 413 or "no msgpack" in said
+    assert time.perf_counter() - start < 2
+
+
+def test_lists_that_claim_more_than_is_there_are_not_laid_out():
+    claims = b"\xdd\x00\x04\x93\xdf" * 1000  # lists of 299,999, each the first value of the one before
+    body = struct.pack(">I", len(claims)) + claims
+    tracemalloc.start()
+    with pytest.raises(WireError, match="no msgpack"):
+        unpack_request(body, Limits())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
 def card(**fields):
     told = {"name": "a", "version": "1", "fingerprint": "f", "range": None, "needs": (), "takes": None}
     flags = dict.fromkeys(("deterministic", "thread_safe", "group_wise", "conversational"), False)
@@ -207,11 +254,18 @@ def test_samples_are_parted_by_number_bytes_and_pixels():
         (Limits(samples=2), 64),
         (Limits(), 2),
         (Limits(total_pixels=250), 64),
+        (Limits(items=16 + 2 * 4), 64),
         (Limits(body_bytes=700 + int(2.5 * size)), 64),
     ]:
         requests = opened(arguments, limits, batch_size)
         assert [len(request.samples) for request in requests] == [2, 2, 2]
         assert [sample["prompts"] for request in requests for sample in request.samples] == list("abcdef")
+
+
+def test_each_use_of_a_shared_image_counts_as_the_server_counts_it():
+    image = noise(10, 10)
+    requests = opened({"prompts": list("abcd"), "images": [image] * 4}, Limits(total_pixels=250))
+    assert [(len(request.samples), len(request.images)) for request in requests] == [(2, 1), (2, 1)]
 
 
 def test_a_scorer_is_sent_what_it_reads():
@@ -231,6 +285,8 @@ def test_a_scorer_is_sent_what_it_reads():
             "a sample is larger than the server takes: 256 samples",
         ),
         ({"mask": [np.zeros(3)]}, Limits(), {}, "column 'mask' holds a ndarray that cannot be sent"),
+        ({"deep": [nested(40)]}, Limits(), {}, "column 'deep' is nested deeper than the server takes, 32"),
+        ({f"c{i}": ["x"] for i in range(70)}, Limits(), {}, "a sample of 70 columns; the server takes 64"),
         ({"number": [2**70]}, Limits(), {}, "column 'number' holds a int that cannot be sent"),
     ],
 )

@@ -1,0 +1,176 @@
+"""What one sender can cost a server: little time, little memory, and never the others' place."""
+
+import socket
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
+
+import msgpack
+import numpy as np
+import pytest
+
+from r3_rl.scoring.asked import ScorerSpec
+from r3_rl.scoring.base import scorer_info
+from r3_rl.scoring.connections import ConnectionLimits
+from r3_rl.scoring.png import encode_png
+from r3_rl.scoring.registry import load_scorer
+from r3_rl.scoring.server import ServerSettings, running
+from r3_rl.scoring.wire import Limits, Request, pack_request, unpack_answer
+from tests.scoring.test_scorer_server import asking, lengths, post, said
+
+QUICK = ConnectionLimits(head_timeout_s=0.5, per_address=8, total=16)
+
+
+def spec(scorer, **fields):
+    return ScorerSpec(name=fields.pop("name", "s"), scorer=scorer, params={}, **fields)
+
+
+def place(url):
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
+def everything(connection, timeout=10.0):
+    """What the server sends until it hangs up."""
+    connection.settimeout(timeout)
+    answer = b""
+    try:
+        while chunk := connection.recv(1 << 16):
+            answer += chunk
+    except ConnectionResetError:
+        pass
+    return answer
+
+
+HEAD = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+
+
+@pytest.mark.parametrize("start", [b"", b"G", HEAD[:30]])
+def test_a_connection_without_a_request_is_closed(start):
+    with running([spec(lengths)], settings=ServerSettings(connections=QUICK)) as url:
+        with socket.create_connection(place(url)) as idle:
+            idle.sendall(start)
+            began = time.monotonic()
+            assert everything(idle).startswith(b"HTTP/1.1 408 ")
+            assert 0.3 < time.monotonic() - began < 5
+        with socket.create_connection(place(url)) as again:  # a request, and then half of another one
+            again.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert again.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            again.sendall(b"G")
+            assert b"HTTP/1.1 408 " in everything(again)
+
+
+def test_connections_that_drip_a_head_are_closed_too():
+    with running([spec(lengths)], settings=ServerSettings(connections=QUICK)) as url:
+        with socket.create_connection(place(url)) as slow, pytest.raises(OSError):
+            began = time.monotonic()
+            for letter in HEAD[:-4] * 100:
+                slow.sendall(bytes([letter]))
+                time.sleep(0.02)
+        assert time.monotonic() - began < 5
+
+
+def test_idle_connections_lock_nobody_out():
+    limits = ConnectionLimits(head_timeout_s=60, per_address=8, total=16)
+    with running([spec(lengths)], settings=ServerSettings(connections=limits)) as url:
+        idle = [socket.create_connection(place(url)) for _ in range(40)]
+        began = time.monotonic()
+        for _ in range(5):
+            assert urlopen(f"{url}/health", timeout=10).status == 200
+            assert post(url, asking("abc"))[0] == 200
+        assert time.monotonic() - began < 5
+        for connection in idle:
+            connection.close()
+
+
+def test_a_request_under_way_keeps_its_place_and_further_connections_are_sent_away():
+    def waits(completions):
+        time.sleep(1.0)
+        return [1.0] * len(completions)
+
+    limits = ConnectionLimits(head_timeout_s=0.2, per_address=2, total=16)
+    with running([spec(waits)], settings=ServerSettings(connections=limits)) as url, ThreadPoolExecutor(2) as pool:
+        under_way = [pool.submit(post, url, asking(text)) for text in "ab"]
+        time.sleep(0.4)
+        with socket.create_connection(place(url)) as late:
+            assert everything(late).startswith(b"HTTP/1.1 503 ")
+        assert [each.result()[0] for each in under_way] == [200, 200]
+        assert post(url, asking("c"))[0] == 200
+
+
+def test_a_body_that_pauses_is_given_up():
+    with running([spec(lengths)], settings=ServerSettings(pause_timeout_s=0.3, max_waiting=1)) as url:
+        with socket.create_connection(place(url)) as pausing:
+            pausing.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 400\r\nConnection: close\r\n\r\nabc")
+            answer = everything(pausing)
+        assert answer.startswith(b"HTTP/1.1 408 ") and b"the sender paused for 0.3 s" in answer
+        assert post(url, asking("a"))[0] == 200
+
+
+def body_of(samples, images=()):
+    packed = msgpack.packb({"schema": 1, "scorer": None, "samples": samples, "image_bytes": [len(i) for i in images]})
+    return struct.pack(">I", len(packed)) + packed + b"".join(images)
+
+
+def test_equal_samples_of_a_request_are_scored_once():
+    seen = []
+
+    @scorer_info(deterministic=True)
+    def mean(images, log_extra):
+        seen.append(len(images))
+        log_extra("reason", [str(image.mean()) for image in images])
+        log_extra("cause", ["too dark" if not image.any() else "" for image in images])
+        return [float(image.mean()) if image.any() else None for image in images]
+
+    images = [encode_png(np.full((8, 8, 3), grey, np.uint8)) for grey in (9, 0)]
+    numbers = [0, 1, 0, 0, 1]
+    with running([spec(mean)]) as url:
+        answer = unpack_answer(post(url, body_of([{"images": number} for number in numbers], images))[2])
+    assert answer.scores == [9.0, None, 9.0, 9.0, None]
+    assert answer.reasons == ["9.0", "0.0", "9.0", "9.0", "0.0"]
+    assert answer.causes == {"1": "too dark", "4": "too dark"}
+    assert seen == [2]
+
+
+def test_columns_that_the_scorer_does_not_take_cost_nothing_and_others_have_a_limit():
+    def everything_given(completions, **columns):
+        return [float(len(columns))] * len(completions)
+
+    samples = [{"completions": "a", **{f"k{n}_{i}": 0 for i in range(60)}} for n in range(200)]
+    with running([spec(lengths, name="few"), spec(everything_given, name="all")]) as url:
+        start = time.monotonic()
+        asked = [pack_request(Request(scorer=name, samples=samples, images=[])) for name in ("few", "all")]
+        few, everything_ = (post(url, body) for body in asked)
+        assert time.monotonic() - start < 5
+    assert unpack_answer(few[2]).scores == [1.0] * 200
+    assert (everything_[0], said(everything_[2])) == (
+        413,
+        "12001 different columns in a request; at most 64 are taken",
+    )
+
+
+@pytest.mark.parametrize(
+    "include",
+    [
+        [{"class": "circle", "count": 10**9}],
+        [{"class": "circle", "count": 1}] * 50_000,
+        [{"class": "circle", "count": -1}],
+        [],
+    ],
+    ids=["a large count", "many groups", "a negative count", "nothing"],
+)
+def test_more_objects_than_the_grid_holds_are_not_judged(include):
+    picture = encode_png(np.zeros((36, 36, 3), np.uint8))
+    samples = [{"images": 0, "include": include}, {"images": 0, "include": [{"class": "circle", "count": 9}]}]
+    with running([spec(load_scorer("shapes"))]) as url:
+        start = time.monotonic()
+        answer = unpack_answer(post(url, body_of(samples, [picture]))[2])
+        assert time.monotonic() - start < 10
+    assert answer.scores[0] is None and answer.scores[1] == 0.0
+    assert answer.causes == {"0": "it asks for no object, or for more than the 9 cells hold"}
+
+
+def test_the_limits_are_told_to_clients():
+    with running([spec(lengths)], settings=ServerSettings(limits=Limits(keys=3))) as url:
+        assert b'"keys":3' in urlopen(f"{url}/info", timeout=10).read()
