@@ -53,7 +53,7 @@ def check(r3, workplace):
         (f"training: {{seed: 0x{'f' * 5000}}}", "m.yaml:4: training.seed: a number of more than 64 bits"),
         ("training: {seed: 4294967296}", "m.yaml:4: training.seed: must be at most 4294967295, not 4294967296"),
         ("rollout: {refine: {<<: {eta: 1.0}}}", "m.yaml:4: rollout.refine.<<: unknown key; YAML 1.2 has no merge key"),
-        ("? {a: b}\n: 1", "m.yaml:4: a key is a word; write `name: value`"),
+        ("? {a: b}\n: 1", "m.yaml:4: a key that is no word; write `name: value`"),
         ("data: {kind: jsonl, path: ${oc.env:D}/p.jsonl}", "variables such as ${oc.env:D} are not filled in"),
         ("data: {kind: jsonl, path: $HOME/p.jsonl}", "variables such as $HOME are not filled in, write the value"),
         ("training: {save_steps: '${training.max_steps}'}", "such as ${training.max_steps} are not filled in"),
@@ -74,8 +74,8 @@ def test_a_fault_of_the_text_is_one_line(text, said, check):
     ("value", "said"),
     [
         (LONG, "file name too long"),
-        ('"a\\0b"', "a NUL character; leave it out"),
-        ('"\\ud800"', "half of a surrogate pair (\\ud800); write the whole character"),
+        ('"a\\0b"', "a NUL character in the text; leave it out"),
+        ('"\\ud800"', "half of a surrogate pair (\\ud800) in the text; leave it out"),
         ("~nobody-at-all/x.py:f", "'~nobody-at-all' is not a home folder here"),
         ("./" + LONG + ".py:f", "file name too long"),
     ],
@@ -179,7 +179,7 @@ def test_several_processes_are_refused_at_the_line(check):
 
 
 def test_columns_that_a_scorer_needs_are_asked_for_at_its_line(check):
-    Path("p.jsonl").write_text('{"prompt": "a red cup"}\n')
+    Path("p.jsonl").write_text('{"prompt": "a red circle"}\n')
     Path("mine.py").write_text("def mine(images, note, **columns):\n    return [0.0] * len(images)\n")
     (line,) = check("version: 1\nrewards:\n  - scorer: ./mine.py:mine\ndata: {kind: jsonl, path: p.jsonl}\n")
     assert line.startswith("m.yaml:3: rewards.0.scorer: ") and "needs the column 'note'" in line
@@ -193,3 +193,21 @@ def test_one_line_keeps_the_place_and_the_fix():
     words = one_line("r.yaml:3: a: unknown key; the keys here are " + ", ".join(f"key{n}" for n in range(300)))
     assert len(words) < 200 and words.startswith("r.yaml:3: a: unknown key") and words.endswith("key299")
     assert one_line("x" * 10_000_000).startswith("xxx")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        ('{"prompt": "a red circle"}\n{"promt": "x"}\nnot json', "p.jsonl:3: not JSON, expecting value at column 1"),
+        ('{"prompt": "a \\ud83d circle"}', "p.jsonl:1: prompt: half of a surrogate pair (\\ud83d)"),
+        ('{"prompt": "a photo of a zebra"}', "p.jsonl:1: the model does not know 'photo', 'zebra'"),
+        ("a red circle", "one prompt a line? set data.kind: text"),
+        ('{"prompt": "a red circle", "x": ' + "[" * 100_000, "p.jsonl:1: nested deeper than 100"),
+        ('{"prompt": "' + "circle " * 200_000 + '"}', "p.jsonl:1: longer than 1000000 letters"),
+        (f'{{"prompt": "a {"z" * 9000}"}}', "p.jsonl:1: the model does not know 'zzz"),
+    ],
+)
+def test_a_fault_of_the_prompts_is_one_line(prompts, said, check):
+    Path("p.jsonl").write_text(prompts)
+    (line,) = check(GOOD + "data: {kind: jsonl, path: p.jsonl}\n")
+    assert said in line

@@ -74,7 +74,7 @@ def test_several_mistakes_are_several_lines(r3, recipe):
 @pytest.mark.parametrize("verb", ["check", "train"])
 def test_prompts_are_read_and_have_what_scorers_need(verb, r3, workplace):
     (workplace / "p.jsonl").write_text(
-        '{"prompt": "a red cup", "tag": "colors"}\n{"prompt": "two cups", "tag": "counting"}\n'
+        '{"prompt": "a red circle", "tag": "colors"}\n{"prompt": "two circles", "tag": "counting"}\n'
     )
     (workplace / "r.yaml").write_text(RECIPE + "data: {kind: jsonl, path: p.jsonl}\n")
     dry = ["--dry-run"] if verb == "train" else []
@@ -104,7 +104,7 @@ def test_check_names_the_package_that_a_scorer_lacks(r3, workplace, monkeypatch)
 
 
 def test_a_column_that_the_recipe_names_otherwise_is_looked_for_under_that_name(r3, workplace):
-    (workplace / "p.jsonl").write_text('{"prompt": "a red cup", "asked": ["is it red?"]}\n')
+    (workplace / "p.jsonl").write_text('{"prompt": "a red circle", "asked": ["is it red?"]}\n')
     (workplace / "r.yaml").write_text(RECIPE + "data: {kind: jsonl, path: p.jsonl}\n")
     scorer = "{scorer: vqa_questions, params: {judge: {base_urls: [http://localhost:1/v1], model: m}, %s}}"
     assert r3("check", "r.yaml", f"rewards=[{scorer % 'questions: asked, answers: null'}]").code == 0
@@ -150,7 +150,7 @@ def test_a_copied_recipe_finds_what_stands_beside_the_original(r3, workplace):
     (workplace / "there").mkdir()
     (workplace / "here").mkdir()
     (workplace / "there" / "base.yaml").write_text("version: 1\nlora: {rank: 3}\n")
-    (workplace / "there" / "p.jsonl").write_text('{"prompt": "a red cup"}\n')
+    (workplace / "there" / "p.jsonl").write_text('{"prompt": "a red circle"}\n')
     (workplace / "there" / "mine.py").write_text("def mine(images, **columns):\n    return [0.0] * len(images)\n")
     text = (
         "# mine\nextends: base.yaml  # a comment\ndata: {kind: jsonl, path: p.jsonl}\n"

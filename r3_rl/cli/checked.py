@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path as FilePath
 from typing import Any
 
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.tree import Path
+
+_LARGEST_VOCABULARY = 1_000_000
+"""Bytes of a tokenizer's file; one of words is small, and one of word pieces spells whatever it does not know."""
 
 
 def checked_recipe(path_or_name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> Recipe:
@@ -37,10 +41,33 @@ def prompt_columns(recipe: Recipe) -> list[str]:
 
         assert data.path is not None, "the recipe asks for the path of every other kind"
         found = load_prompts(
-            data.kind, data.path, prompt_key=data.prompt_key, tags=data.tags, exclude_tags=data.exclude_tags
+            data.kind,
+            data.path,
+            prompt_key=data.prompt_key,
+            tags=data.tags,
+            exclude_tags=data.exclude_tags,
+            unknown_words=_vocabulary(recipe),
         )
         rows = [prompt.columns for prompt in found]
     return list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
+
+
+def _vocabulary(recipe: Recipe) -> Callable[[str], Sequence[str]]:
+    """Tells which words of a text the recipe's model does not know, if its vocabulary is one of words."""
+    from r3_rl.policy.words import unknown_words
+    from r3_rl.worlds.base import find_world
+
+    folder = FilePath(recipe.model.path) if recipe.model.path else find_world().weights_folder()
+    file = folder / "tokenizer.json"
+    if not file.is_file() or file.stat().st_size > _LARGEST_VOCABULARY:
+        return lambda text: ()
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception:  # tokenizers raises nothing narrower; the model's own checks say what is wrong with its files
+        return lambda text: ()
+    return partial(unknown_words, tokenizer)
 
 
 def _lacking(recipe: Recipe) -> Iterator[tuple[Path, str]]:

@@ -20,6 +20,7 @@ from r3_rl.observe.trajectories import to_pixels
 from r3_rl.policy.adapters import RECIPE_FILE, load_adapter
 from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import is_hub_id
+from r3_rl.policy.words import unknown_words
 from r3_rl.recipe.sampling import ModelSection, RolloutSection, world_named_in
 from r3_rl.recipe.yaml_text import parse_tree
 from r3_rl.rollout.engine import run_loop
@@ -138,18 +139,10 @@ class Refiner:
         if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
             raise InputError("an empty prompt", hint='say what to draw, such as "a red circle"')
         for text in prompts:
-            if unknown := self._unknown_words(text):
+            if self.tokenizer and (unknown := unknown_words(self.tokenizer, text)):
                 named = ", ".join(f"'{word}'" for word in unknown)
-                known = " ".join(sorted(filter(str.isalpha, self.tokenizer.get_vocab()))) if self.tokenizer else ""
+                known = " ".join(sorted(filter(str.isalpha, self.tokenizer.get_vocab())))
                 raise InputError(f"the model does not know {named}", hint=f"its words are: {known}")
-
-    def _unknown_words(self, text: str) -> list[str]:
-        unknown = getattr(self.tokenizer.model, "unk_token", None) if self.tokenizer else None
-        if unknown is None:
-            return []
-        read = self.tokenizer.encode(text, add_special_tokens=False)  # type: ignore[union-attr]
-        spans = zip(read.tokens, read.offsets, strict=True)
-        return list(dict.fromkeys(text[start:end] for token, (start, end) in spans if token == unknown))
 
     def _read(self, text: str) -> Prompt | None:
         return read_prompt(text) if self.in_shapes_world else None

@@ -83,7 +83,7 @@ class ModelSection(Section):
             yield Problem("random_init", "random weights and a path contradict each other; drop one of them")
 
 
-FILE_KINDS = ("geneval", "tiif", "jsonl")
+FILE_KINDS = ("geneval", "tiif", "jsonl", "text")
 """Kinds of data that are read from a file; every other kind is the name of a world."""
 
 
@@ -100,11 +100,13 @@ class DataSection(Section):
 
     kind: str = Field(
         registered.default(registered.WORLDS),
-        description="`geneval`, `tiif` and `jsonl` read the file at `path`; every other kind is a world, which makes "
-        "its own prompts without end.",
+        description="`geneval`, `tiif`, `jsonl` and `text` (a prompt a line) read the file at `path`; every other kind "
+        "is a world, which makes its own prompts without end.",
         json_schema_extra=_list_kinds,
     )
-    path: str | None = Field(None, description="Prompt file: JSON lines with at least a `prompt`. Not used by worlds.")
+    path: str | None = Field(
+        None, description="Prompt file: JSON lines with at least a `prompt`, or a text. Not used by worlds."
+    )
     prompt_key: str | None = Field(
         None, description="Column that holds the prompt; for `tiif` `short_description` or `long_description`."
     )
@@ -132,6 +134,9 @@ class DataSection(Section):
         keys = ("short_description", "long_description")
         if self.kind == "tiif" and self.prompt_key not in (None, *keys):
             yield Problem("prompt_key", f"'{self.prompt_key}' is no column of TIIF; use '{keys[0]}' or '{keys[1]}'")
+        for key in ("prompt_key", "tags", "exclude_tags") if self.kind == "text" else ():
+            if getattr(self, key):
+                yield Problem(key, "a text has prompts and no columns; drop it, or use kind 'jsonl'")
         for tag in sorted(set(self.tags or ()) & set(self.exclude_tags)):
             yield Problem("exclude_tags", f"'{tag}' is both kept and left out")
 

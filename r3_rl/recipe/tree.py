@@ -27,12 +27,12 @@ def text_problem(text: str) -> str:
     """Return why a text cannot be stored or shown, or "".
 
     >>> text_problem("a red cup"), text_problem("a \\ud83d cat")
-    ('', 'half of a surrogate pair (\\\\ud83d); write the whole character')
+    ('', 'half of a surrogate pair (\\\\ud83d)')
     """
     if "\0" in text:
-        return "a NUL character; leave it out"
+        return "a NUL character"
     half = next((c for c in text if "\ud800" <= c <= "\udfff"), "")
-    return f"half of a surrogate pair (\\u{ord(half):04x}); write the whole character" if half else ""
+    return f"half of a surrogate pair (\\u{ord(half):04x})" if half else ""
 
 
 def unfilled(text: str) -> str:

@@ -160,8 +160,9 @@ class _Builder:
         built: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(key_node.value) if isinstance(key_node, ScalarNode) else ""
-            if why := text_problem(key) if key else "a key is a word; write `name: value`":
-                self._mistake(key_node, path, why)
+            if not key or (why := text_problem(key)):
+                what = f"{why} in a key; leave it out" if key else "a key that is no word; write `name: value`"
+                self._mistake(key_node, path, what)
                 continue
             here = (*path, key)
             if key in built:
@@ -189,7 +190,7 @@ class _Builder:
         if isinstance(value, int) and abs(value) >= _MAX_NUMBER:
             return self._unreadable(node, path, "a number of more than 64 bits; write a smaller one")
         if isinstance(value, str) and (why := text_problem(value)):
-            return self._unreadable(node, path, why)
+            return self._unreadable(node, path, f"{why} in the text; leave it out")
         if value is not None and not isinstance(value, str | int | float):
             return self._unreadable(node, path, f"{one_line(node.value, 40)!r} is read as {tag}; put it in quotes")
         return value

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+_MOST_OBJECTS = 100
+
 
 def geneval_problems(row: Mapping[str, Any]) -> Iterator[str]:
     """Faults of a GenEval or GenEval++ line; its prompt is checked elsewhere.
@@ -24,6 +26,24 @@ def geneval_problems(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"exclude: {_shown(items)} is no list of objects"
         for index, item in enumerate(items if isinstance(items, list) else ()):
             yield from (f"{name}[{index}]{fault}" for fault in _object_problems(item, len(items)))
+
+
+def count_problems(row: Mapping[str, Any]) -> Iterator[str]:
+    """More objects than any image shows, in a row of any kind: what scorers build for them grows with their square.
+
+    >>> list(count_problems({"include": [{"class": "cup", "count": 10**9}]}))
+    ['include: 1000000000 objects are more than an image shows; at most 100']
+    """
+    for name in ("include", "exclude"):
+        items = row.get(name)
+        total = sum(_count_of(item) for item in items) if isinstance(items, list) else 0
+        if total > _MOST_OBJECTS:
+            yield f"{name}: {total} objects are more than an image shows; at most {_MOST_OBJECTS}"
+
+
+def _count_of(item: Any) -> int:
+    count = item.get("count", 1) if isinstance(item, dict) else 1
+    return count if type(count) is int and count > 0 else 1
 
 
 def tiif_problems(row: Mapping[str, Any]) -> Iterator[str]:

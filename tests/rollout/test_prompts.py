@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 
 import pytest
@@ -75,6 +76,36 @@ def test_plain_lines_with_another_column_blank_lines_and_a_byte_order_mark(write
     assert second.text == "a\u2028b"
 
 
+def test_emoji_that_are_escaped_whole_are_read(write):
+    (prompt,) = load_prompts("jsonl", write('{"prompt": "a \\ud83d\\ude00 cat"}'))
+    assert prompt.text == "a \U0001f600 cat"
+
+
+def test_a_text_holds_a_prompt_a_line(write):
+    prompts = load_prompts("text", write('\ufeffa "red" cup \r\n\r\n[two cats]\n', "train.txt"))
+    assert [prompt.text for prompt in prompts] == ['a "red" cup', "[two cats]"]
+
+
+def test_a_table_is_not_taken_for_a_text(write):
+    with pytest.raises(DataError, match=r"p.csv:1: a table, not JSON lines: 'id,prompt'; write \{\"prompt\": ...\} on"):
+        load_prompts("jsonl", write("id,prompt\n1,a cup\n", "p.csv"))
+
+
+def test_words_that_the_model_does_not_know_are_named(write):
+    path = write('{"prompt": "a red cup"}\n{"prompt": "a zebra"}\n{"prompt": "a zebra, a zebra"}\n')
+    with pytest.raises(DataError, match=r"prompts.jsonl:2: the model does not know 'zebra'; .*\(so in 2 lines\)"):
+        load_prompts("jsonl", path, unknown_words=lambda text: ["zebra"] * ("zebra" in text))
+
+
+def test_a_long_file_of_faults_is_refused_soon(write):
+    columns = ", ".join(f'"column{number}": {number}' for number in range(40))
+    path = write(f"{{{columns}}}\n" * 5_000)
+    begin = time.process_time()
+    with pytest.raises(DataError, match="so in 5000 lines"):
+        load_prompts("jsonl", path)
+    assert time.process_time() - begin < 2
+
+
 def test_tags_choose(write):
     path = write(GENEVAL)
     tags = [p.columns["tag"] for p in load_prompts("geneval", path, tags=["position", "counting"])]
@@ -101,6 +132,39 @@ def test_tags_choose(write):
         ("jsonl", '{"prompt": 3}', "prompt: 3 is no text"),
         ("jsonl", '{"prompt": " "}', "prompts.jsonl:1: prompt: the prompt is empty"),
         ("jsonl", '{"prompt": "a", "images": []}', "column 'images' has the name of an argument"),
+        ("jsonl", "[1]", r"jq -c '\.\[\]' prompts\.jsonl > prompts\.lines\.jsonl"),
+        (
+            "jsonl",
+            '{"prompt": "a \\ud83d cat"}',
+            r"jsonl:1: prompt: half of a surrogate pair \(\\ud83d\); save the file",
+        ),
+        ("jsonl", '{"prompt": "a", "tag": ["\\udc00"]}', r"prompts.jsonl:1: tag: half of a surrogate pair"),
+        ("jsonl", '{"prompt": "a", "\\udc00": 1}', r"the name of a column has half of a surrogate pair"),
+        ("jsonl", '{"prompt": "a\\u0000"}', r"prompts.jsonl:1: prompt: a NUL character; save the file"),
+        ("jsonl", '{"prompt": "a", "seed": ' + "9" * 5000 + "}", "prompts.jsonl:1: a number with thousands of digits"),
+        ("jsonl", '{"prompt": "a", "x": ' + "[" * 200_000, "prompts.jsonl:1: nested deeper than 100"),
+        ("jsonl", '{"prompt": "a", "x": ' + "[" * 200 + "]" * 200 + "}", "prompts.jsonl:1: x: nested deeper than 100"),
+        ("jsonl", '{"prompt": "a", "x": [' + "1," * 20_000 + "1]}", "prompts.jsonl:1: x: more than 10000 values"),
+        ("jsonl", '{"prompt": "' + "a" * 1_000_001 + '"}', "prompts.jsonl:1: longer than 1000000 letters"),
+        (
+            "jsonl",
+            '{"prompt": "a", "include": [{"count": 1000000000}]}',
+            "include: 1000000000 objects are more than an",
+        ),
+        ("geneval", [GENEVAL[0] | {"include": [{"class": "cup", "count": 1}] * 101}], "include: 101 objects are more"),
+        (
+            "jsonl",
+            "a red cup\ntwo cats",
+            "prompts.jsonl:1: not JSON lines: 'a red cup'; one prompt a line\\? set data.kind",
+        ),
+        (
+            "jsonl",
+            "version https://git-lfs.github.com/spec/v1\noid",
+            "a git-lfs pointer, not the file itself; run git lfs",
+        ),
+        ("text", '{"prompt": "a"}', "prompts.jsonl:1: a JSON object, not a prompt; set data.kind: jsonl"),
+        ("text", "\n", "no prompts in it; write one prompt a line"),
+        ("text", "a\0b", "prompts.jsonl:1: a NUL character; leave it out"),
         ("tiif", GENEVAL, "not a tiif file, its first line reads as geneval; set data.kind: geneval"),
         ("geneval", TIIF, "first line reads as tiif"),
     ],

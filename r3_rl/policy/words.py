@@ -1,0 +1,25 @@
+"""Words that a model with a closed vocabulary does not know: it would read each of them as the same token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Return the words of a text that the tokenizer does not know, each once; none if it spells what it does not know.
+
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> tokenizer = Tokenizer(models.WordLevel({"?": 0, "red": 1}, unk_token="?"))
+    >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> unknown_words(tokenizer, "red zebra red zebra")
+    ['zebra']
+    """
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if unknown is None:
+        return []
+    read = tokenizer.encode(text, add_special_tokens=False)
+    spans = zip(read.tokens, read.offsets, strict=True)
+    return list(dict.fromkeys(text[start:end] for token, (start, end) in spans if token == unknown))
