@@ -19,8 +19,9 @@ from embedded import load_embedded
 from machine import Report
 
 from r3_rl.assemble import world_tags
+from r3_rl.evaluate.fixed_sets import Sizes
+from r3_rl.evaluate.loop_bench import LoopBench
 from r3_rl.evaluate.measured import Measured, differences, entropies
-from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.nodes import prompt_roots
 from r3_rl.observe.evaluation import Evaluation, Figure, Row, grouped_rows
 from r3_rl.observe.measures import greedy
@@ -32,6 +33,7 @@ from r3_rl.rollout.engine import Engine
 from r3_rl.stages import PLAN
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.fast import fast_weights
+from r3_rl.worlds.base import find_world
 
 COLUMNS = ("greedy", "sampled", "n")
 
@@ -53,21 +55,25 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def bench_of(prompts: int, rounds: int, tags: Sequence[str] | None) -> ShapesBench:
+def bench_of(settings: LoopSettings, prompts: int, rounds: int, tags: Sequence[str] | None) -> LoopBench:
     """The demo's sets where `prompts` is 320."""
     if not tags:
         tags = world_tags(load_recipe("shapes_r3").data)
     share = prompts / 320
-    return ShapesBench(
-        num_prompts=prompts,
-        num_fixed=round(300 * share),
-        num_right=round(160 * share),
-        num_questions=round(300 * share),
-        num_swap=round(150 * share),
-        num_pairs=round(120 * share),
-        num_plans=round(160 * share),
-        num_edits=round(160 * share),
-        num_own_questions=round(150 * share),
+    return LoopBench(
+        world=find_world("shapes"),
+        settings=settings,
+        sizes=Sizes(
+            num_prompts=prompts,
+            num_fixed=round(300 * share),
+            num_right=round(160 * share),
+            num_questions=round(300 * share),
+            num_swap=round(150 * share),
+            num_pairs=round(120 * share),
+            num_plans=round(160 * share),
+            num_edits=round(160 * share),
+            num_own_questions=round(150 * share),
+        ),
         rounds=rounds,
         tags=None if "all" in tags else tuple(tags),
     )
@@ -75,28 +81,29 @@ def bench_of(prompts: int, rounds: int, tags: Sequence[str] | None) -> ShapesBen
 
 def measure(args: argparse.Namespace) -> dict[str, Measured]:
     """The base first, since it fixes what all are measured on; then each adapter, by its folder."""
-    bench = bench_of(args.prompts, args.rounds, args.tags)
     loaded = load_embedded(args.model)
-    found = {"base": bench.measure(loaded.policy, loaded.settings)}
+    bench = bench_of(loaded.settings, args.prompts, args.rounds, args.tags)
+    found = {"base": bench.run(loaded.policy, bench.items())}
+    items = found["base"].items
     for folder in args.adapter:
         loaded = load_embedded(args.model)
         load_adapter(loaded.policy.module, folder)
         with fast_weights(loaded.policy.module):
-            found[_name(folder)] = bench.measure(loaded.policy, loaded.settings)
+            found[_name(folder)] = bench.run(loaded.policy, items)
     if args.match_entropy and args.adapter:
         wanted = found[_name(args.adapter[0])].intervals()["entropy_plan"].mean
         loaded = load_embedded(args.model)
-        cooler = at_entropy(loaded.policy, loaded.settings, bench, wanted)
-        assert cooler.plan is not None
-        found[f"base at T = {cooler.plan.temperature:.2f}"] = bench.measure(loaded.policy, cooler)
+        cooler = replace(bench, settings=at_entropy(loaded.policy, bench, wanted))
+        assert cooler.settings.plan is not None
+        found[f"base at T = {cooler.settings.plan.temperature:.2f}"] = cooler.run(loaded.policy, items)
     return found
 
 
-def at_entropy(policy: Policy, settings: LoopSettings, bench: ShapesBench, wanted: float) -> LoopSettings:
+def at_entropy(policy: Policy, bench: LoopBench, wanted: float) -> LoopSettings:
     """The settings at the temperature, of plans and critiques alike, at which plans have `wanted` nats a token: what a
     gain in sampled figures is to be compared with. Found by halving between 0.05 and 2; entropy rises with it."""
-    low, high = 0.05, 2.0
-    prompts = bench.prompts()
+    low, high, settings = 0.05, 2.0, bench.settings
+    prompts = bench.items().prompts
     for _ in range(8):
         middle = (low + high) / 2
         assert settings.plan is not None

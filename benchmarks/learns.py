@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,17 +152,18 @@ def measurer(rung: Rung, policy: Any, settings: Any, prompts: Sequence[Any]) -> 
     import ladder_rewards
 
     from r3_rl.evaluate.measured import chunks, right
+    from r3_rl.evaluate.painting import measure_true_plans, plan_and_painter
     from r3_rl.evaluate.reflection import FixedDrafts, judged, read
-    from r3_rl.evaluate.shapes import judge
-    from r3_rl.evaluate.shapes_drawing import measure_true_plans, plan_and_painter
     from r3_rl.rollout.engine import run_loop
     from r3_rl.scoring.batch import to_uint8
+    from r3_rl.worlds.base import find_world
+    from r3_rl.worlds.sets import verdicts
 
-    greedy = settings.for_evaluation(0.0)
+    greedy, world = settings.for_evaluation(0.0), find_world("shapes")
 
     def measure() -> float:
         if rung.figure == "true_plan_drawn":
-            return float(np.mean(measure_true_plans(policy, prompts, greedy, judge, seed=11)))
+            return float(np.mean(measure_true_plans(world, policy, prompts, greedy, seed=11)))
         rounds = 2 if rung.figure == "final" else 0
         walked = [
             t for part in chunks(len(prompts)) for t in run_loop(policy, prompts[part], greedy, rounds=rounds, seed=7)
@@ -171,9 +173,9 @@ def measurer(rung: Rung, policy: Any, settings: Any, prompts: Sequence[Any]) -> 
             images = [to_uint8(t.rounds[0].image.image) for t in walked]
             return float(np.mean(scorer(images=images, completions=[t.rounds[0].plan.text for t in walked])))
         if rung.figure == "plan_right":
-            return float(np.mean(plan_and_painter(walked)["plan_right"]))
+            return float(np.mean(plan_and_painter(world, walked)["plan_right"]))
         if rung.figure in ("draft", "final"):
-            return float(np.mean([right(t.rounds[-1].verdict) for t in judged(walked, judge)]))
+            return float(np.mean([right(t.rounds[-1].verdict) for t in judged(walked, partial(verdicts, world))]))
         critiques = read(policy, FixedDrafts.of(walked), greedy, 13)
         if rung.figure == "stops":
             return float(np.mean([c.stop for c in critiques]))

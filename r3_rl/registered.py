@@ -14,9 +14,11 @@ from r3_rl.errors import InputError
 
 WORLDS = "r3_rl.worlds"
 BACKBONES = "r3_rl.backbones"
+BENCHES = "r3_rl.benches"
 BUILT_IN = {
     BACKBONES: {"bagel": "r3_rl.policy.bagel.backbone:BAGEL"},
     WORLDS: {"shapes": "r3_rl.worlds.shapes.world:WORLD"},
+    BENCHES: {"loop": "r3_rl.evaluate.loop_bench:LoopBench.of"},
 }
 """By group: `module:attribute` of each name. The first name of a group is its default."""
 

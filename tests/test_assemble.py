@@ -59,7 +59,7 @@ ELSEWHERE = {
     "training.deepspeed": "assemble.py",  # needs a launcher: tests/training/test_processes.py
     "training.shard_optimizer": "assemble.py",  # for full weights alone: tests/training/test_shards.py
     "training.eval_steps": "evaluate/run.py",
-    "training.eval_prompts": "evaluate/run.py",
+    "training.eval_prompts": "evaluate/loop_bench.py",
     "training.output_dir": "evaluate/run.py",
     "training.gradient_checkpointing": "evaluate/run.py",
     "training.num_threads": "cli/run_verbs.py",

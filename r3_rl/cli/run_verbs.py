@@ -9,10 +9,11 @@ from pathlib import Path
 from r3_rl.errors import InputError
 
 
-def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> None:
-    """Train the embedded model with R3 for a few minutes and show before and after.
+def demo(*, world: str | None = None, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> None:
+    """Train the model of a world with R3 for a few minutes and show before and after.
 
     Args:
+        world: name of a world; without it the embedded one.
         out: folder of the run: pictures, adapter, report.html, summary.json.
         seed: seed of the run.
         minutes: time for training and evaluation.
@@ -22,7 +23,7 @@ def demo(*, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> None
     prepare_process()
     from r3_rl.evaluate.demo import demo as run_demo
 
-    run_demo(out=out, seed=seed, minutes=minutes)
+    run_demo(world=world, out=out, seed=seed, minutes=minutes)
 
 
 def train(
@@ -76,7 +77,7 @@ def train(
 
 
 def pretrain(recipe: str, /, *overrides: str) -> None:
-    """Make the embedded model: supervised pretraining by a recipe with a `pretrain` section.
+    """Make the model of a world: supervised pretraining by a recipe with a `pretrain` section.
 
     Args:
         recipe: a YAML file or the name of a shipped recipe.
@@ -87,14 +88,14 @@ def pretrain(recipe: str, /, *overrides: str) -> None:
     checked = load_recipe(recipe, overrides)
     if checked.pretrain is None:
         raise InputError(
-            f"{recipe}: no section 'pretrain'", hint="run it with `r3 train`, or start from shapes_pretrain"
+            f"{recipe}: no section 'pretrain'", hint="run it with `r3 train`; `r3 recipes ls` lists those that have one"
         )
     from r3_rl.process import prepare_process
 
     prepare_process(checked.training.num_threads)
     from r3_rl.evaluate.pretrain import pretrain as run_pretraining
 
-    run_pretraining(checked)
+    run_pretraining(checked, name=Path(recipe).stem)
 
 
 def refine(

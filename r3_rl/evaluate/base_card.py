@@ -1,4 +1,4 @@
-"""The model card of a pretrained embedded model: how it was made, what is wrong on purpose, what it can do."""
+"""The model card of a pretrained model of a world: how it was made, what is wrong on purpose, what it can do."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def base_card(
     measured: Mapping[str, Interval],
     *,
     architecture: str,
+    name: str,
     num_parameters: int,
     leg_seconds: Sequence[float],
     machine: Mapping[str, Any],
@@ -39,6 +40,7 @@ def base_card(
         recipe: with a section `pretrain`.
         measured: each measurement by its name in `observe.measures`, with its 95 % interval and count.
         architecture: of the model that was made, as its backbone describes it.
+        name: of the recipe.
         num_parameters: of the model that was made.
         leg_seconds: what each leg took, in seconds.
         machine: `observe.environment.environment`'s description.
@@ -48,8 +50,8 @@ def base_card(
     legs = list(zip(settings.legs(), leg_seconds, strict=True))
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     what = f"""{architecture}, {num_parameters:,} parameters, bfloat16, pretrained from random weights on the synthetic
-        shapes world. Weights: Apache-2.0. The JSON files beside the weights hold the exact sizes."""
-    how = f"""**How it was made.** `r3 pretrain shapes_pretrain`, seed {recipe.training.seed},
+        world `{recipe.data.kind}`. Weights: Apache-2.0. The JSON files beside the weights hold the exact sizes."""
+    how = f"""**How it was made.** `r3 pretrain {name}`, seed {recipe.training.seed},
         {duration(sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
         {machine.get("accelerator", "no GPU")}:"""
     return f"""# The embedded policy of r3-rl

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from r3_rl.observe.measures import GREEDY, OWN, greedy, in_nats, measure_of
 from r3_rl.observe.statistics import Interval, mean_of, paired_difference, share, unpaired_difference
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import TextSegment, Trajectory, Verdict
+from r3_rl.types import Prompt, TextSegment, Trajectory, Verdict
 
 CHUNK = 128
 """Rows of one pass: enough to keep the processor busy, few enough for its cache and memory."""
@@ -17,13 +18,34 @@ Values = dict[str, list[float]]
 """1 for right and 0 for wrong (or nats), for every item of every measurement, by its name in `observe.measures`."""
 
 
+class Items(Protocol):
+    """What a bench measures on. The same items give figures that can be compared."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """The held-out prompts of the loop; the first ones are also drawn while a run goes on."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the loop on the prompts."""
+        ...
+
+    def texts(self) -> dict[str, list[str]]:
+        """Return what each item of each set asks for: on equal ones runs can be compared."""
+        ...
+
+
 @dataclass(kw_only=True, eq=False)
 class Measured:
-    """One phase."""
+    """One phase: the rows of a bench, figure by figure."""
 
     values: Values = field(default_factory=dict)
     trajectories: list[Trajectory] = field(default_factory=list)
-    """Of the loop with sampled texts, one a held-out prompt."""
+    """Of the loop with sampled texts, one for each of the items' prompts."""
+    items: Items | None = None
+    """What it was measured on, for the next phase: with what a first phase adds, such as the base's own drafts. None
+    if it is part of another measurement."""
 
     def add(self, values: Mapping[str, list[float]], suffix: str = "") -> None:
         """Take over values under their name in one decoding. A measurement without items gives no figure.

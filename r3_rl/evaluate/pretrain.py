@@ -1,37 +1,34 @@
-"""The verb `r3 pretrain`: makes the embedded model from a recipe, measures it and writes its folder and card."""
+"""The verb `r3 pretrain`: makes the model of a world from a recipe, measures it and writes its folder and card."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from r3_rl.assemble import loop_settings
 from r3_rl.errors import InputError
+from r3_rl.evaluate.base import Bench, find_bench
 from r3_rl.evaluate.base_card import base_card
-from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.environment import environment
 from r3_rl.observe.measures import greedy, plain_names
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.statistics import Interval
 from r3_rl.observe.text_table import figure
+from r3_rl.policy.adapters import RECIPE_FILE
 from r3_rl.policy.backbone import Backbone
-from r3_rl.policy.base import Example, Policy
+from r3_rl.policy.base import Policy
 from r3_rl.policy.registry import backbone_of, find
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.recipe.sampling import RECOGNISED
 from r3_rl.recipe_io import dump_resolved
+from r3_rl.registered import BACKBONES, default
 from r3_rl.training.pretrain import Average, run_pretraining
-from r3_rl.worlds.shapes.data import ShapesStream
-from r3_rl.worlds.shapes.drawing import BACKGROUND, IMAGE_SIZE
-from r3_rl.worlds.shapes.language import build_tokenizer
-from r3_rl.worlds.shapes.pretraining import examples
-from r3_rl.worlds.shapes.prompts import TAGS
-from r3_rl.worlds.shapes.shipped import weights_folder
+from r3_rl.worlds.base import World, find_world
 
 SAVE_EVERY = 100
 
@@ -45,14 +42,25 @@ class Pretrained:
     measured: dict[str, Interval]
 
 
-def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int = 1000) -> Pretrained:
-    """Runs the recipe's `pretrain` section. `bench`: what the result is measured on (1,000 of each by default)."""
+def pretrain(recipe: Recipe, *, name: str = RECIPE_FILE, bench: Bench[Any] | None = None) -> Pretrained:
+    """Run the recipe's `pretrain` section.
+
+    Args:
+        recipe: whose `data.kind` is a world.
+        name: of the recipe, for the card's line that runs it again; by default the run folder's copy.
+        bench: what the result is measured on; None takes the world's, with its `base_sizes`.
+
+    Raises:
+        InputError: there is no such section, or it weighs kinds of prompts that the world does not have.
+    """
     settings = recipe.pretrain
     if settings is None:
-        raise InputError("the recipe has no section 'pretrain'", hint="start from shapes_pretrain")
-    if unknown := sorted(set(settings.draw_weights) - set(TAGS)):
+        raise InputError("the recipe has no section 'pretrain'", hint="`r3 recipes ls` lists those that have one")
+    world = find_world(recipe.data.world)
+    if unknown := sorted(set(settings.draw_weights) - set(world.tags)):
         raise InputError(
-            f"pretrain.draw_weights: no kind of prompt is called {', '.join(unknown)}", hint=f"kinds: {', '.join(TAGS)}"
+            f"pretrain.draw_weights: no kind of prompt is called {', '.join(unknown)}",
+            hint=f"kinds: {', '.join(world.tags)}",
         )
     folder = new_run_folder(recipe.training.output_dir, "pretrain")
     recorder = Recorder(folder)
@@ -60,7 +68,7 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
     machine = environment(dtype="float32")
     recorder.document("environment.json", machine)
     backbone = pretrained_backbone(recipe)
-    policy = new_policy(backbone, settings, seed=recipe.training.seed)
+    policy = new_policy(backbone, settings, world, seed=recipe.training.seed)
     num_parameters = sum(p.numel() for p in policy.module.parameters())
     print(f"run folder {folder}: {num_parameters:,} parameters")
     steps = 0
@@ -71,7 +79,8 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
             begin = time.monotonic()
             seed = recipe.training.seed + 1000 * number
             average = Average(policy.module)
-            for _, numbers in run_pretraining(policy, _batches(leg, seed), leg, seed=seed, average=average):
+            examples = world.examples(leg, seed=seed)
+            for _, numbers in run_pretraining(policy, examples, leg, seed=seed, average=average):
                 steps += 1
                 recorder.metrics(steps, numbers)
                 progress.update(steps, numbers)
@@ -85,10 +94,11 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
     weights = folder / "weights"
     backbone.save(policy, weights, dtype=torch.bfloat16)
     print(f"{steps} steps in {duration(sum(leg_seconds))}; weights in {weights}; measuring")
-    measured = measure_base(policy, recipe, bench, num_edits=num_edits)
+    measured = measure_base(policy, recipe, bench)
     card = base_card(
         recipe,
         measured,
+        name=name,
         architecture=backbone.describe(settings.model),
         num_parameters=num_parameters,
         leg_seconds=leg_seconds,
@@ -104,70 +114,38 @@ def pretrain(recipe: Recipe, *, bench: ShapesBench | None = None, num_edits: int
 
 def pretrained_backbone(recipe: Recipe) -> Backbone:
     """The backbone of the model that is made: that of the weights that the recipe goes on from, else the one that it
-    names, else that of the embedded model."""
+    names, else the default one."""
     if recipe.pretrain is not None and recipe.pretrain.start is not None:
         return backbone_of(recipe.pretrain.start, recipe.model.kind)
     kind = recipe.model.kind
-    return backbone_of(weights_folder()) if kind in RECOGNISED else find(kind)
+    return find(default(BACKBONES) if kind in RECOGNISED else kind)
 
 
-def new_policy(backbone: Backbone, settings: PretrainSection, *, seed: int) -> Policy:
+def new_policy(backbone: Backbone, settings: PretrainSection, world: World[Any], *, seed: int) -> Policy:
     """A fresh model of the recipe's sizes, or the weights that the recipe goes on from."""
     if settings.start is not None:
         return backbone.load(Path(settings.start), dtype=torch.float32, device="cpu")
-    return backbone.new(settings.model, build_tokenizer(), image_size=IMAGE_SIZE, background=BACKGROUND, seed=seed)
+    return backbone.new(
+        settings.model, world.tokenizer(), image_size=world.image_size, background=world.background, seed=seed
+    )
 
 
-def _batches(settings: PretrainSection, seed: int):  # type: ignore[no-untyped-def]
-    stream = ShapesStream(seed=seed + 1)
-    tags = {tag: settings.position_weight if tag == "position" else 1.0 for tag in TAGS}
-    draw_tags = {tag: weight * settings.draw_weights.get(tag, 1.0) for tag, weight in tags.items()}
-    # words alone teach relations slowly and cost little, so most of the plans without image are about positions
-    plan_tags = {tag: settings.draw_weights.get(tag, 1.0) * (4.0 if tag == "position" else 0.4) for tag in TAGS}
-    tags_of = {"text_to_image": draw_tags, "plan": plan_tags}
-
-    def batches(kind: str, count: int) -> list[Example]:
-        return examples(
-            stream,
-            kind,
-            count,
-            plan_noise=settings.plan_noise,
-            plan_errors=settings.plan_errors,
-            image_noise=settings.image_noise,
-            edit_noise=settings.edit_noise,
-            critique_noise=settings.critique_noise,
-            tags=tags_of.get(kind, tags),
-        )
-
-    return batches
-
-
-def measure_base(
-    policy: Policy, recipe: Recipe, bench: ShapesBench | None = None, *, num_edits: int = 1000
-) -> dict[str, Interval]:
+def measure_base(policy: Policy, recipe: Recipe, bench: Bench[Any] | None = None) -> dict[str, Interval]:
     """Measure a base on everything that runs are measured on, with 95 % intervals, greedy and sampled.
 
     Args:
         policy: frozen by this.
-        recipe: for its loop.
-        bench: the sets; by default 1,000 prompts, questions and fixed drafts.
-        num_edits: true edits and true plans of the default bench.
+        recipe: for its loop and its world.
+        bench: None takes the world's, with its `base_sizes`.
 
     Returns:
         Intervals by the names of `observe.measures`, greedy before sampled; without the swap test, which wants a
         trained policy.
     """
     policy.module.requires_grad_(False)
-    bench = bench or ShapesBench(
-        num_prompts=1000,
-        num_fixed=1000,
-        num_right=500,
-        num_questions=1000,
-        num_pairs=500,
-        num_plans=num_edits,
-        num_edits=num_edits,
-    )
-    measured = bench.measure(policy, loop_settings(recipe.rollout)).intervals()
+    world = find_world(recipe.data.world)
+    bench = bench or find_bench(world.bench, recipe, **world.base_sizes)
+    measured = bench.figures(bench.run(policy, bench.items()))
     ordered = [name for plain in plain_names(measured) for name in (greedy(plain), plain) if name in measured]
     return {name: measured[name] for name in ordered if not name.startswith("swap_")}
 

@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 
 from r3_rl.assemble import load_policy, loop_settings
 from r3_rl.errors import InputError
-from r3_rl.evaluate.shapes import judge
 from r3_rl.observe.strip import round_name, strip
 from r3_rl.observe.trajectories import to_pixels
 from r3_rl.policy.adapters import RECIPE_FILE, load_adapter
@@ -26,9 +25,8 @@ from r3_rl.recipe.yaml_text import parse_tree
 from r3_rl.rollout.engine import run_loop
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
-from r3_rl.worlds.base import find_world
-from r3_rl.worlds.shapes.language import SPECIAL_TOKENS, WORDS
-from r3_rl.worlds.shapes.reading import read_prompt
+from r3_rl.worlds.base import find_world, world_speaking
+from r3_rl.worlds.sets import verdicts
 
 MAX_ROUNDS = 16
 SHIPPED = "shipped"
@@ -68,7 +66,8 @@ class Refiner:
 
     def __init__(self, policy: Policy, loop: LoopSettings, *, tokenizer: Tokenizer | None = None) -> None:
         self.policy, self.loop, self.tokenizer = policy, loop, tokenizer
-        self.in_shapes_world = tokenizer is not None and _speaks_shapes(tokenizer)
+        self.world = None if tokenizer is None else world_speaking(tokenizer.get_vocab())
+        """The world whose words it speaks, if there is one: its images are judged."""
 
     @classmethod
     def from_pretrained(
@@ -100,7 +99,8 @@ class Refiner:
         tokenizer = loaded.policy.tokenizer
         if adapter_folder is not None:
             load_adapter(loaded.policy.module, adapter_folder, fingerprint=loaded.fingerprint)
-        rollout = sections.get("rollout") or ({} if _speaks_shapes(tokenizer) else loaded.policy.spec.rollout)
+        speaks = world_speaking(tokenizer.get_vocab())
+        rollout = sections.get("rollout") or (loaded.policy.spec.rollout if speaks is None else {})
         return cls(loaded.policy, loop_settings(_checked(RolloutSection, rollout)), tokenizer=tokenizer)
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class Refiner:
             seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device if generator else None))
         prompts = [self._read(text) or Prompt(text=text) for text in texts]
         walked = run_loop(self.policy, prompts, self.loop.for_evaluation(temperature), rounds=num_rounds, seed=seed)
-        return _output([self._judged(trajectory) for trajectory in walked], judged=self.in_shapes_world)
+        return _output([self._judged(trajectory) for trajectory in walked], judged=self.world is not None)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raise InputError for an empty list, an empty prompt, or words that the policy does not know."""
@@ -145,14 +145,14 @@ class Refiner:
                 raise InputError(f"the model does not know {named}", hint=f"its words are: {known}")
 
     def _read(self, text: str) -> Prompt | None:
-        return read_prompt(text) if self.in_shapes_world else None
+        return self.world.read_prompt(text) if self.world else None
 
     def _judged(self, trajectory: Trajectory) -> Trajectory:
-        if "include" not in trajectory.prompt.columns:
+        if self.world is None or not trajectory.prompt.columns:
             return trajectory
         images = [this.image.image for this in trajectory.rounds]
-        verdicts = judge(images, [trajectory.prompt] * len(images))
-        rounds = [replace(this, verdict=verdict) for this, verdict in zip(trajectory.rounds, verdicts, strict=True)]
+        found = verdicts(self.world, images, [trajectory.prompt] * len(images))
+        rounds = [replace(this, verdict=verdict) for this, verdict in zip(trajectory.rounds, found, strict=True)]
         return replace(trajectory, rounds=tuple(rounds))
 
 
@@ -219,10 +219,6 @@ def _check_numbers(num_rounds: int, seed: int | None, generator: torch.Generator
         raise InputError(f"seed {seed}", hint="0 or more")
     if not 0 <= temperature < float("inf"):
         raise InputError(f"temperature {temperature}", hint="0 or more")
-
-
-def _speaks_shapes(tokenizer: Tokenizer) -> bool:
-    return set(tokenizer.get_vocab()) == {*SPECIAL_TOKENS, *WORDS}
 
 
 def _adapter_folder(folder: Path) -> Path:

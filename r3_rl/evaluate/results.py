@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r3_rl.evaluate.measured import Measured, Values, differences
-from r3_rl.evaluate.shapes_sets import digest
+from r3_rl.evaluate.base import Bench
+from r3_rl.evaluate.fixed_sets import digest
+from r3_rl.evaluate.measured import Items, Measured, Values, differences
 from r3_rl.observe.common_items import FILE
 from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.measures import greedy
@@ -37,10 +38,12 @@ IN_BOTH = (
 IN_ONE = ("true_plan_drawn", "true_edit_drawn", "draft_pass_8", "entropy_plan", "entropy_critique")
 
 
-def evaluation_of(before: Measured, after: Measured) -> Evaluation:
-    """Intervals of both phases and of the changes between them."""
+def evaluation_of(bench: Bench[Any], before: Measured, after: Measured) -> Evaluation:
+    """The bench's figures of both phases and the changes between them."""
     return Evaluation(
-        before=before.intervals(), after=after.intervals(), differences=differences(before.values, after.values)
+        before=bench.figures(before),
+        after=bench.figures(after),
+        differences=differences(before.values, after.values),
     )
 
 
@@ -48,11 +51,9 @@ def write_results(
     recorder: Recorder,
     evaluation: Evaluation,
     *,
-    num_prompts: int,
-    sets: Mapping[str, str],
+    items: Items,
     seeds: Sequence[int],
     wall_s: float,
-    items: Mapping[str, Sequence[str]] | None = None,
     values: Mapping[str, Values] | None = None,
 ) -> None:
     """Write `evaluation.json`, `summary.json` and, for `r3 compare`, `values.json`.
@@ -60,17 +61,17 @@ def write_results(
     Args:
         recorder: of the run.
         evaluation: before and after.
-        num_prompts: held-out prompts.
-        sets: digests of the sets that were measured on.
+        items: what was measured on.
         seeds: of the run.
         wall_s: seconds that the run took.
-        items, values: what was measured item by item: the items of each set, and the values of each phase.
+        values: of each phase, item by item.
     """
-    if items is not None and values is not None:
+    texts = items.texts()
+    if values is not None:
         recorder.document(
             FILE,
             {
-                "items": {name: [digest([text])[:8] for text in texts] for name, texts in items.items()},
+                "items": {name: [digest([text])[:8] for text in asked] for name, asked in texts.items()},
                 "phases": {
                     phase: {name: [round(v, 6) for v in measured] for name, measured in of.items() if "/" not in name}
                     for phase, of in values.items()
@@ -91,7 +92,8 @@ def write_results(
                 summary[f"{name}_{phase}"] = intervals[name].mean
         if name in evaluation.differences:
             summary[f"{name}_difference"] = evaluation.differences[name].as_dict()
-    summary |= {"num_prompts": num_prompts, "seeds": list(seeds), "wall_s": round(wall_s, 1), "sets": dict(sets)}
+    summary |= {"num_prompts": len(items.prompts), "seeds": list(seeds), "wall_s": round(wall_s, 1)}
+    summary["sets"] = {name: digest(asked) for name, asked in texts.items()}
     recorder.document("summary.json", summary)
 
 

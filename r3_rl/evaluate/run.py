@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback
 
 from r3_rl import ranks
@@ -25,10 +26,10 @@ from r3_rl.assemble import (
     world_tags,
 )
 from r3_rl.errors import InputError
+from r3_rl.evaluate.base import SEED, Bench, bench_of
 from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
-from r3_rl.evaluate.measured import Measured
+from r3_rl.evaluate.measured import Items, Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
-from r3_rl.evaluate.shapes import SEED, ShapesBench, judge, synthetic_nodes
 from r3_rl.nodes import Node, given_image
 from r3_rl.observe.alarms import ratio_tolerance_of
 from r3_rl.observe.environment import environment
@@ -46,6 +47,8 @@ from r3_rl.training.checkpoint import last_checkpoint
 from r3_rl.training.fast import fast_weights
 from r3_rl.training.schedules import Collected
 from r3_rl.training.trainer import R3Trainer
+from r3_rl.worlds.base import World, find_world
+from r3_rl.worlds.sets import wrong_drafts
 
 AGAIN = 1.3
 """How long the second measurement takes, over the first: it has the policy's own wrong drafts read by two critics."""
@@ -68,14 +71,14 @@ def train(
     *,
     name: str = "r3",
     resume: str | None = None,
-    bench: ShapesBench | None = None,
+    bench: Bench[Any] | None = None,
     folder: Path | None = None,
     source: str | None = None,
     headline: bool = True,
     limit_s: float | None = None,
 ) -> RunResult:
     """Runs a recipe. `resume`: folder of an interrupted run. `bench`: what is measured before and after (by default
-    the embedded world's sets, of `training.eval_prompts` prompts; other data are judged by their rewards alone).
+    the one that the recipe's world names; prompts of a file are judged by their rewards alone).
     `source`: the recipe as the user wrote it, kept next to the resolved one. `headline`: False leaves the last lines,
     the figures to remember, to a caller who has more to print. `limit_s`: seconds for all of it; training ends in time
     to measure again, as far as the first measurement tells.
@@ -87,7 +90,6 @@ def train(
     print(geometry(recipe, ranks.count()))
     folder = ranks.of_first(lambda: _folder(recipe, name, resume, folder))
     loaded = load_policy(recipe.model, world=recipe.data.world)
-    settings = loop_settings(recipe.rollout)
     trainer = build_trainer(recipe, loaded, folder)
     checkpoint = _checkpoint(folder) if resume else None
     if ranks.rank() > 0:
@@ -103,14 +105,14 @@ def train(
     recorder.document("environment.json", environment(dtype=str(loaded.dtype).removeprefix("torch.")))
     print(f"run folder {folder}")
     print(trainer.self_check())
-    if bench is None and recipe.data.world:
-        bench = _bench(recipe)
+    bench = bench or bench_of(recipe)
+    items: Items | None = bench.items() if bench else None
     if bench and trainer.shards:
         # the swap test asks the base after training, when the processes that hold parts of it have left
         loaded.policy.remember_base(on_host=True)
-    gallery = _gallery(recipe, loaded, trainer, bench, recorder)
+    gallery = _gallery(recipe, loaded, trainer, bench, items, recorder)
     loading_s = time.monotonic() - begin
-    before = _measure(bench, loaded, settings, gallery, "before", 0, base=True) if bench else None
+    before = _measure(bench, items, loaded, gallery, "before", 0, base=True) if bench else None
     if limit_s is not None:
         measuring_s = time.monotonic() - begin - loading_s
         trainer.args.time_budget_s = max(limit_s - loading_s - (1 + AGAIN) * measuring_s, 0.0)
@@ -129,17 +131,15 @@ def train(
         return RunResult(folder=folder, before=before, after=None, interrupted=True)
     _save_result(recipe, loaded, folder)
     after = evaluation = None
-    if bench and before:
-        after = _measure(bench, loaded, settings, gallery, "after", trainer.state.global_step)
-        evaluation = evaluation_of(before, after)
+    if bench and before and before.items:
+        after = _measure(bench, before.items, loaded, gallery, "after", trainer.state.global_step)
+        evaluation = evaluation_of(bench, before, after)
         write_results(
             recorder,
             evaluation,
-            num_prompts=bench.num_prompts,
-            sets=bench.sets(),
+            items=before.items,
             seeds=[recipe.training.seed],
             wall_s=time.monotonic() - begin,
-            items=bench.items(),
             values={"before": before.values, "after": after.values},
         )
         print_table(evaluation)
@@ -180,12 +180,17 @@ def _save_result(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> None:
 
 
 def _gallery(
-    recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, bench: ShapesBench | None, recorder: Recorder
+    recipe: Recipe,
+    loaded: LoadedPolicy,
+    trainer: R3Trainer,
+    bench: Bench[Any] | None,
+    items: Items | None,
+    recorder: Recorder,
 ) -> Gallery:
     """The first `observe.gallery` prompts that are measured, or of the file where nothing is measured."""
     count, batch = recipe.observe.gallery, recipe.rollout.num_prompts
-    if bench:
-        prompts = bench.prompts()[:count]
+    if items:
+        prompts = list(items.prompts[:count])
     else:
         prompts = [p for step in range(-(-count // batch)) for p in trainer.prompts.batch(step)][:count]
     return Gallery(
@@ -193,8 +198,8 @@ def _gallery(
         prompts=prompts,
         settings=loop_settings(recipe.rollout),
         rounds=bench.rounds if bench else recipe.rollout.rounds,
-        seed=SEED,
-        verdicts=by_judge(judge) if bench else by_panel(trainer.panel),
+        seed=items.seed if items else SEED,
+        verdicts=by_judge(bench.judge) if bench else by_panel(trainer.panel),
         recorder=recorder,
     )
 
@@ -208,6 +213,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
     if peft_config is None:
         for parameter_name, parameter in loaded.policy.module.named_parameters():
             parameter.requires_grad_(re.fullmatch(loaded.policy.spec.layers, parameter_name) is not None)
+    world, tags = (find_world(recipe.data.world), world_tags(recipe.data)) if recipe.data.world else (None, ())
     trainer = R3Trainer(
         model=loaded.policy,
         reward_funcs=panel,
@@ -217,24 +223,25 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
         peft_config=peft_config,
         eval_reward_funcs=held_out,
         base_fingerprint=loaded.fingerprint,
-        synthetic=partial(_synthetic, panel=panel, tags=world_tags(recipe.data)) if recipe.data.world else None,
+        synthetic=partial(_synthetic, world, panel=panel, tags=tags) if world else None,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _synthetic(count: int, seed: int, *, panel: Panel, tags: Sequence[str] | None) -> list[Node]:
+def _synthetic(world: World[Any], count: int, seed: int, *, panel: Panel, tags: Sequence[str]) -> list[Node]:
     """Scored by the panel that scores their refinements: a gain is a difference of what one judge says."""
-    pairs = synthetic_nodes(count, seed, tags=tags)
+    drawn = wrong_drafts(world, count, split="train", tags=tags, seed=seed)
+    images = [torch.from_numpy(this.image) for this in drawn]
     batch = ScoreBatch(
-        prompts=[prompt for prompt, _ in pairs],
-        images=[to_uint8(image) for _, image in pairs],
-        texts=[""] * len(pairs),
-        groups=range(len(pairs)),
+        prompts=[this.prompt for this in drawn],
+        images=[to_uint8(image) for image in images],
+        texts=[""] * len(drawn),
+        groups=range(len(drawn)),
     )
     return [
-        given_image(prompt, image, verdict=verdict)
-        for (prompt, image), verdict in zip(pairs, panel.score(batch, counted=False), strict=True)
+        given_image(this.prompt, image, verdict=verdict)
+        for this, image, verdict in zip(drawn, images, panel.score(batch, counted=False), strict=True)
         if verdict.total is not None
     ]
 
@@ -255,16 +262,10 @@ def _checkpoint(folder: Path) -> str:
     return str(found)
 
 
-def _bench(recipe: Recipe) -> ShapesBench:
-    return ShapesBench(
-        num_prompts=recipe.training.eval_prompts, tags=world_tags(recipe.data), rounds=recipe.rollout.rounds
-    )
-
-
 def _measure(
-    bench: ShapesBench,
+    bench: Bench[Any],
+    items: Items | None,
     loaded: LoadedPolicy,
-    settings: Any,
     gallery: Gallery,
     phase: str,
     step: int,
@@ -275,10 +276,10 @@ def _measure(
     begin = time.monotonic()
     if base:
         with loaded.policy.reference():
-            measured = bench.measure(loaded.policy, settings)
+            measured = bench.run(loaded.policy, items)
     else:
         with fast_weights(loaded.policy.module):
-            measured = bench.measure(loaded.policy, settings)
+            measured = bench.run(loaded.policy, items)
     shown = len(gallery.prompts)  # the bench's first prompts: kept whatever came out, and not twice
     gallery.record(step, measured.trajectories[:shown], phase)
     gallery.recorder.trajectories(step, measured.trajectories[shown:], phase=phase)

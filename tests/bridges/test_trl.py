@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from r3_rl.bridges.drawing import PolicyPainter, drawing_environment
-from r3_rl.bridges.shapes import describe_shapes
 from r3_rl.bridges.trl import as_trl_reward
 from r3_rl.errors import InputError, ScorerError
 from r3_rl.scoring.base import ScorerInfo, scorer_info
+from r3_rl.worlds.shapes.description import describe_shapes
 from tests.bridges.conftest import call_of
 from tests.policy.tiny import loop, tiny_policy
 

@@ -21,7 +21,7 @@ def card(*overrides):
 
 
 def made(recipe, **run):
-    return base_card(recipe, MEASURED, architecture="A small model", num_parameters=1234, **run)
+    return base_card(recipe, MEASURED, name="mine", architecture="A small model", num_parameters=1234, **run)
 
 
 def test_greedy_and_sampled_figures_are_next_to_each_other():

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
 
 from r3_rl.evaluate import measured, reflection
 from r3_rl.evaluate.gallery import by_panel
@@ -23,14 +21,11 @@ from r3_rl.evaluate.reflection import (
     stops_if_right,
     swap_test,
 )
-from r3_rl.evaluate.shapes import judge, synthetic_nodes
 from r3_rl.observe.statistics import mean_of, share, unpaired_difference
 from r3_rl.policy.base import Sampling
 from r3_rl.rollout.engine import Engine, run_loop
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.types import Prompt, Verdict
-from r3_rl.worlds.shapes.drawing import render
-from r3_rl.worlds.shapes.prompts import sample_prompts, sample_scene
 from tests.evaluate.scripted import BROKEN, EDIT, STOP, critique, segment, trajectory
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 from tests.training.rollouts import trained_policy
@@ -225,25 +220,6 @@ def test_entropy_of_sampled_plans_is_that_of_their_log_probs(policy):
     assert found == [pytest.approx(-float(t.rounds[0].plan.log_probs.sum()) / 3) for t in walked]
     without = run_loop(policy, PROMPTS, loop(plan=None), rounds=0, seed=1)
     assert entropies([t.rounds[0].plan for t in without]) == []
-
-
-def test_the_inspector_judges_what_is_drawn():
-    rng = np.random.default_rng(0)
-    prompts = sample_prompts(8, split="held_out", seed=1)
-    images = [torch.from_numpy(i) for i in render([sample_scene(p, rng) for p in prompts])]
-    verdicts = judge(images, prompts)
-    assert [v.total for v in verdicts] == [1.0] * 8
-    black = judge([torch.zeros(3, 36, 36)] * 8, prompts)
-    assert [v.total for v in black] == [0.0] * 8 and all(v.words for v in black)
-    assert judge([], []) == []
-
-
-def test_synthetic_nodes_are_wrong_and_of_the_kinds_asked_for():
-    pairs = synthetic_nodes(12, 3, tags=("counting",))
-    assert {p.columns["tag"] for p, _ in pairs} == {"counting"}
-    assert sum(right(v) for v in judge([i for _, i in pairs], [p for p, _ in pairs])) == 0
-    again = synthetic_nodes(12, 3, tags=("counting",))
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(pairs, again, strict=True))
 
 
 def test_a_panel_gives_verdicts_of_whole_trajectories(policy):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from r3_rl.evaluate.base import bench_of
 from r3_rl.evaluate.run import train
-from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.recorder import read_lines
 from r3_rl.recipe_io import load_recipe
 from tests.docs.world import world_folder
@@ -43,7 +43,7 @@ def test_a_new_scorer_is_trained_on(workplace, r3):
     checked = r3("check", "mine.yaml", f"model.path={base}", *SMALL)
     assert checked.code == 0, checked.err
     recipe = load_recipe("mine.yaml", [f"model.path={base}", *SMALL])
-    bench = ShapesBench(num_prompts=2, num_fixed=2, num_right=2, num_questions=2, rounds=1)
+    bench = bench_of(recipe, num_prompts=2, num_fixed=2, num_right=2, num_questions=2)
     folder = train(recipe, bench=bench, name="mine").folder
     rows = read_lines(folder / "metrics.jsonl").rows
     assert len(rows) == 2

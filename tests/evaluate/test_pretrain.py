@@ -10,8 +10,8 @@ import torch
 
 from r3_rl.assemble import load_policy
 from r3_rl.errors import InputError, RecipeError
-from r3_rl.evaluate.pretrain import _batches, new_policy, pretrain
-from r3_rl.evaluate.shapes import ShapesBench
+from r3_rl.evaluate.base import bench_of
+from r3_rl.evaluate.pretrain import new_policy, pretrain
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.backbone import BAGEL
@@ -28,6 +28,7 @@ from r3_rl.training.pretrain import (
     run_pretraining,
 )
 from r3_rl.types import ImagePiece, TextPiece
+from r3_rl.worlds.base import find_world
 from r3_rl.worlds.shapes.prompts import TAGS, all_prompts
 
 SMALL = [
@@ -38,36 +39,39 @@ SMALL = [
 ]
 
 
+FEW = {
+    "num_prompts": 4,
+    "num_fixed": 4,
+    "num_right": 2,
+    "num_questions": 2,
+    "num_pairs": 2,
+    "num_plans": 2,
+    "num_edits": 2,
+}
+WORLD = find_world("shapes")
+
+
 def _recipe(tmp_path: Path, *overrides: str):
     return load_recipe("shapes_pretrain", [*SMALL, f"training.output_dir={tmp_path}", *overrides])
 
 
 def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) -> None:
-    bench = ShapesBench(
-        num_prompts=4,
-        num_fixed=4,
-        num_right=2,
-        num_questions=2,
-        num_pairs=2,
-        num_plans=2,
-        num_edits=2,
-        num_own_questions=2,
-        rounds=1,
-    )
     later = "pretrain.later=[{steps: 1, batch: {text_to_image: 2, edit: 2, critique: 2, question: 2, plan: 2}}]"
-    made = pretrain(_recipe(tmp_path, "pretrain.steps=2", later), bench=bench)
+    recipe = _recipe(tmp_path, "pretrain.steps=2", later)
+    made = pretrain(recipe, name="mine", bench=bench_of(recipe, **FEW))
     rows = read_lines(made.folder.parent / "metrics.jsonl").rows
     assert len(rows) == 3
     first, last = (load_policy(ModelSection(path=str(made.folder.parent / f"leg-{n}"))).policy.model for n in (1, 2))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
     assert unknown_names(set(rows[0]) - {"step"}) == []
     card = (made.folder / "README.md").read_text(encoding="utf-8")
+    assert "`r3 pretrain mine`, seed 0" in card and "the synthetic world `shapes`" in " ".join(card.split())
     assert "True edit drawn" in card and "No target was wrong on purpose" in card
     names = list(made.measured)
     assert names.index("draft_greedy") + 1 == names.index("draft"), "greedy and sampled next to each other"
     assert not any(name.startswith("swap_") for name in names)
     loaded = load_policy(ModelSection(path=str(made.folder)), device="cpu")
-    again = new_policy(BAGEL, _recipe(tmp_path, f"pretrain.start={made.folder}").pretrain, seed=1)
+    again = new_policy(BAGEL, _recipe(tmp_path, f"pretrain.start={made.folder}").pretrain, WORLD, seed=1)
     for ours, theirs in zip(loaded.policy.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -88,7 +92,7 @@ def test_the_loss_falls_and_the_same_seed_gives_the_same_weights(tmp_path: Path)
     examples = [Example(context=(TextPiece(text="a red circle"),), answer="<think>", image=p) for p in pictures]
     ends = []
     for _ in range(2):
-        policy = new_policy(BAGEL, settings, seed=3)
+        policy = new_policy(BAGEL, settings, WORLD, seed=3)
         losses = [n["text/loss"] for _, n in run_pretraining(policy, lambda kind, count: examples, settings, seed=3)]
         assert losses[-1] < losses[0] / 2
         ends.append([p.detach().clone() for p in policy.model.parameters()])
@@ -104,7 +108,7 @@ def test_a_snapshot_is_the_moving_average_and_leaves_the_run_as_it_is(tmp_path: 
     ]
     ends, taken = [], {}
     for looks in (False, True):
-        policy = new_policy(BAGEL, settings, seed=3)
+        policy = new_policy(BAGEL, settings, WORLD, seed=3)
         average = Average(policy.module)
         for step, _ in run_pretraining(policy, lambda kind, count: examples, settings, seed=3, average=average):
             if looks:
@@ -130,7 +134,7 @@ def test_a_mistyped_kind_and_a_step_that_never_comes_are_refused(tmp_path: Path)
 
 def test_kinds_that_are_weighed_out_are_neither_drawn_nor_planned(tmp_path: Path) -> None:
     weights = ", ".join(f"{tag}: 0" for tag in TAGS if tag != "counting")
-    batches = _batches(_recipe(tmp_path, f"pretrain.draw_weights={{{weights}}}").pretrain, seed=0)
+    batches = WORLD.examples(_recipe(tmp_path, f"pretrain.draw_weights={{{weights}}}").pretrain, seed=0)
     counting = {prompt.text for prompt in all_prompts("counting")}
     for kind in ("text_to_image", "plan"):
         assert {example.context[0].text for example in batches(kind, 20)} <= counting

@@ -127,7 +127,7 @@ def test_a_model_of_no_exact_world_has_no_scores_and_the_defaults_of_bagel(tmp_p
     spec = replace(BAGEL.spec, rollout={**BAGEL.spec.rollout, **small})
     monkeypatch.setattr(BagelPolicy, "spec", spec)
     pipe = Refiner.from_pretrained(tiny_folder(tmp_path), dtype="float32")
-    assert not pipe.in_shapes_world
+    assert pipe.world is None
     assert pipe.loop.protocol.reason_system
     assert pipe("a red circle", num_rounds=0, seed=0).scores is None
 

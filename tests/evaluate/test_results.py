@@ -7,13 +7,20 @@ import json
 import pytest
 
 from r3_rl.evaluate import demo
+from r3_rl.evaluate.fixed_sets import Sizes, digest
+from r3_rl.evaluate.loop_bench import LoopBench
 from r3_rl.evaluate.measured import Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.run import RunResult
 from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.recorder import Recorder
 from r3_rl.observe.text_table import headline_lines
+from r3_rl.worlds.base import find_world
 from tests.observe.runs import evaluation as made_up
+from tests.policy.tiny import loop
+
+NOTHING_ELSE = {name: 0 for name in vars(Sizes(num_prompts=0)) if name != "num_prompts"}
+BENCH = LoopBench(world=find_world(), settings=loop(), sizes=Sizes(num_prompts=2, **NOTHING_ELSE))
 
 BEFORE = Measured(
     values={
@@ -39,11 +46,12 @@ AFTER = Measured(
 
 @pytest.fixture
 def evaluation():
-    return evaluation_of(BEFORE, AFTER)
+    return evaluation_of(BENCH, BEFORE, AFTER)
 
 
 def test_the_files_hold_every_figure_and_the_summary_the_main_ones(evaluation, tmp_path):
-    write_results(Recorder(tmp_path), evaluation, num_prompts=2, sets={"prompts": "p"}, seeds=[3], wall_s=1.26)
+    items = BENCH.items()
+    write_results(Recorder(tmp_path), evaluation, items=items, seeds=[3], wall_s=1.26)
     document = json.loads((tmp_path / "evaluation.json").read_text())
     assert set(document) == {"phases", "differences"} and set(document["phases"]) == {"before", "after"}
     assert set(document["phases"]["before"]) == set(BEFORE.values) == set(document["differences"])
@@ -56,7 +64,8 @@ def test_the_files_hold_every_figure_and_the_summary_the_main_ones(evaluation, t
         "true_plan_drawn_before": 0.5, "true_plan_drawn_after": 1.0, "entropy_plan_before": 0.625,
         "entropy_plan_after": 0.25, "num_prompts": 2, "seeds": [3], "wall_s": 1.3,
     }  # fmt: skip
-    assert summary["draft_greedy_difference"]["mean"] == -0.5 and summary["sets"] == {"prompts": "p"}
+    assert summary["draft_greedy_difference"]["mean"] == -0.5 and summary["sets"].keys() == items.texts().keys()
+    assert summary["sets"]["prompts"] == digest([prompt.text for prompt in items.prompts])
 
 
 def test_the_table_has_greedy_above_sampled_and_no_kinds(evaluation, capsys):

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from r3_rl.errors import InputError
 from r3_rl.evaluate import run as runs
+from r3_rl.evaluate.base import bench_of
 from r3_rl.evaluate.run import train
-from r3_rl.evaluate.shapes import ShapesBench
 from r3_rl.observe.compare import compare
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
@@ -96,12 +96,13 @@ def whole(recipe):
     """A run that nothing disturbs."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        folder = train(recipe(), bench=bench(), name="mine").folder
+        folder = train(recipe(), bench=bench(recipe()), name="mine").folder
     return Said(folder, out.getvalue())
 
 
-def bench():
-    return ShapesBench(
+def bench(recipe):
+    return bench_of(
+        recipe,
         num_prompts=4,
         num_fixed=4,
         num_right=2,
@@ -110,7 +111,7 @@ def bench():
         num_plans=2,
         num_edits=2,
         num_own_questions=2,
-        rounds=1,
+        num_others=2,
     )
 
 
@@ -163,7 +164,7 @@ def test_rollouts_of_some_steps_are_kept(whole):
 
 
 def test_the_gallery_changes_nothing_of_the_training(recipe, whole):
-    without = train(recipe("observe.gallery=0"), bench=bench()).folder
+    without = train(recipe("observe.gallery=0"), bench=bench(recipe())).folder
     assert_same_adapter(whole.folder, without)
     assert all(row["phase"] != "during" for row in read_lines(without / "trajectories.jsonl").rows)
     said = compare([whole.folder, without])
@@ -178,7 +179,7 @@ def assert_same_adapter(one, other):
 @pytest.mark.parametrize(("limit_s", "steps"), [(0.01, 1), (3600.0, 4)])
 def test_training_leaves_time_to_measure_again(recipe, limit_s, steps):
     """However little there is, one step is made and the run is measured and reported as any other."""
-    result = train(recipe(), bench=bench(), limit_s=limit_s)
+    result = train(recipe(), bench=bench(recipe()), limit_s=limit_s)
     assert [row["step"] for row in read_lines(result.folder / "metrics.jsonl").rows] == list(range(1, steps + 1))
     assert result.after is not None and (result.folder / "report.html").is_file()
 
@@ -192,7 +193,7 @@ def test_an_interrupted_run_goes_on_where_it_was(recipe, whole, monkeypatch, cap
         return trainer
 
     monkeypatch.setattr(runs, "build_trainer", interrupting)
-    stopped = train(recipe(), bench=bench())
+    stopped = train(recipe(), bench=bench(recipe()))
     assert stopped.interrupted and stopped.after is None
     assert f"go on with --resume {stopped.folder}" in capsys.readouterr().out
     monkeypatch.setattr(runs, "build_trainer", build)
@@ -200,7 +201,7 @@ def test_an_interrupted_run_goes_on_where_it_was(recipe, whole, monkeypatch, cap
     shutil.copytree(stopped.folder / "checkpoints" / "checkpoint-3", cut_off)
     (cut_off / "trainer_state.json").unlink()
     (cut_off / "adapter_model.safetensors").write_bytes(b"half")
-    finished = train(recipe(), bench=bench(), resume=str(stopped.folder))
+    finished = train(recipe(), bench=bench(recipe()), resume=str(stopped.folder))
     assert "resuming from" in capsys.readouterr().out
     assert not finished.interrupted and finished.folder == stopped.folder
     assert_same_adapter(whole.folder, finished.folder)
@@ -213,7 +214,9 @@ def test_an_interrupted_run_goes_on_where_it_was(recipe, whole, monkeypatch, cap
 
 
 def test_full_weights_leave_a_folder_that_loads(recipe, base):
-    folder = train(recipe("lora.enabled=false", "algorithm.beta=0.1", "training.max_steps=2"), bench=bench()).folder
+    folder = train(
+        recipe("lora.enabled=false", "algorithm.beta=0.1", "training.max_steps=2"), bench=bench(recipe())
+    ).folder
     trained, plain = load_bagel(folder / "model").state_dict(), load_bagel(base).state_dict()
     moved = {name for name in plain if not torch.equal(trained[name], plain[name])}
     assert moved and all(".layers." in name and "vit_model" not in name for name in moved)
@@ -225,7 +228,7 @@ def test_sharded_full_weights_are_measured_against_their_base(recipe, base, monk
     loaded, load = [], runs.load_policy
     monkeypatch.setattr(runs, "load_policy", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1])
     changes = ("lora.enabled=false", "training.shard_optimizer=true", "training.max_steps=2")
-    train(recipe(*changes), bench=bench())
+    train(recipe(*changes), bench=bench(recipe()))
     policy, plain = loaded[0].policy, load_bagel(base).state_dict()
     trained = {name: tensor.clone() for name, tensor in policy.module.state_dict().items()}
     with policy.reference():
@@ -284,6 +287,6 @@ def test_scorers_end_with_the_run_even_when_it_fails(recipe, monkeypatch):
     monkeypatch.setattr(runs, "build_trainer", failing)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError):
-        train(recipe(), bench=bench())
+        train(recipe(), bench=bench(recipe()))
     assert closed == [True]
     assert signal.getsignal(signal.SIGINT) is before, "Ctrl-C is the process's own again"

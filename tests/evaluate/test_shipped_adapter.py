@@ -7,6 +7,7 @@ import os
 
 from r3_rl.evaluate.refiner import SHIPPED, Refiner
 from r3_rl.policy.bagel.checkpoint import fingerprint
+from r3_rl.worlds.base import find_world
 from r3_rl.worlds.shapes.prompts import sample_prompts
 from r3_rl.worlds.shapes.shipped import adapter_folder, weights_folder
 
@@ -33,4 +34,4 @@ def test_a_folder_of_that_name_goes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / SHIPPED).symlink_to(adapter_folder())
     assert os.path.samefile(SHIPPED, adapter_folder())
-    assert Refiner.from_pretrained(adapter=SHIPPED).in_shapes_world
+    assert Refiner.from_pretrained(adapter=SHIPPED).world is find_world()

@@ -45,7 +45,7 @@ def test_a_world_of_another_package_is_known_to_recipes(installed):
 
 def test_what_a_world_lacks_is_named(installed):
     installed("mars", "half_a_world", "class WORLD:\n    name, image_size, tags = 'mars', 8, ()\n")
-    with pytest.raises(InputError, match=r"world 'mars' lacks prompts, .*weights_folder"):
+    with pytest.raises(InputError, match=r"world 'mars' lacks background, .*weights_folder"):
         find_world("mars")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from r3_rl.worlds.shapes.data import ShapesStream, fixed_wrong_drafts, held_out_questions
+from r3_rl.worlds.shapes.data import ShapesStream
 from r3_rl.worlds.shapes.inspector import inspect
 from r3_rl.worlds.shapes.judging import edits_needed, judge
 from r3_rl.worlds.shapes.language import STOP, apply_instruction, parse_instruction, parse_listing, parse_plan
@@ -20,15 +20,19 @@ def same(left, right):
     return all(
         np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
         for x, y in zip(left, right, strict=True)
-        for a, b in zip(x, y, strict=True)
+        for a, b in zip(fields_of(x), fields_of(y), strict=True)
     )
+
+
+def fields_of(sample):
+    return tuple(sample) if isinstance(sample, tuple) else tuple(vars(sample).values())
 
 
 @pytest.mark.parametrize("kind", ["text_to_image", "edits", "critiques", "questions"])
 def test_a_seed_gives_the_same_samples(kind):
     first, second, other = (getattr(ShapesStream(seed=seed), kind)(20) for seed in (1, 1, 2))
     assert same(first, second) and not same(first, other)
-    assert all(a.dtype == np.float32 for a in first[0] if isinstance(a, np.ndarray))
+    assert all(a.dtype == np.float32 for a in fields_of(first[0]) if isinstance(a, np.ndarray))
 
 
 def test_text_to_image_is_wrong_as_often_as_it_says():
@@ -122,19 +126,7 @@ def test_answers_are_balanced_and_right():
     assert asked["is there a red circle"] == "yes"
 
 
-def test_fixed_wrong_drafts_are_wrong_held_out_and_fixed():
-    drafts = fixed_wrong_drafts(200)
-    assert same(drafts, fixed_wrong_drafts(200))
-    always = {"single_object", "two_object", "colors"}
-    assert all(is_held_out(d.prompt) or d.prompt.columns["tag"] in always for d in drafts)
-    assert not any(judge(d.scene, d.prompt).strict for d in drafts)
-    seen = inspect(np.stack([d.image for d in drafts]))
-    wrong = [not judge(s.objects, d.prompt).strict for s, d in zip(seen, drafts, strict=True)]
-    assert np.mean(wrong) >= 0.97
-    assert any(o.malformed for d in drafts for o in d.scene)
-
-
-def test_held_out_questions_are_fixed():
-    assert same(held_out_questions(20, 1), held_out_questions(20, 1))
-    kinds = held_out_questions(20, 1, kinds=["count"])
-    assert all(q.question.startswith("how many") and q.text.endswith(q.answer) for q in kinds)
+def test_questions_have_the_answer_at_the_end_of_their_reply():
+    asked = ShapesStream(seed=1).questions(20, kinds=["count"])
+    assert all(q.words.startswith("how many") and q.text == f"{q.words} ?" for q in asked)
+    assert all(q.reply.endswith(f"</think> {q.answer}") for q in asked)

@@ -116,7 +116,7 @@ def test_the_tokenizer_knows_every_word_the_world_says(tmp_path):
     texts += [sample.plan for sample in stream.text_to_image(300)]
     texts += [sample.instruction for sample in stream.edits(300)]
     texts += [f"check {sample.prompt} {sample.text}" for sample in stream.critiques(300)]
-    texts += [f"{sample.question} ? {sample.text}" for sample in stream.questions(300)]
+    texts += [f"{sample.text} {sample.reply}" for sample in stream.questions(300)]
     unknown = tokenizer.token_to_id("<unk>")
     for text in texts:
         ids = tokenizer.encode(text).ids

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from r3_rl.types import Prompt
+from r3_rl.worlds.base import Edited, Question, Seed, Tags
 from r3_rl.worlds.shapes.drawing import render, roughen_pixels
 from r3_rl.worlds.shapes.judging import edits_needed, useful_edits
-from r3_rl.worlds.shapes.language import answer_text, critique_text, instruction_text, plan_text
+from r3_rl.worlds.shapes.language import answer_text, critique_text, instruction_text, plan_text, question_text
 from r3_rl.worlds.shapes.prompts import sample_prompts, sample_scene
-from r3_rl.worlds.shapes.questions import QUESTION_KINDS, ask
+from r3_rl.worlds.shapes.questions import QUESTION_KINDS, Asked, ask
 from r3_rl.worlds.shapes.scene import Edit, Scene, apply_edit, pick, random_edit, random_scene, roughen
-
-Tags = Sequence[str] | Mapping[str, float] | None
 
 
 class Drawn(NamedTuple):
@@ -27,40 +26,12 @@ class Drawn(NamedTuple):
     """float32 [3, 36, 36] in [0, 1], as all images here."""
 
 
-class Edited(NamedTuple):
-    """An image, one instruction, and the image after it."""
-
-    source: np.ndarray
-    instruction: str
-    target: np.ndarray
-
-
 class Critiqued(NamedTuple):
     """What to say about an image that was drawn for a prompt."""
 
     image: np.ndarray
     prompt: str
     text: str
-
-
-class Answered(NamedTuple):
-    """A question without question mark; `text` is what is seen and then `answer`, one word."""
-
-    image: np.ndarray
-    question: str
-    text: str
-    answer: str
-    kind: str
-    """One of QUESTION_KINDS."""
-
-
-class WrongDraft(NamedTuple):
-    """An image that does not satisfy its prompt, made without a model."""
-
-    prompt: Prompt
-    image: np.ndarray
-    scene: Scene
-    """What was drawn, for looking up what a critique should have said."""
 
 
 class ShapesStream:
@@ -71,7 +42,7 @@ class ShapesStream:
     (3, 36, 36)
     """
 
-    def __init__(self, *, seed: int, split: str = "train", tags: Tags = None) -> None:
+    def __init__(self, *, seed: Seed, split: str = "train", tags: Tags = None) -> None:
         """`tags` are the kinds of prompts, with weights if a mapping; each method can be given others."""
         self.rng = np.random.default_rng(seed)
         self.split = split
@@ -133,8 +104,8 @@ class ShapesStream:
             targets.append(target)
         pixels = render(sources + targets)
         return [
-            Edited(*sample)
-            for sample in zip(
+            Edited(source=source, instruction=instruction, target=target)
+            for source, instruction, target in zip(
                 roughen_pixels(pixels[:n], rng, max_noise=max_noise), instructions, pixels[n:], strict=True
             )
         ]
@@ -174,16 +145,13 @@ class ShapesStream:
         images = roughen_pixels(render(scenes), rng, max_noise=max_noise)
         return [Critiqued(*sample) for sample in zip(images, prompts, texts, strict=True)]
 
-    def questions(self, n: int, *, max_noise: float = 0.04, kinds: Sequence[str] = QUESTION_KINDS) -> list[Answered]:
-        """Image, question, the answer's text (what is seen, then one word) and the word alone."""
+    def questions(self, n: int, *, max_noise: float = 0.04, kinds: Sequence[str] = QUESTION_KINDS) -> list[Question]:
+        """Questions about random scenes."""
         rng = self.rng
         scenes = [random_scene(int(rng.random() * 7), rng) for _ in range(n)]
         asked = [ask(scene, pick(kinds, rng), rng) for scene in scenes]
         images = roughen_pixels(render(scenes), rng, max_noise=max_noise)
-        return [
-            Answered(image, question.text, answer_text(scene, question.answer), question.answer, question.kind)
-            for image, question, scene in zip(images, asked, scenes, strict=True)
-        ]
+        return [posed(*row) for row in zip(asked, images, scenes, strict=True)]
 
 
 def _edited(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -230,20 +198,27 @@ def wrong_scene(scene: Scene, prompt: Prompt, rng: np.random.Generator, *, rough
     return corrupt(scene, prompt, rng, num_edits=num_errors)
 
 
-def fixed_wrong_drafts(
-    n: int = 500, *, seed: int = 20_000, tags: Tags = None, rough_share: float = 0.25
-) -> list[WrongDraft]:
-    """The same wrong images for the same arguments, for held-out prompts: reflection is judged on them.
+def near_miss(scene: Scene, prompt: Prompt, rng: np.random.Generator) -> Scene:
+    """Change a scene that satisfies the prompt by one random edit so that one edit is needed to satisfy it again.
 
-    Own wrong drafts alone mislead: a policy that got better keeps only its hard ones.
+    >>> rng = np.random.default_rng(0)
+    >>> prompt = sample_prompts(1, seed=0)[0]
+    >>> edits_needed(near_miss(sample_scene(prompt, rng), prompt, rng), prompt)
+    1
     """
-    rng = np.random.default_rng(seed)
-    prompts = sample_prompts(n, split="held_out", tags=tags, seed=rng)
-    scenes = [wrong_scene(sample_scene(prompt, rng), prompt, rng, rough_share=rough_share) for prompt in prompts]
-    images = roughen_pixels(render(scenes), rng)
-    return [WrongDraft(*draft) for draft in zip(prompts, images, scenes, strict=True)]
+    while True:
+        after = apply_edit(scene, random_edit(scene, rng), rng)
+        if after is not None and edits_needed(after, prompt) == 1:
+            return after
 
 
-def held_out_questions(n: int, seed: int, *, kinds: Sequence[str] = QUESTION_KINDS) -> list[Answered]:
-    """Questions about scenes of a seed of their own (scenes are random, so none is met in training)."""
-    return ShapesStream(seed=seed).questions(n, kinds=kinds)
+def posed(question: Asked, image: np.ndarray, scene: Scene) -> Question:
+    """The question about an image that shows the scene."""
+    return Question(
+        image=image,
+        words=question.text,
+        text=question_text(question.text),
+        answer=question.answer,
+        reply=answer_text(scene, question.answer),
+        kind=question.kind,
+    )

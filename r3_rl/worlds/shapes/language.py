@@ -86,6 +86,15 @@ def answer_text(scene: Scene, answer: str) -> str:
     return f"{thoughts(reading_order(scene))} {answer}"
 
 
+def question_text(question: str) -> str:
+    """A question as the model reads it.
+
+    >>> question_text("how many circles")
+    'how many circles ?'
+    """
+    return f"{question} ?"
+
+
 def _objects(words: list[str]) -> list[Obj] | None:
     if words == [NOTHING]:
         return []

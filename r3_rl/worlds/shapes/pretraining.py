@@ -5,21 +5,40 @@ from __future__ import annotations
 import torch
 
 from r3_rl.policy.base import Example
+from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.types import ImagePiece, TextPiece
-from r3_rl.worlds.shapes.data import ShapesStream, Tags
+from r3_rl.worlds.base import Batches, Tags
+from r3_rl.worlds.shapes.data import ShapesStream
+from r3_rl.worlds.shapes.prompts import TAGS
 
 KINDS = ("text_to_image", "edit", "critique", "question", "plan")
 CHECK = "check {prompt}"
 """What stands before a critique; the protocol `compact` uses the same words."""
 
 
-def question_text(question: str) -> str:
-    """A question as the model reads it.
+def batches(settings: PretrainSection, *, seed: int) -> Batches:
+    """The examples of a leg of pretraining: kinds of prompts are weighed as the settings say."""
+    stream = ShapesStream(seed=seed + 1)
+    tags = {tag: settings.position_weight if tag == "position" else 1.0 for tag in TAGS}
+    draw_tags = {tag: weight * settings.draw_weights.get(tag, 1.0) for tag, weight in tags.items()}
+    # words alone teach relations slowly and cost little, so most of the plans without image are about positions
+    plan_tags = {tag: settings.draw_weights.get(tag, 1.0) * (4.0 if tag == "position" else 0.4) for tag in TAGS}
+    tags_of = {"text_to_image": draw_tags, "plan": plan_tags}
 
-    >>> question_text("how many circles")
-    'how many circles ?'
-    """
-    return f"{question} ?"
+    def next_ones(kind: str, count: int) -> list[Example]:
+        return examples(
+            stream,
+            kind,
+            count,
+            plan_noise=settings.plan_noise,
+            plan_errors=settings.plan_errors,
+            image_noise=settings.image_noise,
+            edit_noise=settings.edit_noise,
+            critique_noise=settings.critique_noise,
+            tags=tags_of.get(kind, tags),
+        )
+
+    return next_ones
 
 
 def examples(
@@ -69,8 +88,8 @@ def examples(
         ]
     return [
         Example(
-            context=(ImagePiece(image=torch.from_numpy(q.image)), TextPiece(text=question_text(q.question))),
-            answer=q.text,
+            context=(ImagePiece(image=torch.from_numpy(q.image)), TextPiece(text=q.text)),
+            answer=q.reply,
         )
         for q in stream.questions(count)
     ]

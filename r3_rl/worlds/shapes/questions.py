@@ -13,7 +13,7 @@ from r3_rl.worlds.shapes.scene import CELLS, COLORS, SHAPES, Scene, pick
 QUESTION_KINDS = ("count", "exists", "color", "shape", "relation")
 
 
-class Question(NamedTuple):
+class Asked(NamedTuple):
     """A question without its question mark, and the answer's word."""
 
     kind: str
@@ -21,7 +21,7 @@ class Question(NamedTuple):
     answer: str
 
 
-def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
+def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Asked:
     """A question of one kind about the scene. Where the answer is yes or no, each has about half of the questions.
 
     A relation needs two objects unlike all others; a scene without them is asked for a count.
@@ -38,7 +38,7 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
             fitting = [r for r in RELATIONS if holds(r, a.cell, b.cell) == wanted] or list(RELATIONS)
             relation = pick(fitting, rng)
             text = f"is the {a.color} {a.shape} {relation} the {b.color} {b.shape}"
-            return Question(kind, text, "yes" if holds(relation, a.cell, b.cell) else "no")
+            return Asked(kind, text, "yes" if holds(relation, a.cell, b.cell) else "no")
         kind = "count"
     if kind == "count":
         return _count(scene, rng)
@@ -48,13 +48,13 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
     row, col = o.cell if o else pick(CELLS, rng)
     there = next((x for x in scene if x.cell == (row, col)), None)
     if kind == "shape":
-        return Question(kind, f"what shape is {cell_words(row, col)}", there.shape if there else "none")
+        return Asked(kind, f"what shape is {cell_words(row, col)}", there.shape if there else "none")
     shape = o.shape if o else pick(SHAPES, rng)
     answer = there.color if there and there.shape == shape else "none"
-    return Question(kind, f"what color is the {shape} {cell_words(row, col)}", answer)
+    return Asked(kind, f"what color is the {shape} {cell_words(row, col)}", answer)
 
 
-def _count(scene: Scene, rng: np.random.Generator) -> Question:
+def _count(scene: Scene, rng: np.random.Generator) -> Asked:
     """Half of the time about something that is there."""
     o = pick(scene, rng) if scene and rng.random() < 0.5 else None
     color, shape = (o.color, o.shape) if o else (pick(COLORS, rng), pick(SHAPES, rng))
@@ -62,10 +62,10 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
     color, shape = (color, "") if form == 0 else ("", shape) if form == 1 else (color, shape)
     number = sum(color in ("", x.color) and shape in ("", x.shape) for x in scene)
     what = " ".join(word for word in (color, plural(shape) if shape else "") if word)
-    return Question("count", f"how many {what}", NUMBERS[number])
+    return Asked("count", f"how many {what}", NUMBERS[number])
 
 
-def _exists(scene: Scene, rng: np.random.Generator) -> Question:
+def _exists(scene: Scene, rng: np.random.Generator) -> Asked:
     """A "no" is mostly a near miss: the colour of one object and the shape of another."""
     present = {(o.color, o.shape) for o in scene}
     if present and rng.random() < 0.5:
@@ -74,4 +74,4 @@ def _exists(scene: Scene, rng: np.random.Generator) -> Question:
         near = [(a, b) for a in {o.color for o in scene} for b in {o.shape for o in scene} if (a, b) not in present]
         anything = [(a, b) for a in COLORS for b in SHAPES if (a, b) not in present]
         color, shape = pick(sorted(near) if near and rng.random() < 0.6 else anything, rng)
-    return Question("exists", f"is there a {color} {shape}", "yes" if (color, shape) in present else "no")
+    return Asked("exists", f"is there a {color} {shape}", "yes" if (color, shape) in present else "no")

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from r3_rl.evaluate import measured
-from r3_rl.evaluate.reflection import Refined
-from r3_rl.evaluate.shapes import judge
-from r3_rl.evaluate.shapes_drawing import (
+from r3_rl.evaluate.painting import (
     measure_edits,
     measure_instructions,
     measure_true_plans,
     plan_and_painter,
     plan_is_right,
 )
+from r3_rl.evaluate.reflection import Refined
 from r3_rl.types import TextPiece
-from r3_rl.worlds.shapes.data import ShapesStream, fixed_wrong_drafts
+from r3_rl.worlds.base import find_world
+from r3_rl.worlds.sets import wrong_drafts
 from r3_rl.worlds.shapes.drawing import render
 from r3_rl.worlds.shapes.judging import useful_edits
 from r3_rl.worlds.shapes.language import apply_instruction, critique_text, parse_plan, plan_text
@@ -27,6 +27,7 @@ from r3_rl.worlds.shapes.prompts import Group, make_prompt, sample_prompts
 from r3_rl.worlds.shapes.scene import Edit, Obj, free_cells
 from tests.evaluate.scripted import BROKEN, STOP, Scripted, critique, settings, trajectory
 
+WORLD = find_world("shapes")
 TWO_CIRCLES = make_prompt("counting", [Group("circle", 2)])
 LEFT_OF = make_prompt("position", [Group("circle", 1, "red"), Group("cross", 1, "blue")], "left of")
 
@@ -46,7 +47,7 @@ LEFT_OF = make_prompt("position", [Group("circle", 1, "red"), Group("cross", 1, 
     ],
 )
 def test_a_plan_is_right_if_its_words_satisfy_the_prompt(prompt, plan, is_right):
-    assert plan_is_right(plan, prompt) is is_right
+    assert plan_is_right(WORLD, plan, prompt) is is_right
 
 
 def test_an_image_is_asked_for_only_where_the_plan_is_right():
@@ -57,12 +58,14 @@ def test_an_image_is_asked_for_only_where_the_plan_is_right():
         trajectory(0.0, plan=bad, prompt=TWO_CIRCLES),
         trajectory(1.0, plan=bad, prompt=TWO_CIRCLES),
     ]
-    assert plan_and_painter(walked) == {
+    assert plan_and_painter(WORLD, walked) == {
         "plan_right": [1.0, 1.0, 0.0, 0.0], "image_right_given_plan": [1.0, 0.0]
     }  # fmt: skip
-    only_bad = plan_and_painter(walked[2:])
+    only_bad = plan_and_painter(WORLD, walked[2:])
     assert only_bad == {"plan_right": [0.0, 0.0], "image_right_given_plan": []}, "no right plan, no figure"
-    assert plan_and_painter([trajectory(1.0)]) == {"plan_right": [], "image_right_given_plan": []}, "plans are off"
+    assert plan_and_painter(WORLD, [trajectory(1.0)]) == {"plan_right": [], "image_right_given_plan": []}, (
+        "plans are off"
+    )
 
 
 def test_true_plans_are_given_as_text_and_the_image_is_judged(monkeypatch):
@@ -70,25 +73,25 @@ def test_true_plans_are_given_as_text_and_the_image_is_judged(monkeypatch):
     prompts = sample_prompts(4, split="held_out", seed=5)
     blank = torch.zeros(3, 36, 36)
     policy = Scripted(images=[blank] * 4)
-    assert measure_true_plans(policy, prompts, settings(), judge, seed=3) == [0.0] * 4
+    assert measure_true_plans(WORLD, policy, prompts, settings(), seed=3) == [0.0] * 4
     for context, prompt in zip(policy.drawn_from, prompts, strict=True):
         words, plan = (piece.text for piece in context if isinstance(piece, TextPiece))
-        assert words == prompt.text and plan_is_right(plan, prompt)
+        assert words == prompt.text and plan_is_right(WORLD, plan, prompt)
     plans = [parse_plan(context[-1].text) for context in policy.drawn_from]
     again = Scripted(images=[torch.from_numpy(i) for i in render([tuple(p) for p in plans])])
-    assert measure_true_plans(again, prompts, settings(), judge, seed=3) == [1.0] * 4
+    assert measure_true_plans(WORLD, again, prompts, settings(), seed=3) == [1.0] * 4
     assert again.drawn_from[0][-1].text == policy.drawn_from[0][-1].text, "the same plans before and after"
     assert policy.asked == [], "no text is written"
-    assert measure_true_plans(policy, prompts, replace(settings(), plan=None), judge, seed=3) == []
+    assert measure_true_plans(WORLD, policy, prompts, replace(settings(), plan=None), seed=3) == []
 
 
 def test_edits_of_a_perfect_painter_are_all_right(monkeypatch):
     monkeypatch.setattr(measured, "CHUNK", 4)
-    edits = ShapesStream(seed=2).edits(6)
+    edits = WORLD.edits(6, seed=2)
     perfect = Scripted(images=[torch.from_numpy(e.target) for e in edits])
-    assert measure_edits(perfect, edits, settings(), seed=1) == [1.0] * 6
+    assert measure_edits(WORLD, perfect, edits, settings(), seed=1) == [1.0] * 6
     unmoved = Scripted(images=[torch.from_numpy(e.source) for e in edits])
-    assert measure_edits(unmoved, edits, settings(), seed=1) == [0.0] * 6
+    assert measure_edits(WORLD, unmoved, edits, settings(), seed=1) == [0.0] * 6
 
 
 def refined(text, scene=None):
@@ -97,24 +100,28 @@ def refined(text, scene=None):
 
 
 def test_an_instruction_is_useful_if_followed_it_leaves_less_to_do():
-    drafts, rng = fixed_wrong_drafts(8), np.random.default_rng(0)
+    drafts, rng = wrong_drafts(WORLD, 8), np.random.default_rng(0)
     useful = [critique_text(d.scene, useful_edits(d.scene, d.prompt, rng)[0]) for d in drafts]
-    assert measure_instructions(drafts, [refined(text) for text in useful])["instruction_useful"] == [1.0] * 8
-    stops = measure_instructions(drafts, [refined(STOP)] * 8)
+    assert measure_instructions(WORLD, drafts, [refined(text) for text in useful])["instruction_useful"] == [1.0] * 8
+    stops = measure_instructions(WORLD, drafts, [refined(STOP)] * 8)
     assert stops == {"instruction_useful": [0.0] * 8, "edit_carried_out": []}, "nothing was asked for"
-    clean = [d for d in fixed_wrong_drafts(40) if d.scene and free_cells(d.scene) and not any(o.rough for o in d.scene)]
+    clean = [
+        d for d in wrong_drafts(WORLD, 40) if d.scene and free_cells(d.scene) and not any(o.rough for o in d.scene)
+    ]
     idle = [d for d in clean if d.prompt.columns["tag"] != "position"]
     for draft in idle:
         o, (row, col) = draft.scene[0], free_cells(draft.scene)[0]
         text = critique_text(draft.scene, Edit("move", "", o.shape, o.row, o.col, to_row=row, to_col=col))
-        assert measure_instructions([draft], [refined(text)])["instruction_useful"] == [0.0], "as many edits as before"
+        assert measure_instructions(WORLD, [draft], [refined(text)])["instruction_useful"] == [0.0], (
+            "as many edits as before"
+        )
     assert idle
     elsewhere = [critique_text(d.scene, Edit("remove", "red", "circle", *free_cells(d.scene)[0])) for d in drafts]
-    assert measure_instructions(drafts, [refined(text) for text in elsewhere])["instruction_useful"] == [0.0] * 8
+    assert measure_instructions(WORLD, drafts, [refined(text) for text in elsewhere])["instruction_useful"] == [0.0] * 8
 
 
 def test_an_edit_is_carried_out_if_the_image_shows_exactly_what_it_says():
-    drafts = [d for d in fixed_wrong_drafts(30) if d.scene and free_cells(d.scene)][:4]
+    drafts = [d for d in wrong_drafts(WORLD, 30) if d.scene and free_cells(d.scene)][:4]
     scenes = [d.scene for d in drafts]
     words = [
         f"add a red circle {plan_text((Obj('red', 'circle', *free_cells(s)[0]),)).split('circle ')[1].split(' </')[0]}"
@@ -129,14 +136,16 @@ def test_an_edit_is_carried_out_if_the_image_shows_exactly_what_it_says():
         refined(said[2], (*after[2], Obj("blue", "cross", *free_cells(after[2])[0]))),  # and more than was asked for
         refined("<think> x </think> remove the moon", after[3]),  # an instruction that no rule can follow
     ]
-    found = measure_instructions(drafts, made)
+    found = measure_instructions(WORLD, drafts, made)
     assert found["edit_carried_out"] == [1.0, 0.0, 0.0]
-    assert measure_instructions(drafts, [refined(BROKEN)] * 4)["edit_carried_out"] == []
+    assert measure_instructions(WORLD, drafts, [refined(BROKEN)] * 4)["edit_carried_out"] == []
 
 
 def test_malformed_objects_that_nobody_named_may_stay():
     worn = [
-        d for d in fixed_wrong_drafts(200) if any(o.rough for o in d.scene) and len(d.scene) > 1 and free_cells(d.scene)
+        d
+        for d in wrong_drafts(WORLD, 200)
+        if any(o.rough for o in d.scene) and len(d.scene) > 1 and free_cells(d.scene)
     ][:3]
     assert worn
     for draft in worn:
@@ -145,4 +154,4 @@ def test_malformed_objects_that_nobody_named_may_stay():
             continue
         text = critique_text(draft.scene, Edit("remove", "", clean.shape, clean.row, clean.col))
         after = apply_instruction(draft.scene, text.split("</think> ")[1])
-        assert measure_instructions([draft], [refined(text, after)])["edit_carried_out"] == [1.0]
+        assert measure_instructions(WORLD, [draft], [refined(text, after)])["edit_carried_out"] == [1.0]

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from r3_rl.evaluate import shapes
+from r3_rl.evaluate.fixed_sets import FixedSets, OwnDrafts, Sizes, digest
+from r3_rl.evaluate.loop_bench import LoopBench
 from r3_rl.evaluate.measured import differences
-from r3_rl.evaluate.shapes import ShapesBench
-from r3_rl.evaluate.shapes_sets import FixedSets, OwnDrafts
 from r3_rl.observe.measures import GROUPS, OWN, greedy, measure_of, pattern, plain_names
 from r3_rl.policy.base import Sampling
 from r3_rl.types import Verdict
+from r3_rl.worlds.base import find_world
 from tests.evaluate.scripted import trajectory
 from tests.policy.tiny import loop, tiny_policy
 from tests.training.rollouts import trained_policy
@@ -31,31 +31,50 @@ def policy():
     return made
 
 
-def small_bench(**options):
-    sizes = {"num_prompts": 6, "num_fixed": 6, "num_right": 4, "num_questions": 5, "num_pairs": 3, "num_plans": 3}
-    sizes["num_others"] = options.pop("num_others", 4)
-    return ShapesBench(**sizes, num_edits=3, num_own_questions=4, rounds=1, **options)
+SIZES = Sizes(
+    num_prompts=6, num_fixed=6, num_right=4, num_questions=5, num_pairs=3, num_plans=3, num_others=4, num_edits=3,
+    num_own_questions=4,
+)  # fmt: skip
 
 
-def by_light(images, prompts):
+class ByLight(LoopBench):
     """Right if the first pixel is bright: some of an untrained policy's drafts."""
-    return [Verdict(total=float(image[0, 0, 0] > 0.5)) for image in images]
+
+    def judge(self, images, prompts):
+        return [Verdict(total=float(image[0, 0, 0] > 0.5)) for image in images]
+
+
+class Always(LoopBench):
+    """Every image is right, or none is."""
+
+    total = 0.0
+
+    def judge(self, images, prompts):
+        return [Verdict(total=self.total) for _ in images]
+
+
+def small(kind=LoopBench, *, tags=None, settings=SETTINGS, sizes=SIZES):
+    return kind(world=find_world("shapes"), settings=settings, sizes=sizes, tags=tags, rounds=1)
+
+
+def measure(policy, **options):
+    """One phase."""
+    bench = small(**options)
+    return bench.run(policy, bench.items()).values
 
 
 @pytest.fixture(scope="module")
 def phases(policy):
     """The same policy measured twice with one bench; judged so that some of its drafts are right."""
-    bench = small_bench(tags=("counting", "multi_count"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "judge", by_light)
-        before = bench.measure(policy, SETTINGS)
-        fixed = bench.fixed
-        return bench, fixed, before, bench.measure(policy, SETTINGS)
+    bench = small(ByLight, tags=("counting", "multi_count"))
+    before = bench.run(policy, bench.items())
+    return bench, before, bench.run(policy, before.items)
 
 
 def test_both_phases_are_judged_on_the_same_sets(phases):
-    bench, fixed, before, after = phases
-    assert bench.fixed is fixed
+    bench, before, after = phases
+    items, fixed = before.items, before.items.fixed
+    assert bench.items().fixed is None and after.items.fixed is fixed
     assert len(fixed.wrong.images) == 6 and len(fixed.rights.images) == 4
     own = [t.rounds[0].image.image for t in before.trajectories]
     num_wrong = before.values["draft"].count(0.0)
@@ -66,23 +85,22 @@ def test_both_phases_are_judged_on_the_same_sets(phases):
     assert SAME_ITEMS | {greedy(name) for name in SAME_ITEMS} <= set(changes)
     assert all(change.mean == 0 for change in changes.values()), "the same policy twice"
     assert before.values["ita_base_drafts"] == after.values["ita_base_drafts"], "though read once in the first phase"
-    assert {p.columns["tag"] for p in bench.prompts()} == {"counting", "multi_count"}
-    assert [p.text for p in bench.prompts()] == [t.prompt.text for t in before.trajectories]
+    assert {p.columns["tag"] for p in items.prompts} == {"counting", "multi_count"}
+    assert [p.text for p in items.prompts] == [t.prompt.text for t in before.trajectories]
 
 
 def test_kinds_that_are_not_asked_for_are_measured_as_a_control(policy):
-    bench = small_bench(tags=("counting", "multi_count"), num_others=5)
-    others = {prompt.columns["tag"] for prompt in bench._other_prompts()}
-    assert others and not others & {"counting", "multi_count"}
-    found = bench.measure(policy, SETTINGS).values
-    assert len(found["other_draft"]) == len(found["other_final_greedy"]) == 5
-    everything = small_bench(num_others=5)
-    assert everything._other_prompts() == []
-    assert not any(name.startswith("other_") for name in everything.measure(policy, SETTINGS).values)
+    kinds = ("counting", "multi_count")
+    others = {prompt.columns["tag"] for prompt in small(tags=kinds).items().others}
+    assert others and not others & set(kinds)
+    found = measure(policy, tags=kinds)
+    assert len(found["other_draft"]) == len(found["other_final_greedy"]) == 4
+    assert small().items().others == ()
+    assert not any(name.startswith("other_") for name in measure(policy))
 
 
 def test_every_figure_of_the_table_is_measured_in_its_decodings(phases):
-    _, _, found, _ = phases
+    _, found, _ = phases
     plain = set(plain_names(found.values))
     expected = {name for group in GROUPS.values() for name in group}
     # the texts of an untrained policy are no plans and fit no scene, and nothing that it draws has a clean object; a
@@ -96,16 +114,15 @@ def test_every_figure_of_the_table_is_measured_in_its_decodings(phases):
         decodings = {"both": {name, greedy(name)}, "sampled": {name}, "once": {name}}[measure.decoding]
         assert {n for n in (name, greedy(name)) if n in found.values} == decodings, name
     assert all(found.values.values()), "no figure without items"
-    assert found.intervals().keys() == found.values.keys()
+    assert phases[0].figures(found).keys() == found.values.keys()
 
 
-def test_a_trained_policy_is_measured_on_the_bases_drafts_and_on_its_own(monkeypatch):
-    monkeypatch.setattr(shapes, "judge", by_light)
-    bench, trained = small_bench(), trained_policy(moved=0.4)
+def test_a_trained_policy_is_measured_on_the_bases_drafts_and_on_its_own():
+    bench, trained = small(ByLight), trained_policy(moved=0.4)
     with trained.reference():
-        before = bench.measure(trained, SETTINGS)
+        before = bench.run(trained, bench.items())
     assert before.values["ita_base_drafts"] == before.values["ita_own_drafts"], "the base's drafts are its own"
-    after = bench.measure(trained, SETTINGS)
+    after = bench.run(trained, before.items)
     base, own = (after.values[f"ita_{whose}_drafts_greedy"] for whose in ("base", "own"))
     assert len(base) == len(before.values["ita_base_drafts_greedy"]) > 0
     assert base != own or len(base) != len(own)
@@ -118,28 +135,28 @@ def test_a_trained_policy_is_measured_on_the_bases_drafts_and_on_its_own(monkeyp
 
 @pytest.mark.parametrize("total", [0.0, 1.0])
 def test_drafts_of_one_kind_only_leave_out_what_wants_both(policy, monkeypatch, total):
-    monkeypatch.setattr(shapes, "judge", lambda images, prompts: [Verdict(total=total) for _ in images])
-    bench = small_bench()
-    bench.measure(policy, SETTINGS)
-    found = bench.measure(policy, SETTINGS)
+    monkeypatch.setattr(Always, "total", total)
+    bench = small(Always)
+    found = bench.run(policy, bench.run(policy, bench.items()).items)
     assert not any(name.startswith(("ita_own", "ita_base")) for name in found.values)
     left_out = "repair" if total else "damage"
     assert not any(name.startswith(left_out) for name in found.values)
     assert ("swap_own_critic_edits" in found.values) is (total == 0)
-    assert bench.fixed.base_drafts.rights.images == bench.fixed.base_drafts.wrongs.images == ()
-    assert set(bench.sets()) >= {"wrong", "right", "base_drafts"}
+    base = found.items.fixed.base_drafts
+    assert base.rights.images == base.wrongs.images == ()
+    assert set(found.items.texts()) >= {"wrong", "right", "base_drafts"}
 
 
 def test_a_loop_without_plans_has_no_figures_of_plans(policy):
-    found = small_bench().measure(policy, replace(SETTINGS, plan=None))
-    assert not any("plan" in name for name in found.values)
-    assert "entropy_critique" in found.values and "draft_greedy" in found.values
+    found = measure(policy, settings=replace(SETTINGS, plan=None))
+    assert not any("plan" in name for name in found)
+    assert "entropy_critique" in found and "draft_greedy" in found
 
 
 def test_settings_that_are_greedy_have_no_entropy(policy):
-    found = small_bench().measure(policy, SETTINGS.for_evaluation(0.0))
-    assert not any(name.startswith("entropy") for name in found.values)
-    assert found.values["final"] == found.values["final_greedy"]
+    found = measure(policy, settings=SETTINGS.for_evaluation(0.0))
+    assert not any(name.startswith("entropy") for name in found)
+    assert found["final"] == found["final_greedy"]
 
 
 def test_own_drafts_are_balanced_by_leaving_some_out():
@@ -151,21 +168,34 @@ def test_own_drafts_are_balanced_by_leaving_some_out():
         assert len(uneven.balanced().rights.images) == len(uneven.balanced().wrongs.images) == 1
 
 
-def test_a_bench_says_which_sets_it_measures_on(policy):
-    one, other = small_bench(), small_bench(tags=("counting",))
+def sets_of(bench, *, fixed=False):
+    """A digest of each set."""
+    items = bench.items()
+    if fixed:
+        made = FixedSets.of(bench.world, [], OwnDrafts.of([], limit=1), items.sizes, tags=bench.tags, seed=items.seed)
+        items = replace(items, fixed=made)
+    return {name: digest(texts) for name, texts in items.texts().items()}
+
+
+def test_items_say_what_each_set_asks_for():
     drawn_by_the_world = {"prompts", "plans", "pairs", "edits", "questions", "others"}
-    assert set(one.sets()) == drawn_by_the_world, "fixed drafts are made by the first measurement"
-    for bench in (one, other):
-        bench.fixed = FixedSets.of(
-            [], OwnDrafts.of([], limit=1), num_wrong=6, num_right=4, tags=bench.tags
-        )  # fmt: skip
-    sets = one.sets()
+    assert set(sets_of(small())) == drawn_by_the_world, "fixed drafts are made by the first measurement"
+    sets, others = sets_of(small(), fixed=True), sets_of(small(tags=("counting",)), fixed=True)
     assert set(sets) == drawn_by_the_world | {"wrong", "right", "base_drafts"}
-    assert {name for name, digest in other.sets().items() if digest != sets[name]} == {
+    assert {name for name, found in others.items() if found != sets[name]} == {
         "prompts", "plans", "pairs", "wrong", "right", "others",
     }  # fmt: skip
     items = {measure.items for group in GROUPS.values() for measure in group.values()}
     assert items == set(sets) | {OWN}, "every figure's set has a digest"
-    more = small_bench()
-    more.num_edits = 4
-    assert more.sets()["edits"] != sets["edits"] and more.sets()["pairs"] == sets["pairs"]
+    more = sets_of(small(sizes=replace(SIZES, num_edits=4)))
+    assert more["edits"] != sets["edits"] and more["pairs"] == sets["pairs"]
+
+
+def test_a_limit_cuts_every_set_and_another_seed_gives_other_items():
+    bench = small()
+    few, other = bench.items(limit=2), bench.items(seed=1)
+    assert {len(texts) for name, texts in few.texts().items() if name != "others"} == {2}
+    assert few.sizes.num_fixed == few.sizes.num_right == 2
+    standard = bench.items().texts()
+    assert all(other.texts()[name] != texts for name, texts in standard.items() if name != "others")
+    assert bench.items().texts() == standard

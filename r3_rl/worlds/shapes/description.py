@@ -1,4 +1,4 @@
-"""The embedded world for models that cannot see: its pictures in words."""
+"""Images of the shapes world in its own words, for models that cannot see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is to blame for a wrong image of the shapes world: the text that was drawn from, or the painter?
+"""Who is to blame for a wrong image of a world: the text that was drawn from, or the painter?
 
 Shapes: n prompts or images; values are in the order of their set.
 """
@@ -6,53 +6,50 @@ Shapes: n prompts or images; values are in the order of their set.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from r3_rl.evaluate.measured import Values, chunks, right
-from r3_rl.evaluate.reflection import Judge, Refined
+from r3_rl.evaluate.reflection import Refined
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import ImagePiece, Prompt, TextPiece, Trajectory
-from r3_rl.worlds.shapes.data import Edited, WrongDraft
-from r3_rl.worlds.shapes.drawing import render
-from r3_rl.worlds.shapes.inspector import inspect, same_objects
-from r3_rl.worlds.shapes.judging import edits_needed
-from r3_rl.worlds.shapes.judging import judge as judge_scene
-from r3_rl.worlds.shapes.language import apply_instruction, parse_plan, plan_text
-from r3_rl.worlds.shapes.prompts import sample_scene
+from r3_rl.worlds.base import Edited, World
+from r3_rl.worlds.sets import Drawn, verdicts
 
 
-def plan_is_right(text: str, prompt: Prompt) -> bool:
+def plan_is_right(world: World[Any], text: str, prompt: Prompt) -> bool:
     """Whether a plan's text satisfies the prompt exactly; a malformed one does not.
 
-    >>> from r3_rl.worlds.shapes.prompts import Group, make_prompt
-    >>> prompt = make_prompt("colors", [Group("circle", 1, "red")])
-    >>> plan_is_right("<think> red circle top left </think>", prompt), plan_is_right("<think> red circle", prompt)
-    (True, False)
+    >>> from r3_rl.worlds.base import find_world
+    >>> world = find_world()
+    >>> prompt = world.read_prompt("a red circle")
+    >>> [plan_is_right(world, text, prompt) for text in ("<think> red circle top left </think>", "<think> red circle")]
+    [True, False]
     """
-    objects = parse_plan(text)
-    return objects is not None and judge_scene(objects, prompt).strict
+    scene = world.read_plan(text)
+    return scene is not None and bool(right(world.judge(scene, prompt)))
 
 
-def plan_and_painter(trajectories: Sequence[Trajectory]) -> Values:
+def plan_and_painter(world: World[Any], trajectories: Sequence[Trajectory]) -> Values:
     """`plan_right`, and `image_right_given_plan` of those whose plan is right; nothing where plans are off."""
     drafts = [(t.prompt, t.rounds[0]) for t in trajectories if t.rounds[0].plan is not None]
-    plans = [float(plan_is_right(r.plan.text, prompt)) for prompt, r in drafts if r.plan is not None]
+    plans = [float(plan_is_right(world, r.plan.text, prompt)) for prompt, r in drafts if r.plan is not None]
     images = [right(r.verdict) for (_, r), plan in zip(drafts, plans, strict=True) if plan]
     return {"plan_right": plans, "image_right_given_plan": images}
 
 
 def measure_true_plans(
-    policy: Policy, prompts: Sequence[Prompt], settings: LoopSettings, judge: Judge, *, seed: int
+    world: World[Any], policy: Policy, prompts: Sequence[Prompt], settings: LoopSettings, *, seed: int
 ) -> list[float]:
     """Draw each prompt from a right plan given as text: 1 if the image is right. Empty where plans are off."""
     if settings.plan is None:
         return []
     rng = np.random.default_rng(seed)
-    plans = [plan_text(sample_scene(prompt, rng)) for prompt in prompts]
+    plans = [world.plan_text(world.scene(prompt, rng)) for prompt in prompts]
     hits: list[float] = []
     for part in chunks(len(prompts)):
         these = prompts[part]
@@ -61,11 +58,13 @@ def measure_true_plans(
             for prompt, plan in zip(these, plans[part], strict=True)
         ]
         drawn = policy.draw(contexts, [settings.draft.drawing] * len(these), row_seeds(seed, part.start, len(these)))
-        hits += [right(verdict) for verdict in judge([d.image for d in drawn], these)]
+        hits += [right(verdict) for verdict in verdicts(world, [d.image for d in drawn], these)]
     return hits
 
 
-def measure_edits(policy: Policy, edits: Sequence[Edited], settings: LoopSettings, *, seed: int) -> list[float]:
+def measure_edits(
+    world: World[Any], policy: Policy, edits: Sequence[Edited], settings: LoopSettings, *, seed: int
+) -> list[float]:
     """True instructions on images of the world: 1 if the drawn image shows what the target shows."""
     hits: list[float] = []
     for part in chunks(len(edits)):
@@ -74,33 +73,38 @@ def measure_edits(policy: Policy, edits: Sequence[Edited], settings: LoopSetting
             (ImagePiece(image=torch.from_numpy(e.source), use="edit"), TextPiece(text=e.instruction)) for e in these
         ]
         drawn = policy.draw(contexts, [settings.refine.drawing] * len(these), row_seeds(seed, part.start, len(these)))
-        hits += _show_the_same([d.image for d in drawn], np.stack([e.target for e in these]))
+        hits += _show_the_same(world, [d.image for d in drawn], np.stack([e.target for e in these]))
     return hits
 
 
-def measure_instructions(drafts: Sequence[WrongDraft], refined: Sequence[Refined]) -> Values:
+def measure_instructions(world: World[Any], drafts: Sequence[Drawn], refined: Sequence[Refined]) -> Values:
     """What critiques of synthetic wrong drafts ask for, and whether it is done.
 
     `instruction_useful`: followed exactly, the instruction would leave fewer edits to the prompt. `edit_carried_out`:
     the refinement shows exactly what the instruction says; only of drafts whose instruction fits what they show.
 
     Args:
-        drafts: [n], rough ones included.
+        drafts: [n] wrong ones that the world drew.
         refined: [n] what the policy made of them.
     """
-    after = [apply_instruction(draft.scene, r.critique.instruction) for draft, r in zip(drafts, refined, strict=True)]
+    after = [world.follow(draft.scene, r.critique.instruction) for draft, r in zip(drafts, refined, strict=True)]
     useful = [
-        float(scene is not None and edits_needed(scene, draft.prompt) < edits_needed(draft.scene, draft.prompt))
+        float(
+            scene is not None
+            and world.edits_needed(scene, draft.prompt) < world.edits_needed(draft.scene, draft.prompt)
+        )
         for scene, draft in zip(after, drafts, strict=True)
     ]
     asked = [
         (r.image, scene) for r, scene in zip(refined, after, strict=True) if r.image is not None and scene is not None
     ]
-    carried = _show_the_same([image for image, _ in asked], render([scene for _, scene in asked])) if asked else []
+    carried: list[float] = []
+    if asked:
+        carried = _show_the_same(world, [image for image, _ in asked], world.draw([scene for _, scene in asked]))
     return {"instruction_useful": useful, "edit_carried_out": carried}
 
 
-def _show_the_same(drawn: Sequence[torch.Tensor], targets: np.ndarray) -> list[float]:
-    """1 if the inspector reads the same in both; targets float32 [n, 3, 36, 36]."""
-    got, want = inspect(np.stack([image.numpy() for image in drawn])), inspect(targets)
-    return [float(same_objects(a.objects, b.objects)) for a, b in zip(got, want, strict=True)]
+def _show_the_same(world: World[Any], drawn: Sequence[torch.Tensor], targets: np.ndarray) -> list[float]:
+    """1 if the inspector reads the same in both; targets float32 [n, 3, H, W]."""
+    got, want = world.inspect(np.stack([image.numpy() for image in drawn])), world.inspect(targets)
+    return [float(world.same(a, b)) for a, b in zip(got, want, strict=True)]
