@@ -226,11 +226,12 @@ def _read_back(folder: Path, source: _Source, *, merged: bool) -> Tensor:
 def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) -> None:
     model = source.recipe.get("model") or {}
     shipped = bool(source.recipe) and model.get("kind", "embedded") == "embedded" and model.get("path") is None
+    world = find_world(world_named_in(source.recipe)).name if shipped else None
     facts = CardFacts(
         title=f"{source.name}: {'merged weights' if merged else 'adapter'}",
-        base="the embedded model that ships with r3-rl" if shipped else _base_words(source),
+        base=f"the model that ships with the world {world}" if world else _base_words(source),
         base_fingerprint=marks,
-        loading=_loading(find_world(world_named_in(source.recipe)).name if shipped else None, merged=merged),
+        loading=_loading(world, merged=merged),
         proof=(
             f"Read back on export: outputs differ from the trained policy's by at most {done.difference:.3g}; the "
             f"adapter moves them by up to {done.change:.3g}."

@@ -60,6 +60,7 @@ def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     recipe: it has to be said before weights are loaded.
     """
     world = find_world(recipe.data.world) if recipe.data.world else None
+    canvas = [] if world is None else [*_canvas_problems(recipe, world)]
     if world is not None:
         yield from _kind_problems(recipe, world)
     yield from _part_problems(recipe)
@@ -67,6 +68,9 @@ def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     brings = recipe.rollout.protocol
     if brings != COMPACT and find(brings).spec.templates is None:
         yield ("rollout", "protocol"), f"the backbone '{brings}' brings no templates; use '{COMPACT}'"
+    if recipe.pretrain is not None:  # it makes its model
+        yield from canvas
+        return
     try:
         backbone = _backbone(recipe, world)
         sizes = _image_sizes(recipe, backbone, world) if backbone else None
@@ -76,7 +80,7 @@ def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     if backbone is not None:
         yield from _branch_problems(recipe, backbone.spec)
     if sizes is not None:
-        found = [*_size_problems(recipe, sizes, world)]
+        found = [*_size_problems(recipe, sizes)] or canvas
         yield from found or _budget_problems(recipe, sizes)
 
 
@@ -95,7 +99,7 @@ def _branch_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Path,
             yield path, f"{spec.title} has no branch of its own for drawing, but {own}; leave it out"
 
 
-def _backbone(recipe: Recipe, world: World | None) -> Backbone | None:
+def _backbone(recipe: Recipe, world: World[Any] | None) -> Backbone | None:
     """The backbone of the recipe's model; None while nothing says which it is. Raises CheckpointError for a folder that
     is none of ours."""
     model = recipe.model
@@ -107,7 +111,7 @@ def _backbone(recipe: Recipe, world: World | None) -> Backbone | None:
     return next((backbone for backbone in every if model.path in backbone.spec.released), None)
 
 
-def _image_sizes(recipe: Recipe, backbone: Backbone, world: World | None) -> ImageSizes | None:
+def _image_sizes(recipe: Recipe, backbone: Backbone, world: World[Any] | None) -> ImageSizes | None:
     """The sizes of the recipe's model, of a name on the hub those of the release; None if the folder is missing."""
     path = recipe.model.path
     if path is None or FilePath(path).is_dir():
@@ -115,28 +119,30 @@ def _image_sizes(recipe: Recipe, backbone: Backbone, world: World | None) -> Ima
     return backbone.sizes(None) if is_hub_id(path) else None
 
 
-def _size_problems(recipe: Recipe, sizes: ImageSizes, world: World | None) -> Iterator[tuple[Path, str]]:
+def _canvas_problems(recipe: Recipe, world: World[Any]) -> Iterator[tuple[Path, str]]:
+    """Images of another size than the world's, and patches of a new model that do not divide them."""
+    canvas, size, pretrain = world.image_size, recipe.rollout.draft.size, recipe.pretrain
+    for name in ("latent_patch_size", "vit_patch_size"):
+        if pretrain is not None and canvas % (side := getattr(pretrain.model, name)):
+            fitting = nearest_divisors(canvas, side)
+            yield ("pretrain", "model", name), f"{side} does not divide the world's {canvas} pixels; use {fitting}"
+    if set(size) != {canvas}:
+        yield (
+            ("rollout", "draft", "size"),
+            f"the images of the data '{world.name}' have {canvas} pixels a side; use [{canvas}, {canvas}]",
+        )
+
+
+def _size_problems(recipe: Recipe, sizes: ImageSizes) -> Iterator[tuple[Path, str]]:
     """A side that is not made of whole image tokens would be drawn smaller without a word; one that is too large is
     refused by the first draw."""
-    where, size = ("rollout", "draft", "size"), recipe.rollout.draft.size
-    if recipe.pretrain is not None and world is not None:
-        model, canvas = recipe.pretrain.model, world.image_size
-        for name in ("latent_patch_size", "vit_patch_size"):
-            if canvas % (side := getattr(model, name)):
-                fitting = nearest_divisors(canvas, side)
-                yield (
-                    ("pretrain", "model", name),
-                    f"{side} does not divide the world's {canvas} pixels; use {fitting}",
-                )
-    elif wrong := [side for side in size if side != _fitting(side, sizes)[0]]:
+    size = recipe.rollout.draft.size
+    if wrong := [side for side in size if side != _fitting(side, sizes)[0]]:
         choices = dict.fromkeys(tuple(_fitting(side, sizes)[at] for side in size) for at in (0, 1))
         stride, most = sizes.stride, sizes.largest
         why = f"{wrong[0]} pixels are not a multiple of {stride}" if wrong[0] <= most else f"{wrong[0]} is above {most}"
         shown = " or ".join(f"[{high}, {wide}]" for high, wide in choices)
-        yield where, f"{why}, which is what the model draws; use {shown}"
-        return
-    if world is not None and set(size) != {side := world.image_size}:
-        yield where, f"the images of the data '{world.name}' have {side} pixels a side; use [{side}, {side}]"
+        yield ("rollout", "draft", "size"), f"{why}, which is what the model draws; use {shown}"
 
 
 def _fitting(side: int, sizes: ImageSizes) -> tuple[int, int]:
@@ -161,8 +167,6 @@ def nearest_divisors(number: int, wanted: int) -> str:
 def _budget_problems(recipe: Recipe, sizes: ImageSizes) -> Iterator[tuple[Path, str]]:
     """A micro-batch holds at least one segment with its context, whatever the budget. Counted are its image tokens, and
     of an image in the context the fewest that it can have."""
-    if recipe.pretrain is not None:
-        return
     rollout, schedule = recipe.rollout, recipe.algorithm.schedule
     step, look = sizes.drawn_tokens(rollout.draft.size), sizes.look_tokens
     needed: dict[str, int] = {}
@@ -185,7 +189,7 @@ def _num_scored(drawing: Any) -> int:
     return int(drawing.num_possible if drawing.window == "all" else drawing.num_sde_steps)
 
 
-def _kind_problems(recipe: Recipe, world: World) -> Iterator[tuple[Path, str]]:
+def _kind_problems(recipe: Recipe, world: World[Any]) -> Iterator[tuple[Path, str]]:
     """Kinds of prompts that the recipe's world does not have."""
     data, pretrain = recipe.data, recipe.pretrain
     for key in ("tags", "exclude_tags"):

@@ -54,7 +54,7 @@ def base_card(
     how = f"""**How it was made.** `r3 pretrain {name}`, seed {recipe.training.seed},
         {duration(sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
         {machine.get("accelerator", "no GPU")}:"""
-    return f"""# The embedded policy of r3-rl
+    return f"""# A policy of the world `{recipe.data.kind}`, pretrained with r3-rl
 
 {_paragraph(what)}
 

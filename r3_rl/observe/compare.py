@@ -82,7 +82,7 @@ def _read(folder: Path) -> _Run:
     if found.evaluation is None or not isinstance(found.summary.get("sets"), dict):
         raise InputError(
             f"{folder}: not measured before and after training, or not said on which sets",
-            hint="a run of the embedded world leaves evaluation.json and summary.json when it is done",
+            hint="a run in a world leaves evaluation.json and summary.json when it is done",
         )
     try:
         recipe = YAML(typ="safe", pure=True).load(found.resolved)

@@ -40,7 +40,7 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
         "final": Measure(label="Right at the end", hint="after all rounds"),
     },
     "Harder kinds": {
-        "harder_draft": Measure(label="Draft right", hint="counts, count + colour, several objects"),
+        "harder_draft": Measure(label="Draft right", hint="kinds that ask for several things at once"),
         "harder_final": Measure(label="Right at the end", hint="what the loop still adds"),
     },
     "Kinds that were not trained": {

@@ -60,7 +60,7 @@ class Recipe(Section):
 
     def problems(self) -> Iterator[Problem]:
         if not self.rewards and self.pretrain is None:
-            yield Problem("rewards", "no scorer to learn from; name one, for example '- scorer: shapes'")
+            yield Problem("rewards", "no scorer to learn from; name one of those that `r3 rewards ls` lists")
         if self.rewards and all(reward.weight == 0 for reward in self.rewards):
             yield Problem("rewards.0.weight", "every scorer weighs 0: nothing to learn from; set one weight above 0")
         for panel in ("rewards", "eval_rewards"):
