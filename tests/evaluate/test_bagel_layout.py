@@ -11,10 +11,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from r3_rl.evaluate.run import train
-from r3_rl.export import _outputs, export
+from r3_rl.export import export
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.adapters import load_adapter
 from r3_rl.policy.bagel.checkpoint import load_bagel
+from r3_rl.policy.bagel.probe import outputs
 from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
 from r3_rl.recipe_io import load_recipe
 
@@ -50,6 +51,6 @@ def test_three_steps_on_the_released_layout(tmp_path: Path, prompt_file: Path, c
     adapted = PeftModel.from_pretrained(load_bagel(folder), str(result.folder / "adapter"))
     trained = load_adapter(load_bagel(folder), result.folder / "adapter")
     with torch.no_grad():
-        outputs = [_outputs(model) for model in (adapted.base_model.model, trained, load_bagel(folder))]
+        outputs = [outputs(model) for model in (adapted.base_model.model, trained, load_bagel(folder))]
     assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
     assert sum(isinstance(p, torch.nn.Parameter) for n, p in adapted.named_parameters() if "lora_" in n) == len(stored)

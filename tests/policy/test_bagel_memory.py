@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from r3_rl.policy.bagel import weights
+from r3_rl.policy import weights
 from r3_rl.policy.bagel.checkpoint import random_bagel
 from r3_rl.policy.bagel.config import BagelConfig
 
