@@ -63,7 +63,8 @@ def main() -> None:
     from r3_rl.recipe_io import load_recipe
 
     recipe = load_recipe("shapes_r3", [
-        "rollout.num_prompts=4", "rollout.num_generations=8", "algorithm.tree.node_choice=uniform",
+        "rollout.num_prompts=4", "rollout.branch={plan: 4, draft: 2, critique: 8}",
+        "algorithm.tree.node_choice=uniform",
         "algorithm.tree.reason_steps=1", "training.max_steps=2", "training.save_steps=99", "training.num_threads=1",
         "eval_rewards=[]",
     ])  # fmt: skip

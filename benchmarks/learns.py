@@ -33,7 +33,7 @@ from r3_rl.observe.statistics import over_seeds
 HARD = ("count_color", "multi_count", "multi_color_count", "multi_object")
 SETTINGS = {
     "first": (
-        "rollout.num_generations=8", "rollout.images_per_plan=1", "training.adam_epsilon=1e-8",
+        "rollout.branch={plan: 8, draft: 1, critique: 8}", "training.adam_epsilon=1e-8",
         "training.learning_rate=2e-3", "training.image_learning_rate=5e-4",
         *(f"rollout.{stage}.{key}" for stage in ("draft", "refine")
           for key in ("sde=r3_monotonic", "eta=0.7", "window=random", "num_sde_steps=2")),
@@ -45,7 +45,7 @@ IN_TURN = "algorithm.tree.reason_steps=1"
 ONLY_TEXT = ("algorithm.image_loss_weight=0", "lora.branches=understanding", "training.image_learning_rate=null")
 ONLY_IMAGE = (
     "algorithm.text_loss_weight=0", "lora.branches=generation", "training.image_learning_rate=null",
-    "rollout.images_per_plan=${num_generations}", "training.learning_rate=${image_learning_rate}",
+    "rollout.branch={plan: 1, draft: ${drafts}}", "training.learning_rate=${image_learning_rate}",
 )  # fmt: skip
 HERE = Path(__file__).resolve().parent
 
@@ -132,7 +132,7 @@ def recipe_of(rung: Rung, settings: str, seed: int, steps: int, extra: Sequence[
 
     plain = load_recipe(rung.recipe, [*SETTINGS[settings], *extra])
     known = {
-        "${num_generations}": plain.rollout.num_generations,
+        "${drafts}": plain.rollout.branch.rollouts("reason"),
         "${image_learning_rate}": plain.training.image_learning_rate or plain.training.learning_rate,
     }
     overrides = [*SETTINGS[settings], *extra, *rung.overrides]

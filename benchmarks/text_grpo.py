@@ -65,7 +65,7 @@ class TextSchedule(Schedule):
 
     def collect(self, step: int, prompts: Sequence[Prompt], *, seed: int, progress: float) -> Collected:
         """Rollouts and credits of one step."""
-        engine, group = self.engine, self.num_generations
+        engine, group = self.engine, self.branch.rollouts("reason")
         contexts: list[Context] = []
         for prompt in prompts:
             contexts += [(TextPiece(text=prompt.text),)] * group

@@ -29,7 +29,8 @@ def test_check_says_what_a_step_is_made_of(r3, recipe):
     done = r3("check", recipe, "rollout.num_prompts=4", "--processes", "2")
     assert done.code == 0
     assert done.out.splitlines() == [
-        "4 prompts x 8 drafts = 32 rollouts a step, 2 processes of 2 prompts, micro-batches of at most 4096 tokens",
+        "4 prompts x 8 plans = 32 rollouts a reason step, 4 images x 8 critiques = 32 rollouts a refine step, "
+        "2 processes of 2 prompts, micro-batches of at most 4096 tokens",
         "ok",
     ]
 

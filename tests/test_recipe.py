@@ -91,7 +91,7 @@ def test_fields_that_contradict_each_other(sections, problem):
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_geometry_names_prompts_peers_and_processes(world_size):
     sentence = geometry(recipe(), world_size)
-    assert sentence.startswith("8 prompts x 8 drafts = 64 rollouts a step, ")
+    assert sentence.startswith("8 prompts x 8 plans = 64 rollouts a reason step, ")
     assert f"{world_size} process" in sentence
 
 
@@ -102,7 +102,7 @@ def test_geometry_that_does_not_divide_names_the_nearest_numbers(world_size, hin
 
 
 def test_what_a_process_has_too_little_of_is_refused():
-    few = recipe(rollout={"num_prompts": 4, "num_generations": 2, "num_parts": 4})
+    few = recipe(rollout={"num_prompts": 4, "branch": {"plan": 2, "critique": 2}, "num_parts": 4})
     assert geometry(few, 2)
     with pytest.raises(RecipeError, match=r"num_parts: a process has 2 rollouts, .* 4 batches; use 2 or fewer"):
         geometry(few, 4)

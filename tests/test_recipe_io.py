@@ -43,7 +43,7 @@ def test_shipped_recipe_loads_and_its_resolved_form_is_the_same_recipe(name, wri
 
 def test_defaults_hold_where_a_recipe_is_silent(write):
     recipe = load_recipe(write(GOOD))
-    assert (recipe.rollout.num_prompts, recipe.rollout.num_generations) == (8, 8)
+    assert (recipe.rollout.num_prompts, recipe.rollout.branch.plan) == (8, 8)
     assert recipe.pretrain is None
 
 
@@ -51,7 +51,7 @@ def test_defaults_hold_where_a_recipe_is_silent(write):
     ("text", "line"),
     [
         ("rollout:\n  num_promts: 4\n", "r.yaml:5: rollout.num_promts: unknown key; did you mean 'num_prompts'?"),
-        ("rollout:\n  group_sise: 4\n", "r.yaml:5: rollout.group_sise: unknown key; did you mean 'num_generations'?"),
+        ("rollout:\n  group_sise: 4\n", "r.yaml:5: rollout.group_sise: unknown key; did you mean 'branch'?"),
         ("max_steps: 4\n", "r.yaml:4: max_steps: unknown key; did you mean 'training.max_steps'?"),
         ("rolout:\n  x: 4\n", "r.yaml:4: rolout: unknown key; did you mean 'rollout'?"),
         ("training:\n  seed: 1.5\n", "r.yaml:5: training.seed: expected a whole number, got 1.5"),
@@ -60,7 +60,19 @@ def test_defaults_hold_where_a_recipe_is_silent(write):
         ("lora:\n  enabled: yes\n", "expected true or false, got 'yes'; YAML knows only true and false"),
         ("training:\n  learning_rate: 0\n", "r.yaml:5: training.learning_rate: must be above 0, not 0"),
         ("training:\n  learning_rate: .nan\n", "r.yaml:5: training.learning_rate: "),
-        ("rollout:\n  num_generations: 1\n", "r.yaml:5: rollout.num_generations: a group of one has no peers"),
+        (
+            "rollout:\n  branch: {plan: 1}\n",
+            "r.yaml:5: rollout.branch.plan: 1 plan and 1 draft in a reason step: no text and no image has a peer",
+        ),
+        ("rollout:\n  branch:\n    draft: 0\n", "r.yaml:6: rollout.branch.draft: must be at least 1, not 0"),
+        (
+            "rollout:\n  branch: {edit: 2}\n",
+            "rollout.branch.edit: unknown key; the keys here are plan, draft, ",
+        ),
+        (
+            "rollout:\n  images_per_plan: 4\n",
+            "rollout.images_per_plan: renamed; write rollout.branch: {plan: 2, draft: 4, critique: 8, refinement: 1}",
+        ),
         ("rollout:\n  draft:\n    sde: cpss\n", "r.yaml:6: rollout.draft.sde: 'cpss' is none of"),
         ("rollout:\n  draft:\n    size: [32]\n", "r.yaml:6: rollout.draft.size.1: missing; the list is too short"),
         (
@@ -91,7 +103,7 @@ def test_mistake_is_named_at_its_line(text, line, write, workplace):
 
 
 def test_every_mistake_is_reported_at_once_in_the_order_of_the_file(write):
-    text = "version: 2\nrollout:\n  num_generations: 1\n  num_prompts: '8'\ntrainning: {}\nlora:\n  rank: 0\nlora: {}\n"
+    text = "version: 2\nrollout:\n  branch: {plan: 0}\n  num_prompts: '8'\ntrainning: {}\nlora:\n  rank: 0\nlora: {}\n"
     found = refused(write(text), "observe.galery=3", "seed", "algorithm.beta=-1")
     assert [line.split(": ")[0] for line in found] == [
         "r.yaml:1",
@@ -115,6 +127,43 @@ def test_what_a_recipe_points_to_is_looked_up_beside_its_wrong_keys(write):
     for line, said in ((2, "unknown key"), (3, "no such file"), (4, "no such folder"), (6, "did you mean 'shapes'?")):
         assert any(f.startswith(f"r.yaml:{line}: ") and said in f for f in found), (line, found)
     assert refused(write("version: 1\nrewards: 3\ndata: 4\nmodel: [5]\n")), "mistakes of form alone"
+
+
+def test_keys_that_became_the_branch_are_answered_with_it(write):
+    old = GOOD + "rollout: {num_generations: 16, images_per_plan: 4, images_per_critique: 2}\n"
+    new = "rollout.branch: {plan: 4, draft: 4, critique: 8, refinement: 2}"
+    found = refused(write(old))
+    assert [line.partition(": renamed; write ")[::2] for line in found] == [
+        (f"r.yaml:4: rollout.{key}", new) for key in ("images_per_critique", "images_per_plan", "num_generations")
+    ]
+    branch = load_recipe(write(GOOD), [new.replace(": ", "=", 1)]).rollout.branch
+    assert branch.rollouts("reason") == branch.rollouts("refine") == 16
+    (line,) = refused(write(GOOD), "rollout.num_generations=4")
+    assert line.endswith("renamed; write rollout.branch: {plan: 4, draft: 1, critique: 4, refinement: 1}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "lonely"),
+    [
+        (["branch={plan: 1, draft: 4}"], None),
+        (["branch={plan: 1, draft: 4}", "algorithm.image_loss_weight=0"], "branch.plan: 1 plan and 4 draft"),
+        (["branch={plan: 4}", "algorithm.text_loss_weight=0"], None),
+        (["branch={plan: 1}", "algorithm.schedule=critique_only"], None),
+        (["branch={critique: 1}", "algorithm.schedule=draft_only"], None),
+        (["branch={critique: 1, refinement: 4}"], None),
+        (["branch={critique: 1, refinement: 4}", "algorithm.schedule=cotrain"], "branch.critique: 1 critique in a"),
+        (["branch={plan: 1, draft: 1}", "algorithm.schedule=episode"], None),
+        (["branch={critique: 1}", "algorithm.schedule=episode"], "branch.critique: 1 critique and 1 refinement in an"),
+        (["branch={plan: 4}", "plan.enabled=false", "algorithm.image_loss_weight=0"], "branch.plan: 4 plan"),
+    ],
+)  # fmt: skip
+def test_what_learns_needs_a_peer_in_every_kind_of_step(settings, lonely, write):
+    settings = [setting if setting.startswith("algorithm") else f"rollout.{setting}" for setting in settings]
+    if lonely is None:
+        assert load_recipe(write(GOOD), settings)
+    else:
+        (line,) = refused(write(GOOD), *settings)
+        assert f"rollout.{lonely}" in line and "has a peer to be compared with" in line
 
 
 def test_a_section_that_an_override_misspells_is_named_by_the_override(write):
@@ -216,7 +265,6 @@ def test_a_file_is_found_before_a_shipped_recipe_of_its_name(workplace):
             ["draft.guidance={text: 4, interval: [0.9, 0.99]}"],
             "draft.guidance.interval: none of the steps lies in it (t = 1.00, 0.88, ",
         ),
-        (["images_per_plan=3"], "8 num_generations do not divide into 3; use 1, 2 or 4"),
         (["num_parts=65"], "num_parts: a step's 64 rollouts do not make 65 batches; use 64 or fewer"),
         (["draft.size=[40, 36]"], "draft.size: 40 is above 36, which is what the model draws; use [36, 36]"),
         (["draft.size=[30, 36]"], "30 pixels are not a multiple of 12, which is what the model draws; use [24, 36] or"),
@@ -237,7 +285,7 @@ def test_a_file_is_found_before_a_shipped_recipe_of_its_name(workplace):
     ],
 )  # fmt: skip
 def test_what_the_first_draw_or_update_would_refuse_is_refused_here(settings, line, write):
-    sections = ("draft", "refine", "images_per", "num_parts")
+    sections = ("draft", "refine", "num_parts")
     settings = [f"rollout.{setting}" if setting.startswith(sections) else setting for setting in settings]
     (found,) = refused(write(GOOD), *settings)
     assert line in found

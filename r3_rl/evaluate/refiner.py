@@ -31,6 +31,8 @@ from r3_rl.worlds.sets import verdicts
 MAX_ROUNDS = 16
 SHIPPED = "shipped"
 """What the adapter that ships with the embedded world is called where a folder could be named."""
+_READ = ("protocol", "plan", "draft", "critique", "refine")
+"""Keys of `rollout` that say how a policy writes and draws."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +102,9 @@ class Refiner:
         if adapter_folder is not None:
             load_adapter(loaded.policy.module, adapter_folder, fingerprint=loaded.fingerprint)
         speaks = world_speaking(tokenizer.get_vocab())
-        rollout = sections.get("rollout") or (loaded.policy.spec.rollout if speaks is None else {})
+        stored = sections.get("rollout") or (loaded.policy.spec.rollout if speaks is None else {})
+        # how a policy was trained is not asked: an adapter may be older than a key's name
+        rollout = {key: value for key, value in stored.items() if key in _READ}
         return cls(loaded.policy, loop_settings(_checked(RolloutSection, rollout)), tokenizer=tokenizer)
 
     @torch.no_grad()

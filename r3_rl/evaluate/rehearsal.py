@@ -8,17 +8,8 @@ from dataclasses import dataclass
 
 from r3_rl.observe.memory import gib
 from r3_rl.observe.progress import duration
+from r3_rl.recipe.branching import PHASES
 
-PHASES: dict[str, tuple[str, ...]] = {
-    "tree": ("reason", "refine"),
-    "full": ("full",),
-    "episode": ("episode",),
-    "draft_only": ("reason",),
-    "critique_only": ("critique",),
-    "cotrain": ("reason", "critique"),
-    "progressive": ("reason", "critique", "reason", "refine"),
-}
-"""Schedule -> the kinds of steps that it takes in turn (`progressive`: in the mean, with its default shares)."""
 STAGES: dict[str, tuple[str, ...]] = {
     "reason": ("plan", "draft", "score drafts", "update drafts", "optimiser"),
     "refine": ("critique", "refinement", "score refinements", "update refinements", "optimiser"),
@@ -63,7 +54,8 @@ class Rehearsal:
     """Of `tree` and `cotrain`: steps of drafts before each of the other kind."""
     num_steps: int
     num_prompts: int
-    num_generations: int
+    num_peers: int
+    """Rollouts below each prompt."""
     rows: int
     """Rollouts that the seconds were taken with: those of a step, or fewer where they would not have fitted."""
     stages: Mapping[str, Spent]
@@ -80,7 +72,7 @@ class Rehearsal:
     @property
     def whole(self) -> int:
         """Rollouts of a step."""
-        return self.num_prompts * self.num_generations
+        return self.num_prompts * self.num_peers
 
     @property
     def rollout_bytes(self) -> float:

@@ -18,13 +18,14 @@ import torch
 
 from r3_rl.assemble import LoadedPolicy, load_policy
 from r3_rl.errors import RunError
-from r3_rl.evaluate.rehearsal import AGAIN, PHASES, STAGES, Rehearsal
+from r3_rl.evaluate.rehearsal import AGAIN, STAGES, Rehearsal
 from r3_rl.evaluate.rehearsed_step import Log, Rollouts, Stage, roll_out
 from r3_rl.evaluate.run import build_trainer
 from r3_rl.observe.memory import free_bytes, weighed
 from r3_rl.policy.adapters import adapted_layers
 from r3_rl.policy.base import Policy
 from r3_rl.recipe import Recipe, geometry
+from r3_rl.recipe.branching import PHASES
 from r3_rl.rollout.rows import Parts
 from r3_rl.training.batcher import micro_batches
 from r3_rl.training.trainer import R3Trainer
@@ -84,7 +85,7 @@ def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Lo
     if recipe.algorithm.schedule in ("full", "episode"):
         names += AGAIN
     resident = _resident(loaded, trainer)
-    num_prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
+    num_prompts, peers = recipe.rollout.num_prompts, _peers(recipe)
     parts = trainer.schedule.engine.parts
     share = max(map(len, parts.of([i // peers for i in range(num_prompts * peers)]))) / (num_prompts * peers)
     log.shares = {"draft": share, "refinement": share}
@@ -103,7 +104,7 @@ def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Lo
         reason_steps=recipe.algorithm.tree.reason_steps,
         num_steps=recipe.training.max_steps,
         num_prompts=recipe.rollout.num_prompts,
-        num_generations=recipe.rollout.num_generations,
+        num_peers=_peers(recipe),
         rows=num_prompts * peers,
         stages={name: log.spent(name) for name in names if name in log.seconds},
         resident=resident,
@@ -112,6 +113,11 @@ def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Lo
         free=free,
         notes=_notes(rollouts, num_prompts * peers, recipe),
     )
+
+
+def _peers(recipe: Recipe) -> int:
+    """Rollouts below a prompt in the largest step, each with a text of its own: the most that they can cost."""
+    return max(map(recipe.rollout.branch.rollouts, PHASES[recipe.algorithm.schedule]))
 
 
 def _update(trainer: R3Trainer, rollouts: Rollouts, names: Sequence[str], log: Log) -> int:
@@ -187,7 +193,7 @@ def _notes(rollouts: Rollouts, rows: int, recipe: Recipe) -> tuple[str, ...]:
         if stage in ("plan", "critique") and segments
     }
     notes = [", ".join(f"a {stage} had {length:.0f} tokens" for stage, length in lengths.items()) + " on average"]
-    whole = recipe.rollout.num_prompts * recipe.rollout.num_generations
+    whole = recipe.rollout.num_prompts * _peers(recipe)
     if rows < whole:
         notes.append(f"the {whole} rollouts of a step would not fit: seconds are those of {rows}, scaled up")
     if recipe.rollout.num_parts > 1:

@@ -160,7 +160,7 @@ def _training(recipe: Mapping[str, Any], run: RunFiles | None) -> str:
     def found(section: str, *names: str) -> str:
         values = recipe.get(section) if isinstance(recipe.get(section), Mapping) else {}
         assert isinstance(values, Mapping)
-        return ", ".join(f"{name} {values[name]}" for name in names if values.get(name) is not None)
+        return ", ".join(f"{name} {_words(values[name])}" for name in names if values.get(name) is not None)
 
     rewards = recipe.get("rewards")
     scorers = [r.get("name") or r.get("scorer") for r in rewards or [] if isinstance(r, Mapping)]
@@ -168,7 +168,7 @@ def _training(recipe: Mapping[str, Any], run: RunFiles | None) -> str:
         "scorers": ", ".join(f"{Path(str(name)).name}" for name in scorers),
         "prompts": found("data", "kind", "tags", "exclude_tags"),
         "schedule": found("algorithm", "schedule", "gain", "beta", "image_beta"),
-        "groups": found("rollout", "num_prompts", "num_generations", "rounds"),
+        "groups": found("rollout", "num_prompts", "branch", "rounds"),
         "optimiser": found("training", "max_steps", "learning_rate", "seed"),
         "adapter": found("lora", "rank", "rank_generation", "alpha", "branches"),
     }
@@ -177,6 +177,10 @@ def _training(recipe: Mapping[str, Any], run: RunFiles | None) -> str:
     lines = [f"- {name}: {escape(text)}" for name, text in facts.items() if text]
     whole = "Every setting stands in `recipe.resolved.yaml`." if recipe else "No recipe lay beside the adapter."
     return "\n".join([*lines, "", whole]) if lines else whole
+
+
+def _words(value: Any) -> str:
+    return ", ".join(f"{name} {of}" for name, of in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _pictures(run: RunFiles, folder: Path) -> list[str]:

@@ -24,6 +24,7 @@ from r3_rl.observe.progress import duration
 from r3_rl.observe.recorder import Lines, read_lines, write_document
 from r3_rl.observe.style import SCRIPT, STYLE, colour_rules, tab_rules
 from r3_rl.observe.tables import before_after_table, headline
+from r3_rl.recipe.branching import BranchSection
 
 NUM_TABS = 5
 WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError)
@@ -32,7 +33,7 @@ FACTS = (
     ("algorithm", "schedule", "schedule {}"),
     ("algorithm", "gain", "gain {}"),
     ("rollout", "num_prompts", "{} prompts a step"),
-    ("rollout", "num_generations", "{} in a group"),
+    ("rollout", "branch", "{plan} x {draft} drafts a prompt, {critique} x {refinement} refinements an image"),
     ("training", "seed", "seed {}"),
 )
 """Places in the resolved recipe that tell a reader what kind of run this was, where they exist."""
@@ -171,6 +172,8 @@ def _facts(run: RunFiles) -> list[str]:
         value = block.get(key) if isinstance(block, Mapping) else None
         if isinstance(value, str | int):
             settings.append(words.format(value))
+        elif isinstance(value, Mapping) and set(BranchSection.model_fields) == set(value):
+            settings.append(words.format(**value))
     facts = [", ".join(settings)] if settings else []
     rows = run.metrics.rows
     facts.append(f"{rows[-1]['step']:,} steps logged" if rows else "No step logged")

@@ -78,6 +78,14 @@ class Recipe(Section):
                 "algorithm.text_loss_weight",
                 "adapters on the generation branch alone learn nothing from texts; set it to 0",
             )
+        if self.rewards:
+            for problem in self.rollout.branch.alone(
+                self.algorithm.schedule,
+                texts=self.algorithm.text_loss_weight > 0,
+                images=self.algorithm.image_loss_weight > 0,
+                plans=self.rollout.plan.enabled,
+            ):
+                yield Problem(f"rollout.branch.{problem.path}", problem.message)
         if self.training.shard_optimizer and self.lora.enabled:
             yield Problem(
                 "training.shard_optimizer", "adapters are small, every process steps them whole; leave it out"

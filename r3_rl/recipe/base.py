@@ -42,13 +42,3 @@ class Section(BaseModel):
 def section(description: str) -> Any:
     """A section that may be left out: then all of its defaults hold."""
     return Field(default_factory=dict, validate_default=True, description=description)
-
-
-def one_of(numbers: list[int]) -> str:
-    """Numbers as a choice.
-
-    >>> one_of([1, 2, 4])
-    '1, 2 or 4'
-    """
-    *first, last = map(str, numbers)
-    return f"{', '.join(first)} or {last}" if first else last

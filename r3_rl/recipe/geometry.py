@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from r3_rl.errors import RecipeError
+from r3_rl.recipe.branching import PHASES, STAGES
 from r3_rl.recipe.tree import Path
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ def geometry(recipe: Recipe, world_size: int = 1) -> str:
 
     >>> from r3_rl.recipe import Recipe
     >>> recipe = Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}]})
-    >>> geometry(recipe, 2)
-    '8 prompts x 8 drafts = 64 rollouts a step, 2 processes of 4 prompts, micro-batches of at most 4096 tokens'
+    >>> for part in geometry(recipe, 2).split(", "):
+    ...     print(part)
+    8 prompts x 8 plans = 64 rollouts a reason step
+    8 images x 8 critiques = 64 rollouts a refine step
+    2 processes of 4 prompts
+    micro-batches of at most 4096 tokens
     """
     if recipe.pretrain is not None:
         batch = recipe.pretrain.batch
@@ -39,20 +44,17 @@ def geometry(recipe: Recipe, world_size: int = 1) -> str:
         )
     if found := [*misfit(recipe, world_size)]:
         raise RecipeError("\n".join(f"{'.'.join(map(str, path))}: {message}" for path, message in found))
-    prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
-    what = "critiques" if recipe.algorithm.schedule == "critique_only" else "drafts"
+    prompts = recipe.rollout.num_prompts
+    steps = ", ".join(_step(phase, recipe) for phase in dict.fromkeys(PHASES[recipe.algorithm.schedule]))
     processes = "1 process" if world_size == 1 else f"{world_size} processes of {prompts // world_size} prompts"
-    return (
-        f"{prompts} prompts x {peers} {what} = {prompts * peers} rollouts a step, {processes}, "
-        f"micro-batches of at most {recipe.training.token_budget} tokens"
-    )
+    return f"{steps}, {processes}, micro-batches of at most {recipe.training.token_budget} tokens"
 
 
 def misfit(recipe: Recipe, world_size: int) -> Iterator[tuple[Path, str]]:
     """What does not divide over so many processes, and where it is set; pretraining runs in one process."""
     if recipe.pretrain is not None:
         return
-    prompts, peers = recipe.rollout.num_prompts, recipe.rollout.num_generations
+    prompts, branch = recipe.rollout.num_prompts, recipe.rollout.branch
     if prompts % world_size:
         below = prompts // world_size * world_size
         nearest = " or ".join(str(number) for number in (below, below + world_size) if number)
@@ -66,10 +68,18 @@ def misfit(recipe: Recipe, world_size: int) -> Iterator[tuple[Path, str]]:
             ("algorithm", "scale_rewards"),
             f"'batch' would divide by another deviation in each of {world_size} processes; use 'none' or 'group'",
         )
-    share = prompts // world_size * peers
+    share = prompts // world_size * max(map(branch.rollouts, PHASES[recipe.algorithm.schedule]))
     if recipe.rollout.num_parts > share:
         yield (
             ("rollout", "num_parts"),
             f"a process has {share} rollouts, which do not make {recipe.rollout.num_parts} batches; "
             f"use {share} or fewer",
         )
+
+
+def _step(phase: str, recipe: Recipe) -> str:
+    prompts, branch = recipe.rollout.num_prompts, recipe.rollout.branch
+    factors = [(getattr(branch, stage), stage) for stage in STAGES[phase]]
+    roots = f"{prompts} {'prompt' if phase in ('reason', 'full') else 'image'}{'s' * (prompts > 1)}"
+    product = " x ".join([roots, *(f"{count} {name}s" for count, name in factors if count > 1)])
+    return f"{product} = {prompts * branch.rollouts(phase)} rollouts a {phase} step"

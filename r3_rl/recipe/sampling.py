@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from r3_rl import registered
-from r3_rl.recipe.base import Problem, Section, Share, one_of, section
+from r3_rl.recipe.base import Problem, Section, Share, section
+from r3_rl.recipe.branching import BranchSection
 from r3_rl.recipe.drawing import DraftSection, DrawingSection, RefineSection
 
 EMBEDDED = "embedded"
@@ -176,19 +177,7 @@ class RolloutSection(Section):
         json_schema_extra=_list_protocols,
     )
     num_prompts: int = Field(8, ge=1, description="Prompts in a step, over all processes.")
-    num_generations: int = Field(8, ge=1, description="Peers in a group: drafts of a prompt, refinements of a draft.")
-    images_per_plan: int = Field(
-        1,
-        ge=1,
-        description="Drafts drawn from each plan; divides num_generations. Above 1, a draft is compared with the other "
-        "drafts of its plan, and a plan by the mean of its drafts with the other plans of the prompt.",
-    )
-    images_per_critique: int = Field(
-        1,
-        ge=1,
-        description="Refinements drawn by each critique; divides num_generations. Above 1, a refinement is compared "
-        "with the others by its critique, and a critique by the mean of theirs.",
-    )
+    branch: BranchSection = section("Children of every node: what is compared with what.")
     rounds: int = Field(
         1, ge=1, le=16, description="Refinements of a trajectory at most (schedule `full` and evaluation)."
     )
@@ -208,34 +197,13 @@ class RolloutSection(Section):
     def _known(cls, protocol: str) -> str:
         return _one_of(_protocols(), protocol)
 
-    @field_validator("num_generations")
-    @classmethod
-    def _has_peers(cls, number: int) -> int:
-        if number == 1:
-            raise PydanticCustomError("group_of_one", "a group of one has no peers to compare with; use 2 or more")
-        return number
-
     def problems(self) -> Iterator[Problem]:
-        rollouts = self.num_prompts * self.num_generations
+        rollouts = self.num_prompts * max(self.branch.rollouts("reason"), self.branch.rollouts("refine"))
         if self.num_parts > rollouts:
             yield Problem(
                 "num_parts",
                 f"a step's {rollouts} rollouts do not make {self.num_parts} batches; use {rollouts} or fewer",
             )
-        for key, number in (
-            ("images_per_plan", self.images_per_plan),
-            ("images_per_critique", self.images_per_critique),
-        ):
-            if self.num_generations % number:
-                fitting = [n for n in range(1, self.num_generations) if self.num_generations % n == 0]
-                yield Problem(
-                    key,
-                    f"{self.num_generations} num_generations do not divide into {number}; use {one_of(fitting)}",
-                )
-        if self.images_per_critique == self.num_generations:
-            yield Problem("images_per_critique", "a critique alone has no peers to compare with; use half or fewer")
-        if self.images_per_plan > 1 and not self.plan.enabled:
-            yield Problem("images_per_plan", "without plans there is nothing to draw several images from; drop it")
 
 
 __all__ = ["DataSection", "DrawingSection", "ModelSection", "RolloutSection", "Share", "WritingSection"]

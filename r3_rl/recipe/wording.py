@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, get_args
 
@@ -16,7 +16,7 @@ from r3_rl.recipe.tree import Path, split, unfilled
 ELSEWHERE = {
     "batch_size": "num_prompts",
     "clip_range": "epsilon",
-    "group_size": "num_generations",
+    "group_size": "branch",
     "kl_coef": "beta",
     "logging_steps": "log_every",
     "lora_alpha": "alpha",
@@ -25,10 +25,13 @@ ELSEWHERE = {
     "lr_scheduler_type": "lr_scheduler",
     "micro_batch_size": "token_budget",
     "model_name_or_path": "path",
+    "num_generations": "branch",
     "steps": "max_steps",
 }
 _MOST = 200
 """Mistakes that are put into words, which takes a millisecond each; far fewer are shown."""
+RENAMED = ("num_generations", "images_per_plan", "images_per_critique")
+"""Keys of `rollout` that are `rollout.branch` now."""
 _BOUNDS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "at least"),
@@ -53,13 +56,17 @@ def mistakes_of(error: ValidationError, *, incomplete: bool = False) -> Iterator
         error: what pydantic raised.
         incomplete: part of the recipe could not be read, so that nothing is said about what is missing.
     """
-    for found in islice(error.errors(include_url=False), _MOST):
+    every = error.errors(include_url=False)
+    old = {e["loc"][1]: e["input"] for e in every if e["type"] == "extra_forbidden" and _is_renamed(e["loc"])}
+    for found in islice(every, _MOST):
         if incomplete and found["type"] in ("missing", "together"):
             continue
         path = tuple(found["loc"])
         if found["type"] == "together":
             for problem in found["ctx"]["problems"]:
                 yield (*path, *split(problem.path)), problem.message
+        elif found["type"] == "extra_forbidden" and _is_renamed(path):
+            yield path, f"renamed; write rollout.branch: {renamed(old)}"
         else:
             yield path, _message(path, found)
 
@@ -79,8 +86,6 @@ def _message(path: Path, found: Any) -> str:
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
         return f"must be {words} {shown_number(context[bound])}, not {_show(value)}"
-    if kind == "group_of_one":
-        return found["msg"]
     if kind in _WANTED:
         return f"expected {_WANTED[kind]}, got {_show(value)}{_unquote(kind, value)}"
     if kind == "too_short":
@@ -92,6 +97,25 @@ def _message(path: Path, found: Any) -> str:
     if kind == "finite_number":
         return f"must be a finite number, not {_show(value)}"
     return f"{found['msg'][:1].lower()}{found['msg'][1:]}, got {_show(value)}"
+
+
+def _is_renamed(path: Path) -> bool:
+    return len(path) == 2 and path[0] == "rollout" and path[1] in RENAMED
+
+
+def renamed(old: Mapping[Any, Any]) -> str:
+    """The value of `rollout.branch` that rolls out as the keys before it did.
+
+    Args:
+        old: what is given of `RENAMED`; a group had 8 rollouts unless said, a text one image.
+
+    >>> renamed({"num_generations": 16, "images_per_plan": 4})
+    '{plan: 4, draft: 4, critique: 16, refinement: 1}'
+    """
+    given = [old.get(key, usual) for key, usual in zip(RENAMED, (8, 1, 1), strict=True)]
+    peers, drafts, refinements = (n if isinstance(n, int) and n > 0 else 1 for n in given)
+    plans, critiques = max(peers // drafts, 1), max(peers // refinements, 1)
+    return f"{{plan: {plans}, draft: {drafts}, critique: {critiques}, refinement: {refinements}}}"
 
 
 def did_you_mean(path: Path) -> str:

@@ -14,6 +14,7 @@ from r3_rl import ranks
 from r3_rl.errors import InputError, MissingPackageError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Policy
+from r3_rl.recipe.branching import BranchSection
 from r3_rl.rollout.engine import Engine, Watch
 from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.prompts import PromptStream
@@ -34,14 +35,9 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
     """Raises InputError for arguments that contradict each other."""
     if eval_dataset is not None:
         raise InputError("R3Trainer takes no eval_dataset", hint="measure the loop with r3_rl.evaluate")
-    if args.num_generations < 2:
-        raise InputError("a group of one has no peers to compare with", hint="num_generations of 2 or more")
-    for name in ("images_per_plan", "images_per_critique"):
-        if args.num_generations % getattr(args, name):
-            raise InputError(
-                f"{args.num_generations} num_generations do not divide into {name} {getattr(args, name)}",
-                hint="make num_generations a multiple",
-            )
+    trained = {"texts": args.text_loss_weight > 0, "images": args.image_loss_weight > 0}
+    for problem in BranchSection(**args.branch).alone(args.schedule, **trained):
+        raise InputError(f"branch.{problem.path}: {problem.message}")
     if args.save_steps % args.num_iterations:
         raise InputError(
             f"save_steps {args.save_steps:g} falls between the {args.num_iterations} updates on the same rollouts",
@@ -125,9 +121,7 @@ def schedule_of(
     return Schedule(
         name=args.schedule,
         engine=engine,
-        num_generations=args.num_generations,
-        images_per_plan=args.images_per_plan,
-        images_per_critique=args.images_per_critique,
+        branch=BranchSection(**args.branch),
         rewards=panel.rewards,
         credit=CreditSettings(
             gain=args.gain,

@@ -9,6 +9,8 @@ import torch
 from transformers import TrainingArguments
 
 from r3_rl import ranks
+from r3_rl.recipe.branching import BranchSection
+from r3_rl.training.from_trl import branch_of
 
 
 @dataclass
@@ -19,9 +21,14 @@ class R3Config(TrainingArguments):
     """
 
     num_prompts: int = field(default=8, metadata={"help": "Prompts of a step, over all processes."})
-    num_generations: int = field(default=8, metadata={"help": "Peers of a group, at least 2."})
-    images_per_plan: int = field(default=1, metadata={"help": "Drafts of a plan; divides num_generations."})
-    images_per_critique: int = field(default=1, metadata={"help": "Refinements by a critique; likewise."})
+    branch: dict[str, int] = field(
+        default_factory=lambda: BranchSection().model_dump(),
+        metadata={"help": "Children of a node: plan, draft, critique, refinement, as `rollout.branch` of a recipe."},
+    )
+    num_generations: int | None = field(
+        default=None,
+        metadata={"help": "TRL's name, instead of branch: plans of a prompt, one draft each, and as many critiques."},
+    )
     num_parts: int = field(default=1, metadata={"help": "Parts of the drawing; scorers work on one during the next."})
     num_iterations: int = field(default=1, metadata={"help": "Updates on the same rollouts."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "Of plain scorers; None is 1 each."})
@@ -65,6 +72,7 @@ class R3Config(TrainingArguments):
             # an installed DeepSpeed is asked which device it would take, and warns about what is no news here
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         super().__post_init__()
+        self.branch = branch_of(self.branch, self.num_generations)
 
     @property
     def world_size(self) -> int:

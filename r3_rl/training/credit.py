@@ -225,7 +225,8 @@ def whole_trajectories(trajectories: Sequence[Trajectory]) -> dict[str, torch.Te
 
 def credit_trajectories(leaves: Sequence[Node], settings: CreditSettings) -> StageCredit:
     """One advantage a trajectory, for every text and image below its root: what its last image scores, compared with
-    the trajectories that began at the same image. As they share the first image, a sum of gains compares alike.
+    the trajectories that began at the same image. As they share the first image, a sum of gains compares alike. What
+    several trajectories share has the mean of their advantages.
 
     A trajectory that ends in a malformed text earns that text's reward.
 
@@ -238,13 +239,12 @@ def credit_trajectories(leaves: Sequence[Node], settings: CreditSettings) -> Sta
     reward = text_reward(score, well_formed, settings.form)
     groups = numbered([leaf.root for leaf in leaves])
     compared = advantages(reward, torch.tensor(groups), scale=settings.scale_rewards)
-    credits = [
-        _credit(node, value)
-        for leaf, value in zip(leaves, compared.values, strict=True)
-        for node in leaf.way[1:]
-        if node.sample is not None
-    ]
-    said = [node for leaf in leaves for node in leaf.way if node.critique is not None]
+    through: dict[Node, list[torch.Tensor]] = {}
+    for leaf, value in zip(leaves, compared.values, strict=True):
+        for node in leaf.way[1:]:
+            through.setdefault(node, []).append(value)
+    credits = [_credit(node, torch.stack(values).mean()) for node, values in through.items()]
+    said = [node for node in through if node.critique is not None]
     right = torch.tensor([_looked_at(node).perfect for node in said], dtype=torch.bool)
     stopped = torch.tensor([node.said.stop for node in said], dtype=torch.bool)
     drawn = torch.tensor([bool(node.said.instruction) for node in said], dtype=torch.bool)

@@ -9,7 +9,7 @@ reason phases and a critique phase in turn. progressive: begins as cotrain and b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from r3_rl.balance.progressive import joint_share
 from r3_rl.nodes import Node, given_image, trajectory
 from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.recipe.branching import PHASES, BranchSection
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.rows import round_seed
@@ -39,17 +40,6 @@ from r3_rl.types import ImageSegment, Prompt, TextSegment, Trajectory
 
 SyntheticNodes = Callable[[int, int], list[Node]]
 """(count, seed) -> scored images that no policy drew."""
-
-FIRST_PHASE = {
-    "tree": "reason",
-    "full": "full",
-    "episode": "episode",
-    "draft_only": "reason",
-    "critique_only": "critique",
-    "cotrain": "reason",
-}
-SECOND_PHASE = {"tree": "refine", "cotrain": "critique"}
-"""What follows the first phase, in schedules that take turns."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -93,11 +83,8 @@ class Schedule:
     engine: Engine
     credit: CreditSettings
     pool: NodePool
-    num_generations: int
-    images_per_plan: int = 1
-    """Drafts of a plan, a divisor of `num_generations`."""
-    images_per_critique: int = 1
-    """Refinements by a critique, a divisor of `num_generations`."""
+    branch: BranchSection = field(default_factory=BranchSection)
+    """Children of every node."""
     rewards: Rewards = totals
     """How verdicts of drafts become rewards; gains are always differences of totals."""
     rounds: int = 1
@@ -130,13 +117,17 @@ class Schedule:
         if name == "progressive":
             joint = np.random.default_rng((seed, 1)).random() < joint_share(progress, self.apart, self.ramp)
             name = "tree" if joint else "cotrain"
-        second = step % (self.reason_steps + 1) == self.reason_steps
-        return SECOND_PHASE[name] if second and name in SECOND_PHASE else FIRST_PHASE[name]
+        phases = PHASES[name]
+        return phases[-1] if step % (self.reason_steps + 1) == self.reason_steps else phases[0]
 
     def _drafts(self, prompts: Sequence[Prompt], seed: int, progress: float) -> list[Node]:
         return self.engine.drafts(
-            prompts, seed=seed, num_rows=self.num_generations, per_plan=self.images_per_plan, progress=progress
+            prompts, seed=seed, num_rows=self.branch.rollouts("reason"), per_plan=self.branch.draft, progress=progress
         )
+
+    def _critiques(self, images: Sequence[Node], seed: int) -> list[Node]:
+        num_rows, each = self.branch.rollouts("refine"), self.branch.refinement
+        return self.engine.critiques(images, seed=seed, num_rows=num_rows, per_critique=each)
 
     def _reason(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
         drafts = self._drafts(prompts, seed, progress)
@@ -144,15 +135,11 @@ class Schedule:
         return _collected("reason", drafts, [credit_drafts(drafts, self.credit, self.rewards)])
 
     def _refine(self, images: Sequence[Node], seed: int, progress: float) -> Collected:
-        critiques = self.engine.critiques(
-            images, seed=seed, num_rows=self.num_generations, per_critique=self.images_per_critique
-        )
+        critiques = self._critiques(images, seed)
         refined = self.engine.refinements(critiques, seed=seed, progress=progress)
         self.pool.add(refined)
         stage = credit_refinements(critiques, refined, self.credit)
-        above = [critique for critique in critiques for _ in range(critique.num_rows)]
-        leaves = [image or critique for image, critique in zip(refined, above, strict=True)]
-        return _collected("refine", leaves, [stage])
+        return _collected("refine", _ends(critiques, refined), [stage])
 
     def _full(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
         """Trajectories side by side: the peers of a round are the trajectories of the same prompt."""
@@ -168,12 +155,12 @@ class Schedule:
         return _collected("full", leaves, stages, items=whole_trajectories([trajectory(leaf) for leaf in leaves]))
 
     def _episode(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
-        """One draft a prompt, not trained on; G peers go on from it."""
+        """One draft a prompt, not trained on; its critiques and their refinements go on alone from it."""
         drafts = [draft for draft in self.engine.drafts(prompts, seed=seed) if draft.score is not None]
         given = [given_image(draft.prompt, draft.image, verdict=draft.verdict) for draft in drafts]
-        critiques = self.engine.critiques(given, seed=round_seed(seed, 1), num_rows=self.num_generations)
+        critiques = self._critiques(given, round_seed(seed, 1))
         refined = self.engine.refinements(critiques, seed=round_seed(seed, 1), progress=progress)
-        leaves = [image or critique for image, critique in zip(refined, critiques, strict=True)]
+        leaves = list(dict.fromkeys(_ends(critiques, refined)))
         for number in range(2, self.rounds + 1):
             critiques, refined = self._round(leaves, number, seed, progress)
             leaves = _grown(leaves, critiques, refined)
@@ -199,7 +186,7 @@ class Schedule:
         images = self.pool.choose(len(prompts), rng) or [
             group[int(rng.integers(len(group)))] for group in self.pool.groups
         ]
-        critiques = self.engine.critiques(images, seed=seed, num_rows=self.num_generations)
+        critiques = self.engine.critiques(images, seed=seed, num_rows=self.branch.critique)
         stage = credit_critiques(critiques, self.credit)
         return _collected("critique", critiques, [stage], items=draft_scores(drafts))
 
@@ -215,6 +202,12 @@ class Schedule:
         """Of the choice of images: every process has a pool of its own and chooses by itself."""
         first = self.engine.first_group
         return np.random.default_rng((seed, first) if first else seed)
+
+
+def _ends(critiques: Sequence[Node], refined: Sequence[Node | None]) -> list[Node]:
+    """Where each row of the critiques ends."""
+    above = [critique for critique in critiques for _ in range(critique.num_rows)]
+    return [image or critique for image, critique in zip(refined, above, strict=True)]
 
 
 def _grown(leaves: Sequence[Node], critiques: Sequence[Node], refined: Sequence[Node | None]) -> list[Node]:

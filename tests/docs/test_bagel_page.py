@@ -76,7 +76,8 @@ def test_other_keys_that_the_page_names_exist():
 def test_recipes_check_where_their_paths_exist_and_name_what_is_missing(name, places):
     checked = load_recipe(name, places if name != "bagel_base" else [*places, "data.kind=jsonl"])
     assert checked.model.dtype == "bfloat16" and checked.training.shard_optimizer is not checked.lora.enabled
-    assert checked.rollout.num_generations == 16 and checked.training.gradient_checkpointing
+    assert checked.rollout.branch.plan == checked.rollout.branch.critique == 16
+    assert checked.training.gradient_checkpointing
     with pytest.raises(ValueError) as caught:
         load_recipe(name, places[:2] if name != "bagel_base" else [SCORER])
     (line,) = str(caught.value).splitlines()

@@ -21,12 +21,11 @@ eval_rewards:
 """
 SMALL = [
     "rollout.num_prompts=2",
-    "rollout.num_generations=2",
+    "rollout.branch={plan: 2, critique: 2}",
     "rollout.draft.num_steps=2",
     "rollout.refine.num_steps=2",
     "rollout.draft.window_size=null",
     "rollout.refine.window_size=null",
-    "rollout.images_per_plan=1",
     "rollout.plan.max_new_tokens=4",
     "rollout.critique.max_new_tokens=4",
     "rollout.rounds=1",

@@ -158,6 +158,13 @@ def test_an_adapter_changes_the_images_and_brings_its_settings_and_its_base(pipe
     assert pixels(tuned("a cross", num_rounds=0, seed=0).images) != pixels(bare("a cross", num_rounds=0, seed=0).images)
 
 
+def test_how_an_adapter_was_trained_is_not_asked(world, tmp_path):
+    """Its recipe may be older than the names of the keys that say how many rollouts a step had."""
+    old = "num_generations: 16, images_per_plan: 2, images_per_critique: 1, draft: {num_steps: 3}"
+    adapted(world, tmp_path / "adapter", f"model: {{path: {world}}}\nrollout: {{{old}}}\n")
+    assert Refiner.from_pretrained(adapter=tmp_path / "adapter").loop.draft.drawing.num_steps == 3
+
+
 def test_an_adapter_of_another_base_is_refused(world, tmp_path):
     folder = adapted(world, tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="trained on another base"):

@@ -19,12 +19,11 @@ from tests.docs.world import world_folder
 
 PLAIN = [
     "rollout.num_prompts=2",
-    "rollout.num_generations=3",
+    "rollout.branch={plan: 3, critique: 3}",
     "rollout.draft.num_steps=2",
     "rollout.refine.num_steps=2",
     "rollout.draft.window_size=null",
     "rollout.refine.window_size=null",
-    "rollout.images_per_plan=1",
     "rollout.plan.max_new_tokens=4",
     "rollout.critique.max_new_tokens=4",
     "training.max_steps=10",
@@ -42,7 +41,7 @@ def rehearsed(base, *overrides) -> Rehearsal:
 
 def plan(**changed) -> Rehearsal:
     fields = dict(
-        device="cpu", schedule="tree", rounds=1, num_steps=100, num_prompts=2, num_generations=8, rows=16,
+        device="cpu", schedule="tree", rounds=1, num_steps=100, num_prompts=2, num_peers=8, rows=16,
         resident={"weights": 1000}, caches=10, update_bytes=500, free=3000,
         stages={
             "draft": Spent(seconds=2.0, peaks=((2, 100), (4, 200))),
@@ -98,7 +97,7 @@ def ticks(monkeypatch):
 
 
 def test_images_drawn_in_parts_need_less_memory_and_the_time_of_all(base, ticks):
-    eight = ["rollout.num_prompts=4", "rollout.num_generations=2"]
+    eight = ["rollout.num_prompts=4", "rollout.branch={plan: 2, critique: 2}"]
     whole, parts = rehearsed(base, *eight), rehearsed(base, *eight, "rollout.num_parts=4")
     for stage in ("draft", "refinement"):
         assert parts.stages[stage].share == 0.25 and whole.stages[stage].share == 1.0

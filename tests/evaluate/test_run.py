@@ -31,12 +31,11 @@ from tests.docs.world import world_folder
 
 PLAIN = [
     "rollout.num_prompts=2",
-    "rollout.num_generations=2",
+    "rollout.branch={plan: 2, critique: 2}",
     "rollout.draft.num_steps=2",
     "rollout.refine.num_steps=2",
     "rollout.draft.window_size=null",
     "rollout.refine.window_size=null",
-    "rollout.images_per_plan=1",
     "rollout.plan.max_new_tokens=4",
     "rollout.critique.max_new_tokens=4",
     "rollout.rounds=1",

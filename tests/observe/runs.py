@@ -19,7 +19,8 @@ COLOURS = {"red": (222, 60, 50), "blue": (60, 110, 230), "green": (60, 190, 90),
 HOSTILE = "a <script>alert('prompt')</script> & \"circle\" left of a 'square'"
 RECIPE = (
     "# An example\nversion: 1\nmodel: {kind: embedded}\n"
-    "algorithm: {schedule: tree, gain: paper}\nrollout: {num_prompts: 8, num_generations: 8}\n"
+    "algorithm: {schedule: tree, gain: paper}\n"
+    "rollout: {num_prompts: 8, branch: {plan: 8, draft: 1, critique: 8, refinement: 1}}\n"
 )
 
 

@@ -590,7 +590,14 @@ def test_plain_scorers_and_weights_make_a_panel(tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"num_generations": 1}, "no peers to compare with"),
+        ({"num_generations": 1}, "branch.plan: 1 plan and 1 draft in a reason step: no text and no image has a peer"),
+        ({"num_generations": None, "branch": {"critique": 1}}, "branch.critique: 1 critique and 1 refinement in a ref"),
+        ({"num_generations": 3, "branch": {"plan": 4}}, "both branch and num_generations; give one of them"),
+        ({"num_generations": None, "branch": {"plan": 0}}, r"branch.plan: .* greater than or equal to 1"),
+        (
+            {"num_generations": None, "branch": {"plans": 4}},
+            "branch.plans: .*; known: plan, draft, critique, refinement",
+        ),
         ({"num_iterations": 2, "save_steps": 3}, "falls between the 2 updates"),
         ({"reward_weights": [1.0, 2.0]}, "2 reward_weights for 1 reward_funcs"),
         ({"lora": AdapterSettings(rank=2, branches="generation")}, "learn nothing from texts"),
