@@ -75,19 +75,6 @@ class Panel:
         """Whether a scorer is group-wise, so that a batch must hold whole groups."""
         return any(seat.info.group_wise for seat in self._seats)
 
-    @property
-    def range(self) -> tuple[float, float] | None:
-        """Smallest and largest total when every scorer applies; None when a scorer with a weight declares no range."""
-        low = high = 0.0
-        for seat in self._seats:
-            if seat.spec.weight == 0:
-                continue
-            if seat.info.range is None:
-                return None
-            ends = [seat.spec.weight * end for end in seat.info.range]
-            low, high = low + min(ends), high + max(ends)
-        return low, high
-
     def submit(self, batch: ScoreBatch, *, counted: bool = True) -> Future[list[Verdict]]:
         """Start scoring a batch; the future's `result()` raises `ScorerError` for an answer against the contract.
 

@@ -205,21 +205,6 @@ def test_normalize_then_sum_follows_its_equation(text_batch):
         assert panel.rewards(verdicts, ["p"] * 5) == [1.0, 1.0, 1.0, 1.0, None]
 
 
-def test_the_range_of_the_panel():
-    def ranged(low, high):
-        return ScorerInfo(range=(low, high))
-
-    specs = [
-        ScorerSpec(name="a", scorer=words, info=ranged(0, 1), weight=0.7),
-        ScorerSpec(name="b", scorer=words, info=ranged(-1, 1), weight=-0.3),
-        ScorerSpec(name="logged", scorer=words, weight=0.0),
-    ]
-    with Panel(specs) as panel:
-        assert panel.range == pytest.approx((-0.3, 1.0))
-    with Panel([ScorerSpec(name="a", scorer=words)]) as panel:
-        assert panel.range is None
-
-
 def test_metrics_close_the_step_and_do_not_depend_on_order(text_batch):
     barrier = threading.Barrier(2)
 
