@@ -51,6 +51,6 @@ def test_three_steps_on_the_released_layout(tmp_path: Path, prompt_file: Path, c
     adapted = PeftModel.from_pretrained(load_bagel(folder), str(result.folder / "adapter"))
     trained = load_adapter(load_bagel(folder), result.folder / "adapter")
     with torch.no_grad():
-        outputs = [outputs(model) for model in (adapted.base_model.model, trained, load_bagel(folder))]
-    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
+        seen = [outputs(model) for model in (adapted.base_model.model, trained, load_bagel(folder))]
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
     assert sum(isinstance(p, torch.nn.Parameter) for n, p in adapted.named_parameters() if "lora_" in n) == len(stored)
