@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from r3_rl.errors import InputError, ScorerError
+from r3_rl.scoring.base import info_of
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.isolated import load_isolated
@@ -105,7 +106,7 @@ def test_scores_words_metrics_and_declaration_are_those_of_this_process(isolated
             verdicts = panel.score(batch)
             assert panel.score(batch)[0].total == 5.0
             metrics = panel.metrics()
-            assert panel.range == (0.0, 255.0)
+        assert info_of(scorer).range == (0.0, 255.0)
         metrics.pop("rewards/s/time_s")
         results.append(([(verdict.total, verdict.words) for verdict in verdicts], metrics))
     assert results[0] == results[1]
