@@ -124,11 +124,23 @@ class TextSegment:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSegment:
-    """A drawn image and its stochastic denoising steps: a unit of credit. Steps without noise carry no log-prob."""
+    """An image and the log-probs it was drawn with: a unit of credit. `FlowSegment` and `ImageTokenSegment` hold how it
+    was drawn; of an image that is neither, nothing is known (`still`)."""
 
     context: Context
     image: torch.Tensor
     """float32 [3, H, W] in [0, 1], the finished image."""
+    log_probs: torch.Tensor
+    """float32 [S], of the scored steps or tokens; empty for an image of which nothing can be learned."""
+    drawing: Any = None
+    """The `Drawing` settings the image was drawn with: guidance and SDE convention are needed to score it again."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FlowSegment(ImageSegment):
+    """An image and its stochastic denoising steps. A log-prob is the mean over the latent's dimensions; steps without
+    noise have none."""
+
     states: torch.Tensor
     """float32 [S, N, C], x_t before each scored step."""
     next_states: torch.Tensor
@@ -137,25 +149,26 @@ class ImageSegment:
     """float32 [S], t of each scored step; 1 is noise, 0 is data."""
     next_times: torch.Tensor
     """float32 [S], t after the step, below `times`."""
-    log_probs: torch.Tensor
-    """float32 [S], mean over the latent's dimensions."""
-    drawing: Any = None
-    """The `Drawing` settings the image was drawn with: guidance and SDE convention are needed to score it again."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageTokenSegment(ImageSegment):
+    """An image and the tokens of a codebook that it is made of, sampled one after the other."""
+
+    token_ids: tuple[int, ...]
+    """[S] ids as sampled, in the order in which they were."""
 
 
 def still(image: torch.Tensor) -> ImageSegment:
-    """An image float32 [3, H, W] of which no denoising step is known: something to look at, not to learn from.
+    """A given image float32 [3, H, W]: something to look at, not to learn from.
 
     >>> import torch
-    >>> len(still(torch.zeros(3, 2, 2)).times)
+    >>> len(still(torch.zeros(3, 2, 2)).log_probs)
     0
     """
     import torch  # here, because checking a recipe reads this file and loads no torch
 
-    none = torch.zeros(0)
-    return ImageSegment(
-        context=(), image=image, states=none, next_states=none, times=none, next_times=none, log_probs=none
-    )
+    return ImageSegment(context=(), image=image, log_probs=torch.zeros(0))
 
 
 Segment = TextSegment | ImageSegment

@@ -48,7 +48,6 @@ __all__ = [
     "adapter_merged",
     "attach",
     "base_fingerprint",
-    "branch_of",
     "load_adapter",
     "merge",
     "save_adapter",

@@ -62,10 +62,16 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageReplay:
-    """The scored steps of one image under the current weights."""
+    """The scored steps or tokens of one image under the current weights."""
 
     log_probs: torch.Tensor
     """float32 [S], with gradient."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FlowReplay(ImageReplay):
+    """Denoising steps: their divergence from the reference policy's is known in closed form."""
+
     mean: torch.Tensor
     """float32 [S, N, C], with gradient."""
     std: torch.Tensor

@@ -19,13 +19,28 @@ from r3_rl.errors import InputError
 from r3_rl.flow.guidance import Guidance
 from r3_rl.nodes import Node, NodeId
 from r3_rl.policy.base import Drawing
-from r3_rl.types import Context, Critique, ImagePiece, ImageSegment, Prompt, TextPiece, TextSegment, Verdict
+from r3_rl.types import (
+    Context,
+    Critique,
+    FlowSegment,
+    ImagePiece,
+    ImageSegment,
+    ImageTokenSegment,
+    Prompt,
+    TextPiece,
+    TextSegment,
+    Verdict,
+)
 
-VERSION = 1
+VERSION = 2
+_KINDS = {kind.__name__: kind for kind in (TextSegment, ImageSegment, FlowSegment, ImageTokenSegment)}
 _ARRAYS = {
     TextSegment: ("log_probs", "cutoff"),
-    ImageSegment: ("states", "next_states", "times", "next_times", "log_probs"),
+    ImageSegment: ("log_probs",),
+    FlowSegment: ("states", "next_states", "times", "next_times", "log_probs"),
+    ImageTokenSegment: ("log_probs",),
 }
+_WORDS = {TextSegment: ("token_ids", "text", "ended", "temperature"), ImageTokenSegment: ("token_ids",)}
 
 
 def to_bytes(nodes: Sequence[Node]) -> bytes:
@@ -105,12 +120,16 @@ class _Writer:
 
     def _sample(self, sample: TextSegment | ImageSegment) -> dict[str, Any]:
         arrays = {n: None if (x := getattr(sample, n)) is None else self._array(x) for n in _ARRAYS[type(sample)]}
-        context = [self._piece(piece) for piece in sample.context]
-        if isinstance(sample, TextSegment):
-            words = {n: getattr(sample, n) for n in ("token_ids", "text", "ended", "temperature")}
-            return {"arrays": arrays, "context": context, **words}
-        drawing = None if sample.drawing is None else asdict(sample.drawing)
-        return {"arrays": arrays, "context": context, "image": self._image(sample.image), "drawing": drawing}
+        row: dict[str, Any] = {
+            "kind": type(sample).__name__,
+            "arrays": arrays,
+            "context": [self._piece(piece) for piece in sample.context],
+            "words": {n: getattr(sample, n) for n in _WORDS.get(type(sample), ())},
+        }
+        if isinstance(sample, ImageSegment):
+            row["image"] = self._image(sample.image)
+            row["drawing"] = None if sample.drawing is None else asdict(sample.drawing)
+        return row
 
     def _piece(self, piece: TextPiece | ImagePiece) -> int:
         if piece.key not in self._places:
@@ -165,12 +184,11 @@ class _Reader:
     def _sample(self, row: dict[str, Any]) -> TextSegment | ImageSegment:
         arrays: dict[str, Any] = {n: None if i is None else self._arrays[str(i)] for n, i in row["arrays"].items()}
         context: Context = tuple(self._pieces[i] for i in row["context"])
-        if "image" not in row:
-            words: dict[str, Any] = {n: row[n] for n in ("text", "ended", "temperature")}
-            return TextSegment(context=context, token_ids=tuple(row["token_ids"]), **arrays, **words)
-        return ImageSegment(
-            context=context, image=self._arrays[str(row["image"])], drawing=_drawing(row["drawing"]), **arrays
-        )
+        words = _tuples(row["words"])
+        if "image" in row:
+            words |= {"image": self._arrays[str(row["image"])], "drawing": _drawing(row["drawing"])}
+        sample: TextSegment | ImageSegment = _KINDS[row["kind"]](context=context, **arrays, **words)
+        return sample
 
     def _piece(self, row: dict[str, Any]) -> TextPiece | ImagePiece:
         if "image" in row:

@@ -23,7 +23,17 @@ from r3_rl import ranks
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.base import Drawing, Policy, Sampling
 from r3_rl.training.credit import Credit
-from r3_rl.types import Context, ImageSegment, Segment, TextPiece, TextSegment, context_key, written_before
+from r3_rl.types import (
+    Context,
+    FlowSegment,
+    ImageSegment,
+    ImageTokenSegment,
+    Segment,
+    TextPiece,
+    TextSegment,
+    context_key,
+    written_before,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +89,11 @@ class Batcher:
 
 
 def _one_token(image: ImageSegment) -> ImageSegment:
-    """The first token of the first scored step. Tokens are square: a side is sqrt(height * width / tokens) pixels."""
+    """The first token, of denoising steps that of the first scored one. Those tokens are square: a side is
+    sqrt(height * width / tokens) pixels."""
+    if isinstance(image, ImageTokenSegment):
+        return replace(image, token_ids=image.token_ids[:1], log_probs=image.log_probs[:1])
+    assert isinstance(image, FlowSegment), "only drawn images are replayed"
     height, width = image.drawing.size
     side = round((height * width / image.states.shape[1]) ** 0.5)
     return replace(

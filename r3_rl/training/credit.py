@@ -54,7 +54,7 @@ class Credit:
 
     @property
     def objective(self) -> Literal["understanding", "generation"]:
-        """Texts are understanding, denoising steps generation."""
+        """Texts are understanding, images generation."""
         return "generation" if isinstance(self.segment, ImageSegment) else "understanding"
 
 
@@ -325,7 +325,7 @@ def _finish(
 
 
 def _trainable(segment: Segment) -> bool:
-    return not isinstance(segment, ImageSegment) or len(segment.times) > 0
+    return not isinstance(segment, ImageSegment) or len(segment.log_probs) > 0
 
 
 def _scores(images: Sequence[Node | None]) -> torch.Tensor:

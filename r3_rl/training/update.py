@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from r3_rl import ranks
-from r3_rl.algorithm.loss import PolicyLoss, image_loss, text_loss
+from r3_rl.algorithm.loss import PolicyLoss, image_loss, k3, text_loss
 from r3_rl.errors import RunError
 from r3_rl.flow.sde import kl_mean, kl_velocity
 from r3_rl.observe.metrics import Numbers, combine
-from r3_rl.policy.base import ImageReplay, Policy
+from r3_rl.policy.base import FlowReplay, ImageReplay, Policy
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.credit import Credit
 from r3_rl.types import ImageSegment, Segment, TextSegment
@@ -120,9 +120,9 @@ def _numbers(loss: Tensor, text: PolicyLoss | None, image: PolicyLoss | None) ->
 
 
 def step_sizes(credits: Sequence[Credit]) -> tuple[float, float]:
-    """Text tokens and denoising steps of a step over all processes, at least 1 each."""
+    """Text tokens, and denoising steps or image tokens, of a step over all processes, at least 1 each."""
     text = sum(len(c.segment.token_ids) for c in credits if isinstance(c.segment, TextSegment))
-    image = sum(len(c.segment.times) for c in credits if isinstance(c.segment, ImageSegment))
+    image = sum(len(c.segment.log_probs) for c in credits if isinstance(c.segment, ImageSegment))
     texts, images = ranks.total(text, image)
     return float(max(texts, 1)), float(max(images, 1))
 
@@ -186,7 +186,10 @@ def _image_part(
 
 
 def _divergence(replay: ImageReplay, base: ImageReplay, kind: str) -> Tensor:
-    """Of each step from the reference policy's, [S]: of the means over the variance, or of the velocities."""
+    """Of each step from the reference policy's, [S]: of the means over the variance, or of the velocities. Of image
+    tokens it is estimated, as that of texts is."""
+    if not isinstance(replay, FlowReplay) or not isinstance(base, FlowReplay):
+        return k3(replay.log_probs, base.log_probs)
     if kind == "velocity":
         return kl_velocity(replay.velocity, base.velocity)
     return kl_mean(replay.mean, base.mean, replay.std)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from r3_rl.observe.environment import environment
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.statistics import mean_of, paired_difference, share, unpaired_difference
-from r3_rl.types import Critique, ImageSegment, Prompt, Round, TextSegment, Trajectory, Verdict
+from r3_rl.types import Critique, ImageSegment, Prompt, Round, TextSegment, Trajectory, Verdict, still
 
 COLOURS = {"red": (222, 60, 50), "blue": (60, 110, 230), "green": (60, 190, 90), "yellow": (232, 205, 60)}
 HOSTILE = "a <script>alert('prompt')</script> & \"circle\" left of a 'square'"
@@ -37,10 +37,7 @@ def text(words: str) -> TextSegment:
 
 
 def drawn(image: torch.Tensor) -> ImageSegment:
-    none = torch.zeros(0)
-    return ImageSegment(
-        context=(), image=image, states=none, next_states=none, times=none, next_times=none, log_probs=none
-    )
+    return still(image)
 
 
 def critique(words: str, *, stop: bool = False, instruction: str = "", well_formed: bool = True) -> Critique:

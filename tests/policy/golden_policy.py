@@ -22,7 +22,7 @@ from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.bagel.sampler import Denoised, Denoiser, denoise
 from r3_rl.policy.base import Drawing, ImageReplay, Sampling
-from r3_rl.types import Context, ImagePiece, ImageSegment, TextPiece
+from r3_rl.types import Context, FlowSegment, ImagePiece, TextPiece
 from tests.policy import golden_drawing as drawing_checks
 from tests.policy.golden_checks import EXACT, SAMPLING, Row, compare
 from tests.policy.golden_set import arrays, autoencoder, image_grid, recorded_image
@@ -119,7 +119,7 @@ def mixed(bagel: Bagel, mode: str) -> Iterator[Row]:
     yield compare(f"{mode}_latents by the sampler", next_states, g[f"{mode}_latents"][1:], SAMPLING)
     yield compare(f"{mode}_log_probs by the sampler", torch.stack(walk.log_probs[0]), recorded, SAMPLING)
     yield compare(f"{mode}_final by the sampler", walk.final[0], g[f"{mode}_final"], SAMPLING)
-    segment = ImageSegment(
+    segment = FlowSegment(
         context=context,
         image=torch.zeros(3, 1, 1),
         states=states,

@@ -13,11 +13,10 @@ from r3_rl.nodes import given_image
 from r3_rl.policy.adapters import AdapterSettings, adapter_merged, trainable_parameters
 from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens
 from r3_rl.policy.bagel.config import AutoencoderConfig
-from r3_rl.policy.bagel.model import token_log_probs
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.bagel.sampler import row_noise
-from r3_rl.policy.bagel.writer import choose
 from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling
+from r3_rl.policy.tokens import choose, token_log_probs
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.stages.settings import DrawingPlan

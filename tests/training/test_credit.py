@@ -18,7 +18,7 @@ from r3_rl.training.credit import (
     credit_refinements,
     credit_trajectories,
 )
-from r3_rl.types import Critique, ImageSegment, Prompt, TextSegment, Verdict, still
+from r3_rl.types import Critique, FlowSegment, Prompt, TextSegment, Verdict, still
 
 PLAIN = CreditSettings(gain="paper", format_mode="gate", format_weight=0.1)
 PROMPT = Prompt(text="a red circle")
@@ -32,7 +32,7 @@ def text(ended=True):
 def image(steps=2):
     zeros = torch.zeros(steps)
     states = torch.zeros(steps, 4, 3)
-    return ImageSegment(
+    return FlowSegment(
         context=(), image=BLANK, states=states, next_states=states, times=zeros, next_times=zeros, log_probs=zeros,
         drawing=Drawing(),
     )  # fmt: skip

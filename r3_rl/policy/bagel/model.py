@@ -178,27 +178,3 @@ def _init_std(name: str, parameter: Tensor, depth: int) -> float:
     if name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")):
         return float(std / np.sqrt(2 * depth))
     return std
-
-
-def token_log_probs(
-    logits: Tensor, targets: Tensor, *, temperature: float = 1.0, cutoff: Tensor | None = None
-) -> Tensor:
-    """log softmax(z) at the targets, z = logits / temperature, with a cut-off over the tokens in play: float32 [T].
-
-    Args:
-        logits: [T, V].
-        targets: int64 [T].
-        temperature: > 0.
-        cutoff: float32 [T] of `TextSegment`: token v is in play if z_v - mean(z) >= cutoff, or if it is the target.
-            The weights that sampled have the support that was sampled from. Under other weights a token leaves or
-            joins only if its own logit crosses the line: a target that grows likelier pushes nothing out, which a line
-            drawn through probabilities would let it do.
-
-    >>> token_log_probs(torch.tensor([[2.0, 2.0, -4.0]]), torch.tensor([0]), cutoff=torch.tensor([0.0])).exp()
-    tensor([0.5000])
-    """
-    scaled = logits.float() if temperature == 1 else logits.float() / temperature
-    if cutoff is not None:
-        out = (scaled < (cutoff + scaled.mean(-1))[:, None]).scatter(1, targets[:, None], False)
-        scaled = scaled.masked_fill(out, float("-inf"))
-    return -F.cross_entropy(scaled, targets, reduction="none")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from r3_rl.errors import RunError
 from r3_rl.policy.bagel import replay as _replay
 from r3_rl.policy.bagel import sampler, supervised, writer
 from r3_rl.policy.bagel.backbone import BAGEL
@@ -18,6 +17,7 @@ from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
 from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling, SupervisedLoss, SupervisedNoise
 from r3_rl.policy.prefixes import spans
+from r3_rl.policy.reference import Base
 from r3_rl.types import Context, ImageSegment, Segment, TextSegment
 
 
@@ -28,8 +28,7 @@ class BagelPolicy:
 
     def __init__(self, model: Bagel, reader: Reader) -> None:
         self.model, self.reader = model, reader
-        self._base: dict[str, Tensor] = {}
-        self._base_restored = False
+        self._base = Base(model)
 
     @property
     def module(self) -> torch.nn.Module:
@@ -118,47 +117,13 @@ class BagelPolicy:
         return _replay.segment_tokens(self.reader, segment)
 
     def remember_base(self, *, on_host: bool = False) -> None:
-        """Keeps a copy of the weights that are about to be trained: without an adapter `reference` needs it.
-        on_host: in the host's memory, where no loss asks for it."""
-        trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
-        self._base = {n: p.to("cpu", copy=True) if on_host else p.clone() for n, p in trained.items()}
+        """Keeps a copy of the weights that are about to be trained."""
+        self._base.remember(on_host=on_host)
 
-    @contextmanager
-    def base_restored(self) -> Iterator[None]:
-        """Inside, the caller has put the base's weights back itself, and `reference` leaves them alone."""
-        self._base_restored = True
-        try:
-            yield
-        finally:
-            self._base_restored = False
+    def base_restored(self) -> AbstractContextManager[None]:
+        """Inside, the caller has put the base's weights back itself."""
+        return self._base.restored()
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Inside, the policy is the base again: its adapter is switched off, or the remembered weights are back. A
-        policy of which nothing is trained is its own base.
-
-        Raises RunError when full weights are trained and no base was remembered.
-        """
-        from r3_rl.policy.adapters import adapted_layers, adapter_disabled
-
-        if self._base_restored:
-            yield
-            return
-        if adapted_layers(self.model):
-            with adapter_disabled(self.model):
-                yield
-            return
-        if not self._base and any(p.requires_grad for p in self.model.parameters()):
-            raise RunError(
-                "there is no reference policy: full weights are trained and their base was not kept",
-                hint="call policy.remember_base() before training, or train an adapter",
-            )
-        trained = {n: p.data for n, p in self.model.named_parameters() if n in self._base}
-        own = dict(self.model.named_parameters())
-        try:
-            for name, base in self._base.items():
-                own[name].data = base.to(own[name].device)
-            yield
-        finally:
-            for name, data in trained.items():
-                own[name].data = data
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, the policy is the base again."""
+        return self._base.reference()

@@ -21,11 +21,12 @@ from r3_rl.flow.matching import matching_log_prob
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import log_prob, stochastic_step
 from r3_rl.policy.bagel.encoder import Contexts, Encoded
-from r3_rl.policy.bagel.model import Bagel, BagelOutput, token_log_probs
+from r3_rl.policy.bagel.model import Bagel, BagelOutput
 from r3_rl.policy.bagel.packing import Block, LatentBlock, Packed, TextBlock, num_tokens, pack
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
-from r3_rl.policy.base import ImageReplay
-from r3_rl.types import Context, ImagePiece, ImageSegment, Segment, TextSegment, context_key, written_before
+from r3_rl.policy.base import FlowReplay, ImageReplay
+from r3_rl.policy.tokens import token_log_probs
+from r3_rl.types import Context, FlowSegment, ImagePiece, Segment, TextSegment, context_key, written_before
 
 
 @dataclass(kw_only=True, eq=False)
@@ -82,7 +83,7 @@ def _score(
     shapes = [
         (len(_replayed_steps(segment, branch)), *segment.states.shape[1:])
         for index, branch in places
-        if isinstance(segment := segments[index], ImageSegment)
+        if isinstance(segment := segments[index], FlowSegment)
     ]
     # split, not a slice each: a slice's backward pass is a zero-filled copy of the whole
     velocities = out.velocity.split([steps * tokens for steps, tokens, _ in shapes])
@@ -126,7 +127,7 @@ def _rows(reader: Reader, segments: Sequence[Segment]) -> list[_Row]:
             by_text.setdefault((context_key(segment.context), segment.token_ids), row)
             rows.append(row)
     for i, segment in enumerate(segments):
-        if not isinstance(segment, ImageSegment) or not len(segment.times):
+        if not isinstance(segment, FlowSegment) or not len(segment.times):
             assert isinstance(segment, TextSegment), "an image without stochastic steps has nothing to replay"
             continue
         host = by_text.get(written_before(segment.context))
@@ -152,20 +153,20 @@ def _scored(reader: Reader, segment: TextSegment) -> TextBlock:
     return TextBlock(ids=block.ids, num_scored=len(segment.token_ids))
 
 
-def _dropped(segment: ImageSegment) -> list[str]:
+def _dropped(segment: FlowSegment) -> list[str]:
     """Branches replayed beside the full one; without an image in the context the image-dropped one is the full one."""
     guidance = segment.drawing.guidance
     image = guidance.needs_image_drop and any(isinstance(piece, ImagePiece) for piece in segment.context)
     return [*(["text"] if guidance.needs_text_drop else []), *(["image"] if image else [])]
 
 
-def _replayed_steps(segment: ImageSegment, branch: str) -> list[int]:
+def _replayed_steps(segment: FlowSegment, branch: str) -> list[int]:
     """Indices into the scored steps; a dropped branch is needed only where guidance acts."""
     times = segment.times.tolist()
     return [s for s, t in enumerate(times) if branch == "full" or segment.drawing.guidance.active(t)]
 
 
-def _noisy_blocks(reader: Reader, segment: ImageSegment, branch: str) -> list[Block]:
+def _noisy_blocks(reader: Reader, segment: FlowSegment, branch: str) -> list[Block]:
     grid = reader.grid(segment.drawing.size)
     return [
         LatentBlock(tokens=segment.states[s], grid=grid, time=float(segment.times[s]), noisy=True)
@@ -175,8 +176,8 @@ def _noisy_blocks(reader: Reader, segment: ImageSegment, branch: str) -> list[Bl
 
 def _image_replay(
     segment: Segment, index: int, velocities: dict[tuple[int, str], Tensor], device: torch.device
-) -> ImageReplay:
-    assert isinstance(segment, ImageSegment)
+) -> FlowReplay:
+    assert isinstance(segment, FlowSegment)
     drawing = segment.drawing
     velocity = velocities[index, "full"]
     times = segment.times.to(device)
@@ -190,7 +191,7 @@ def _image_replay(
     velocity = combine(drawing.guidance, times, velocity, *dropped)
     if drawing.convention == MATCHING:
         log_probs = matching_log_prob(velocity, segment.next_states.to(device), times)
-        return ImageReplay(log_probs=log_probs, mean=velocity, std=torch.ones_like(times), velocity=velocity)
+        return FlowReplay(log_probs=log_probs, mean=velocity, std=torch.ones_like(times), velocity=velocity)
     step = stochastic_step(
         segment.states.to(device),
         velocity,
@@ -201,13 +202,14 @@ def _image_replay(
         second_time=float(shifted_schedule(drawing.num_steps + 1, drawing.shift)[1]),
     )
     log_probs = log_prob(step, segment.next_states.to(device))
-    return ImageReplay(log_probs=log_probs, mean=step.mean, std=step.std, velocity=velocity)
+    return FlowReplay(log_probs=log_probs, mean=step.mean, std=step.std, velocity=velocity)
 
 
 def segment_tokens(reader: Reader, segment: Segment) -> int:
     """Tokens that replaying the segment costs, the dropped branches of guidance included."""
     if isinstance(segment, TextSegment):
         return reader.num_tokens(segment.context) + num_tokens(replace(_scored(reader, segment), last=True))
+    assert isinstance(segment, FlowSegment), "only drawn images are replayed"
     step = segment.states.shape[1] + 2
     return sum(
         reader.num_tokens(segment.context, drop="" if branch == "full" else branch) + steps * step

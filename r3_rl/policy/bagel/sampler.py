@@ -21,7 +21,7 @@ from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import LatentBlock, Packed, pack
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
 from r3_rl.policy.base import Drawing
-from r3_rl.types import Context, ImagePiece, ImageSegment
+from r3_rl.types import Context, FlowSegment, ImagePiece, ImageSegment
 
 _STEP_NOISE = 0x5851F42D4C957F2D
 
@@ -173,12 +173,12 @@ def draw(
     denoiser = Denoiser(model, reader, contexts, grid, drawings[0].guidance)
     walk = denoise(denoiser, drawings, initial, step_noise)
     images = reader.images(walk.final, size).cpu()
-    out = []
+    out: list[ImageSegment] = []
     for r, context in enumerate(contexts):
         scored = torch.tensor(walk.steps[r], dtype=torch.int64)
         empty = torch.zeros(0, *shape)
         out.append(
-            ImageSegment(
+            FlowSegment(
                 context=context,
                 image=images[r],
                 states=torch.stack(walk.states[r]).cpu() if walk.states[r] else empty,
