@@ -65,8 +65,11 @@ def measure_true_plans(
 def measure_edits(
     world: World[Any], policy: Policy, edits: Sequence[Edited], settings: LoopSettings, *, seed: int
 ) -> list[float]:
-    """True instructions on images of the world: 1 if the drawn image shows what the target shows."""
+    """True instructions on images of the world: 1 if the drawn image shows what the target shows. Empty for a backbone
+    that does not edit."""
     hits: list[float] = []
+    if policy.spec.refines != "edit":
+        return hits
     for part in chunks(len(edits)):
         these = edits[part]
         contexts = [

@@ -77,6 +77,9 @@ class Engine:
     first_group: int = 0
     """Roots that the processes before this one have."""
 
+    def __post_init__(self) -> None:
+        self.settings = replace(self.settings, refines=self.policy.spec.refines)
+
     def write(self, stage: WritingStage, parents: Sequence[Node], *, seed: int, each: int = 1) -> list[Node]:
         """`each` texts below every parent."""
         children = _children(parents, each)

@@ -1,11 +1,14 @@
-"""Refinement: the image again, with one edit. It is drawn below a critique that asks for one."""
+"""Refinement: the image again, with one edit. It is drawn below a critique that asks for one.
+
+A backbone that cannot edit draws the prompt again, after it has looked at the image and read the edit.
+"""
 
 from __future__ import annotations
 
 from r3_rl.nodes import Node
 from r3_rl.stages.base import Shown
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
-from r3_rl.types import Context
+from r3_rl.types import Context, TextPiece
 
 
 class _Refinement:
@@ -17,6 +20,9 @@ class _Refinement:
 
     def context(self, parent: Node, settings: LoopSettings) -> Context:
         assert parent.critique is not None and parent.parent is not None
+        if settings.refines == "regenerate":
+            asked = TextPiece(text=parent.critique.instruction)
+            return (*settings.protocol.reason_context(parent.prompt), parent.parent.looked_at, asked)
         said = settings.protocol.refine_pieces(parent.critique, parent.prompt, show_prompt=settings.show_prompt)
         return (parent.parent.edited, *said)
 

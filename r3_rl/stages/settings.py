@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -61,6 +62,8 @@ class LoopSettings:
     refine: DrawingPlan = field(default_factory=lambda: DrawingPlan(drawing=Drawing()))
     show_prompt: bool = False
     """Refinements see the prompt beside the instruction."""
+    refines: Literal["edit", "regenerate"] = "edit"
+    """How the backbone refines (`BackboneSpec.refines`); an engine takes it from its policy."""
 
     def for_evaluation(self, temperature: float) -> LoopSettings:
         """The same loop without exploration: ODE drawing, texts at `temperature` (0: the likeliest words)."""

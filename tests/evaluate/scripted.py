@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.base import Sampling
 from r3_rl.stages.protocol import PROTOCOLS
 from r3_rl.stages.settings import LoopSettings
@@ -78,6 +79,7 @@ def trajectory(
 class Scripted:
     """Says what `say` returns for a context, or the given texts in turn; draws the given images in turn."""
 
+    spec = BAGEL.spec
     say: Callable[[Context], str] | None = None
     texts: list[str] = field(default_factory=list)
     images: list[torch.Tensor] = field(default_factory=list)

@@ -23,7 +23,7 @@ class Counting:
     """A policy that remembers how many rows each call had."""
 
     def __init__(self, policy):
-        self.policy, self.written, self.drawn = policy, [], []
+        self.policy, self.spec, self.written, self.drawn = policy, policy.spec, [], []
 
     def write(self, contexts, sampling, seeds):
         self.written.append(len(contexts))

@@ -1,0 +1,139 @@
+"""A backbone of image tokens that regenerates: the engine, credit, update and a whole run take it as it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r3_rl.errors import InputError
+from r3_rl.evaluate.run import train
+from r3_rl.export import export
+from r3_rl.nodes import Node
+from r3_rl.observe.recorder import read_lines
+from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.policy.base import Drawing, Sampling
+from r3_rl.recipe_io import load_recipe
+from r3_rl.rollout.engine import Engine
+from r3_rl.rollout.transport import from_bytes, to_bytes
+from r3_rl.stages.settings import DrawingPlan, LoopSettings
+from r3_rl.types import ImagePiece, ImageTokenSegment, Prompt, TextPiece
+from tests.policy.installed import install_toy
+from tests.policy.tiny import AnyWords
+from tests.policy.toy import TOY
+from tests.training.test_trainer import assert_equal_weights, make, run, weights
+
+PROMPTS = [Prompt(text="a red circle"), Prompt(text="two blue square")]
+PLAN = DrawingPlan(drawing=Drawing(num_steps=4, size=(24, 24)))
+WORDS = Sampling(max_new_tokens=5)
+LOOP = LoopSettings(protocol=AnyWords(), plan=WORDS, critique=WORDS, draft=PLAN, refine=PLAN)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return TOY.write_tiny(tmp_path / "weights")
+
+
+def policy_of(folder):
+    return TOY.load(folder, dtype=torch.float32, device="cpu")
+
+
+def trainer_of(folder, tmp_path, **options):
+    return make(tmp_path, policy=policy_of(folder), loop_settings=LOOP, dataset=PROMPTS, **options)
+
+
+def test_the_engine_regenerates_and_its_nodes_cross_a_process_border(folder):
+    policy = policy_of(folder)
+    engine = Engine(policy=policy, settings=LOOP)
+    drafts = engine.drafts(PROMPTS, seed=1, num_rows=4)
+    refined = [node for node in engine.round(drafts, seed=2)[1] if node is not None]
+    assert refined and all(isinstance(node.drawn, ImageTokenSegment) for node in [*drafts, *refined])
+    for node in refined:
+        assert isinstance(node.parent, Node) and isinstance(node.parent.parent, Node)
+        prompt, looked, edit = node.drawn.context
+        assert isinstance(prompt, TextPiece) and prompt.text == node.prompt.text
+        assert isinstance(looked, ImagePiece) and looked.use == "look"
+        assert torch.equal(looked.image, node.parent.parent.image)
+        assert isinstance(edit, TextPiece) and edit.text == node.parent.said.instruction
+    again = from_bytes(to_bytes(refined))
+    for ours, theirs in zip(
+        policy.replay([n.drawn for n in refined]), policy.replay([n.drawn for n in again]), strict=True
+    ):
+        assert torch.equal(ours.log_probs, theirs.log_probs)
+
+
+def test_three_steps_train_texts_and_image_tokens(folder, tmp_path):
+    ends = []
+    for number in range(2):
+        trainer = trainer_of(folder, tmp_path / str(number), max_steps=3, beta=0.01, image_beta=0.01, probe_every=1)
+        checked = trainer.self_check()
+        assert list(checked.gradient_norm) == ["shared"] and max(checked.deviation.values()) < 1e-4
+        before = weights(trainer)
+        rows = run(trainer)
+        assert len(rows) == 3
+        for row in rows:
+            assert row["ratio/text_deviation"] < 1e-4 and row["ratio/image_deviation"] < 1e-4
+            assert row["grad_norm"] > 0 and row["image/kl"] >= 0 and "image/loss" in row
+        assert any("refine/gain_mean" in row for row in rows), "drafts and refinements take turns"
+        assert all(not torch.equal(before[name], after) for name, after in weights(trainer).items() if "lora_B" in name)
+        ends.append(weights(trainer))
+    assert_equal_weights(*ends)
+
+
+def test_full_weights_learn_what_is_rewarded(folder, tmp_path):
+    """Redness of the drafts, by a policy without adapter: the credit of an image reaches its tokens."""
+    policy = policy_of(folder)
+    policy.module.requires_grad_(True)
+    options = {"schedule": "draft_only", "lora": None, "num_generations": 8, "learning_rate": 3e-3, "max_steps": 12}
+    rows = run(make(tmp_path, policy=policy, loop_settings=replace(LOOP, plan=None), dataset=PROMPTS, **options))
+    scores = [row["rewards/red/mean"] for row in rows]
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.05
+
+
+def test_a_branch_that_it_does_not_have_is_named(folder, tmp_path):
+    with pytest.raises(InputError, match="'generation' is not a branch of this backbone; choose one of shared, both"):
+        trainer_of(folder, tmp_path, lora=AdapterSettings(rank=2, branches="generation"), text_loss_weight=0.0)
+    with pytest.raises(InputError, match="nothing of the generation branch is trained"):
+        trainer_of(folder, tmp_path, image_learning_rate=1e-3).train()
+
+
+def recipe_of(folder, tmp_path, *more):
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p.text}) + "\n" for p in PROMPTS))
+    (tmp_path / "r.yaml").write_text(
+        f"version: 1\nmodel: {{kind: auto, path: {folder}}}\ndata: {{kind: jsonl, path: prompts.jsonl}}\n"
+        "rewards: [{scorer: sharpness}]\n"
+        "rollout: {num_prompts: 2, num_generations: 3, plan: {max_new_tokens: 4}, critique: {max_new_tokens: 4}, "
+        "draft: {size: [24, 24], num_steps: 3}, refine: {num_steps: 3}}\n"
+        f"algorithm: {{schedule: tree}}\nlora: {{rank: 2}}\nobserve: {{gallery: 1}}\n"
+        f"training: {{max_steps: 2, output_dir: {tmp_path / 'runs'}}}\n"
+    )
+    return load_recipe(tmp_path / "r.yaml", more)
+
+
+def test_a_recipe_trains_and_exports_it(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(install_toy(tmp_path))
+    result = train(recipe_of(folder, tmp_path), name="run")
+    assert [row["step"] for row in read_lines(result.folder / "metrics.jsonl").rows] == [1, 2]
+    card = export(result.folder).folder / "README.md"
+    assert "Toy's layout" in card.read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rollout.draft.size=[25, 24]", "25 pixels are not a multiple of 12, which is what the model draws"),
+        ("rollout.draft.size=[60, 24]", "60 is above 48, which is what the model draws"),
+        ("lora.branches=understanding", "Toy has the branches shared; use 'both' for all of them"),
+        ("lora.rank_generation=4", "Toy has no branch of its own for drawing, but shared; leave it out"),
+        ("training.image_learning_rate=0.01", "Toy has no branch of its own for drawing"),
+        ("model.kind=bagel", "is not a BAGEL folder: it has no llm_config.json"),
+        ("rollout.protocol=toy", "the backbone 'toy' brings no templates; use 'compact'"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_it_is_one_clear_line(folder, tmp_path, monkeypatch, override, said):
+    monkeypatch.syspath_prepend(install_toy(tmp_path))
+    with pytest.raises(InputError) as caught:
+        recipe_of(folder, tmp_path, override)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
