@@ -79,9 +79,9 @@ def _judge(images: Sequence[Any], include: Sequence[Any], log_extra: LogExtra | 
     ]
     if log_extra is not None:
         log_extra("reason", [j.words if j else "" for j in judgements])
-        log_extra(
-            "cause", ["" if j else "it asks for no object, or for more than the 9 cells hold" for j in judgements]
-        )
+        if None in judgements:
+            unfit = "it asks for no object, or for more than the 9 cells hold"
+            log_extra("cause", ["" if j else unfit for j in judgements])
     return judgements
 
 

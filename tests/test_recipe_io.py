@@ -134,7 +134,7 @@ def test_keys_that_became_the_branch_are_answered_with_it(write):
     new = "rollout.branch: {plan: 4, draft: 4, critique: 8, refinement: 2}"
     found = refused(write(old))
     assert [line.partition(": renamed; write ")[::2] for line in found] == [
-        (f"r.yaml:4: rollout.{key}", new) for key in ("images_per_critique", "images_per_plan", "num_generations")
+        (f"r.yaml:4: rollout.{key}", new) for key in ("num_generations", "images_per_plan", "images_per_critique")
     ]
     branch = load_recipe(write(GOOD), [new.replace(": ", "=", 1)]).rollout.branch
     assert branch.rollouts("reason") == branch.rollouts("refine") == 16

@@ -27,6 +27,7 @@ from r3_rl.recipe_io import load_recipe
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.types import Prompt
+from r3_rl.worlds.base import find_world
 from tests.docs.world import world_folder
 
 PLAIN = [
@@ -116,7 +117,7 @@ def bench(recipe):
 
 def test_a_run_leaves_everything_that_it_says(recipe, whole):
     folder, said = whole.folder, whole.text
-    for line in ("2 prompts x 2 drafts = 4 rollouts", f"run folder {folder}", "self-check: |ratio - 1|", "report "):
+    for line in ("2 prompts x 2 plans = 4 rollouts", f"run folder {folder}", "self-check: |ratio - 1|", "report "):
         assert line in said
     headline = " ".join(said[said.index("\ngreedy texts, ") :].split())
     assert headline.startswith("greedy texts, untrained -> trained, %: draft ")
@@ -263,7 +264,7 @@ def test_nodes_that_the_world_draws_are_scored_by_the_panel():
         return [None if i == 2 else 0.25 + i / 100 for i in range(len(images))]
 
     with Panel([ScorerSpec(name="partly", scorer=partly)]) as panel:
-        nodes = runs._synthetic(4, 0, panel=panel, tags=None)
+        nodes = runs._synthetic(find_world(), 4, 0, panel=panel, tags=find_world().tags)
         panel.score(ScoreBatch(prompts=[Prompt(text="a red circle")], images=[np.zeros((36, 36, 3), np.uint8)]))
         numbers = panel.metrics()
     assert [node.score for node in nodes] == [0.25, 0.26, 0.28], "without a score an image is no node"
