@@ -18,6 +18,7 @@ from r3_rl.policy.registry import backbone_of, find, names
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.files import folder_problem, name_problem, paths_written
 from r3_rl.recipe.learning import MOST_SCORERS
+from r3_rl.recipe.pretraining import OF_THE_WORLD
 from r3_rl.recipe.sampling import COMPACT, RECOGNISED
 from r3_rl.recipe.tree import Path, unfilled
 from r3_rl.worlds.base import World, chosen_tags, find_world
@@ -190,7 +191,7 @@ def _num_scored(drawing: Any) -> int:
 
 
 def _kind_problems(recipe: Recipe, world: World[Any]) -> Iterator[tuple[Path, str]]:
-    """Kinds of prompts that the recipe's world does not have."""
+    """Kinds of prompts that the recipe's world does not have, and settings of its examples that it does not know."""
     data, pretrain = recipe.data, recipe.pretrain
     for key in ("tags", "exclude_tags"):
         for tag in getattr(data, key) or ():
@@ -198,9 +199,14 @@ def _kind_problems(recipe: Recipe, world: World[Any]) -> Iterator[tuple[Path, st
                 yield ("data", key), _unknown(tag, world.tags)
     if not chosen_tags(world, data.tags, data.exclude_tags):
         yield ("data", "exclude_tags"), "no kind of prompt is left; leave out fewer"
-    for tag in pretrain.draw_weights if pretrain is not None else ():
+    if pretrain is None:
+        return
+    for tag in pretrain.draw_weights:
         if tag not in world.tags:
             yield ("pretrain", "draw_weights", tag), _unknown(tag, world.tags)
+    for key in OF_THE_WORLD:
+        if key not in world.pretrain_keys and getattr(pretrain, key) != type(pretrain).model_fields[key].default:
+            yield ("pretrain", key), f"the examples of the world '{world.name}' do not follow it; leave it out"
 
 
 def _unknown(tag: str, known: Sequence[str]) -> str:

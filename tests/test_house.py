@@ -90,6 +90,8 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("rewards/length.py", "import r3_rl.policy.base", "A built-in scorer sees what a stranger's sees"),
         ("r3_rl/flow/sde.py", "import r3_rl.worlds.shapes.scene", "Credit and flow are plain functions"),
         ("r3_rl/assemble.py", "import r3_rl.policy.bagel.config", "No room names a backbone"),
+        ("r3_rl/evaluate/base.py", "import r3_rl.worlds.shapes.data", "No room names a world"),
+        ("r3_rl/worlds/sets.py", "import r3_rl.scoring.base", "A world knows prompts, texts and images"),
         ("r3_rl/algorithm/gain.py", "import r3_rl.rewards.length", "r3_rl.rewards"),
     ],
 )

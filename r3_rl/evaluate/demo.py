@@ -28,9 +28,10 @@ def demo(*, world: str | None = None, out: str = "runs/demo", seed: int = 0, min
         InputError: an unknown world, or one that has no demo.
     """
     begin = time.monotonic()
-    target, shown = Path(out), find_world(world).demo
+    target, place = Path(out), find_world(world)
+    shown = place.demo
     if shown is None:
-        raise InputError(f"the world '{world}' has no demo", hint="run a recipe of it with `r3 train`")
+        raise InputError(f"the world '{place.name}' has no demo", hint="run a recipe of it with `r3 train`")
     recipe = load_recipe(
         shown.recipe,
         [

@@ -129,7 +129,7 @@ def grouped_rows(evaluation: Evaluation) -> dict[str, list[Row]]:
     names = plain_names(evaluation.names())
     groups: dict[str, list[Row]] = {}
     for group, measures in GROUPS.items():
-        rows = [evaluation.row(name) for key in measures for name in names if pattern(name) == key]
+        rows = [_row(evaluation, name) for key in measures for name in names if _key(name) == key]
         if rows:
             groups[group] = rows
     known = {row.name for rows in groups.values() for row in rows}
@@ -148,6 +148,19 @@ def grouped_rows(evaluation: Evaluation) -> dict[str, list[Row]]:
     if other:
         groups[OTHER] = other
     return groups
+
+
+def _key(name: str) -> str:
+    """The name's key in the table: its own, or that of the measurement whose kind it is."""
+    known = {key for measures in GROUPS.values() for key in measures}
+    own, all_kinds = pattern(name), pattern(name).partition("/")[0]
+    return own if own in known or name.startswith(_TAGGED) else all_kinds
+
+
+def _row(evaluation: Evaluation, name: str) -> Row:
+    """A kind that the table does not name is called by its own."""
+    kind = plain(name).partition("/")[2]
+    return evaluation.row(name, f"… {words_of(kind)}" if kind and _key(name) != pattern(name) else "")
 
 
 def words_of(name: str) -> str:

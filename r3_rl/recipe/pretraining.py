@@ -47,6 +47,12 @@ class MixSection(Section):
             yield Problem("text_to_image", "a step without any sample learns nothing; set one task above 0")
 
 
+OF_THE_WORLD = (
+    "plan_noise", "plan_errors", "image_noise", "edit_noise", "critique_noise", "position_weight", "draw_weights",
+)  # fmt: skip
+"""Keys that say how a world makes its examples. Not every world knows every one."""
+
+
 class LaterLegSection(Section):
     """What a later leg changes, from where the one before ended and with fresh optimisers; null keeps what that had."""
 

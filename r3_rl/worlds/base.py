@@ -119,6 +119,12 @@ class World(Protocol[Scene]):
         ...
 
     @property
+    def pretrain_keys(self) -> tuple[str, ...]:
+        """Those of `recipe.pretraining.OF_THE_WORLD` that its examples follow. A recipe that sets others is
+        refused."""
+        ...
+
+    @property
     def demo(self) -> Demo | None:
         """What `r3 demo` runs; None if the world has none."""
         ...

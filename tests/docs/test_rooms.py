@@ -9,7 +9,7 @@ from tests.docs.documents import REPOSITORY, snippets
 from tests.docs.world import world_folder
 
 
-@pytest.mark.parametrize("room", ["policy", "rollout", "training", "balance", "evaluate"])
+@pytest.mark.parametrize("room", ["policy", "rollout", "training", "balance", "evaluate", "worlds"])
 def test_examples_of_the_rooms_run(room, workplace, tmp_path_factory, monkeypatch):
     world = world_folder(tmp_path_factory.mktemp("weights"))
     monkeypatch.setattr(shipped, "weights_folder", lambda: world)

@@ -8,9 +8,10 @@ import pytest
 
 from r3_rl import registered
 from r3_rl.errors import InputError
+from r3_rl.evaluate.demo import demo
 from r3_rl.recipe import Recipe
 from r3_rl.recipe_io import json_schema, load_recipe
-from r3_rl.worlds.base import chosen_tags, find_world
+from r3_rl.worlds.base import World, chosen_tags, find_world, world_speaking
 
 
 @pytest.fixture
@@ -89,3 +90,18 @@ def test_chosen_tags_keep_their_order():
     first, second, *_ = world.tags
     assert chosen_tags(world, None, [first])[0] == second
     assert chosen_tags(world, [second, first]) == (second, first)
+
+
+def test_a_model_is_told_by_its_words_even_beside_a_broken_world(installed):
+    installed("mars", "broken_world", "import no_such_package_at_all\n")
+    words = find_world().tokenizer().get_vocab()
+    assert world_speaking(words) is find_world()
+    with pytest.warns(UserWarning, match=r"'mars' .* fails to import"):
+        assert world_speaking([*words, "martian"]) is None
+
+
+def test_a_world_without_a_demo_says_so(installed):
+    doors = [door for door in vars(World) if not door.startswith("_")]
+    installed("mars", "quiet_world", f"class WORLD:\n    {' = '.join(doors)} = None\n    name = 'mars'\n")
+    with pytest.raises(InputError, match="the world 'mars' has no demo; run a recipe of it"):
+        demo(world="mars")

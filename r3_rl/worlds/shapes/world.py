@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from r3_rl.recipe.pretraining import OF_THE_WORLD
 from r3_rl.types import Prompt, Verdict
 from r3_rl.worlds.base import Batches, Demo, Edited, Question, Seed, Tags, World
 from r3_rl.worlds.shapes import data, drawing, inspector, judging, language, prompts, questions, reading, shipped
@@ -31,6 +32,7 @@ class ShapesWorld:
     tags: tuple[str, ...] = prompts.TAGS
     harder_tags: tuple[str, ...] = prompts.HARD_TAGS
     question_kinds: tuple[str, ...] = questions.QUESTION_KINDS
+    pretrain_keys: tuple[str, ...] = OF_THE_WORLD
     bench = "loop"
     base_sizes: ClassVar[Mapping[str, int]] = {
         "num_prompts": 1000,

@@ -47,11 +47,11 @@ class ToyWorld:
     tags = ("one", "several")
     harder_tags = ("several",)
     question_kinds = ("which",)
-    bench = "loop"
-    base_sizes = demo_sizes = dict.fromkeys(
+    bench, pretrain_keys = "loop", ("draw_weights",)
+    base_sizes = dict.fromkeys(
         ("num_prompts", "num_fixed", "num_right", "num_questions", "num_pairs", "num_plans", "num_edits"), 6
     )
-    demo = Demo(recipe=str(HERE / "demo.yaml"), max_steps=2, sizes=demo_sizes)
+    demo = Demo(recipe=str(HERE / "demo.yaml"), max_steps=2, sizes=base_sizes)
 
     def prompts(self, count, *, split, tags=None, seed):
         rng = np.random.default_rng(seed)
