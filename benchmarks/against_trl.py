@@ -152,7 +152,6 @@ def make_qwen(work: Work, attention: str) -> Any:
 def our_trainer(work: Work, qwen: Any, args: argparse.Namespace, folder: Path) -> Any:
     """R3Trainer with a schedule of texts alone, on the understanding expert of a BAGEL with Qwen2's weights."""
     from text_grpo import TextSchedule, text_policy
-    from transformers import PrinterCallback
 
     from r3_rl.policy.adapters import AdapterSettings
     from r3_rl.rollout.prompts import PromptStream
@@ -170,7 +169,7 @@ def our_trainer(work: Work, qwen: Any, args: argparse.Namespace, folder: Path) -
         reward_funcs=Panel([ScorerSpec(name="reward", scorer=reward)]),
         args=R3Config(
             output_dir=str(folder / "ours"), num_prompts=work.num_prompts, num_generations=work.group,
-            token_budget=args.token_budget, probe_every=0, remove_unused_columns=False, **common(work, args),
+            token_budget=args.token_budget, probe_every=0, logging_steps=10**9, **common(work, args),
         ),
         train_dataset=PromptStream(
             [Prompt(text=text) for text in prompt_texts(work, 64)], num_prompts=work.num_prompts, seed=0
@@ -178,7 +177,6 @@ def our_trainer(work: Work, qwen: Any, args: argparse.Namespace, folder: Path) -
         peft_config=AdapterSettings(rank=16, alpha=32.0, branches="understanding") if work.lora else None,
     )  # fmt: skip
     trainer.schedule = TextSchedule.like(trainer.schedule, new_tokens=work.new_tokens)
-    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -204,7 +202,8 @@ def trl_trainer(work: Work, qwen: Any, args: argparse.Namespace, folder: Path) -
             max_completion_length=work.new_tokens, temperature=1.0, top_p=1.0, top_k=0, beta=0.0,
             scale_rewards="none", loss_type="dapo", disable_dropout=True, gradient_checkpointing=False, bf16=False,
             cache_implementation="static" if args.trl_cache == "static" else None, log_completions=False,
-            dataloader_num_workers=0, dataloader_pin_memory=False, **common(work, args),
+            use_cpu=True, logging_strategy="no", dataloader_num_workers=0, dataloader_pin_memory=False,
+            **common(work, args),
         ),
         train_dataset=Dataset.from_dict({"prompt": wrapped}),
         processing_class=tokenizer,
@@ -215,11 +214,11 @@ def trl_trainer(work: Work, qwen: Any, args: argparse.Namespace, folder: Path) -
 
 
 def common(work: Work, args: argparse.Namespace) -> dict[str, Any]:
-    """What transformers' Trainer is told under both."""
+    """What both trainers are told."""
     return {
         "max_steps": args.warmup + args.steps, "learning_rate": 1e-4, "lr_scheduler_type": "constant",
-        "optim": "adamw_torch", "max_grad_norm": 1.0, "seed": 0, "use_cpu": True, "report_to": "none",
-        "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+        "optim": "adamw_torch", "max_grad_norm": 1.0, "seed": 0, "report_to": "none",
+        "save_strategy": "no", "disable_tqdm": True,
     }  # fmt: skip
 
 

@@ -71,11 +71,10 @@ def main() -> None:
     loaded = load_policy(recipe.model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(recipe, loaded, Path(folder))
-        trainer.create_optimizer_and_scheduler(2)
+        trainer.prepare()
         with Entered() as entered:
             for step in range(2):
-                trainer.training_step(trainer.model, {"step": step})
-                trainer.optimizer.step()
+                trainer.step(step)
         trainer.close()
     files = entered.by_file()
     rooms: Counter[str] = Counter()

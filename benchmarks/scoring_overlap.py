@@ -125,11 +125,13 @@ def one_step(trainer: Any, panel: Any, num_parts: int, number: int) -> tuple[dic
     sums: dict[str, float] = {}
     begin, cpu = time.perf_counter(), time.process_time()
     for half in (2 * number, 2 * number + 1):
-        trainer.training_step(trainer.model, {"step": half})
-        for name, value in trainer.averages.pop().items():
+        collected = trainer.roll_out(half)
+        trainer.accumulate(half, collected.credits)  # without a step: the next repetition has the same rollouts
+        seconds = {f"time/{name}_s": value for name, value in trainer.watch.take().items()}
+        for name, value in {**collected.metrics, **seconds}.items():
             sums[name] = sums.get(name, 0.0) + value
     sums |= {"step_s": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu}
-    trainer.model.zero_grad(set_to_none=True)
+    trainer.learner.zero_grad()
     return sums, [future.result() for future in futures]
 
 

@@ -110,13 +110,12 @@ def build(args: argparse.Namespace, weights: Path, scratch: Path) -> tuple[Any, 
         engine = trainer.schedule.engine
         protocol = EveryoneEdits(**vars(engine.settings.protocol))
         engine.settings = replace(engine.settings, protocol=protocol)
-    trainer.create_optimizer_and_scheduler(recipe.training.max_steps)
+    trainer.prepare()
     return trainer, policy
 
 
 def run_half(trainer: Any, policy: Any, step: int, half: Half, *, counts: bool) -> None:
     """One optimiser step; its seconds are kept when it counts, its operations when it does not."""
-    import torch
     from flops import counted
 
     policy.seconds.clear()
@@ -124,29 +123,23 @@ def run_half(trainer: Any, policy: Any, step: int, half: Half, *, counts: bool) 
     trainer.on_collected = lambda _, collected: seen.append(collected)
     begin = time.perf_counter()
     if counts:
-        trainer.training_step(trainer.model, {"step": step})
+        measured = trainer.step(step)
     else:
         with counted(policy.model) as count:
-            trainer.training_step(trainer.model, {"step": step})
+            measured = trainer.step(step)
         half.flops = count.flops
-    updated = time.perf_counter()
-    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
-    trainer.optimizer.step()
-    trainer.lr_scheduler.step()
-    trainer.optimizer.zero_grad()
     end = time.perf_counter()
     collected = seen[-1]
     expected = ("reason", "refine")[step % 2]
     if collected.phase != expected:
         raise SystemExit(f"no group of drafts was mixed, so there was no {expected} step: use --work all")
     half.credits = len(collected.credits)
-    measured = trainer.averages.pop()
     if counts:
         written = policy.seconds.get("write", 0.0)
         first = {"plan": written, "draft": measured.get("time/draft_s", 0.0) - written}
         second = {"critique": measured.get("time/critique_s", 0.0), "refinement": measured.get("time/refine_s", 0.0)}
         stages = first if expected == "reason" else second
-        stages |= {"scoring": measured["time/score_s"], "update": measured["time/update_s"] + end - updated}
+        stages |= {"scoring": measured["time/score_s"], "update": measured["time/update_s"]}
         for name in STAGES:
             half.seconds[name].append(stages.get(name, 0.0))
         half.seconds["total"].append(end - begin)

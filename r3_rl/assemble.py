@@ -27,7 +27,6 @@ from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.stages.protocol import protocol_named
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.config import R3Config
-from r3_rl.training.sharded import checked_settings
 from r3_rl.worlds.base import chosen_tags, find_world
 
 
@@ -167,61 +166,12 @@ def prompt_stream(recipe: Recipe) -> PromptStream:
 
 
 def trainer_arguments(recipe: Recipe, run_folder: Path, *, processes: int | None = None) -> R3Config:
-    """The recipe's numbers under the trainer's names. processes: of the run, where this one rehearses it alone."""
-    t, a, r = recipe.training, recipe.algorithm, recipe.rollout
-    return R3Config(
-        output_dir=str(run_folder / "checkpoints"),
-        max_steps=t.max_steps,
-        learning_rate=t.learning_rate,
-        image_learning_rate=t.image_learning_rate,
-        lr_scheduler_type=t.lr_scheduler,
-        warmup_steps=t.warmup_steps,
-        adam_beta1=t.adam_beta1,
-        adam_beta2=t.adam_beta2,
-        adam_epsilon=t.adam_epsilon,
-        weight_decay=t.weight_decay,
-        max_grad_norm=t.max_grad_norm,
-        seed=t.seed,
-        save_steps=t.save_steps,
+    """The arguments of a recipe's trainer. processes: of the run, where this one rehearses it alone."""
+    return R3Config.of_recipe(
+        recipe,
+        str(run_folder / "checkpoints"),
+        optimizer_parts=(processes or ranks.count()) if recipe.training.shard_optimizer else 0,
         save_total_limit=2,
-        logging_steps=recipe.observe.log_every,
-        report_to=list(recipe.observe.trackers) or "none",
-        # told to use the CPU, accelerate passes DeepSpeed over in silence
-        use_cpu=not (torch.cuda.is_available() or t.deepspeed),
-        deepspeed=checked_settings(t.deepspeed) if t.deepspeed else None,
-        bf16=t.trains_in_bfloat16,
+        run_name=run_folder.name,
         disable_tqdm=True,
-        remove_unused_columns=False,
-        optim=t.optim,
-        num_prompts=r.num_prompts,
-        branch=r.branch.model_dump(),
-        num_parts=r.num_parts,
-        num_iterations=a.num_iterations,
-        beta=a.beta,
-        epsilon=a.epsilon,
-        epsilon_high=a.epsilon_high,
-        scale_rewards=a.scale_rewards,
-        image_beta=a.image_beta,
-        image_kl=a.image_kl,
-        image_epsilon=a.image_epsilon,
-        image_loss_weight=a.image_loss_weight,
-        text_loss_weight=a.text_loss_weight,
-        schedule=a.schedule,
-        gain=a.gain,
-        format_mode=a.format_mode,
-        format_weight=a.format_weight,
-        refine_node_choice=a.tree.node_choice,
-        refine_perfect_ratio=a.tree.perfect_ratio,
-        reason_steps=a.tree.reason_steps,
-        refine_depth=a.tree.depth,
-        refine_synthetic_fraction=a.tree.synthetic_fraction,
-        apart_fraction=a.progressive.apart_fraction,
-        ramp_fraction=a.progressive.ramp_fraction,
-        rounds=r.rounds,
-        token_budget=t.token_budget,
-        max_zero_variance_steps=a.max_zero_variance_steps,
-        time_budget_s=t.time_budget_s,
-        probe_every=recipe.balance.probe_every,
-        aggregator=recipe.balance.aggregator,
-        optimizer_parts=(processes or ranks.count()) if t.shard_optimizer else 0,
     )

@@ -69,6 +69,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def local_rank() -> int:
+    """Number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if count() > 1 else 0
+
+
 def everyone(value: Value) -> list[Value]:
     """The value of every process, by rank. For small things: they are pickled, between processes of one run alone."""
     if count() == 1:
@@ -106,6 +111,14 @@ def of_first(make: Callable[[], Value]) -> Value:
 def wait() -> None:
     """Until every process is here."""
     everyone(None)
+
+
+def share_first(tensor: Tensor) -> None:
+    """Replaces the tensor by that of process 0."""
+    if count() > 1:
+        import torch.distributed as dist
+
+        dist.broadcast(tensor, 0)
 
 
 def add_up(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from r3_rl import assemble
 from r3_rl.algorithm.rewards import Format
 from r3_rl.assemble import adapter_settings, build_panel, loop_settings, prompt_stream, trainer_arguments, world_tags
 from r3_rl.bridges.trl import as_trl_reward
+from r3_rl.errors import InputError
 from r3_rl.flow.guidance import Guidance
 from r3_rl.observe.recorder import Recorder
 from r3_rl.policy.adapters import AdapterSettings
@@ -56,7 +57,7 @@ CHANGED = {
 }
 ELSEWHERE = {
     "training.score_cache": "assemble.py",
-    "training.deepspeed": "assemble.py",  # needs a launcher: tests/training/test_processes.py
+    "training.deepspeed": "training/parallel.py",  # needs a launcher: tests/training/test_processes.py
     "training.shard_optimizer": "assemble.py",  # for full weights alone: tests/training/test_shards.py
     "training.eval_steps": "evaluate/run.py",
     "training.eval_prompts": "evaluate/loop_bench.py",
@@ -164,10 +165,25 @@ def test_settings_read_elsewhere_are_read_there(request):
 
 def test_the_trainers_own_defaults_are_the_recipes(tmp_path):
     """Who builds R3Trainer by hand trains as a recipe without settings does."""
-    recipe = trainer_arguments(Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}]}), tmp_path)
-    own = {name for name in R3Config.__dataclass_fields__ if name not in R3Config.__base__.__dataclass_fields__}
-    plain = R3Config(output_dir=str(tmp_path), use_cpu=True)
-    assert {n: getattr(recipe, n) for n in own} == {n: getattr(plain, n) for n in own}
+    found = trainer_arguments(Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}]}), tmp_path)
+    plain = R3Config(found.output_dir, save_total_limit=2, run_name=tmp_path.name, disable_tqdm=True)
+    assert found == plain
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"branch": {"plan": 0}}, "branch.plan=0: Input should be greater than or equal to 1"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: Input should be greater than 0"),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin': Input should be"),
+        ({"logging_steps": 0}, "logging_steps=0"),
+        ({"schedule": "critique_only", "text_loss_weight": 0.0}, "schedule 'critique_only' learns from texts alone"),
+        ({"save_strategy": "epoch"}, "save_strategy='epoch'; steps or no"),
+    ],
+)
+def test_arguments_that_a_recipe_could_not_have_are_refused_by_name(given, named):
+    with pytest.raises(InputError, match=f"R3Config {named}" if "=" in named else named):
+        R3Config("out", **given)
 
 
 def defaults(owner: Any) -> dict[str, Any]:
@@ -185,7 +201,7 @@ ALGORITHM, DRAFT = EMPTY.algorithm, EMPTY.rollout.draft
     ("owner", "section", "other_names"),
     [
         (CreditSettings, ALGORITHM, {}),
-        (LossSettings, ALGORITHM, {"text_weight": "text_loss_weight", "image_weight": "image_loss_weight"}),
+        (LossSettings, ALGORITHM, {}),
         (Batcher, EMPTY.training, {}),
         (Format, ALGORITHM, {"mode": "format_mode", "weight": "format_weight"}),
         (Panel, ALGORITHM, {"aggregate": "multi_objective_aggregation"}),

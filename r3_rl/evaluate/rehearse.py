@@ -123,20 +123,19 @@ def _peers(recipe: Recipe) -> int:
 def _update(trainer: R3Trainer, rollouts: Rollouts, names: Sequence[str], log: Log) -> int:
     """Every kind of update and a step of the optimiser for their time, then the largest micro-batch for its memory."""
     log.weigh, most = False, 0
-    assert trainer.optimizer is not None
-    weights = {"understanding": trainer.losses.text_weight, "generation": trainer.losses.image_weight}
+    weights = {"understanding": trainer.losses.text_loss_weight, "generation": trainer.losses.image_loss_weight}
     for name, stages in _UPDATES.items():
         credits = [c for c in rollouts.credits(stages) if weights[c.objective] > 0]
         if name not in names or not credits:
             continue
         log.run(name, lambda credits=credits: trainer.accumulate(_TYPICAL, credits))  # type: ignore[misc]
-        log.run("optimiser", trainer.optimizer.step)
-        trainer.optimizer.zero_grad()
+        log.run("optimiser", trainer.learner.optimizer.step)
+        trainer.learner.zero_grad()
         batches = micro_batches(trainer.policy, credits, trainer.batcher.token_budget)
         log.stage = name
         with weighed(log.device) as taken:
             trainer.accumulate(_PROBED, [*batches[0], *(batches[-1] if len(batches) > 1 else [])])
-        trainer.optimizer.zero_grad()
+        trainer.learner.zero_grad()
         most = max(most, taken.peak_bytes)
     # gradients are made by the update and are listed by themselves
     return max(most - _bytes(trainer.balancer.parameters), 0)
@@ -144,7 +143,7 @@ def _update(trainer: R3Trainer, rollouts: Rollouts, names: Sequence[str], log: L
 
 def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
     """What a run holds all the time. The optimiser's moments are those of AdamW, both in the weights' own type."""
-    trainer.create_optimizer()
+    trainer.learner.prepare(lambda: 0.0)
     module = loaded.policy.module
     trained = [p for p in module.parameters() if p.requires_grad]
     own, adapted = _bytes(trained), bool(adapted_layers(module))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback
 
 from r3_rl import ranks
 from r3_rl.assemble import (
@@ -214,7 +213,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
         for parameter_name, parameter in loaded.policy.module.named_parameters():
             parameter.requires_grad_(re.fullmatch(loaded.policy.spec.layers, parameter_name) is not None)
     world, tags = (find_world(recipe.data.world), world_tags(recipe.data)) if recipe.data.world else (None, ())
-    trainer = R3Trainer(
+    return R3Trainer(
         model=loaded.policy,
         reward_funcs=panel,
         args=trainer_arguments(recipe, folder, processes=processes),
@@ -225,8 +224,6 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
         base_fingerprint=loaded.fingerprint,
         synthetic=partial(_synthetic, world, panel=panel, tags=tags) if world else None,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _synthetic(world: World[Any], count: int, seed: int, *, panel: Panel, tags: Sequence[str]) -> list[Node]:

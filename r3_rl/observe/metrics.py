@@ -149,7 +149,6 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         ),
         _loss("loss", "Weighted sum that was differentiated."),
         _metric("learning_rate", "1", "Learning rate of the step.", steps="last"),
-        _metric("epoch", "1", "Passes over the prompts so far.", steps="last"),
         _metric(
             "num_tokens",
             "tokens",

@@ -31,7 +31,6 @@ from r3_rl.policy.lora import (
     AdapterSettings,
     MergedLinear,
     adapted_layers,
-    dropouts,
     find_slots,
     inject,
     lora_config,
@@ -44,7 +43,6 @@ __all__ = [
     "AdapterSettings",
     "adapted_layers",
     "adapter_disabled",
-    "adapter_dropout",
     "adapter_merged",
     "attach",
     "base_fingerprint",
@@ -52,6 +50,7 @@ __all__ = [
     "merge",
     "save_adapter",
     "trainable_parameters",
+    "training_mode",
 ]
 
 BASE_FILE = "base.json"
@@ -108,30 +107,24 @@ def adapter_disabled(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def adapter_dropout(module: nn.Module, *, seed: Sequence[int]) -> Iterator[None]:
-    """Inside, the adapter's dropout acts; nowhere else, whatever the module's mode. Does nothing without dropout.
+def training_mode(module: nn.Module, *, seed: Sequence[int]) -> Iterator[None]:
+    """Inside, the module is in training mode and its adapter drops; afterwards it is in evaluation mode.
 
-    The masks follow from `seed`, and torch's random state is afterwards what it was before: a resumed run drops what
-    the uninterrupted one drops, however much randomness was used elsewhere.
+    What is dropped follows from `seed`, and torch's random state is afterwards what it was before: a resumed run drops
+    what the uninterrupted one drops, however much randomness was used elsewhere.
 
     Args:
         module: with or without an adapter.
         seed: numbers >= 0, such as the run's seed, the step and the rank.
     """
-    found = dropouts(module)
-    if not found:
-        yield
-        return
     device = next(module.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence(tuple(seed)).generate_state(1, np.uint64)[0] >> 1))
-        for dropout in found:
-            dropout.acting = True
-        try:
+    module.train()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(np.random.SeedSequence(tuple(seed)).generate_state(1, np.uint64)[0] >> 1))
             yield
-        finally:
-            for dropout in found:
-                dropout.acting = False
+    finally:
+        module.eval()
 
 
 @contextmanager

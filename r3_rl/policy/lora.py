@@ -17,7 +17,6 @@ import torch
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from r3_rl.errors import InputError
 from r3_rl.policy.backbone import GENERATION, Branch, Branches
@@ -42,7 +41,7 @@ class AdapterSettings:
     alpha: float = 32.0
     """The adapter is scaled by alpha / rank, on both branches alike."""
     dropout: float = 0.0
-    """[0, 1), of the adapter's input; acts inside `adapter_dropout`, that is in updates only."""
+    """[0, 1), of the adapter's input; acts in training mode, that is in updates only."""
     branches: str = "both"
     """The branch of the backbone that gets adapters, such as `understanding` or `generation`; `both`: all of them."""
 
@@ -136,29 +135,10 @@ class _Merged(torch.autograd.Function):
         return grad_x, of_a, of_b, None, None, None
 
 
-class AdapterDropout(nn.Dropout):
-    """Dropout that acts while `acting` is set, whatever the module's mode.
-
-    Rollouts, evaluation and updates share one module. A mode that somebody sets for the whole module must not reach
-    the rollouts, or what was sampled would not be the policy that is scored.
-    """
-
-    acting = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.p, training=self.acting)
-
-
-def dropouts(module: nn.Module) -> list[AdapterDropout]:
-    """The dropout of every adapted layer; empty if the adapter drops nothing."""
-    found = (slot.layer.lora_dropout[NAME] for slot in _search(module))
-    return [dropout for dropout in found if isinstance(dropout, AdapterDropout)]
-
-
 def drops(module: nn.Module) -> bool:
     """Whether the module has an adapter with dropout."""
     layer = first_adapted_layer(module)
-    return layer is not None and isinstance(layer.lora_dropout[NAME], AdapterDropout)
+    return layer is not None and isinstance(layer.lora_dropout[NAME], nn.Dropout)
 
 
 def adapted_layers(module: nn.Module) -> dict[str, LoraLinear]:
@@ -224,13 +204,11 @@ def lora_config(module: nn.Module, settings: AdapterSettings, branches: Branches
 
 
 def inject(module: nn.Module, config: PeftConfig) -> None:
-    """Lets PEFT put its layers in; their weights are float32 whatever the base's type."""
+    """Lets PEFT put its layers in, in evaluation mode; their weights are float32 whatever the base's type."""
     with torch.random.fork_rng(devices=[]):  # PEFT draws numbers that are overwritten; the caller's stream stays
         inject_adapter_in_model(config, module, adapter_name=NAME)
     for layer in adapted_layers(module).values():
-        layer.train(layer.get_base_layer().training)
-        if isinstance(dropout := layer.lora_dropout[NAME], nn.Dropout):
-            layer.lora_dropout[NAME] = AdapterDropout(dropout.p)
+        layer.eval()
         for part in (layer.lora_A, layer.lora_B):
             part.float()
 

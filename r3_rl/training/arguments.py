@@ -1,20 +1,19 @@
-"""What R3Trainer is handed -> what it works with: panel, prompts, schedule, losses."""
+"""What R3Trainer is handed -> what it works with: panel, prompts, schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers.training_args import OptimizerNames
 
 from r3_rl import ranks
 from r3_rl.errors import InputError, MissingPackageError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Policy
-from r3_rl.recipe.branching import BranchSection
 from r3_rl.rollout.engine import Engine, Watch
 from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.prompts import PromptStream
@@ -27,6 +26,7 @@ from r3_rl.training.from_trl import prompts_of
 from r3_rl.training.schedules import Schedule, SyntheticNodes
 from r3_rl.training.update import LossSettings
 
+Settings = TypeVar("Settings", CreditSettings, LossSettings)
 Scorer = Callable[..., Any]
 """Called with keywords, `(prompts, completions, images, **columns) -> scores`; may be asynchronous."""
 
@@ -36,23 +36,20 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
     if eval_dataset is not None:
         raise InputError("R3Trainer takes no eval_dataset", hint="measure the loop with r3_rl.evaluate")
     trained = {"texts": args.text_loss_weight > 0, "images": args.image_loss_weight > 0}
-    for problem in BranchSection(**args.branch).alone(args.schedule, **trained):
+    for problem in args.branch.alone(args.schedule, **trained):
         raise InputError(f"branch.{problem.path}: {problem.message}")
-    if args.save_steps % args.num_iterations:
+    if args.save_strategy == "steps" and args.save_steps % args.num_iterations:
         raise InputError(
-            f"save_steps {args.save_steps:g} falls between the {args.num_iterations} updates on the same rollouts",
+            f"save_steps {args.save_steps} falls between the {args.num_iterations} updates on the same rollouts",
             hint="make it a multiple of num_iterations",
         )
-    if args.fsdp:
-        raise InputError("R3Trainer leaves the weights whole, FSDP shards them", hint="set optimizer_parts")
     if args.optimizer_parts and (lora is not None or args.deepspeed or args.aggregator != "sum"):
         raise InputError(
             "optimizer_parts is for full weights, without DeepSpeed and with the aggregator 'sum'", hint="set it to 0"
         )
-    optim = OptimizerNames(args.optim).value
-    needed = "torchao" if optim.startswith("adamw_torch_") and "bit" in optim else "bitsandbytes"
-    if any(word in optim for word in ("4bit", "8bit", "paged", "bnb")) and find_spec(needed) is None:
-        raise MissingPackageError(f"optim '{optim}' needs {needed}", hint=f"pip install {needed}")
+    needed = {"adamw_torch": "torch", "adamw_torch_8bit": "torchao"}.get(args.optim, "bitsandbytes")
+    if find_spec(needed) is None:
+        raise MissingPackageError(f"optim '{args.optim}' needs {needed}", hint=f"pip install {needed}")
     if args.num_prompts % ranks.count():
         raise InputError(
             f"{args.num_prompts} prompts do not divide over {ranks.count()} processes",
@@ -82,17 +79,20 @@ def refuse_training(module: nn.Module, args: R3Config) -> None:
         )
 
 
-def panel_of(scorers: Scorer | Sequence[Scorer], weights: Sequence[float] | None) -> Panel:
+def panel_of(scorers: Scorer | Sequence[Scorer], args: R3Config) -> Panel:
     """The panel of one or several scorers, of weight 1 unless said; InputError for another number of weights."""
     listed = list(scorers) if isinstance(scorers, Sequence) else [scorers]
-    if weights is not None and len(weights) != len(listed):
+    weights = args.reward_weights or [1.0] * len(listed)
+    if len(weights) != len(listed):
         raise InputError(f"{len(weights)} reward_weights for {len(listed)} reward_funcs", hint="give one each")
-    names = [getattr(scorer, "__name__", type(scorer).__name__) for scorer in listed]
+    specs = [
+        ScorerSpec(name=getattr(scorer, "__name__", type(scorer).__name__), scorer=scorer, weight=weight)
+        for scorer, weight in zip(listed, weights, strict=True)
+    ]
     return Panel(
-        [
-            ScorerSpec(name=name, scorer=scorer, weight=weight)
-            for name, scorer, weight in zip(names, listed, weights or [1.0] * len(listed), strict=True)
-        ]
+        specs,
+        aggregate=args.multi_objective_aggregation,  # type: ignore[arg-type]
+        max_failed_fraction=args.max_failed_fraction,
     )
 
 
@@ -121,38 +121,28 @@ def schedule_of(
     return Schedule(
         name=args.schedule,
         engine=engine,
-        branch=BranchSection(**args.branch),
+        branch=args.branch,
         rewards=panel.rewards,
-        credit=CreditSettings(
-            gain=args.gain,
-            format_mode=args.format_mode,  # type: ignore[arg-type]
-            format_weight=args.format_weight,
-            scale_rewards=args.scale_rewards,  # type: ignore[arg-type]
-        ),
+        credit=settings_of(CreditSettings, args),
         pool=NodePool(
-            choice=args.refine_node_choice,
-            perfect_ratio=args.refine_perfect_ratio,
+            choice=args.node_choice,
+            perfect_ratio=args.perfect_ratio,
             max_groups=4 * share,
-            max_depth=args.refine_depth,
+            max_depth=args.depth,
         ),
         rounds=args.rounds,
         reason_steps=args.reason_steps,
         synthetic=synthetic,
-        synthetic_fraction=args.refine_synthetic_fraction,
+        synthetic_fraction=args.synthetic_fraction,
         apart=args.apart_fraction,
         ramp=args.ramp_fraction,
     )
 
 
-def losses_of(args: R3Config) -> LossSettings:
-    """Clip ranges, KL coefficients and weights."""
-    return LossSettings(
-        epsilon=args.epsilon,
-        epsilon_high=args.epsilon_high,
-        image_epsilon=args.image_epsilon,
-        beta=args.beta,
-        image_beta=args.image_beta,
-        image_kl=args.image_kl,  # type: ignore[arg-type]
-        text_weight=args.text_loss_weight,
-        image_weight=args.image_loss_weight,
-    )
+def settings_of(kind: type[Settings], args: R3Config) -> Settings:
+    """Settings of an owner whose names are those of the arguments.
+
+    >>> settings_of(CreditSettings, R3Config("out", gain="repair")).gain
+    'repair'
+    """
+    return kind(**{f.name: getattr(args, f.name) for f in fields(kind)})

@@ -1,20 +1,78 @@
-"""What watches a run: metrics to disk and terminal; Ctrl-C and a limit of time that end a run at the end of a step."""
+"""What steers and watches a run: when it logs, saves and ends; metrics to disk, terminal and trackers; Ctrl-C; a time
+budget."""
 
 from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import DefaultFlowCallback, TrainerCallback, TrainerControl, TrainerState
 
 from r3_rl import ranks
+from r3_rl.errors import MissingPackageError
 from r3_rl.observe.alarms import RATIO_TOLERANCE, LiveAlarms
 from r3_rl.observe.progress import RunProgress
 from r3_rl.observe.recorder import Recorder, read_lines
 
 _SAME_SIGNAL_S = 2.0
+
+
+class FlowCallback(DefaultFlowCallback):
+    """Logs and saves every so many steps, saves at the end, and ends the run after `max_steps`, by the arguments."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Comes before all other callbacks, which may ask for more."""
+        last = state.global_step >= args.max_steps
+        control.should_log |= state.global_step % args.logging_steps == 0
+        control.should_save |= args.save_strategy == "steps" and (last or state.global_step % args.save_steps == 0)
+        control.should_training_stop |= last
+
+
+class TrackerCallback(TrainerCallback):
+    """Every log goes to accelerate's trackers (tensorboard, wandb), from the first process.
+
+    Raises MissingPackageError for a tracker whose package is not installed.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        if missing := [name for name in names if find_spec(name) is None]:
+            raise MissingPackageError(
+                f"report_to '{missing[0]}' needs the package {missing[0]}",
+                hint="pip install 'r3-rl[track]'" if missing[0] == "tensorboard" else f"pip install {missing[0]}",
+            )
+        self.names = names
+        self.trackers: list[Any] = []
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Starts them, with the arguments of the run."""
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        kinds = [LOGGER_TYPE_TO_CLASS[name] for name in self.names if state.is_world_process_zero]
+        name = args.run_name or Path(args.output_dir).name
+        self.trackers = [
+            kind(name, args.output_dir) if kind.requires_logging_directory else kind(name) for kind in kinds
+        ]
+        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in args.to_dict().items()}
+        for tracker in self.trackers:
+            tracker.start()
+            tracker.store_init_configuration(plain)
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Hands a line on."""
+        for tracker in self.trackers:
+            tracker.log(logs or {}, step=state.global_step)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ends them."""
+        for tracker in self.trackers:
+            tracker.finish()
 
 
 class RecordCallback(TrainerCallback):
@@ -32,7 +90,7 @@ class RecordCallback(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Trainer calls this after every `logging_steps` steps, and once at the end with totals (left out)."""
+        """After every `logging_steps` steps, and once at the end with totals (left out)."""
         if logs and "train_runtime" not in logs:
             row = self.recorder.metrics(state.global_step, {k: v for k, v in logs.items() if k != "step"})
             self.progress.update(state.global_step, logs)
@@ -43,7 +101,7 @@ class RecordCallback(TrainerCallback):
 class InterruptCallback(TrainerCallback):
     """The first Ctrl-C finishes the step, saves and stops; the second one stops at once.
 
-    A `with` block gives the signal back even where training fails, which Trainer tells its callbacks nothing of. Of
+    A `with` block gives the signal back even where training fails, which callbacks are not told of. Of
     several processes all stop at the same step, whichever of them was asked. They get the terminal's signal and
     their launcher's: what follows at once is not a second Ctrl-C.
     """

@@ -1,85 +1,185 @@
-"""Arguments of the trainer: transformers' own, TRL's names where the meaning is TRL's, ours prefixed."""
+"""Arguments of the trainer: the keys of a recipe, under TRL's names where the meaning is TRL's.
+
+Types are written here, everything else about a key (default, bounds, description) in the recipe's sections.
+"""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import reduce
+from typing import Any
 
-import torch
-from transformers import TrainingArguments
+from pydantic import ValidationError
 
-from r3_rl import ranks
+from r3_rl.errors import InputError
+from r3_rl.recipe import Recipe
+from r3_rl.recipe.base import Section
 from r3_rl.recipe.branching import BranchSection
-from r3_rl.training.from_trl import branch_of
+from r3_rl.recipe.learning import (
+    AlgorithmSection,
+    BalanceSection,
+    ObserveSection,
+    ProgressiveSection,
+    TrainingSection,
+    TreeSection,
+)
+from r3_rl.recipe.sampling import RolloutSection
+
+_PLACES: dict[type[Section], str] = {
+    RolloutSection: "rollout",
+    AlgorithmSection: "algorithm",
+    TreeSection: "algorithm.tree",
+    ProgressiveSection: "algorithm.progressive",
+    BalanceSection: "balance",
+    TrainingSection: "training",
+    ObserveSection: "observe",
+}
 
 
-@dataclass
-class R3Config(TrainingArguments):
+def _key(section: type[Section], name: str) -> Any:
+    """A key of a recipe: its default is the recipe's."""
+    return field(default=section.model_fields[name].default, metadata={"section": section, "name": name})
+
+
+@dataclass(kw_only=True)
+class R3Config:
     """What `R3Trainer` is told. One optimiser step is one step of the schedule.
 
-    Source of the names: TRL's GRPOConfig; `image_*` and `refine_*` are ours.
+    Defaults, bounds and meanings are those of the recipe's keys (docs/recipes.md). Names are the recipe's last words,
+    or TRL's: `lr_scheduler_type` is `training.lr_scheduler`, `logging_steps` is `observe.log_every`, `report_to` is
+    `observe.trackers`.
+
+    Raises InputError for a value that a recipe could not have.
+
+    >>> R3Config("runs/mine", num_generations=4).branch
+    BranchSection(plan=4, draft=1, critique=4, refinement=1)
+    >>> R3Config("runs/mine", epsilon=2.0)
+    Traceback (most recent call last):
+    r3_rl.errors.InputError: R3Config epsilon=2.0: Input should be less than 1
     """
 
-    num_prompts: int = field(default=8, metadata={"help": "Prompts of a step, over all processes."})
-    branch: dict[str, int] = field(
-        default_factory=lambda: BranchSection().model_dump(),
-        metadata={"help": "Children of a node: plan, draft, critique, refinement, as `rollout.branch` of a recipe."},
-    )
-    num_generations: int | None = field(
-        default=None,
-        metadata={"help": "TRL's name, instead of branch: plans of a prompt, one draft each, and as many critiques."},
-    )
-    num_parts: int = field(default=1, metadata={"help": "Parts of the drawing; scorers work on one during the next."})
-    num_iterations: int = field(default=1, metadata={"help": "Updates on the same rollouts."})
-    reward_weights: list[float] | None = field(default=None, metadata={"help": "Of plain scorers; None is 1 each."})
-    beta: float = field(default=0.0, metadata={"help": "KL coefficient of texts."})
-    epsilon: float = field(default=0.2, metadata={"help": "Clip range of the text ratio."})
-    epsilon_high: float | None = field(default=None, metadata={"help": "Upper clip range; None takes epsilon."})
-    scale_rewards: str = field(default="none", metadata={"help": "none, group or batch."})
-    image_beta: float = field(default=0.0, metadata={"help": "KL coefficient of denoising steps."})
-    image_kl: str = field(default="mean", metadata={"help": "KL of a step, from its mean or its velocity."})
-    image_epsilon: float = field(default=0.2, metadata={"help": "Clip range of the image ratio."})
-    image_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the generation branch; None takes learning_rate."}
-    )
-    image_loss_weight: float = field(default=2.0, metadata={"help": "Weight of the image loss."})
-    text_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the text loss."})
-    schedule: str = field(
-        default="tree", metadata={"help": "tree, full, episode, draft_only, critique_only, cotrain, progressive."}
-    )
-    apart_fraction: float = field(default=0.25, metadata={"help": "Share of the run before joint steps (progressive)."})
-    ramp_fraction: float = field(default=0.5, metadata={"help": "Share in which they become the rule (progressive)."})
-    gain: str = field(default="paper", metadata={"help": "paper, released or repair."})
-    format_mode: str = field(default="gate", metadata={"help": "gate or add."})
-    format_weight: float = field(default=0.1, metadata={"help": "Reward of a well-formed text."})
-    refine_node_choice: str = field(default="spread_only", metadata={"help": "Which nodes are refined."})
-    refine_perfect_ratio: float = field(default=0.15, metadata={"help": "Share of perfect nodes."})
-    reason_steps: int = field(default=1, metadata={"help": "Reason steps before each reflect-refine step."})
-    refine_depth: int = field(default=1, metadata={"help": "From 2 on, refined images enter the pool."})
-    refine_synthetic_fraction: float = field(default=0.0, metadata={"help": "Share of nodes drawn by the world."})
-    rounds: int = field(default=1, metadata={"help": "Refinements of a trajectory (schedule full)."})
-    token_budget: int = field(default=4096, metadata={"help": "Tokens of a micro-batch."})
-    max_zero_variance_steps: int = field(default=20, metadata={"help": "Steps without spread that stop the run."})
-    time_budget_s: float | None = field(default=None, metadata={"help": "Seconds after which the run ends."})
-    probe_every: int = field(default=10, metadata={"help": "Steps between gradient probes; 0 is never."})
-    optimizer_parts: int = field(
-        default=0, metadata={"help": "Full weights: parts of the optimiser, one a process; 0 is whole in each."}
-    )
-    aggregator: str = field(default="sum", metadata={"help": "How the objectives' gradients become one."})
+    output_dir: str = field(kw_only=False)
+    """Folder of the checkpoints."""
+
+    num_prompts: int = _key(RolloutSection, "num_prompts")
+    branch: Any = field(default_factory=BranchSection, metadata={"section": RolloutSection, "name": "branch"})
+    """Children of every node: a mapping with any of plan, draft, critique, refinement; a `BranchSection` afterwards."""
+    rounds: int = _key(RolloutSection, "rounds")
+    num_parts: int = _key(RolloutSection, "num_parts")
+
+    schedule: str = _key(AlgorithmSection, "schedule")
+    node_choice: str = _key(TreeSection, "node_choice")
+    perfect_ratio: float = _key(TreeSection, "perfect_ratio")
+    reason_steps: int = _key(TreeSection, "reason_steps")
+    depth: int = _key(TreeSection, "depth")
+    synthetic_fraction: float = _key(TreeSection, "synthetic_fraction")
+    apart_fraction: float = _key(ProgressiveSection, "apart_fraction")
+    ramp_fraction: float = _key(ProgressiveSection, "ramp_fraction")
+    gain: str = _key(AlgorithmSection, "gain")
+    format_mode: str = _key(AlgorithmSection, "format_mode")
+    format_weight: float = _key(AlgorithmSection, "format_weight")
+    scale_rewards: str = _key(AlgorithmSection, "scale_rewards")
+    multi_objective_aggregation: str = _key(AlgorithmSection, "multi_objective_aggregation")
+    max_failed_fraction: float = _key(AlgorithmSection, "max_failed_fraction")
+    max_zero_variance_steps: int = _key(AlgorithmSection, "max_zero_variance_steps")
+    epsilon: float = _key(AlgorithmSection, "epsilon")
+    epsilon_high: float | None = _key(AlgorithmSection, "epsilon_high")
+    image_epsilon: float = _key(AlgorithmSection, "image_epsilon")
+    beta: float = _key(AlgorithmSection, "beta")
+    image_beta: float = _key(AlgorithmSection, "image_beta")
+    image_kl: str = _key(AlgorithmSection, "image_kl")
+    text_loss_weight: float = _key(AlgorithmSection, "text_loss_weight")
+    image_loss_weight: float = _key(AlgorithmSection, "image_loss_weight")
+    num_iterations: int = _key(AlgorithmSection, "num_iterations")
+    aggregator: str = _key(BalanceSection, "aggregator")
+    probe_every: int = _key(BalanceSection, "probe_every")
+
+    max_steps: int = _key(TrainingSection, "max_steps")
+    time_budget_s: float | None = _key(TrainingSection, "time_budget_s")
+    learning_rate: float = _key(TrainingSection, "learning_rate")
+    image_learning_rate: float | None = _key(TrainingSection, "image_learning_rate")
+    lr_scheduler_type: str = _key(TrainingSection, "lr_scheduler")
+    warmup_steps: int = _key(TrainingSection, "warmup_steps")
+    optim: str = _key(TrainingSection, "optim")
+    adam_beta1: float = _key(TrainingSection, "adam_beta1")
+    adam_beta2: float = _key(TrainingSection, "adam_beta2")
+    adam_epsilon: float = _key(TrainingSection, "adam_epsilon")
+    weight_decay: float = _key(TrainingSection, "weight_decay")
+    max_grad_norm: float = _key(TrainingSection, "max_grad_norm")
+    token_budget: int = _key(TrainingSection, "token_budget")
+    deepspeed: dict[str, Any] | None = _key(TrainingSection, "deepspeed")  # noqa: RUF009 - a field
+    seed: int = _key(TrainingSection, "seed")
+    save_steps: int = _key(TrainingSection, "save_steps")
+    logging_steps: int = _key(ObserveSection, "log_every")
+    report_to: str | Sequence[str] = _key(ObserveSection, "trackers")
+
+    num_generations: int | None = None
+    """TRL's name, instead of `branch`: so many plans of a prompt with one draft each, and as many critiques of an image
+    with one refinement each."""
+    reward_weights: list[float] | None = None
+    """Of plain scorers; None is 1 each."""
+    data_seed: int | None = None
+    """Order of the prompts; None takes `seed`."""
+    optimizer_parts: int = 0
+    """Full weights: parts of the optimiser, one a process (`training.shard_optimizer`); 0 is whole in each."""
+    save_strategy: str = "steps"
+    """`steps`, or `no` for no checkpoint."""
+    save_total_limit: int | None = None
+    """Checkpoints that are kept, the newest; None keeps all."""
+    run_name: str | None = None
+    """What trackers call the run; None takes the output folder."""
+    disable_tqdm: bool = False
+    """True shows no progress bar."""
+    hub_model_id: str | None = None
+    """Where `push_to_hub` sends the model; None takes the output folder's name."""
 
     def __post_init__(self) -> None:
-        if not torch.accelerator.is_available():
-            # an installed DeepSpeed is asked which device it would take, and warns about what is no news here
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        super().__post_init__()
-        self.branch = branch_of(self.branch, self.num_generations)
+        if isinstance(self.report_to, str):
+            self.report_to = () if self.report_to == "none" else (self.report_to,)
+        self.report_to = tuple(self.report_to)
+        if self.save_strategy not in ("steps", "no"):
+            raise InputError(f"R3Config save_strategy={self.save_strategy!r}", hint="steps or no")
+        for section in _PLACES:
+            keys = {f.metadata["name"]: f.name for f in fields(self) if f.metadata.get("section") is section}
+            try:
+                section.model_validate({key: getattr(self, name) for key, name in keys.items()})
+            except ValidationError as error:
+                raise _refusal(error, keys) from error
+        self.branch = _branch(self.branch, self.num_generations)
 
-    @property
-    def world_size(self) -> int:
-        """Processes, as torch says: with DeepSpeed on a CPU accelerate sees one, and every process would write."""
-        return max(ranks.count(), super().world_size)
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, output_dir: str, **others: Any) -> R3Config:
+        """The keys of a recipe. `others`: arguments that a recipe does not have."""
+        keys = {f.name: f"{_PLACES[f.metadata['section']]}.{f.metadata['name']}" for f in fields(cls) if f.metadata}
+        found: dict[str, Any] = {name: reduce(getattr, key.split("."), recipe) for name, key in keys.items()}  # type: ignore[arg-type]
+        return cls(output_dir, **found, **others)
 
-    @property
-    def process_index(self) -> int:
-        """Rank, as torch says."""
-        return max(ranks.rank(), super().process_index)
+    def to_dict(self) -> dict[str, Any]:
+        """All arguments by name, for trackers and callbacks."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"branch": self.branch.model_dump()}
+
+    def to_json_string(self) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=1, default=list)
+
+
+def _branch(branch: Any, num_generations: int | None) -> BranchSection:
+    given = BranchSection.model_validate(branch)
+    if num_generations is None:
+        return given
+    of_trl = BranchSection(plan=num_generations, critique=num_generations)
+    if given not in (BranchSection(), of_trl):
+        raise InputError("both branch and num_generations", hint="give one of them")
+    return of_trl
+
+
+def _refusal(error: ValidationError, keys: dict[str, str]) -> InputError:
+    """Of the first problem; keys: the arguments' names by those of a recipe."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return InputError(f"R3Config {first['msg']}")
+    place, *below = map(str, first["loc"])
+    hint = f"known: {', '.join(BranchSection.model_fields)}" if first["type"] == "extra_forbidden" else ""
+    return InputError(f"R3Config {'.'.join((keys[place], *below))}={first['input']!r}: {first['msg']}", hint=hint)

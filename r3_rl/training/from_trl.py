@@ -1,5 +1,4 @@
-"""What users of TRL hand over, as what the trainer works with: a `datasets.Dataset` of prompts, a `peft.LoraConfig`,
-`num_generations`."""
+"""What users of TRL hand over, as what the trainer works with: a `datasets.Dataset` of prompts, a `peft.LoraConfig`."""
 
 from __future__ import annotations
 
@@ -7,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import ValidationError
-
 from r3_rl.errors import DataError, InputError
 from r3_rl.policy.adapters import AdapterSettings
-from r3_rl.recipe.branching import BranchSection
 from r3_rl.types import Prompt
 
 PROMPT = "prompt"
@@ -90,33 +86,3 @@ def adapter_of(config: Any) -> AdapterSettings | None:
             hint="leave it out; AdapterSettings(branches=...) chooses among the decoder's two experts",
         )
     return AdapterSettings(rank=config.r, alpha=config.lora_alpha, dropout=config.lora_dropout)
-
-
-def branch_of(branch: Mapping[str, int], num_generations: int | None) -> dict[str, int]:
-    """Read how many children each node of a rollout has.
-
-    Args:
-        branch: any of plan, draft, critique and refinement; the others have their defaults.
-        num_generations: TRL's size of a group: so many plans of a prompt with one draft each, and so many critiques of
-            an image with one refinement each. None leaves `branch` alone.
-
-    Raises:
-        InputError: a name or a number that `branch` cannot have, or both arguments.
-
-    >>> branch_of({"plan": 4, "draft": 4}, None)
-    {'plan': 4, 'draft': 4, 'critique': 8, 'refinement': 1}
-    >>> branch_of({}, 16)
-    {'plan': 16, 'draft': 1, 'critique': 16, 'refinement': 1}
-    """
-    try:
-        found = BranchSection.model_validate(branch)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, ("branch", *first["loc"])))
-        raise InputError(f"{place}: {first['msg']}", hint=f"known: {', '.join(BranchSection.model_fields)}") from error
-    if num_generations is None:
-        return found.model_dump()
-    of_trl = BranchSection.model_construct(plan=num_generations, critique=num_generations)
-    if found not in (BranchSection(), of_trl):
-        raise InputError("both branch and num_generations", hint="give one of them")
-    return branch_of(of_trl.model_dump(), None)

@@ -65,6 +65,7 @@ def self_check(
 
     Raises RunError that says which stage or branch is wrong.
     """
+    policy.module.eval()
     with torch.no_grad(), rollout or nullcontext():
         stages = _rollouts(policy, list(prompts)[:2], settings, seed)
     dtype = next(policy.module.parameters()).dtype

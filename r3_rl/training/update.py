@@ -35,8 +35,8 @@ class LossSettings:
     beta: float = 0.0
     image_beta: float = 0.0
     image_kl: Literal["mean", "velocity"] = "mean"
-    text_weight: float = 1.0
-    image_weight: float = 2.0
+    text_loss_weight: float = 1.0
+    image_loss_weight: float = 2.0
 
 
 def accumulate(
@@ -65,7 +65,7 @@ def accumulate(
         RunError: a loss is not finite; its gradient is not taken.
     """
     policy = batcher.policy
-    weights = {"understanding": settings.text_weight, "generation": settings.image_weight}
+    weights = {"understanding": settings.text_loss_weight, "generation": settings.image_loss_weight}
     credits = [c for c in credits if weights[c.objective] > 0]
     num_text, num_image = normalisers or step_sizes(credits)
     found = [Numbers({"loss": 0.0})]
@@ -82,7 +82,7 @@ def accumulate(
             continue
         text = _text_part(batch.credits, results, reference, settings, num_text)
         image = _image_part(batch.credits, results, reference, settings, num_image)
-        parts = [(settings.text_weight, text), (settings.image_weight, image)]
+        parts = [(settings.text_loss_weight, text), (settings.image_loss_weight, image)]
         loss = torch.stack([weight * part.loss for weight, part in parts if part is not None]).sum()
         if not torch.isfinite(loss):
             raise RunError(

@@ -315,7 +315,7 @@ def test_broken_files_are_named(folder, tmp_path):
     fails("not plain LoRA", dora)
 
 
-def test_dropout_acts_inside_its_context_only_and_follows_from_the_seed():
+def test_dropout_acts_in_training_mode_and_follows_from_the_seed():
     model = adapted(AdapterSettings(rank=2, alpha=4.0, dropout=0.5))
     calm = outputs(model)
     torch.manual_seed(7)
@@ -323,9 +323,10 @@ def test_dropout_acts_inside_its_context_only_and_follows_from_the_seed():
     torch.manual_seed(7)
     found = []
     for seed in ((0, 3, 0), (0, 3, 0), (0, 4, 0), (0, 3, 1)):
-        with adapters.adapter_dropout(model, seed=seed):
+        with adapters.training_mode(model, seed=seed):
+            assert model.training
             found.append(outputs(model))
     assert torch.equal(torch.rand(1), expected), "the caller's random stream stays"
     assert torch.equal(found[0], found[1])
     assert not any(torch.equal(found[0], other) for other in (calm, *found[2:])), "other steps and ranks drop others"
-    assert torch.equal(outputs(model.train()), calm)
+    assert not model.training and torch.equal(outputs(model), calm)

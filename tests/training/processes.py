@@ -67,7 +67,7 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
         seen.append({"phase": collected.phase, "prompts": prompts, "plans": plans, "pixels": pixels})
 
     own_s: list[float] = []
-    step_of = trainer.training_step
+    step_of = trainer.step
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         begin = time.perf_counter()
@@ -75,11 +75,11 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
         own_s.append(time.perf_counter() - begin)
         return loss
 
-    trainer.on_collected, trainer.training_step = keep, timed  # type: ignore[method-assign]
+    trainer.on_collected, trainer.step = keep, timed  # type: ignore[method-assign]
     logged = run(trainer, **({"resume_from_checkpoint": resume} if resume else {}))
     found = {
         "world_size": ranks.count(),
-        "wrapper": type(trainer.model_wrapped).__name__,
+        "learner": type(trainer.learner).__name__,
         "rows": untimed(logged),
         "step_s": [row["time/step_s"] for row in logged],
         "own_s": own_s,

@@ -21,7 +21,8 @@ from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
 from r3_rl.rollout.pool import NodePool
 from r3_rl.training.checkpoint import load_pool, save_pool
-from r3_rl.training.sharded import checked_settings
+from r3_rl.training.config import R3Config
+from r3_rl.training.parallel import engine_settings
 from tests.conftest import REPOSITORY
 from tests.training.processes import fork, main
 from tests.training.test_trainer import make, reddish
@@ -89,7 +90,7 @@ def assert_same_run(two: Found, alone: Found) -> None:
 def test_two_processes_are_the_run_of_one(tmp_path, alone):
     fork(2, tmp_path, "train", RUN)
     two = found(tmp_path, 2)
-    assert {numbers["wrapper"] for numbers in two.numbers} == {"DistributedDataParallel"}
+    assert {numbers["learner"] for numbers in two.numbers} == {"Learner"}
     assert_same_run(two, alone)
     for step, seconds in enumerate(two.numbers[0]["step_s"]):
         own = [numbers["own_s"][step] for numbers in two.numbers]
@@ -120,10 +121,10 @@ def test_torchrun_trains_a_recipe(tmp_path):
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed")
 def test_deepspeed_shards_the_same_run(tmp_path, alone):
     """ZeRO-2, and a resumed run that goes on as the uninterrupted one."""
-    options = {**RUN, "use_cpu": False, "deepspeed": ZERO, "save_steps": 2}
+    options = {**RUN, "deepspeed": ZERO, "save_steps": 2}
     torchrun(tmp_path, "tests.training.processes", str(tmp_path), json.dumps(["train", options, 2]))
     two = found(tmp_path, 2)
-    assert {numbers["wrapper"] for numbers in two.numbers} == {"DeepSpeedEngine"}
+    assert {numbers["learner"] for numbers in two.numbers} == {"DeepSpeedLearner"}
     assert_same_run(two, alone)
     checkpoint = tmp_path / "run" / "checkpoint-2"
     states = sorted(p.name for p in checkpoint.glob("global_step2/*"))
@@ -137,7 +138,7 @@ def test_deepspeed_shards_the_same_run(tmp_path, alone):
 
 def test_a_resumed_run_of_two_is_the_uninterrupted_one(tmp_path):
     """The tree, whose processes choose nodes from pools of their own."""
-    options = {**RUN, "schedule": "tree", "scorer": "reddish", "max_steps": 4, "save_steps": 2, "refine_depth": 2}
+    options = {**RUN, "schedule": "tree", "scorer": "reddish", "max_steps": 4, "save_steps": 2, "depth": 2}
     fork(2, tmp_path, "train", options, 2)
     whole, again = found(tmp_path, 2), found(tmp_path / "again", 2)
     folder = tmp_path / "run" / "checkpoint-2"
@@ -198,16 +199,19 @@ def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch):
 
 def test_settings_of_deepspeed_that_cannot_be_kept(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(InputError, match=r"stage 3; use 1 or 2, or .*: stage 3 gathers weights"):
-        checked_settings({"zero_optimization": {"stage": 3}})
-    monkeypatch.setattr("r3_rl.training.sharded.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"stage 3: use 1 or 2, or .*: stage 3 gathers weights"):
+        R3Config("out", deepspeed={"zero_optimization": {"stage": 3}})
+    args = R3Config("out", deepspeed=ZERO, max_grad_norm=0.5)
+    monkeypatch.setattr("r3_rl.training.parallel.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'r3-rl\[deepspeed\]'"):
-        checked_settings(ZERO)
-    monkeypatch.setattr("r3_rl.training.sharded.find_spec", lambda name: name)
+        engine_settings(args)
+    monkeypatch.setattr("r3_rl.training.parallel.find_spec", lambda name: name)
     with pytest.raises(InputError, match=r"needs a launcher.*torchrun"):
-        checked_settings(ZERO)
+        engine_settings(args)
     monkeypatch.setenv("RANK", "0")
-    assert checked_settings({"zero_optimization": {"stage": 1}})["gradient_clipping"] == "auto"
+    found = engine_settings(args)
+    assert found["gradient_clipping"] == 0.5 and found["train_batch_size"] == 1, '"auto" is what the trainer knows'
+    assert found["zero_optimization"] == {"stage": 2}
 
 
 @pytest.mark.parametrize(("optim", "package"), [("paged_adamw_8bit", "bitsandbytes"), ("adamw_torch_8bit", "torchao")])

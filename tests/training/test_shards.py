@@ -61,7 +61,7 @@ def test_two_processes_with_parts_are_the_run_of_one(tmp_path, dtype):
     fork(1, tmp_path / "alone", "train", alone)
     fork(2, tmp_path, "train", {**alone, "optimizer_parts": 2}, 2)
     one, two, again = found(tmp_path / "alone", 1), found(tmp_path, 2), found(tmp_path / "again", 2)
-    assert {n["wrapper"] for n in two.numbers} == {"Held"}
+    assert {n["learner"] for n in two.numbers} == {"ShardLearner"}
     assert largest_gap(*two.tensors) == 0 == largest_gap(again.tensors[0], two.tensors[0])
     assert again.numbers[1]["rows"][-1] == two.numbers[1]["rows"][-1]
     # bfloat16 rounds the gradients of a pass: another packing alone moves the first step by a sixth; later texts differ

@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
-from r3_rl.errors import CheckpointError, InputError, RunError, ScorerError
+from r3_rl.errors import CheckpointError, InputError, MissingPackageError, RunError, ScorerError
 from r3_rl.nodes import given_image
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.progress import RunProgress
@@ -28,9 +28,10 @@ from r3_rl.rollout.prompts import PromptStream
 from r3_rl.scoring.base import ScorerInfo, scorer_info
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel, ScorerSpec
-from r3_rl.training import trainer as trainer_module
+from r3_rl.training import checkpoint
+from r3_rl.training import loop as loop_module
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
-from r3_rl.training.checkpoint import last_checkpoint
+from r3_rl.training.checkpoint import checkpoints, last_checkpoint
 from r3_rl.training.config import R3Config
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import TextSegment, Verdict
@@ -61,10 +62,9 @@ def make(folder, scorer=red, *, seed=0, policy=None, loop_settings=None, dataset
             "logging_steps": 1,
             "save_steps": 1000,
             "seed": seed,
-            "use_cpu": True,
             "report_to": "none",
             "disable_tqdm": True,
-            "refine_node_choice": "uniform",
+            "node_choice": "uniform",
             **options,
         }
     )
@@ -76,7 +76,6 @@ def make(folder, scorer=red, *, seed=0, policy=None, loop_settings=None, dataset
         processing_class=loop_settings or loop(),
         peft_config=lora,
     )
-    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -187,7 +186,7 @@ def test_the_same_seed_is_the_same_run_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("options", "cut"),
     [
-        ({"schedule": "tree", "scorer": reddish, "refine_node_choice": "spread_only", "refine_depth": 2}, 2),
+        ({"schedule": "tree", "scorer": reddish, "node_choice": "spread_only", "depth": 2}, 2),
         ({"schedule": "cotrain", "num_iterations": 2}, 2),
         ({"schedule": "draft_only", "lora": None, "beta": 0.1, "image_beta": 0.1}, 2),
         ({"schedule": "draft_only", "lora": AdapterSettings(rank=2, dropout=0.3)}, 2),
@@ -270,18 +269,18 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
         full.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
 
 
-@pytest.mark.parametrize("part", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state"])
+@pytest.mark.parametrize("part", ["save_weights", "save_pool", "save_random"])
 def test_a_crash_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch, part):
     trainer = make(tmp_path / "checkpoints", max_steps=3, save_steps=1, schedule="draft_only")
-    save = getattr(trainer, part)
+    save = getattr(checkpoint, part)
 
     def cut_off(*arguments, **options):
         save(*arguments, **options)
         if trainer.state.global_step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, part, cut_off)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoint, part, cut_off)
         trainer.train()
     trainer.close()
     assert (tmp_path / "checkpoints" / "checkpoint-2").is_dir()
@@ -391,14 +390,15 @@ def test_a_time_budget_ends_the_run(tmp_path):
 
 def test_under_a_time_budget_the_rate_falls_with_the_clock(tmp_path):
     trainer = make(tmp_path, max_steps=10, time_budget_s=1.0, lr_scheduler_type="linear", warmup_steps=0)
-    trainer.create_optimizer_and_scheduler(10)
+    trainer.prepare()
+    optimizer, scheduler = trainer.learner.optimizer, trainer.learner.scheduler
     for trainer.time_budget.used in (0.0, 0.45, 0.3, 2.0):
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-        step = trainer.lr_scheduler.last_epoch
+        optimizer.step()
+        scheduler.step()
+        step = scheduler.last_epoch
         course = max(step, min(int(10 * trainer.time_budget.used), 10))
         expected = trainer.args.learning_rate * (1 - course / 10)
-        assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(expected)
+        assert scheduler.get_last_lr()[0] == pytest.approx(expected)
     trainer.close()
 
 
@@ -551,7 +551,7 @@ def test_nodes_drawn_by_the_world_fill_their_share(tmp_path):
         made.append(count)
         return [given_image(PROMPTS[0], i, verdict=Verdict(total=0.2)) for i in pictures(count)]
 
-    trainer = make(tmp_path, num_prompts=4, dataset=PROMPTS * 2, refine_synthetic_fraction=0.5)
+    trainer = make(tmp_path, num_prompts=4, dataset=PROMPTS * 2, synthetic_fraction=0.5)
     trainer.schedule.synthetic = synthetic
     seen = []
     trainer.on_collected = lambda step, collected: seen.append(collected)
@@ -570,7 +570,7 @@ def test_so_many_reason_steps_come_before_each_other_one(tmp_path, schedule, sec
 
 
 def test_a_tree_without_a_mixed_group_draws_more_drafts(tmp_path):
-    trainer = make(tmp_path, refine_node_choice="spread_only")
+    trainer = make(tmp_path, node_choice="spread_only")
     phases = []
     trainer.on_collected = lambda step, collected: phases.append(collected.phase)
     run(trainer)
@@ -593,10 +593,10 @@ def test_plain_scorers_and_weights_make_a_panel(tmp_path):
         ({"num_generations": 1}, "branch.plan: 1 plan and 1 draft in a reason step: no text and no image has a peer"),
         ({"num_generations": None, "branch": {"critique": 1}}, "branch.critique: 1 critique and 1 refinement in a ref"),
         ({"num_generations": 3, "branch": {"plan": 4}}, "both branch and num_generations; give one of them"),
-        ({"num_generations": None, "branch": {"plan": 0}}, r"branch.plan: .* greater than or equal to 1"),
+        ({"num_generations": None, "branch": {"plan": 0}}, r"branch.plan=0: .* greater than or equal to 1"),
         (
             {"num_generations": None, "branch": {"plans": 4}},
-            "branch.plans: .*; known: plan, draft, critique, refinement",
+            "branch.plans=4: .*; known: plan, draft, critique, refinement",
         ),
         ({"num_iterations": 2, "save_steps": 3}, "falls between the 2 updates"),
         ({"reward_weights": [1.0, 2.0]}, "2 reward_weights for 1 reward_funcs"),
@@ -607,7 +607,7 @@ def test_arguments_that_contradict_each_other(tmp_path, options, problem):
     with pytest.raises(InputError, match=problem):
         make(tmp_path, **options)
     with pytest.raises(InputError, match="takes no eval_dataset"):
-        R3Trainer(tiny_policy(), red, R3Config(output_dir=str(tmp_path), use_cpu=True), [], [1])
+        R3Trainer(tiny_policy(), red, R3Config(str(tmp_path)), [], [1])
 
 
 def test_weights_too_coarse_for_small_steps_are_not_trained(tmp_path):
@@ -658,8 +658,8 @@ def test_updates_run_on_merged_weights_unless_the_adapter_drops(tmp_path, monkey
         kinds.update(type(m).__name__ for m in batcher.policy.module.modules())
         return accumulate(batcher, *args, **kwargs)
 
-    accumulate = trainer_module.accumulate
-    monkeypatch.setattr(trainer_module, "accumulate", watched)
+    accumulate = loop_module.accumulate
+    monkeypatch.setattr(loop_module, "accumulate", watched)
     run(make(tmp_path, lora=AdapterSettings(rank=2, dropout=dropout)))
     assert ("MergedLinear" in kinds) is merged
 
@@ -668,7 +668,7 @@ def test_dropout_acts_in_updates_and_nowhere_else(tmp_path, monkeypatch):
     """Where it acts, a text is scored differently from how it was sampled."""
     policy = tiny_policy(adapter=AdapterSettings(rank=4, alpha=8.0, dropout=0.5), moved=0.1)
     trainer = make(tmp_path, policy=policy, lora=None, schedule="draft_only", probe_every=0, learning_rate=1e-6)
-    inside, outside, accumulate = [], [], trainer_module.accumulate
+    inside, outside, accumulate = [], [], loop_module.accumulate
 
     def deviation(credits):
         text = next(c.segment for c in credits if isinstance(c.segment, TextSegment))
@@ -678,7 +678,7 @@ def test_dropout_acts_in_updates_and_nowhere_else(tmp_path, monkeypatch):
         inside.append(deviation(credits))
         return accumulate(batcher, credits, *args, **kwargs)
 
-    monkeypatch.setattr(trainer_module, "accumulate", watched)
+    monkeypatch.setattr(loop_module, "accumulate", watched)
     trainer.on_collected = lambda step, collected: outside.append(deviation(collected.credits))
     assert max(trainer.self_check().deviation.values()) < 1e-4
     rows = run(trainer)
@@ -706,3 +706,90 @@ def test_merged_weights_are_gone_after_a_step(tmp_path):
     trainer.add_callback(watch)
     run(trainer)
     assert all("MergedLinear" not in kinds for kinds in watch.kinds) and len(watch.kinds) == 2
+
+
+class _Heard(TrainerCallback):
+    """Every event in order, with the step."""
+
+    def __init__(self):
+        self.events = []
+
+    def __getattribute__(self, name):
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+
+        def heard(args, state, control, **kwargs):
+            assert kwargs["model"] is not None and kwargs["optimizer"] is not None
+            self.events.append((name, state.global_step))
+
+        return heard
+
+
+def test_callbacks_of_transformers_hear_what_they_know(tmp_path):
+    heard = _Heard()
+    trainer = make(tmp_path, max_steps=2, save_steps=2, logging_steps=2, schedule="draft_only")
+    trainer.add_callback(heard)
+    run(trainer)
+    update = ["on_pre_optimizer_step", "on_optimizer_step"]
+    assert heard.events == [
+        ("on_train_begin", 0), ("on_step_begin", 0), *((e, 0) for e in update), ("on_step_end", 1),
+        ("on_step_begin", 1), *((e, 1) for e in update), ("on_step_end", 2), ("on_log", 2), ("on_save", 2),
+        ("on_log", 2), ("on_train_end", 2),
+    ]  # fmt: skip
+    assert trainer.pop_callback(_Heard) is heard and trainer.pop_callback(_Heard) is None
+
+
+def test_a_callback_may_log_save_and_stop(tmp_path):
+    class Stops(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_log = control.should_save = control.should_training_stop = state.global_step == 1
+
+    trainer = make(tmp_path, max_steps=9, logging_steps=9, schedule="draft_only")
+    trainer.add_callback(Stops)
+    assert len(run(trainer)) == 1 and trainer.state.global_step == 1
+    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-1"]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run(make(tmp_path, max_steps=4, save_steps=1, save_total_limit=2, schedule="draft_only"))
+    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_module_is_in_training_mode_in_updates_and_nowhere_else(tmp_path, monkeypatch):
+    modes, accumulate = [], loop_module.accumulate
+
+    def watched(batcher, *args, **kwargs):
+        modes.append(("update", batcher.policy.module.training))
+        return accumulate(batcher, *args, **kwargs)
+
+    monkeypatch.setattr(loop_module, "accumulate", watched)
+    trainer = make(tmp_path, schedule="draft_only", max_steps=1, probe_every=0)
+    trainer.on_collected = lambda *_: modes.append(("rollout", trainer.policy.module.training))
+    trainer.policy.module.train()
+    run(trainer)
+    assert modes == [("rollout", False), ("update", True)] and not trainer.policy.module.training
+
+
+def test_a_tracker_that_is_not_installed_names_what_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("r3_rl.training.callbacks.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"'tensorboard' needs .*pip install 'r3-rl\[track\]'"):
+        make(tmp_path, report_to="tensorboard")
+
+
+def test_what_is_saved_is_what_is_pushed(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    pushed = {}
+
+    def upload(self, *, repo_id, folder_path, commit_message):
+        pushed[repo_id] = sorted(p.name for p in Path(folder_path).iterdir()), commit_message
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    address = "https://huggingface.co/me/drawer"
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **_: huggingface_hub.RepoUrl(address))
+    trainer = make(tmp_path / "run", hub_model_id="me/drawer")
+    trainer.save_model(tmp_path / "saved")
+    assert trainer.push_to_hub("Trained") == address
+    assert pushed == {"me/drawer": (sorted(p.name for p in (tmp_path / "saved").iterdir()), "Trained")}
+    trainer.close()

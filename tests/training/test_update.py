@@ -128,14 +128,14 @@ def test_every_sampled_token_and_step_enters_the_loss(policy):
 
 
 def test_weights_scale_the_objectives(policy, credits):
-    both = updated(policy, credits, replace(LOSSES, text_weight=1.0, image_weight=2.0))[1]
-    text = updated(policy, credits, replace(LOSSES, text_weight=1.0, image_weight=0.0))[1]
-    image = updated(policy, credits, replace(LOSSES, text_weight=0.0, image_weight=1.0))[1]
+    both = updated(policy, credits, replace(LOSSES, text_loss_weight=1.0, image_loss_weight=2.0))[1]
+    text = updated(policy, credits, replace(LOSSES, text_loss_weight=1.0, image_loss_weight=0.0))[1]
+    image = updated(policy, credits, replace(LOSSES, text_loss_weight=0.0, image_loss_weight=1.0))[1]
     torch.testing.assert_close(text + 2 * image, both, atol=2e-5 * float(both.norm()), rtol=0)
 
 
 def test_what_weighs_nothing_is_not_replayed(policy, credits):
-    numbers, _ = updated(policy, credits, replace(LOSSES, text_weight=0.0))
+    numbers, _ = updated(policy, credits, replace(LOSSES, text_loss_weight=0.0))
     assert "ratio/image_mean" in numbers and not {"kl", "ratio/text_mean", "text/loss"} & set(numbers)
 
 

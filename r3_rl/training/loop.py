@@ -1,0 +1,263 @@
+"""The training loop, top to bottom: train -> step -> roll out, learn, measure -> log -> save.
+
+One optimiser step is one step of the schedule. Every process runs the same lines on its share of the prompts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_callback import CallbackHandler, TrainerControl, TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from r3_rl import ranks
+from r3_rl.balance.gradients import Balancer
+from r3_rl.errors import RunError
+from r3_rl.observe.environment import peak_bytes
+from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.policy.adapters import training_mode
+from r3_rl.policy.base import Policy
+from r3_rl.policy.lora import drops
+from r3_rl.rollout.prompts import PromptStream
+from r3_rl.rollout.stopwatch import Stopwatch
+from r3_rl.scoring.panel import Panel
+from r3_rl.training.arguments import refuse_training, settings_of
+from r3_rl.training.batcher import Batcher
+from r3_rl.training.callbacks import TimeBudgetCallback
+from r3_rl.training.checkpoint import keep_newest, load_checkpoint, save_checkpoint
+from r3_rl.training.config import R3Config
+from r3_rl.training.credit import Credit
+from r3_rl.training.fast import fast_update, fast_weights
+from r3_rl.training.parallel import Learner
+from r3_rl.training.rates import over_epsilon_of
+from r3_rl.training.schedules import Collected, Schedule
+from r3_rl.training.update import DEVIATIONS, LossSettings, accumulate, step_sizes
+from r3_rl.types import TextSegment, Verdict
+
+
+class Loop:
+    """A run of optimiser steps; `R3Trainer` makes one.
+
+    Args:
+        policy: what is trained of it requires gradient.
+        learner: holds and steps it.
+        args: of the run.
+        panel, held_out: what is trained on; what is only watched.
+        prompts: of the run.
+        schedule: collects and credits the rollouts of a step.
+        batcher: cuts credits into micro-batches.
+        watch: where the schedule's engine keeps its seconds.
+        base_fingerprint: kept beside a saved adapter.
+        callbacks: in the order in which they are called.
+        on_collected: called with every step's rollouts.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        learner: Learner,
+        args: R3Config,
+        panel: Panel,
+        held_out: Panel | None,
+        prompts: PromptStream,
+        schedule: Schedule,
+        batcher: Batcher,
+        watch: Stopwatch,
+        base_fingerprint: str,
+        callbacks: Sequence[TrainerCallback],
+        on_collected: Callable[[int, Collected], None] | None,
+    ) -> None:
+        self.policy, self.learner, self.args = policy, learner, args
+        self.panel, self.held_out, self.prompts, self.schedule = panel, held_out, prompts, schedule
+        self.batcher, self.watch, self.losses = batcher, watch, settings_of(LossSettings, args)
+        self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
+        self.balancer = Balancer(
+            policy.module,
+            aggregator=args.aggregator,
+            probe_every=args.probe_every,
+            seed=args.seed,
+            shards=list(learner.names) if learner.shards else [],
+        )
+        self.time_budget = TimeBudgetCallback()
+        self.handler = CallbackHandler([*callbacks, self.time_budget], policy.module, None, None, None)
+        self.state, self.control = TrainerState(), TrainerControl()
+        self._collected: Collected | None = None
+        self._asked: list[Future[list[Verdict]]] = []
+        self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
+        self._tell("on_init_end")
+
+    def train(self, resume_from_checkpoint: str | Path | None = None) -> TrainOutput:
+        """Train to the end of `args.max_steps`, of the time budget, or until a callback stops the run.
+
+        Args:
+            resume_from_checkpoint: folder of a checkpoint: the run goes on as if it had not been interrupted.
+
+        Returns:
+            Steps, mean loss of the steps of this call, seconds.
+
+        Raises:
+            InputError: weights that cannot be trained like this.
+            CheckpointError: a checkpoint of another kind of run.
+            RunError: nothing to learn from, or numbers that are not finite.
+        """
+        args, begin, lines, losses = self.args, time.perf_counter(), list[Numbers](), list[float]()
+        self.prepare(None if resume_from_checkpoint is None else Path(resume_from_checkpoint))
+        self._tell("on_train_begin")
+        while self.state.global_step < args.max_steps and not self.control.should_training_stop:
+            self._tell("on_step_begin")
+            numbers = self.step(self.state.global_step)
+            self.state.global_step += 1
+            lines.append(numbers)
+            losses.append(numbers["loss"])
+            self._tell("on_step_end")
+            if self.control.should_log:
+                self.log(combine(lines, over="steps"))
+                lines.clear()
+            if self.control.should_save:
+                folder = Path(args.output_dir)
+                step = folder / f"checkpoint-{self.state.global_step}"
+                save_checkpoint(step, learner=self.learner, state=self.state, **self._saved())
+                if ranks.rank() == 0 and args.save_total_limit is not None:
+                    keep_newest(folder, args.save_total_limit)
+                self._tell("on_save")
+        seconds = time.perf_counter() - begin
+        found = {
+            "train_runtime": seconds,
+            "train_steps_per_second": len(losses) / seconds,
+            "train_loss": sum(losses) / max(len(losses), 1),
+        }
+        self.log(found)
+        self._tell("on_train_end")
+        return TrainOutput(self.state.global_step, found["train_loss"], found)
+
+    def step(self, number: int) -> Numbers:
+        """One step, counted from 0: its numbers, of all processes."""
+        begin = time.perf_counter()
+        collected = self.roll_out(number)
+        rolled_out = time.perf_counter()
+        learned = self.learn(number, collected.credits)
+        updated = time.perf_counter()
+        held_out = self._held_out_numbers()
+        collected.metrics |= held_out
+        done = time.perf_counter()
+        texts = [c.segment for c in collected.credits if isinstance(c.segment, TextSegment)]
+        measured = {
+            **{f"time/{name}_s": value for name, value in self.watch.take().items()},
+            "num_tokens": sum(len(text.token_ids) for text in texts),
+            "memory/peak_bytes": peak_bytes(next(self.policy.module.parameters()).device),
+            "time/update_s": updated - rolled_out,
+            **({"time/held_out_s": done - updated} if held_out else {}),
+            "time/step_s": done - begin,
+            "tree/pool_size": sum(map(len, self.schedule.pool.groups)),
+        }
+        own = collected.metrics | learned | collected.likelihoods() | measured
+        numbers = combine(ranks.everyone(own), over="ranks")
+        self.state.num_input_tokens_seen += int(numbers["num_tokens"])  # since the start: the state outlives a resume
+        return numbers | {"num_tokens": self.state.num_input_tokens_seen}
+
+    def roll_out(self, number: int) -> Collected:
+        """Fresh rollouts, or the last ones again for `num_iterations` updates."""
+        if self._collected is not None and number % self.args.num_iterations:
+            return self._collected
+        turn = number // self.args.num_iterations
+        self.policy.module.eval()
+        with torch.no_grad(), fast_weights(self.policy.module):
+            collected = self.schedule.collect(
+                turn,
+                self.prompts.batch(turn, ranks.rank(), ranks.count()),
+                seed=self.args.seed * 1_000_003 + turn,
+                progress=number / max(self.args.max_steps, 1),
+            )
+        collected.metrics |= self.panel.metrics()
+        # held-out scorers see what the others saw, while the weights are updated: nothing of the update waits
+        batches = self.schedule.engine.take_batches()
+        self._asked = [self.held_out.submit(batch) for batch in batches] if self.held_out is not None else []
+        self._refuse_flat(collected)
+        if self.on_collected is not None:
+            self.on_collected(number, collected)
+        self._collected = collected
+        return collected
+
+    def learn(self, number: int, credits: Sequence[Credit]) -> Numbers:
+        """One update of the weights from this process's credits and those of the others."""
+        # with dropout the ratio of a first pass is not 1, and its deviation says nothing about rollout and replay
+        first_pass = number % self.args.num_iterations == 0 and not drops(self.policy.module)
+        numbers = self.accumulate(number, credits).without(() if first_pass else DEVIATIONS)
+        norm = self.learner.norm()
+        if not torch.isfinite(norm):
+            raise RunError(
+                "the gradient is not finite",
+                hint="lower training.learning_rate or eta; the last checkpoint is good",
+            )
+        over_epsilon = over_epsilon_of(self.learner.names, self.policy.spec.branches, self.args.adam_epsilon)
+        measured = {"grad_norm": float(norm), "learning_rate": self.learner.rate, **over_epsilon}
+        self._tell("on_pre_optimizer_step")
+        self.learner.step(norm)
+        self._tell("on_optimizer_step")
+        return numbers | measured
+
+    def accumulate(self, number: int, credits: Sequence[Credit]) -> Numbers:
+        """The gradient of a step, left in what the optimiser steps; only here the module is in training mode."""
+        with training_mode(self.policy.module, seed=(self.args.seed, number, ranks.rank())):
+            return self.balancer.accumulate(number, credits, self._accumulate, step_sizes(credits))
+
+    def _accumulate(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
+        shards = self.learner.shards
+        with fast_update(self.policy.module), self.learner.collecting():
+            return accumulate(
+                self.batcher,
+                credits,
+                self.losses,
+                backward=self.learner.backward,
+                normalisers=normalisers,
+                base_first=shards.reference(self.policy) if shards and shards.base else None,
+            )
+
+    def log(self, logs: dict[str, float] | Numbers) -> None:
+        """Keep a line in the state's history and hand it to the callbacks."""
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self._tell("on_log", logs=dict(logs))
+
+    def prepare(self, checkpoint: Path | None = None) -> None:
+        """Make the optimiser and a fresh state, or those of a checkpoint; `train` calls it."""
+        refuse_training(self.policy.module, self.args)
+        self.learner.prepare(lambda: self.time_budget.used)
+        self.handler.optimizer, self.handler.lr_scheduler = self.learner.optimizer, self.learner.scheduler
+        self.state = TrainerState()
+        if checkpoint is None:
+            set_seed(self.args.seed)  # for scorers that draw from the global generators
+        else:
+            self.state = load_checkpoint(checkpoint, learner=self.learner, **self._saved())
+        self.state.max_steps, self.state.is_world_process_zero = self.args.max_steps, ranks.rank() == 0
+        self.state.is_local_process_zero = ranks.local_rank() == 0
+
+    def _saved(self) -> dict[str, Any]:
+        """What a checkpoint holds beside what the learner has."""
+        return {"module": self.policy.module, "fingerprint": self.base_fingerprint, "pool": self.schedule.pool}
+
+    def _tell(self, event: str, **more: Any) -> None:
+        self.control = getattr(self.handler, event)(self.args, self.state, self.control, **more)
+
+    def _held_out_numbers(self) -> Numbers:
+        asked, self._asked = self._asked, []
+        if self.held_out is None or not asked:
+            return Numbers()
+        for answer in asked:
+            answer.result()
+        return self.held_out.metrics()
+
+    def _refuse_flat(self, collected: Collected) -> None:
+        self._flat_steps.append(all(ranks.everyone(collected.all_flat)))
+        if len(self._flat_steps) == self._flat_steps.maxlen and all(self._flat_steps):
+            raise RunError(
+                f"all groups had equal rewards for {len(self._flat_steps)} steps: there is nothing to learn",
+                hint="use a scorer with finer scores, harder prompts, more peers or a higher temperature",
+            )

@@ -1,0 +1,265 @@
+"""How what is trained is held and stepped: whole in every process, in shards of our own, or by DeepSpeed's ZeRO.
+
+Processes roll out different things, so a gradient is accumulated first and added up over the processes afterwards, once
+a step; no wrapper's hooks act in a backward pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+from r3_rl import ranks
+from r3_rl.errors import CheckpointError, InputError, MissingPackageError
+from r3_rl.policy.backbone import GENERATION
+from r3_rl.policy.base import Policy
+from r3_rl.training.config import R3Config
+from r3_rl.training.optimizer import make_optimizer
+from r3_rl.training.rates import ending_in_time, set_branch_rate
+from r3_rl.training.shards import Shards
+
+INSTALL = "pip install 'r3-rl[deepspeed]'"
+LAUNCH = "torchrun --nproc_per_node 8 -m r3_rl train RECIPE"
+
+
+class Learner:
+    """The trained weights, whole in every process: all processes add up their gradients and take the same step.
+
+    Args:
+        policy: what is trained of it requires gradient.
+        args: of the run.
+        optimizers: an optimiser and a schedule of the caller's; None makes those of `args`.
+    """
+
+    shards: Shards | None = None
+
+    def __init__(self, policy: Policy, args: R3Config, optimizers: tuple[Any, Any] = (None, None)) -> None:
+        self.policy, self.args = policy, args
+        self.optimizer, self.scheduler = optimizers
+        self.names: dict[nn.Parameter, str] = {
+            p: name for name, p in policy.module.named_parameters() if p.requires_grad
+        }
+        """What the optimiser steps, with the names of the weights."""
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def prepare(self, used: Callable[[], float]) -> None:
+        """Makes the optimiser and the course of its rate. used: share of the run's time that has passed."""
+        args, names = self.args, self.names
+        for parameter in names if self.shards is None else ():
+            ranks.share_first(parameter.detach())
+        if self.optimizer is None:
+            weights = self.policy.module.named_parameters()
+            self.optimizer = make_optimizer(names, frozenset(n for n, p in weights if p.ndim > 1), args)
+            if args.image_learning_rate is not None:
+                set_branch_rate(self.optimizer, names, self.policy.spec.branches, GENERATION, args.image_learning_rate)
+        if self.scheduler is None:
+            steps = {"num_warmup_steps": args.warmup_steps, "num_training_steps": args.max_steps}
+            self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, **steps)
+            if args.time_budget_s is not None and isinstance(self.scheduler, LambdaLR):
+                self.scheduler = ending_in_time(self.scheduler, used, total_steps=args.max_steps)
+
+    def collecting(self) -> AbstractContextManager[None]:
+        """Around the passes of an update."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a loss to the parameters."""
+        loss.backward()
+
+    def norm(self) -> Tensor:
+        """Of the step's gradient, over all processes."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.names if p.grad is not None])
+
+    def step(self, norm: Tensor) -> None:
+        """Clips the gradient, whose norm this is, to `max_grad_norm`, steps, and forgets the gradient."""
+        parameters = list(self.names)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Forgets the gradient."""
+        for parameter in self.names:
+            parameter.grad = None
+
+    def save(self, folder: Path) -> None:
+        """Optimiser and schedule. Every process calls it."""
+        if ranks.rank() == 0:
+            torch.save(self._state(), folder / "optimizer.pt")
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote."""
+        self._restore(folder / "optimizer.pt")
+
+    def _state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def _restore(self, file: Path) -> None:
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.scheduler.load_state_dict(stored["scheduler"])
+
+
+class ShardLearner(Learner):
+    """Full weights whose gradients, float32 masters, moments and base are in shards, one in every process."""
+
+    def __init__(self, policy: Policy, args: R3Config) -> None:
+        super().__init__(policy, args)
+        keep_base = bool(args.beta or args.image_beta)
+        self.shards: Shards = Shards(policy.module, parts=args.optimizer_parts, keep_base=keep_base)
+        self.names = {self.shards.masters[weight]: name for weight, name in self.names.items()}
+
+    def collecting(self) -> AbstractContextManager[None]:
+        """Inside, gradients go to the shards."""
+        return self.shards.collecting()
+
+    def norm(self) -> Tensor:
+        """Of the gradient of all shards."""
+        return self.shards.norm()
+
+    def step(self, norm: Tensor) -> None:
+        """Steps the shards, then writes the weights."""
+        super().step(norm)
+        self.shards.publish()
+
+    def save(self, folder: Path) -> None:
+        """Every process's masters and moments."""
+        self.shards.save(folder)
+        torch.save(self._state(), folder / f"optimizer_{ranks.rank()}.pt")
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote. Raises CheckpointError for a run that was not sharded like this one."""
+        self.shards.load(folder)
+        self._restore(folder / f"optimizer_{ranks.rank()}.pt")
+
+
+class DeepSpeedLearner(Learner):
+    """DeepSpeed's ZeRO 1 or 2: the optimiser is in shards.
+
+    DeepSpeed expects one forward and one backward pass of its engine for every micro-batch. Here a step's gradient is
+    accumulated beside the engine and handed over in one backward pass whose gradient it is.
+    """
+
+    engine: Any = None
+
+    def __init__(self, policy: Policy, args: R3Config) -> None:
+        super().__init__(policy, args)
+        self.settings = engine_settings(args)
+
+    def prepare(self, used: Callable[[], float]) -> None:
+        """Makes the engine too; from then on a gradient of the weights sets it off."""
+        super().prepare(used)
+        if self.engine is not None:
+            return
+        if not torch.accelerator.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        held = nn.Module()  # what is trained and nothing else, so that the base is neither sent nor saved
+        for parameter, name in self.names.items():
+            held.register_parameter(name.replace(".", "/"), parameter)
+        self.engine, *_ = deepspeed.initialize(
+            model=held, model_parameters=list(self.names), optimizer=self.optimizer, config=self.settings
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a loss to the parameters without the hooks that would set DeepSpeed off."""
+        keep_gradient(list(self.names), loss)
+
+    def step(self, norm: Tensor) -> None:
+        """DeepSpeed clips, steps and sends the weights."""
+        self.engine.backward(handed_over(list(self.names)))
+        self.engine.step()
+        self.scheduler.step()
+        self.zero_grad()
+
+    def save(self, folder: Path) -> None:
+        """Every process's shard, in DeepSpeed's layout, and the schedule."""
+        self.engine.save_checkpoint(str(folder))
+        if ranks.rank() == 0:
+            torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote. Raises CheckpointError when DeepSpeed finds nothing."""
+        path, _ = self.engine.load_checkpoint(str(folder))
+        if path is None:
+            raise CheckpointError(f"{folder} holds no checkpoint of DeepSpeed", hint="was this run trained with it?")
+        self.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+
+
+def engine_settings(args: R3Config) -> dict[str, Any]:
+    """DeepSpeed's settings with what the trainer knows filled in; what else is "auto" is left to DeepSpeed.
+
+    Raises InputError for a process that no launcher started and for bf16 without a GPU, MissingPackageError without
+    DeepSpeed.
+    """
+    given: Mapping[str, Any] = args.deepspeed or {}
+    if find_spec("deepspeed") is None:
+        raise MissingPackageError("training.deepspeed needs the package deepspeed", hint=INSTALL)
+    if "RANK" not in os.environ:
+        raise InputError("training.deepspeed needs a launcher, in one process too", hint=LAUNCH)
+    if given.get("bf16", {}).get("enabled") and not torch.cuda.is_available():
+        raise InputError("training.deepspeed.bf16 needs a GPU", hint="leave it out, with model.dtype float32")
+    known = {
+        "gradient_clipping": args.max_grad_norm,
+        # moments in the host's memory work with torch's AdamW too, if one insists
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": args.max_steps + 1,
+    }
+    # a step is one backward pass of the engine, whatever micro-batches it was made of
+    sizes = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "train_batch_size": ranks.count()}
+    return {**known, **_without_auto(given), **sizes}
+
+
+def _without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_auto(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if value != "auto"
+    }
+
+
+def keep_gradient(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
+    """Adds the gradient of a loss to the parameters without the hooks that would set DeepSpeed off."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for p, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            p.grad = gradient if p.grad is None else p.grad + gradient
+
+
+def handed_over(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """A zero whose gradient is the one that the parameters hold; they hold none afterwards.
+
+    Every parameter is a term of its own, so DeepSpeed takes one gradient away before the next is there.
+    """
+    terms = []
+    for p in parameters:
+        gradient, p.grad = torch.zeros_like(p) if p.grad is None else p.grad, None
+        terms.append(_Hand.apply([gradient], p))
+    return torch.stack(terms).sum()
+
+
+class _Hand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: list[Tensor], parameter: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return parameter.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *scale: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.gradient.pop().mul_(scale[0])  # in place: a second copy of all gradients would not fit
