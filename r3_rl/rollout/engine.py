@@ -232,6 +232,11 @@ def _all(nodes: Sequence[Node | None]) -> list[Node]:
     return found
 
 
+def _ids_of(node: Node | None) -> tuple[int, ...]:
+    """Of the text that an image was drawn after; none after a prompt."""
+    return node.sample.token_ids if node is not None and isinstance(node.sample, TextSegment) else ()
+
+
 def score_batch(stage: DrawingStage, images: Sequence[Node]) -> ScoreBatch:
     """What scorers are asked about images of a stage; peers, which they may compare, are those of a root."""
     shown = [stage.shown(node.parent) for node in images if node.parent is not None]
@@ -241,6 +246,7 @@ def score_batch(stage: DrawingStage, images: Sequence[Node]) -> ScoreBatch:
         prompts=[node.prompt for node in images],
         images=[to_uint8(node.image) for node in images],
         texts=texts,
+        token_ids=[_ids_of(node.parent) for node in images],
         draft_images=[to_uint8(node.image) for node in refined_from] if refined_from else None,
         critiques=texts if refined_from else None,
         groups=[node.root.id.row for node in images],

@@ -14,6 +14,7 @@ A scorer is called with keywords only and gets the arguments that its signature 
 * `log_metric`   `log_metric(name, value)`: a number for the metrics
 * `log_extra`    `log_extra(name, values)`: one value for each sample; `"reason"` holds the words of the verdict,
                  `"cause"` why a score is None
+* `trainer_state` transformers' `TrainerState` while `R3Trainer` trains, else None
 * `columns`      the data set's own columns, a list with one value for each sample
 
 It returns one number for each sample; None says "no score", which is never the same as 0. A sample that lacks something
@@ -38,6 +39,7 @@ STANDARD_ARGUMENTS = (
     "critiques",
     "log_metric",
     "log_extra",
+    "trainer_state",
 )
 """Keywords every call offers, before the data set's columns."""
 

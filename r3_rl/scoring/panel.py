@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Literal
+from typing import Any, Literal
 
 from r3_rl.errors import ScorerError
 from r3_rl.observe.metrics import Numbers
@@ -74,6 +74,11 @@ class Panel:
     def compares_peers(self) -> bool:
         """Whether a scorer is group-wise, so that a batch must hold whole groups."""
         return any(seat.info.group_wise for seat in self._seats)
+
+    def show_state(self, trainer_state: Any) -> None:
+        """Hand this to the scorers that ask for `trainer_state` from now on, as TRL's trainers do."""
+        for seat in self._seats:
+            seat.trainer_state = trainer_state
 
     def submit(self, batch: ScoreBatch, *, counted: bool = True) -> Future[list[Verdict]]:
         """Start scoring a batch; the future's `result()` raises `ScorerError` for an answer against the contract.

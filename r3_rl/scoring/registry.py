@@ -1,4 +1,5 @@
-"""Finding a scorer by what a recipe calls it: an installed name, `package.module:name` or `./file.py:name`.
+"""Finding a scorer by what a recipe calls it: an installed name, `package.module:name`, `./file.py:name`, or `trl:name`
+for one of TRL's own rewards.
 
 No scorer is listed here: ours come through the entry point group `r3_rl.scorers`, the same door as a stranger's.
 """
@@ -25,7 +26,7 @@ from r3_rl.errors import InputError, R3Error, ScorerError
 from r3_rl.scoring.base import STANDARD_ARGUMENTS, ScorerInfo, declared_info, info_of, missing_packages
 
 GROUP = "r3_rl.scorers"
-_SAMPLE_ARGUMENTS = frozenset(STANDARD_ARGUMENTS) - {"log_metric", "log_extra"}
+_SAMPLE_ARGUMENTS = frozenset(STANDARD_ARGUMENTS) - {"log_metric", "log_extra", "trainer_state"}
 
 
 class ScorerInputError(ScorerError, InputError):
@@ -63,8 +64,8 @@ def list_scorers() -> list[ScorerEntry]:
 def find_scorer(scorer: str, base_folder: str | Path = ".") -> Any:
     """Return the function or class that a name stands for, not yet built.
 
-    `scorer` is an installed name, `package.module:name`, or `file.py:name` with the path relative to `base_folder` (the
-    recipe's folder). Raises `ScorerInputError` that lists what exists.
+    `scorer` is an installed name, `package.module:name`, `file.py:name` with the path relative to `base_folder` (the
+    recipe's folder), or `trl:name` for a reward of the package trl. Raises `ScorerInputError` that lists what exists.
 
     >>> find_scorer("r3_rl.scoring.base:info_of").__name__
     'info_of'
@@ -78,6 +79,10 @@ def find_scorer(scorer: str, base_folder: str | Path = ".") -> Any:
         return _from_entry_point(scorer, Path(base_folder))
     if place.endswith(".py") or "/" in place:
         module = _import_file(scorer, Path(base_folder) / Path(place).expanduser())
+    elif place == "trl":
+        if importlib.util.find_spec("trl") is None:
+            raise ScorerInputError(f"scorer '{scorer}' needs the package trl", hint="pip install 'r3-rl[train]'")
+        module = _import_module(scorer, "trl.rewards")
     else:
         module = _import_module(scorer, place)
     if not hasattr(module, attribute):

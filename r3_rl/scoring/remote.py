@@ -113,8 +113,11 @@ class RemoteScorer:
             problems.append(f"token_env: the environment variable {token_env} is not set")
         return problems
 
-    async def __call__(self, *, log_metric: Any = None, log_extra: Any = None, **arguments: Any) -> list[float | None]:
-        """Send the samples in as many requests as the server's limits ask for; raises when no sample has a score."""
+    async def __call__(
+        self, *, log_metric: Any = None, log_extra: Any = None, trainer_state: Any = None, **arguments: Any
+    ) -> list[float | None]:
+        """Send the samples in as many requests as the server's limits ask for; raises when no sample has a score. The
+        trainer's state stays here."""
         from r3_rl.scoring.parcels import pack_parcels
 
         # Packing images takes a while, and this event loop belongs to other scorers too.

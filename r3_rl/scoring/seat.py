@@ -39,6 +39,8 @@ class Seat:
         self.info: ScorerInfo = spec.info or info_of(spec.scorer)
         self.tally = Tally()
         self._said: set[str] = set()
+        self.trainer_state: Any = None
+        """Handed to a scorer that asks for it."""
         self._caller = caller
         self._memory = Memory(cache if spec.params is not None else None, spec, self.info)
 
@@ -97,7 +99,7 @@ class Seat:
     ) -> None:
         spec = self.spec
         offered: dict[str, Any] = {name: [values[i] for i in chunk] for name, values in parts.samples.items()}
-        offered |= parts.constants
+        offered |= {**parts.constants, "trainer_state": self.trainer_state}
         try:
             answered = await ask_scorer(
                 self._caller, spec, self.info, offered, count=len(chunk), columns=list(batch.columns())

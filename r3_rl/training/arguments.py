@@ -19,6 +19,7 @@ from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.rows import Parts
 from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
@@ -79,14 +80,19 @@ def refuse_training(module: nn.Module, args: R3Config) -> None:
         )
 
 
-def panel_of(scorers: Scorer | Sequence[Scorer], args: R3Config) -> Panel:
-    """The panel of one or several scorers, of weight 1 unless said; InputError for another number of weights."""
-    listed = list(scorers) if isinstance(scorers, Sequence) else [scorers]
+def panel_of(scorers: str | Scorer | Sequence[str | Scorer], args: R3Config) -> Panel:
+    """The panel of one or several scorers or names of scorers, of weight 1 unless said.
+
+    Raises InputError for another number of weights and for a name that no scorer has.
+    """
+    listed = list(scorers) if isinstance(scorers, Sequence) and not isinstance(scorers, str) else [scorers]
     weights = args.reward_weights or [1.0] * len(listed)
     if len(weights) != len(listed):
         raise InputError(f"{len(weights)} reward_weights for {len(listed)} reward_funcs", hint="give one each")
     specs = [
-        ScorerSpec(name=getattr(scorer, "__name__", type(scorer).__name__), scorer=scorer, weight=weight)
+        ScorerSpec(name=short_name(scorer), scorer=load_scorer(scorer), weight=weight)
+        if isinstance(scorer, str)
+        else ScorerSpec(name=getattr(scorer, "__name__", type(scorer).__name__), scorer=scorer, weight=weight)
         for scorer, weight in zip(listed, weights, strict=True)
     ]
     return Panel(

@@ -1,17 +1,25 @@
-"""What users of TRL hand over, as what the trainer works with: a `datasets.Dataset` of prompts, a `peft.LoraConfig`."""
+"""What users of TRL hand over, as what the trainer works with: a `datasets.Dataset` of prompts, a `peft.LoraConfig`, a
+`GRPOConfig`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from enum import Enum
 from typing import Any
 
 from r3_rl.errors import DataError, InputError
 from r3_rl.policy.adapters import AdapterSettings
+from r3_rl.training.config import R3Config
 from r3_rl.types import Prompt
 
 PROMPT = "prompt"
 """The column with what is to be drawn; all others go to the scorers."""
+_SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_ELSEWHERE = {*_SIZES, "generation_batch_size", "bf16", "use_cpu", "gradient_checkpointing"}
+"""Of a `GRPOConfig`: how many rollouts a step has, which is taken; how they are cut, and where and in which type they
+are computed, which the token budget and the loaded model say here."""
+_WHOLE = ("max_steps", "warmup_steps", "save_steps", "logging_steps")
 _TAKEN = {"r", "lora_alpha", "lora_dropout"}
 _SAYS_NOTHING = {"task_type", "inference_mode", "peft_version", "base_model_name_or_path", "auto_mapping", "revision"}
 
@@ -86,3 +94,48 @@ def adapter_of(config: Any) -> AdapterSettings | None:
             hint="leave it out; AdapterSettings(branches=...) chooses among the decoder's two experts",
         )
     return AdapterSettings(rank=config.r, alpha=config.lora_alpha, dropout=config.lora_dropout)
+
+
+def config_of(args: Any) -> R3Config:
+    """Read TRL's `GRPOConfig` as the trainer's arguments.
+
+    Args:
+        args: an `R3Config` is returned unchanged. Of a `GRPOConfig` the fields that R3Config has are taken, TRL's
+            defaults included, and num_prompts = rollouts of a step / num_generations. What else it sets away from TRL's
+            default is refused, for it would not be done.
+
+    Raises:
+        InputError: another kind of arguments, a field that cannot be kept, or no number of steps.
+    """
+    if isinstance(args, R3Config):
+        return args
+    try:
+        from trl import GRPOConfig
+    except ImportError:
+        GRPOConfig = ()
+    if not isinstance(args, GRPOConfig):
+        raise InputError(f"{type(args).__name__} as args", hint="give R3Config, or GRPOConfig of the package trl")
+    if args.max_steps <= 0:
+        raise InputError("GRPOConfig without max_steps: R3Trainer counts steps, not epochs", hint="set max_steps")
+    shared = {f.name for f in fields(R3Config)} & {f.name for f in fields(args)}
+    same = {name: getattr(args, name) for name in (*_SIZES, "bf16", "use_cpu", "output_dir", "num_generations")}
+    plain = GRPOConfig(**same)
+    left = [f.name for f in fields(args) if f.init and f.name not in shared and f.name not in _ELSEWHERE]
+    moved = sorted(name for name in left if getattr(args, name) != getattr(plain, name))
+    if moved:
+        raise InputError(
+            f"GRPOConfig sets {', '.join(moved)}, which R3Trainer does not do",
+            hint="leave it out; how texts are sampled is said by processing_class=LoopSettings(...)",
+        )
+    taken = {name: _plain_value(name, getattr(args, name)) for name in shared}
+    return R3Config(**taken, num_prompts=args.generation_batch_size // args.num_generations)
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    if isinstance(value, Enum):
+        value = value.value
+    if name == "optim" and value == "adamw_torch_fused":  # the same steps in one kernel
+        return "adamw_torch"
+    if name in _WHOLE and value == int(value):  # transformers reads 0.5 as a share of the run
+        return int(value)
+    return value

@@ -238,6 +238,9 @@ class Loop:
             self.state = load_checkpoint(checkpoint, learner=self.learner, **self._saved())
         self.state.max_steps, self.state.is_world_process_zero = self.args.max_steps, ranks.rank() == 0
         self.state.is_local_process_zero = ranks.local_rank() == 0
+        for panel in (self.panel, self.held_out):
+            if panel is not None:
+                panel.show_state(self.state)
 
     def _saved(self) -> dict[str, Any]:
         """What a checkpoint holds beside what the learner has."""

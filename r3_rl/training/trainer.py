@@ -20,9 +20,8 @@ from r3_rl.training.arguments import Scorer, panel_of, refuse, schedule_of, stre
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import FlowCallback, TrackerCallback
 from r3_rl.training.checkpoint import save_weights
-from r3_rl.training.config import R3Config
 from r3_rl.training.fast import fast_weights
-from r3_rl.training.from_trl import adapter_of
+from r3_rl.training.from_trl import adapter_of, config_of
 from r3_rl.training.loop import Loop
 from r3_rl.training.parallel import DeepSpeedLearner, Learner, ShardLearner
 from r3_rl.training.schedules import Collected, SyntheticNodes
@@ -35,8 +34,9 @@ class R3Trainer(Loop):
 
     Args:
         model: a `Policy` (its module is trained).
-        reward_funcs: what is trained on: a panel, or one or several scorers called as TRL calls reward functions.
-        args: `R3Config`.
+        reward_funcs: what is trained on: a panel, or one or several scorers, each a function that is called as TRL
+            calls reward functions or a scorer's name (`shapes`, `trl:think_format_reward`, `./file.py:name`).
+        args: `R3Config`, or TRL's `GRPOConfig`.
         train_dataset: prompts: a `datasets.Dataset` with a column `prompt`, a list, or the `PromptStream` of a world.
         eval_dataset: must be None; evaluation of the loop lies in `r3_rl.evaluate`.
         processing_class: the loop's settings (templates, sampling, drawing): what a tokenizer is to a text trainer.
@@ -54,8 +54,8 @@ class R3Trainer(Loop):
     def __init__(
         self,
         model: Policy,
-        reward_funcs: Panel | Scorer | Sequence[Scorer],
-        args: R3Config,
+        reward_funcs: Panel | str | Scorer | Sequence[str | Scorer],
+        args: Any,
         train_dataset: Any,
         eval_dataset: Any = None,
         processing_class: LoopSettings | None = None,
@@ -68,7 +68,7 @@ class R3Trainer(Loop):
         synthetic: SyntheticNodes | None = None,
         on_collected: Callable[[int, Collected], None] | None = None,
     ) -> None:
-        adapter = adapter_of(peft_config)
+        args, adapter = config_of(args), adapter_of(peft_config)
         refuse(args, eval_dataset, adapter)
         panel = reward_funcs if isinstance(reward_funcs, Panel) else panel_of(reward_funcs, args)
         prompts = stream_of(train_dataset, args)

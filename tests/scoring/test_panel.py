@@ -128,7 +128,7 @@ def test_a_scorer_sees_what_the_contract_promises():
     assert [picture.shape for picture in seen["images"]] == [(2, 3, 3)] * 2
     assert seen["draft_images"][0] is None
     assert seen["critiques"] == [None, "make it brighter"]
-    assert seen["rest"] == {"completion_ids": None, "tag": ["one", None]}
+    assert seen["rest"] == {"completion_ids": None, "trainer_state": None, "tag": ["one", None]}
     assert [verdict.words for verdict in verdicts] == ["too dark", ""]
     assert metrics["rewards/look/answers"] == 4.0
 

@@ -13,9 +13,13 @@ from peft import LoraConfig, PromptTuningConfig
 
 from r3_rl.errors import DataError, InputError
 from r3_rl.policy.adapters import AdapterSettings
-from r3_rl.training.from_trl import adapter_of, prompts_of
+from r3_rl.scoring.registry import ScorerInputError, load_scorer
+from r3_rl.training.config import R3Config
+from r3_rl.training.from_trl import adapter_of, config_of, prompts_of
+from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import Prompt
-from tests.training.test_trainer import make, run
+from tests.policy.tiny import loop, tiny_policy
+from tests.training.test_trainer import LORA, make, red, run
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "r3_trainer.py"
 
@@ -84,6 +88,89 @@ def test_a_lora_config_and_the_settings_it_means_train_the_same(tmp_path):
         run(trainer)
     a, b = ({n: p for n, p in t.policy.module.named_parameters() if p.requires_grad} for t in (own, theirs))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# TRL asks transformers by names that it is about to drop.
+OLD_NAMES = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
+
+def of_trl(folder="out", **options):
+    from trl import GRPOConfig
+
+    usual = {"max_steps": 2, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "num_generations": 3,
+             "bf16": False, "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}  # fmt: skip
+    return GRPOConfig(str(folder), **{**usual, **options})
+
+
+@OLD_NAMES
+def test_a_grpo_config_is_taken_field_by_field_with_trls_defaults():
+    found = config_of(of_trl(beta=0.01, epsilon_high=0.28, reward_weights=[1.0], data_seed=5, logging_steps=1))
+    assert found == R3Config(
+        "out", max_steps=2, num_prompts=2, num_generations=3, beta=0.01, epsilon_high=0.28, reward_weights=[1.0],
+        data_seed=5, logging_steps=1, save_strategy="no", disable_tqdm=True,
+        learning_rate=1e-6, lr_scheduler_type="linear", warmup_steps=0, adam_beta2=0.999, seed=42, save_steps=500,
+        scale_rewards="group", run_name=found.run_name,
+    )  # fmt: skip
+    assert config_of(found) is found
+
+
+@OLD_NAMES
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"loss_type": "grpo"}, "GRPOConfig sets loss_type, which R3Trainer does not do"),
+        ({"max_completion_length": 64, "temperature": 0.7}, "sets max_completion_length, temperature, which"),
+        ({"mask_truncated_completions": True, "top_k": 5}, "sets mask_truncated_completions, top_k, which"),
+        ({"num_train_epochs": 1.0, "max_steps": -1}, "without max_steps: R3Trainer counts steps, not epochs"),
+        ({"steps_per_generation": 4}, "sets steps_per_generation, which"),
+        ({"optim": "sgd"}, "R3Config optim='sgd': Input should be 'adamw_torch'"),
+    ],
+)
+def test_what_of_a_grpo_config_has_no_meaning_here_is_refused_by_name(options, named):
+    with pytest.raises(InputError, match=named):
+        config_of(of_trl(**options))
+
+
+def test_other_arguments_are_refused():
+    with pytest.raises(InputError, match="dict as args; give R3Config, or GRPOConfig"):
+        config_of({"max_steps": 2})
+
+
+@OLD_NAMES
+def test_a_script_of_trl_trains(tmp_path):
+    """Its arguments, a reward of TRL's by name and one that looks at the trainer's state."""
+    steps = []
+
+    def watching(completions, trainer_state, log_metric, **kwargs):
+        steps.append(trainer_state.global_step)
+        log_metric("seen", len(kwargs["completion_ids"]))
+        return [0.0] * len(completions)
+
+    trainer = R3Trainer(
+        model=tiny_policy(),
+        reward_funcs=["trl:think_format_reward", red, watching],
+        args=of_trl(tmp_path, logging_steps=1, learning_rate=1e-2),
+        train_dataset=Dataset.from_list([{"prompt": "a red circle"}, {"prompt": "a blue cross"}]),
+        processing_class=loop(),
+        peft_config=LORA,
+    )
+    rows = run(trainer)
+    assert steps == [0, 1] and rows[0]["rewards/watching/seen"] == 6
+    assert all(row["rewards/think_format_reward/mean"] == 0 and row["rewards/red/mean"] > 0 for row in rows)
+    assert rows[0]["grad_norm"] > 0 and not list(tmp_path.iterdir()), "save_strategy 'no'"
+
+
+def test_rewards_of_trl_are_found_by_name(monkeypatch):
+    import trl.rewards
+
+    assert load_scorer("trl:think_format_reward") is trl.rewards.think_format_reward
+    penalty = load_scorer("trl:get_repetition_penalty_reward", {"ngram_size": 2, "max_penalty": -1.0})
+    assert penalty(completion_ids=[[1, 2, 3], [1, 1, 1, 1]]) == [0.0, pytest.approx(-2 / 3)]
+    with pytest.raises(ScorerInputError, match="no 'think_reward' in it; did you mean 'think_format_reward'"):
+        load_scorer("trl:think_reward")
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ScorerInputError, match=r"needs the package trl; pip install 'r3-rl\[train\]'"):
+        load_scorer("trl:think_format_reward")
 
 
 @pytest.mark.processes
