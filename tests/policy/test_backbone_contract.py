@@ -163,10 +163,10 @@ def test_an_adapter_is_switched_off_merged_and_dropped_from(backbone, folder):
         assert torch.equal(backbone.probe(policy), base)
     with adapters.adapter_merged(policy.module):
         torch.testing.assert_close(backbone.probe(policy), moved, atol=1e-4, rtol=1e-4)
-    with adapters.adapter_dropout(policy.module, seed=(1, 2)):
+    with adapters.training_mode(policy.module, seed=(1, 2)):
         dropped = backbone.probe(policy)
     assert not torch.equal(dropped, moved)
-    with adapters.adapter_dropout(policy.module, seed=(1, 2)):
+    with adapters.training_mode(policy.module, seed=(1, 2)):
         assert torch.equal(backbone.probe(policy), dropped), "the seed fixes the masks"
     assert torch.equal(backbone.probe(policy), moved), "nothing drops outside"
 
