@@ -70,11 +70,16 @@ class Node:
         return [self] if self.parent is None else [*self.parent.way, self]
 
     @property
+    def above(self) -> Node:
+        """What it continues, of a node that is no root."""
+        assert self.parent is not None, "a root"
+        return self.parent
+
+    @property
     def group(self) -> Node:
-        """Whose rows are its peers, which an advantage compares: those of its text for one of a text's several images,
-        else those of its root."""
-        several = self.parent is not None and self.parent.num_rows > self.num_rows
-        return self.parent if several and self.parent and isinstance(self.sample, ImageSegment) else self.root
+        """The node whose children, or whose descendants of this stage, are its peers, which an advantage compares: its
+        parent if it has siblings, else its root."""
+        return self.parent if self.parent is not None and self.parent.num_rows > self.num_rows else self.root
 
     @property
     def text(self) -> TextSegment:
@@ -119,11 +124,26 @@ class Node:
         """Whether no image could score higher."""
         return self.verdict is not None and self.score is not None and self.score >= self.verdict.best - WITHIN
 
-    def rows(self, children: int) -> list[tuple[NodeId, int]]:
-        """Ids of `children` nodes below this one, and the rows that go through each."""
-        assert self.num_rows % children == 0, f"{children} children of {self.num_rows} rows"
-        each = self.num_rows // children
-        return [(NodeId(row=self.id.row + i * each, depth=self.id.depth + 1), each) for i in range(children)]
+    def children(self, stage: str, count: int) -> list[Node]:
+        """Return `count` nodes below this one, which share out its rows, before anything is made of them.
+
+        >>> (root,) = prompt_roots([Prompt(text="a cross")], num_rows=4)
+        >>> [(plan.id.row, plan.num_rows) for plan in root.children("plan", 2)]
+        [(0, 2), (2, 2)]
+        """
+        assert self.num_rows % count == 0, f"{count} children of {self.num_rows} rows"
+        each = self.num_rows // count
+        return [
+            Node(
+                id=NodeId(row=self.id.row + i * each, depth=self.id.depth + 1),
+                prompt=self.prompt,
+                stage=stage,
+                num_rows=each,
+                parent=self,
+                num_refinements=self.num_refinements + (stage == "refinement"),
+            )
+            for i in range(count)
+        ]
 
 
 def prompt_roots(prompts: Sequence[Prompt], *, num_rows: int = 1, first_row: int = 0) -> list[Node]:
@@ -153,17 +173,8 @@ def given_critique(image: Node, instruction: str) -> Node:
 
     said = TextSegment(context=(), token_ids=(), log_probs=torch.zeros(0), text=instruction, ended=True)
     critique = Critique(segment=said, well_formed=True, stop=False, instruction=instruction)
-    ((place, rows),) = image.rows(1)
-    return Node(
-        id=place,
-        prompt=image.prompt,
-        stage="critique",
-        num_rows=rows,
-        parent=image,
-        sample=said,
-        critique=critique,
-        num_refinements=image.num_refinements,
-    )
+    (node,) = image.children("critique", 1)
+    return replace(node, sample=said, critique=critique)
 
 
 def always_edits(critique: Node) -> Node:

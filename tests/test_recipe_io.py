@@ -8,6 +8,7 @@ import pytest
 
 from r3_rl.errors import RecipeError
 from r3_rl.policy.bagel.config import BagelConfig
+from r3_rl.recipe import geometry
 from r3_rl.recipe_io import dump_resolved, find_recipe, load_recipe, shipped_recipes
 
 GOOD = "version: 1\nrewards:\n  - scorer: sharpness\n"
@@ -164,6 +165,15 @@ def test_what_learns_needs_a_peer_in_every_kind_of_step(settings, lonely, write)
     else:
         (line,) = refused(write(GOOD), *settings)
         assert f"rollout.{lonely}" in line and "has a peer to be compared with" in line
+
+
+def test_whole_trajectories_multiply_and_are_said_and_bounded(write):
+    full = ["algorithm.schedule=full", "rollout.rounds=2", "rollout.branch={plan: 2, critique: 2, refinement: 3}"]
+    recipe = load_recipe(write(GOOD), full)
+    said = "8 prompts x 2 plans x 2 critiques x 3 refinements in each of 2 rounds = 576 rollouts a full step, "
+    assert geometry(recipe).startswith(said)
+    (line,) = refused(write(GOOD), *full, "rollout.rounds=5")
+    assert "rollout.branch.critique: schedule 'full' branches at every image: 124416 rollouts a step" in line
 
 
 def test_a_section_that_an_override_misspells_is_named_by_the_override(write):

@@ -3,7 +3,7 @@
 from r3_rl.algorithm.advantage import Advantages, advantages
 from r3_rl.algorithm.gain import GAINS, Gains, gains
 from r3_rl.algorithm.loss import LossStatistics, PolicyLoss, clipped_surrogate, image_loss, k3, text_loss
-from r3_rl.algorithm.rewards import Format, StageRewards, reason_rewards, refine_rewards, text_reward
+from r3_rl.algorithm.rewards import Format, text_reward
 
 __all__ = [
     "GAINS",
@@ -12,14 +12,11 @@ __all__ = [
     "Gains",
     "LossStatistics",
     "PolicyLoss",
-    "StageRewards",
     "advantages",
     "clipped_surrogate",
     "gains",
     "image_loss",
     "k3",
-    "reason_rewards",
-    "refine_rewards",
     "text_loss",
     "text_reward",
 ]

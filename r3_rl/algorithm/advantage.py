@@ -19,12 +19,10 @@ SCALES = ("none", "group", "batch")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Advantages:
-    """Advantages of a batch and what was not usable in it."""
+    """Advantages of a batch and what they were compared with."""
 
     values: torch.Tensor
-    """float32 [R]; exactly 0 for missing rewards, groups without spread and rollouts that do not apply."""
-    missing: torch.Tensor
-    """bool [R], the reward was due and is missing."""
+    """float32 [R]; exactly 0 for missing rewards and groups without spread."""
     num_groups: int
     """Groups with at least one reward."""
     reward_mean: float
@@ -37,7 +35,6 @@ def advantages(
     rewards: torch.Tensor,
     groups: torch.Tensor,
     *,
-    applies: torch.Tensor | None = None,
     scale: Literal["none", "group", "batch"] = "none",
     unbiased: bool = True,
     eps: float = 1e-4,
@@ -51,8 +48,6 @@ def advantages(
     Args:
         rewards: [R]; nan and inf are missing.
         groups: int [R], peers share an id.
-        applies: bool [R], False where there was nothing to reward (a stop draws no refinement): such a rollout is no
-            peer and not missing; left out, all apply.
         scale: what the difference is divided by.
         unbiased: divide squares by n - 1 (TRL, MixGRPO, R3's option) rather than n (Flow-GRPO).
         eps: added to the std. TRL and Flow-GRPO use 1e-4, R3's option 1e-6, MixGRPO 1e-8.
@@ -67,8 +62,7 @@ def advantages(
     """
     if scale not in SCALES:
         raise InputError(f"unknown reward scale {scale!r}", hint=f"choose one of {', '.join(SCALES)}")
-    due = torch.ones_like(rewards, dtype=torch.bool) if applies is None else applies
-    rewards = torch.where(due, rewards.double(), torch.nan)
+    rewards = rewards.double()
     peers = peer_statistics(rewards, groups)
     std = peers.std(unbiased=unbiased)
     known = rewards[rewards.isfinite()]
@@ -77,7 +71,6 @@ def advantages(
     reward_std = batch_std if scale == "batch" else std[peers.count > 0].mean()
     return Advantages(
         values=_compared(rewards, peers, divisor).float(),
-        missing=due & ~rewards.isfinite(),
         num_groups=int((peers.count > 0).sum()),
         reward_mean=float(known.mean()),
         reward_std=float(reward_std) if len(known) else float("nan"),

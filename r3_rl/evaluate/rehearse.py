@@ -117,7 +117,8 @@ def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Lo
 
 def _peers(recipe: Recipe) -> int:
     """Rollouts below a prompt in the largest step, each with a text of its own: the most that they can cost."""
-    return max(map(recipe.rollout.branch.rollouts, PHASES[recipe.algorithm.schedule]))
+    branch, rounds = recipe.rollout.branch, recipe.rollout.rounds
+    return max(branch.rollouts(phase, rounds) for phase in PHASES[recipe.algorithm.schedule])
 
 
 def _update(trainer: R3Trainer, rollouts: Rollouts, names: Sequence[str], log: Log) -> int:

@@ -33,6 +33,10 @@ from r3_rl.recipe.sampling import DataSection, ModelSection, RolloutSection
 __all__ = ["Problem", "Recipe", "RewardSection", "Section", "geometry", "misfit"]
 
 
+MOST_ROLLOUTS = 16384
+"""Of one step: more are a mistake, since children of children multiply."""
+
+
 class Recipe(Section):
     """Everything a run is made of."""
 
@@ -86,6 +90,14 @@ class Recipe(Section):
                 plans=self.rollout.plan.enabled,
             ):
                 yield Problem(f"rollout.branch.{problem.path}", problem.message)
+        if self.algorithm.schedule == "full":
+            rollouts = self.rollout.num_prompts * self.rollout.branch.rollouts("full", self.rollout.rounds)
+            if rollouts > MOST_ROLLOUTS:
+                yield Problem(
+                    "rollout.branch.critique",
+                    f"schedule 'full' branches at every image: {rollouts} rollouts a step, more than {MOST_ROLLOUTS}; "
+                    "use 1 critique and 1 refinement",
+                )
         if self.training.shard_optimizer and self.lora.enabled:
             yield Problem(
                 "training.shard_optimizer", "adapters are small, every process steps them whole; leave it out"

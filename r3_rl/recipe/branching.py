@@ -23,7 +23,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "reason": ("plan", "draft"),
     "refine": ("critique", "refinement"),
     "critique": ("critique",),
-    "full": ("plan", "draft"),
+    "full": ("plan", "draft", "critique", "refinement"),
     "episode": ("critique", "refinement"),
 }
 """Kind of step -> the stages in which its rollouts branch, from the root down."""
@@ -39,7 +39,9 @@ class BranchSection(Section):
         description="Drafts of a plan, compared with each other. A draft without siblings is compared with those "
         "of the prompt's other plans.",
     )
-    critique: int = Field(8, ge=1, description="Critiques of an image that a step branches from.")
+    critique: int = Field(
+        8, ge=1, description="Critiques of an image that a step branches from; with schedule `full` of every image."
+    )
     refinement: int = Field(
         1,
         ge=1,
@@ -47,12 +49,18 @@ class BranchSection(Section):
         "with those by the other critiques of the image.",
     )
 
-    def rollouts(self, phase: str) -> int:
+    def rollouts(self, phase: str, rounds: int = 1) -> int:
         """Return how many rollouts a step of this kind has below each of its prompts or images.
+
+        Args:
+            phase: a name in `STAGES`.
+            rounds: of whole trajectories, whose images branch in each.
 
         >>> BranchSection(plan=4, draft=4, critique=8, refinement=2).rollouts("refine")
         16
         """
+        if phase == "full":
+            return self.rollouts("reason") * self.rollouts("refine") ** rounds
         return prod(int(getattr(self, stage)) for stage in STAGES[phase])
 
     def alone(self, schedule: str, *, texts: bool = True, images: bool = True, plans: bool = True) -> Iterator[Problem]:

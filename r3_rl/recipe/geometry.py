@@ -68,7 +68,8 @@ def misfit(recipe: Recipe, world_size: int) -> Iterator[tuple[Path, str]]:
             ("algorithm", "scale_rewards"),
             f"'batch' would divide by another deviation in each of {world_size} processes; use 'none' or 'group'",
         )
-    share = prompts // world_size * max(map(branch.rollouts, PHASES[recipe.algorithm.schedule]))
+    phases = PHASES[recipe.algorithm.schedule]
+    share = prompts // world_size * max(branch.rollouts(phase, recipe.rollout.rounds) for phase in phases)
     if recipe.rollout.num_parts > share:
         yield (
             ("rollout", "num_parts"),
@@ -82,4 +83,6 @@ def _step(phase: str, recipe: Recipe) -> str:
     factors = [(getattr(branch, stage), stage) for stage in STAGES[phase]]
     roots = f"{prompts} {'prompt' if phase in ('reason', 'full') else 'image'}{'s' * (prompts > 1)}"
     product = " x ".join([roots, *(f"{count} {name}s" for count, name in factors if count > 1)])
-    return f"{product} = {prompts * branch.rollouts(phase)} rollouts a {phase} step"
+    if phase == "full" and recipe.rollout.rounds > 1 and branch.rollouts("refine") > 1:
+        product += f" in each of {recipe.rollout.rounds} rounds"
+    return f"{product} = {prompts * branch.rollouts(phase, recipe.rollout.rounds)} rollouts a {phase} step"

@@ -13,49 +13,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from r3_rl.nodes import Node, NodeId, image_roots, numbered, prompt_roots, trajectory
+from r3_rl.nodes import Node, image_roots, numbered, prompt_roots, trajectory
 from r3_rl.policy.base import Drawing, Policy
 from r3_rl.rollout.rows import Parts, round_seed, row_seeds
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.stages import CRITIQUE, DRAFT, PLAN, REFINEMENT
-from r3_rl.stages.base import DrawingStage, Reading, Stage, WritingStage
+from r3_rl.stages.base import DrawingStage, Stage, WritingStage
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
-from r3_rl.types import ImageSegment, Prompt, TextSegment, Trajectory, Verdict
+from r3_rl.types import Prompt, TextSegment, Trajectory, Verdict
 
 Submit = Callable[[ScoreBatch], Future[list[Verdict]]]
 """The panel's `submit`."""
 Watch = Callable[[str, int], AbstractContextManager[None]]
 """Stage and its rows side by side -> a block around the work: for clocks and memory."""
-_WHOLE = Reading(well_formed=True)
-"""Of an image, which has no form to miss."""
 _T = TypeVar("_T")
 
 
 def _unwatched(stage: str, rows: int) -> AbstractContextManager[None]:
     return nullcontext()
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Child:
-    """A node that is about to be made."""
-
-    id: NodeId
-    num_rows: int
-    parent: Node
-
-    def node(self, stage: Stage, sample: TextSegment | ImageSegment, reading: Reading) -> Node:
-        """What the policy made of it."""
-        return Node(
-            id=self.id,
-            prompt=self.parent.prompt,
-            stage=stage.name,
-            num_rows=self.num_rows,
-            parent=self.parent,
-            sample=sample,
-            critique=reading.critique,
-            well_formed=reading.well_formed,
-            num_refinements=self.parent.num_refinements + (stage is REFINEMENT),
-        )
 
 
 @dataclass(kw_only=True)
@@ -82,12 +57,17 @@ class Engine:
 
     def write(self, stage: WritingStage, parents: Sequence[Node], *, seed: int, each: int = 1) -> list[Node]:
         """`each` texts below every parent."""
-        children = _children(parents, each)
+        children = [child for parent in parents for child in parent.children(stage.name, each)]
         contexts = {parent: stage.context(parent, self.settings) for parent in parents}
-        seeds = _seeds(seed, stage.number, children)
         with self.watch(stage.name, len(children)):
-            texts = self.policy.write([contexts[c.parent] for c in children], stage.sampling(self.settings), seeds)
-        return [c.node(stage, text, stage.read(text, self.settings)) for c, text in zip(children, texts, strict=True)]
+            texts = self.policy.write(
+                [contexts[c.above] for c in children], stage.sampling(self.settings), _seeds(seed, stage, children)
+            )
+        read = [stage.read(text, self.settings) for text in texts]
+        return [
+            replace(child, sample=text, critique=found.critique, well_formed=found.well_formed)
+            for child, text, found in zip(children, texts, read, strict=True)
+        ]
 
     def draw(
         self,
@@ -108,27 +88,27 @@ class Engine:
             progress: share of the run that is over, of a training step, whose steps are partly stochastic; None draws
                 by the ODE alone.
         """
-        children = _children(parents, each)
-        plan = stage.drawing(self.settings)
-        groups = numbered([c.parent.root for c in children])
-        drawings = self._drawings(plan, groups, seed, progress)
-        seeds = _seeds(seed, stage.number, children)
-        noise = _noise_seeds(plan, seeds, groups)
+        children = [child for parent in parents for child in parent.children(stage.name, each)]
+        roots = [child.root for child in children]
+        drawings = self._drawings(stage, roots, seed, progress)
+        seeds = _seeds(seed, stage, children)
+        groups = numbered(roots)
+        noise = _noise_seeds(stage.drawing(self.settings), seeds, groups)
         contexts = {parent: stage.context(parent, self.settings) for parent in parents if stage.asked(parent)}
         out: list[Node | None] = [None] * len(children)
         waiting: list[tuple[list[int], list[Node], Future[list[Verdict]]]] = []
         for part in self.parts.of(groups):
-            asked = [i for i in part if stage.asked(children[i].parent)]
+            asked = [i for i in part if children[i].above in contexts]
             if not asked:
                 continue
             with self.watch(stage.name, len(asked)):
                 images = self.policy.draw(
-                    [contexts[children[i].parent] for i in asked],
+                    [contexts[children[i].above] for i in asked],
                     _at(asked, drawings),
                     _at(asked, seeds),
                     _at(asked, noise),
                 )
-            made = [children[i].node(stage, image, _WHOLE) for i, image in zip(asked, images, strict=True)]
+            made = [replace(children[i], sample=image) for i, image in zip(asked, images, strict=True)]
             for i, node in zip(asked, made, strict=True):
                 out[i] = node
             if self.submit is not None:
@@ -148,19 +128,24 @@ class Engine:
         seed: int,
         num_rows: int = 1,
         per_plan: int = 1,
+        per_draft: int = 1,
         progress: float | None = None,
     ) -> list[Node]:
-        """`num_rows` drafts a prompt, `per_plan` of them from each plan, or straight from the prompt without plans."""
+        """Drafts of every prompt, which has `num_rows` rollouts: `per_plan` drafts of each plan, or straight from the
+        prompt without plans; `per_draft` rollouts go on from each draft."""
         above = prompt_roots(prompts, num_rows=num_rows, first_row=self.first_group * num_rows)
+        each = num_rows // per_draft
         if self.settings.plan is not None:
-            above = self.write(PLAN, above, seed=seed, each=num_rows // per_plan)
-        each = above[0].num_rows if above else 1
+            above, each = self.write(PLAN, above, seed=seed, each=each // per_plan), per_plan
         return _all(self.draw(DRAFT, above, seed=seed, each=each, progress=progress))
+
+    def roots(self, images: Sequence[Node], *, num_rows: int = 1) -> list[Node]:
+        """Given images from which `num_rows` rollouts each go on."""
+        return image_roots(images, num_rows=num_rows, first_row=self.first_group * num_rows)
 
     def critiques(self, images: Sequence[Node], *, seed: int, num_rows: int = 1, per_critique: int = 1) -> list[Node]:
         """Critiques of given images, each a root of `num_rows` refinements, `per_critique` of them by each critique."""
-        roots = image_roots(images, num_rows=num_rows, first_row=self.first_group * num_rows)
-        return self.write(CRITIQUE, roots, seed=seed, each=num_rows // per_critique)
+        return self.write(CRITIQUE, self.roots(images, num_rows=num_rows), seed=seed, each=num_rows // per_critique)
 
     def refinements(self, critiques: Sequence[Node], *, seed: int, progress: float | None = None) -> list[Node | None]:
         """An image for every row of the critiques that ask for one; None for the rows of the others."""
@@ -168,29 +153,50 @@ class Engine:
         return self.draw(REFINEMENT, critiques, seed=seed, each=each, progress=progress)
 
     def round(
-        self, images: Sequence[Node], *, seed: int, progress: float | None = None
-    ) -> tuple[list[Node], list[Node | None]]:
-        """A further round below images of this turn: their critiques, and the refinements of those that ask for one."""
-        critiques = self.write(CRITIQUE, images, seed=seed)
-        return critiques, self.draw(REFINEMENT, critiques, seed=seed, progress=progress)
+        self,
+        ends: Sequence[Node],
+        *,
+        seed: int,
+        critiques: int = 1,
+        refinements: int = 1,
+        progress: float | None = None,
+    ) -> list[Node]:
+        """Go on from every image in which rollouts end: critiques of it, and refinements by those that ask for one.
+
+        Args:
+            ends: where rollouts end: images, and critiques that ended the loop, which stay.
+            seed: of the round.
+            critiques: of each image.
+            refinements: by each critique.
+            progress: as in `draw`.
+
+        Returns:
+            Where they end now; a critique that ends the loop once for each refinement that it does without.
+        """
+        going_on = [end for end in ends if CRITIQUE.asked(end)]
+        if not going_on:
+            return list(ends)
+        said = self.write(CRITIQUE, going_on, seed=seed, each=critiques)
+        drawn = self.draw(REFINEMENT, said, seed=seed, each=refinements, progress=progress)
+        below: dict[Node, list[Node]] = {}
+        for i, image in enumerate(drawn):
+            critique = said[i // refinements]
+            below.setdefault(critique.above, []).append(image or critique)
+        return [node for end in ends for node in below.get(end, [end])]
 
     def loop(self, prompts: Sequence[Prompt], *, rounds: int, seed: int) -> list[Trajectory]:
         """Whole trajectories, one a prompt: a draft, then up to `rounds` rounds; who stops leaves the batch."""
-        leaves = self.drafts(prompts, seed=seed)
-        active = list(range(len(leaves)))
+        ends = self.drafts(prompts, seed=seed)
         for number in range(1, rounds + 1):
-            if not active:
-                break
-            critiques, refined = self.round([leaves[i] for i in active], seed=round_seed(seed, number))
-            for i, critique, image in zip(active, critiques, refined, strict=True):
-                leaves[i] = image or critique
-            active = [i for i, image in zip(active, refined, strict=True) if image is not None]
-        return [trajectory(leaf) for leaf in leaves]
+            ends = self.round(ends, seed=round_seed(seed, number))
+        return [trajectory(end) for end in ends]
 
-    def _drawings(self, plan: DrawingPlan, groups: Sequence[int], seed: int, progress: float | None) -> list[Drawing]:
+    def _drawings(self, stage: DrawingStage, roots: Sequence[Node], seed: int, progress: float | None) -> list[Drawing]:
+        plan = stage.drawing(self.settings)
         if progress is None:
-            return [plan.drawing] * len(groups)
-        return plan.rows(groups, seed=seed, progress=progress, first_group=self.first_group)
+            return [plan.drawing] * len(roots)
+        # by the root's place among those of all processes, whichever of them are drawn from now
+        return plan.rows([root.id.row // root.num_rows for root in roots], seed=seed, progress=progress)
 
     def take_batches(self) -> list[ScoreBatch]:
         """What the scorers were asked since the last call."""
@@ -205,12 +211,8 @@ def run_loop(
     return Engine(policy=policy, settings=settings).loop(prompts, rounds=rounds, seed=seed)
 
 
-def _children(parents: Sequence[Node], each: int) -> list[_Child]:
-    return [_Child(id=i, num_rows=n, parent=parent) for parent in parents for i, n in parent.rows(each)]
-
-
-def _seeds(seed: int, stage: int, children: Sequence[_Child]) -> list[int]:
-    all_rows = row_seeds(seed, stage, max((c.id.row for c in children), default=-1) + 1)
+def _seeds(seed: int, stage: Stage, children: Sequence[Node]) -> list[int]:
+    all_rows = row_seeds(seed, stage.number, max((c.id.row for c in children), default=-1) + 1)
     return [all_rows[c.id.row] for c in children]
 
 

@@ -1,7 +1,7 @@
 """What a stage is: one kind of text or image of the loop, always made below one kind of node.
 
 A stage knows its context, how its answer is read, and what scorers see of it. Who runs stages, and in which order, is
-`rollout.engine`; what a stage earns is `training.credit`.
+`rollout.engine`; what a stage earns is `training.earned`.
 """
 
 from __future__ import annotations

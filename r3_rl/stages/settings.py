@@ -30,23 +30,25 @@ class DrawingPlan:
         """Steps that can be stochastic: the first so many."""
         return self.drawing.num_steps - (self.drawing.convention == "cps")
 
-    def rows(self, groups: Sequence[int], *, seed: int, progress: float, first_group: int = 0) -> list[Drawing]:
+    def rows(self, groups: Sequence[int], *, seed: int, progress: float) -> list[Drawing]:
         """Drawings of a training step, one a row: peers (rows of one number) share their stochastic steps, so only
-        their samples differ. first_group: groups that the processes before this one have."""
+        their samples differ. A group's steps follow from its number, whichever other groups there are."""
         rng = np.random.default_rng(seed)
         window = "first" if self.window == "random" and self.window_size is not None else self.window
-        drawings: dict[int, Drawing] = {}
-        for group in (*range(-first_group, 0), *groups):
-            if group not in drawings:
-                steps = choose_steps(
+        drawings = [
+            replace(
+                self.drawing,
+                sde_steps=choose_steps(
                     window,
                     self.num_possible,
                     self.num_sde_steps,
                     window_size=self.window_size,
                     progress=progress,
                     rng=rng,
-                )
-                drawings[group] = replace(self.drawing, sde_steps=steps)
+                ),
+            )
+            for _ in range(max(groups, default=-1) + 1)
+        ]
         return [drawings[group] for group in groups]
 
 

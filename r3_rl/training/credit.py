@@ -1,31 +1,25 @@
-"""Scored rollouts -> segments with one advantage each: what the update learns from.
+"""Credit over the tree of a step: what its ends are worth -> one advantage for each text and each image.
 
-Shapes: R rollouts of a stage. The reward table stands in `algorithm/rewards.py`.
+A text earns the mean over its children, and its form. A node is compared with its siblings; without siblings, with the
+nodes of its stage below the same root. What ends are worth is `training/earned.py`; the reward table is in
+`algorithm/rewards.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from r3_rl.algorithm.advantage import Advantages, advantages
-from r3_rl.algorithm.gain import Gains, gains
-from r3_rl.algorithm.rewards import Format, reason_rewards, refine_rewards, text_reward
+from r3_rl.algorithm.advantage import advantages
+from r3_rl.algorithm.peers import peer_statistics
+from r3_rl.algorithm.rewards import Format, text_reward
 from r3_rl.nodes import Node, numbered
 from r3_rl.observe.metrics import Numbers
-from r3_rl.types import ImageSegment, Segment, TextSegment, Trajectory, Verdict
-
-Rewards = Callable[[Sequence[Verdict], Sequence[int]], Sequence[float | None]]
-"""The panel's `rewards`: verdicts and their groups -> one number each, None where it is missing."""
-
-
-def totals(verdicts: Sequence[Verdict], groups: Sequence[int]) -> list[float | None]:
-    """The verdicts' totals, whatever the groups."""
-    return [verdict.total for verdict in verdicts]
+from r3_rl.training.figures import means
+from r3_rl.types import ImageSegment, Segment, TextSegment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +52,6 @@ class Credit:
         return "generation" if isinstance(self.segment, ImageSegment) else "understanding"
 
 
-def means(items: Mapping[str, torch.Tensor]) -> Numbers:
-    """The mean of every tensor over its items; nan is missing, and a mean of nothing is left out.
-
-    >>> means({"reward": torch.tensor([0.5, math.nan, 1.0]), "kl": torch.tensor([])})
-    Numbers({'reward': 0.75}, {'reward': 2.0})
-    """
-    present = {name: values[~values.isnan()] for name, values in items.items()}
-    return Numbers(
-        {name: values.float().mean() for name, values in present.items() if len(values)},
-        {name: len(values) for name, values in present.items()},
-    )
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StageCredit:
     """Credits of one stage and the numbers to log. Segments without advantage are left out: they teach nothing."""
@@ -78,238 +59,105 @@ class StageCredit:
     credits: tuple[Credit, ...]
     metrics: Numbers
     num_groups: int
+    """Roots below which something has a reward."""
     num_flat_groups: int
-    """Groups without spread, in the rewards of texts and of images alike."""
+    """Those of them below which neither texts nor images have any spread."""
 
 
-def credit_drafts(drafts: Sequence[Node], settings: CreditSettings, rewards: Rewards = totals) -> StageCredit:
-    """Compare plans with the plans of the same prompt, and images with those of the same plan, or of the same prompt
-    where a plan has one image.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """Nodes of one kind with their rewards and advantages, in order."""
 
-    A plan's reward is the mean over its images that have a score: it is not blamed for what its painter did once.
+    nodes: tuple[Node, ...]
+    reward: torch.Tensor
+    """float32 [N]; nan is missing."""
+    advantage: torch.Tensor
+    """float32 [N]; 0 where the reward is missing and where peers are equal."""
+    spread: torch.Tensor
+    """float32 [G], the mean std of the rewards of a group, once for each group that has any."""
+
+
+def compare(nodes: Sequence[Node], reward: torch.Tensor, settings: CreditSettings) -> Compared:
+    """Compare each node with its peers (`Node.group`).
 
     Args:
-        drafts: [R] drafts, those of a plan side by side, all plans with equally many.
-        settings: how rewards become advantages.
-        rewards: how the verdicts become rewards, given the prompts' numbers.
+        nodes: N of one stage.
+        reward: [N]; nan is missing.
+        settings: what a difference is divided by.
+
+    >>> from r3_rl.nodes import prompt_roots
+    >>> from r3_rl.types import Prompt
+    >>> (root,) = prompt_roots([Prompt(text="a cross")], num_rows=2)
+    >>> compare(root.children("plan", 2), torch.tensor([1.0, 0.0]), CreditSettings()).advantage
+    tensor([ 0.5000, -0.5000])
     """
-    score = _scores(drafts)
-    plans = [plan for plan in dict.fromkeys(node.parent for node in drafts) if plan is not None and plan.sample]
-    m = len(drafts) // len(plans) if plans else 1
-    well_formed = torch.tensor([plan.well_formed for plan in plans] or [True] * len(drafts))
-    prompts = numbered([node.root for node in drafts])
-    verdicts = [node.verdict or Verdict(total=None) for node in drafts]
-    reward = reason_rewards(_totals(rewards(verdicts, prompts)), well_formed, settings.form, images_per_plan=m)
-    text = advantages(reward.text, torch.tensor(prompts[::m]), scale=settings.scale_rewards)
-    painted = torch.tensor(numbered([node.group for node in drafts]))
-    image = advantages(reward.image, painted, scale=settings.scale_rewards)
-    credits = _interleaved(plans, text.values, drafts, image.values)
-    items = {
-        **draft_scores(drafts),
-        "refine/frac_well_formed": well_formed,
-        **_common(score, reward.text, text),
-    }
-    return _finish(credits, items, (prompts[::m], text), (prompts, image))
+    found = advantages(reward, torch.tensor(numbered([node.group for node in nodes])), scale=settings.scale_rewards)
+    spread = torch.full((found.num_groups,), found.reward_std)
+    return Compared(nodes=tuple(nodes), reward=reward, advantage=found.values, spread=spread)
 
 
-def draft_scores(drafts: Sequence[Node]) -> dict[str, torch.Tensor]:
-    """The scores of the drafts, whatever is trained on them: a gain is to be read next to their mean."""
-    return {"refine/draft_score": _scores(drafts)}
-
-
-def credit_refinements(
-    critiques: Sequence[Node], refined: Sequence[Node | None], settings: CreditSettings
+def credit(
+    ends: Sequence[Node],
+    worth: torch.Tensor,
+    settings: CreditSettings,
+    *,
+    image_worth: torch.Tensor | None = None,
+    items: Mapping[str, torch.Tensor],
 ) -> StageCredit:
-    """Compare critiques with the critiques below the same root, and refinements with those by the same critique, or
-    below the same root where a critique has one.
-
-    A critique's gain is the mean over its refinements, so that neither is blamed for the other.
+    """Credit the last text and the last image on the way to each end.
 
     Args:
-        critiques: each of an image; all with equally many rows.
-        refined: [R], the image of each row of the critiques; None where the critique stopped or was malformed.
+        ends: where each of R rollouts ends: an image, or a text below which nothing was drawn.
+        worth: [R], what each end is worth to the text above it, or that it is; nan is missing.
         settings: how rewards become advantages.
+        image_worth: [R], what it is worth to an image; left out, the same.
+        items: what is logged of this step in addition.
+
+    Returns:
+        Credits in the order of the ends, each text before its images.
     """
-    m = len(refined) // len(critiques)
-    rows = [critique for critique in critiques for _ in range(m)]
-    images = [_looked_at(critique) for critique in rows]
-    before = _scores(images)
-    stopped = torch.tensor([c.critique is not None and c.critique.stop for c in rows])
-    well_formed = torch.tensor([c.well_formed for c in rows])
-    drawn = torch.tensor([image is not None for image in refined])
-    # a malformed critique drew nothing and is no stop: its image is unchanged
-    after = torch.where(drawn, _scores(refined), before)
-    groups = numbered([c.root for c in rows])
-    perfect = torch.tensor([image.perfect for image in images], dtype=torch.bool)
-    gained = gains(settings.gain, before, after, stopped, torch.tensor(groups), perfect=perfect)
-    rewards = refine_rewards(
-        gained,
-        after,
-        well_formed,
-        settings.form,
-        image="score" if settings.gain == "released" else "gain",
-        images_per_critique=m,
-    )
-    text = advantages(rewards.text, torch.tensor(groups[::m]), scale=settings.scale_rewards)
-    drawers = torch.tensor(groups if m == 1 else [i // m for i in range(len(rows))])
-    image = advantages(rewards.image, drawers, applies=drawn, scale=settings.scale_rewards)
-    credits = _interleaved(critiques, text.values, refined, image.values)
-    items = {
-        **_refine_items(gained, perfect, before, after, well_formed, drawn),
-        **_common(after, rewards.text, text),
-    }
-    return _finish(credits, items, (groups[::m], text), (groups, image))
+    said = [_text_of(end) for end in ends]
+    texts = [text for text in dict.fromkeys(said) if text is not None]
+    drawn = [i for i, end in enumerate(ends) if isinstance(end.sample, ImageSegment)]
+    of_image = worth if image_worth is None else image_worth
+    images = compare([ends[i] for i in drawn], of_image[drawn].float(), settings)
+    compared = [images]
+    if texts:
+        # without plans there is no text above any draft; else there is one above, or in the place of, every end
+        mean = peer_statistics(worth, torch.tensor(numbered([text for text in said if text is not None]))).mean.float()
+        reward = text_reward(mean, torch.tensor([text.well_formed for text in texts]), settings.form)
+        compared = [compare(texts, reward, settings), images]
+    value = {node: float(a) for kind in compared for node, a in zip(kind.nodes, kind.advantage, strict=True)}
+    in_order = dict.fromkeys(node for text, end in zip(said, ends, strict=True) for node in (text, end) if node)
+    logged = {**items, "reward": compared[0].reward, "reward_std": compared[0].spread}
+    return finish({node: value[node] for node in in_order}, compared, logged)
 
 
-def _interleaved(
-    texts: Sequence[Node], of_text: torch.Tensor, images: Sequence[Node | None], of_image: torch.Tensor
-) -> list[Credit]:
-    """Each text, then its images: the update packs them side by side."""
-    m = len(images) // len(texts) if texts else 1
-    out: list[Credit] = []
-    for i, node in enumerate(images):
-        if texts and i % m == 0:
-            out.append(_credit(texts[i // m], of_text[i // m]))
-        if node is not None:
-            out.append(_credit(node, of_image[i]))
-    return out
+def _text_of(end: Node) -> Node | None:
+    """The end itself where it is a text, else the text that it was drawn after."""
+    text = end if isinstance(end.sample, TextSegment) else end.parent
+    return text if text is not None and isinstance(text.sample, TextSegment) else None
 
 
-def _credit(node: Node, advantage: torch.Tensor) -> Credit:
-    assert node.sample is not None
-    return Credit(segment=node.sample, advantage=float(advantage), stage=node.stage)
-
-
-def _looked_at(critique: Node) -> Node:
-    assert critique.parent is not None
-    return critique.parent
-
-
-def _refine_items(
-    gained: Gains,
-    perfect: torch.Tensor,
-    before: torch.Tensor,
-    after: torch.Tensor,
-    well_formed: torch.Tensor,
-    drawn: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    return {
-        "refine/gain_mean": after - before,
-        "refine/final_score": after,
-        "refine/frac_improved": gained.improved,
-        "refine/frac_regressed": gained.regressed,
-        "refine/frac_stopped": gained.stopped,
-        "refine/frac_well_formed": well_formed,
-        "tree/frac_perfect": perfect,
-        **decisions(perfect, stopped=gained.stopped, drawn=drawn),
-    }
-
-
-def decisions(right: torch.Tensor, *, stopped: torch.Tensor, drawn: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Whether each wrong image is to be edited, says its critique, and whether each right image is left alone."""
-    return {"refine/frac_wrong_edited": drawn[~right], "refine/frac_right_kept": stopped[right]}
-
-
-def whole_trajectories(trajectories: Sequence[Trajectory]) -> dict[str, torch.Tensor]:
-    """From the draft to the last image drawn, however many rounds lie between; a missing score is missing."""
-    first = _totals([t.rounds[0].verdict.total if t.rounds[0].verdict else None for t in trajectories])
-    last = _totals([t.final.verdict.total if t.final.verdict else None for t in trajectories])
-    gain = (last - first)[~(last - first).isnan()]
-    return {
-        "refine/gain_mean": gain,
-        "refine/final_score": last,
-        "refine/frac_improved": gain > 0,
-        "refine/frac_regressed": gain < 0,
-    }
-
-
-def credit_trajectories(leaves: Sequence[Node], settings: CreditSettings) -> StageCredit:
-    """One advantage a trajectory, for every text and image below its root: what its last image scores, compared with
-    the trajectories that began at the same image. As they share the first image, a sum of gains compares alike. What
-    several trajectories share has the mean of their advantages.
-
-    A trajectory that ends in a malformed text earns that text's reward.
-
-    Args:
-        leaves: [R], where each row ends: an image, or a critique that ended the loop.
-        settings: how rewards become advantages.
-    """
-    score = _scores([next(node for node in reversed(leaf.way) if node.verdict is not None) for leaf in leaves])
-    well_formed = torch.tensor([leaf.well_formed for leaf in leaves])
-    reward = text_reward(score, well_formed, settings.form)
-    groups = numbered([leaf.root for leaf in leaves])
-    compared = advantages(reward, torch.tensor(groups), scale=settings.scale_rewards)
-    through: dict[Node, list[torch.Tensor]] = {}
-    for leaf, value in zip(leaves, compared.values, strict=True):
-        for node in leaf.way[1:]:
-            through.setdefault(node, []).append(value)
-    credits = [_credit(node, torch.stack(values).mean()) for node, values in through.items()]
-    said = [node for node in through if node.critique is not None]
-    right = torch.tensor([_looked_at(node).perfect for node in said], dtype=torch.bool)
-    stopped = torch.tensor([node.said.stop for node in said], dtype=torch.bool)
-    drawn = torch.tensor([bool(node.said.instruction) for node in said], dtype=torch.bool)
-    items = {
-        "refine/frac_well_formed": torch.tensor([node.well_formed for node in said]),
-        "refine/frac_stopped": stopped,
-        "tree/frac_perfect": torch.tensor([leaf.root.perfect for leaf in leaves]),
-        **decisions(right, stopped=stopped, drawn=drawn),
-        **_common(score, reward, compared),
-    }
-    return _finish(credits, items, (groups, compared))
-
-
-def credit_critiques(critiques: Sequence[Node], settings: CreditSettings) -> StageCredit:
-    """Critiques alone, without refinement: 1 for a decision that agrees with the panel (stop when the image is
-    perfect, an edit when it is not), else 0; the understanding-only baseline."""
-    images = [_looked_at(critique) for critique in critiques]
-    score = _scores(images)
-    stopped = torch.tensor([c.critique is not None and c.critique.stop for c in critiques], dtype=torch.bool)
-    well_formed = torch.tensor([c.well_formed for c in critiques], dtype=torch.bool)
-    perfect = torch.tensor([image.perfect for image in images], dtype=torch.bool)
-    agrees = (stopped == perfect).float()
-    groups = numbered([c.root for c in critiques])
-    rewards = text_reward(agrees, well_formed, settings.form)
-    text = advantages(rewards, torch.tensor(groups), scale=settings.scale_rewards)
-    credits = [_credit(critique, advantage) for critique, advantage in zip(critiques, text.values, strict=True)]
-    drawn = well_formed & ~stopped
-    items = {
-        "refine/frac_well_formed": well_formed,
-        "refine/frac_stopped": stopped,
-        **decisions(perfect, stopped=stopped, drawn=drawn),
-        **_common(score, rewards, text),
-    }
-    return _finish(credits, items, (groups, text))
-
-
-def _common(score: torch.Tensor, rewards: torch.Tensor, text: Advantages) -> dict[str, torch.Tensor]:
-    return {
-        "reward": rewards,
-        "reward_std": torch.full((text.num_groups,), text.reward_std),
-        "frac_reward_missing": score.isnan(),
-    }
-
-
-def _finish(
-    credits: list[Credit], items: Mapping[str, torch.Tensor], *compared: tuple[Sequence[int], Advantages]
+def finish(
+    advantage: Mapping[Node, float], compared: Sequence[Compared], items: Mapping[str, torch.Tensor]
 ) -> StageCredit:
-    """`compared`: the prompt (or node) of each advantage and the advantages, of texts and, if the stage draws, of
-    images. A group that teaches either is not flat."""
-    useful = tuple(c for c in credits if c.advantage != 0 and _trainable(c.segment))
-    rows = [
-        (group, float(v), bool(m)) for gs, a in compared for group, v, m in zip(gs, a.values, a.missing, strict=True)
-    ]
-    num_groups = len({group for group, _, missing in rows if not missing})
-    learning = {group for group, value, _ in rows if value != 0}
-    num_flat = num_groups - len(learning)
-    texts = [c.segment for c in credits if isinstance(c.segment, TextSegment)]
-    images = sum(isinstance(c.segment, ImageSegment) for c in credits)
-    lengths = torch.tensor([float(len(t.token_ids)) for t in texts])
+    """Close a step's credit: leave out what teaches nothing, count the groups, take the means of `items`."""
+    with_reward, learning = set(), set()
+    for kind in compared:
+        present = kind.reward.isfinite()
+        with_reward |= {node.root for node, there in zip(kind.nodes, present, strict=True) if there}
+        learning |= {node.root for node, value in zip(kind.nodes, kind.advantage, strict=True) if value != 0}
+    flat = len(with_reward) - len(learning)
+    texts = [node.sample for node in advantage if isinstance(node.sample, TextSegment)]
+    images = sum(isinstance(node.sample, ImageSegment) for node in advantage)
+    lengths = torch.tensor([float(len(text.token_ids)) for text in texts])
     found = means(
         {
             **items,
             "completions/mean_length": lengths,
-            "completions/clipped_ratio": torch.tensor([not t.ended for t in texts]),
-            "frac_reward_zero_std": torch.arange(num_groups) < num_flat,
+            "completions/clipped_ratio": torch.tensor([not text.ended for text in texts]),
+            "frac_reward_zero_std": torch.arange(len(with_reward)) < flat,
         }
     )
     counted = {
@@ -317,20 +165,17 @@ def _finish(
         **({"completions/max_length": float(lengths.max())} if texts else {}),
     }
     return StageCredit(
-        credits=useful,
+        credits=tuple(_credit(node, value) for node, value in advantage.items() if value != 0 and _trainable(node)),
         metrics=found | counted,
-        num_groups=num_groups,
-        num_flat_groups=num_flat,
+        num_groups=len(with_reward),
+        num_flat_groups=flat,
     )
 
 
-def _trainable(segment: Segment) -> bool:
-    return not isinstance(segment, ImageSegment) or len(segment.log_probs) > 0
+def _credit(node: Node, advantage: float) -> Credit:
+    assert node.sample is not None
+    return Credit(segment=node.sample, advantage=advantage, stage=node.stage)
 
 
-def _scores(images: Sequence[Node | None]) -> torch.Tensor:
-    return _totals([image.score if image else None for image in images])
-
-
-def _totals(values: Sequence[float | None]) -> torch.Tensor:
-    return torch.tensor([math.nan if v is None else v for v in values])
+def _trainable(node: Node) -> bool:
+    return not isinstance(node.sample, ImageSegment) or len(node.sample.log_probs) > 0

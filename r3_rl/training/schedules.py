@@ -22,20 +22,16 @@ from r3_rl.recipe.branching import PHASES, BranchSection
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.rows import round_seed
-from r3_rl.training.credit import (
-    Credit,
-    CreditSettings,
+from r3_rl.training.credit import Credit, CreditSettings, StageCredit
+from r3_rl.training.earned import (
     Rewards,
-    StageCredit,
     credit_critiques,
     credit_drafts,
     credit_refinements,
     credit_trajectories,
-    draft_scores,
-    means,
     totals,
-    whole_trajectories,
 )
+from r3_rl.training.figures import draft_scores, means, whole_trajectories
 from r3_rl.types import ImageSegment, Prompt, TextSegment, Trajectory
 
 SyntheticNodes = Callable[[int, int], list[Node]]
@@ -120,14 +116,13 @@ class Schedule:
         phases = PHASES[name]
         return phases[-1] if step % (self.reason_steps + 1) == self.reason_steps else phases[0]
 
-    def _drafts(self, prompts: Sequence[Prompt], seed: int, progress: float) -> list[Node]:
+    def _drafts(self, prompts: Sequence[Prompt], seed: int, progress: float, rounds: int = 0) -> list[Node]:
+        """As many of each prompt as it branches; `rounds`: in which they will branch further."""
+        per_draft = self.branch.rollouts("refine") ** rounds
+        num_rows = self.branch.rollouts("reason") * per_draft
         return self.engine.drafts(
-            prompts, seed=seed, num_rows=self.branch.rollouts("reason"), per_plan=self.branch.draft, progress=progress
+            prompts, seed=seed, num_rows=num_rows, per_plan=self.branch.draft, per_draft=per_draft, progress=progress
         )
-
-    def _critiques(self, images: Sequence[Node], seed: int) -> list[Node]:
-        num_rows, each = self.branch.rollouts("refine"), self.branch.refinement
-        return self.engine.critiques(images, seed=seed, num_rows=num_rows, per_critique=each)
 
     def _reason(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
         drafts = self._drafts(prompts, seed, progress)
@@ -135,47 +130,35 @@ class Schedule:
         return _collected("reason", drafts, [credit_drafts(drafts, self.credit, self.rewards)])
 
     def _refine(self, images: Sequence[Node], seed: int, progress: float) -> Collected:
-        critiques = self._critiques(images, seed)
-        refined = self.engine.refinements(critiques, seed=seed, progress=progress)
-        self.pool.add(refined)
-        stage = credit_refinements(critiques, refined, self.credit)
-        return _collected("refine", _ends(critiques, refined), [stage])
+        roots = self.engine.roots(images, num_rows=self.branch.rollouts("refine"))
+        ends = self._branched(roots, seed, progress)
+        self.pool.add(ends)
+        return _collected("refine", ends, [credit_refinements(ends, self.credit)])
+
+    def _branched(self, ends: Sequence[Node], seed: int, progress: float) -> list[Node]:
+        critiques, refinements = self.branch.critique, self.branch.refinement
+        return self.engine.round(ends, seed=seed, critiques=critiques, refinements=refinements, progress=progress)
 
     def _full(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
-        """Trajectories side by side: the peers of a round are the trajectories of the same prompt."""
-        drafts = self._drafts(prompts, seed, progress)
-        stages = [credit_drafts(drafts, self.credit, self.rewards)]
-        leaves = drafts
+        """Every image of every round branches; each round is credited by itself."""
+        ends = self._drafts(prompts, seed, progress, self.rounds)
+        stages = [credit_drafts(ends, self.credit, self.rewards)]
         for number in range(1, self.rounds + 1):
-            critiques, refined = self._round(leaves, number, seed, progress)
-            if not critiques:
-                break
-            stages.append(credit_refinements(critiques, refined, self.credit))
-            leaves = _grown(leaves, critiques, refined)
-        return _collected("full", leaves, stages, items=whole_trajectories([trajectory(leaf) for leaf in leaves]))
+            before, ends = set(ends), self._branched(ends, round_seed(seed, number), progress)
+            if grown := [end for end in ends if end not in before]:
+                stages.append(credit_refinements(grown, self.credit))
+        return _collected("full", ends, stages, items=whole_trajectories([trajectory(end) for end in ends]))
 
     def _episode(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
-        """One draft a prompt, not trained on; its critiques and their refinements go on alone from it."""
+        """One draft a prompt, not trained on, branches; what is drawn from it goes on alone."""
         drafts = [draft for draft in self.engine.drafts(prompts, seed=seed) if draft.score is not None]
         given = [given_image(draft.prompt, draft.image, verdict=draft.verdict) for draft in drafts]
-        critiques = self._critiques(given, round_seed(seed, 1))
-        refined = self.engine.refinements(critiques, seed=round_seed(seed, 1), progress=progress)
-        leaves = list(dict.fromkeys(_ends(critiques, refined)))
+        roots = self.engine.roots(given, num_rows=self.branch.rollouts("episode"))
+        ends = self._branched(roots, round_seed(seed, 1), progress)
         for number in range(2, self.rounds + 1):
-            critiques, refined = self._round(leaves, number, seed, progress)
-            leaves = _grown(leaves, critiques, refined)
-        walked = [trajectory(leaf) for leaf in leaves]
-        items = {**draft_scores(drafts), **whole_trajectories(walked)}
-        return _collected("episode", leaves, [credit_trajectories(leaves, self.credit)], items=items)
-
-    def _round(
-        self, leaves: Sequence[Node], number: int, seed: int, progress: float
-    ) -> tuple[list[Node], list[Node | None]]:
-        """A further round of the trajectories that end in a scored image; nothing where none does."""
-        alive = [leaf for leaf in leaves if leaf.score is not None]
-        if not alive:
-            return [], []
-        return self.engine.round(alive, seed=round_seed(seed, number), progress=progress)
+            ends = self.engine.round(ends, seed=round_seed(seed, number), progress=progress)
+        items = {**draft_scores(drafts), **whole_trajectories([trajectory(end) for end in ends])}
+        return _collected("episode", ends, [credit_trajectories(ends, self.credit)], items=items)
 
     def _critique(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
         """Fresh drafts, not trained on, one of each group is critiqued by G peers."""
@@ -202,19 +185,6 @@ class Schedule:
         """Of the choice of images: every process has a pool of its own and chooses by itself."""
         first = self.engine.first_group
         return np.random.default_rng((seed, first) if first else seed)
-
-
-def _ends(critiques: Sequence[Node], refined: Sequence[Node | None]) -> list[Node]:
-    """Where each row of the critiques ends."""
-    above = [critique for critique in critiques for _ in range(critique.num_rows)]
-    return [image or critique for image, critique in zip(refined, above, strict=True)]
-
-
-def _grown(leaves: Sequence[Node], critiques: Sequence[Node], refined: Sequence[Node | None]) -> list[Node]:
-    """The ends of all rows after a round that some of them went through."""
-    ends = {leaf.id.row: leaf for leaf in leaves}
-    ends |= {critique.id.row: image or critique for critique, image in zip(critiques, refined, strict=True)}
-    return list(ends.values())
 
 
 def _collected(

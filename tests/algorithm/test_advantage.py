@@ -60,7 +60,6 @@ def test_missing_rewards_are_as_if_they_had_never_been(scale, gone):
     without = advantages(rewards[there], groups[there], scale=scale)
     assert torch.equal(found.values[there], without.values)
     assert found.values[[1, 4]].tolist() == [0, 0]
-    assert found.missing.tolist() == [False, True, False, False, True, False]
     assert found.reward_mean == without.reward_mean and found.reward_std == without.reward_std
 
 
@@ -73,16 +72,9 @@ def test_a_failed_scorer_is_no_zero():
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])
 def test_nothing_at_all_is_still_an_answer(scale):
     found = advantages(torch.full((3,), NAN), torch.tensor([0, 0, 1]), scale=scale)
-    assert found.values.tolist() == [0, 0, 0] and bool(found.missing.all())
+    assert found.values.tolist() == [0, 0, 0]
     assert found.reward_mean != found.reward_mean
     assert advantages(torch.empty(0), torch.empty(0, dtype=torch.long), scale=scale).values.shape == (0,)
-
-
-def test_what_does_not_apply_is_no_peer_and_not_missing():
-    rewards, groups = one_group([0.0, 1.0, NAN, 5.0])
-    found = advantages(rewards, groups, applies=torch.tensor([True, True, True, False]))
-    assert found.values.tolist() == [-0.5, 0.5, 0.0, 0.0]
-    assert found.missing.tolist() == [False, False, True, False]
 
 
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])

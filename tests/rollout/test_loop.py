@@ -237,7 +237,7 @@ def test_rows_are_shared_out_from_the_root_down(policy, per_plan):
     for node in drafts:
         assert node.group is (node.parent if per_plan > 1 else node.root), "images within their plan, if it has several"
     with pytest.raises(AssertionError, match="3 children of 4 rows"):
-        prompt_roots(PROMPTS, num_rows=4)[0].rows(3)
+        prompt_roots(PROMPTS, num_rows=4)[0].children("plan", 3)
 
 
 def test_refinements_branch_from_one_image(policy):
@@ -255,9 +255,12 @@ def test_refinements_branch_from_one_image(policy):
 
 def test_further_rounds_keep_their_rows_and_their_stochastic_steps(policy):
     engine = engine_of(policy)
-    drafts = engine.drafts(PROMPTS[:2], seed=2, num_rows=3, progress=0.0)
-    critiques, refined = engine.round(drafts, seed=9, progress=0.0)
-    assert [c.parent for c in critiques] == drafts and [c.id.row for c in critiques] == list(range(6))
+    *drafts, unscored = engine.drafts(PROMPTS[:2], seed=2, num_rows=3, progress=0.0)[:5]
+    *ends, stayed = engine.round([*drafts, unscored], seed=9, progress=0.0)
+    assert unscored.score is None and stayed is unscored, "nothing that follows could be said to gain"
+    critiques = [end if end.critique else end.above for end in ends]
+    refined = [None if end.critique else end for end in ends]
+    assert [c.parent for c in critiques] == drafts and [c.id.row for c in critiques] == list(range(4))
     steps = [{node.drawn.drawing.sde_steps for node in refined[i : i + 3] if node} for i in (0, 3)]
     assert all(len(found) <= 1 for found in steps), "peers share them"
     assert all(node.num_refinements == 1 and node.id.depth == 4 for node in refined if node)

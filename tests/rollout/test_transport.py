@@ -35,9 +35,9 @@ def rolled(drawing):
     settings = replace(loop(plan=Sampling(max_new_tokens=6, top_p=0.8)), draft=as_given, refine=as_given)
     engine = Engine(policy=tiny_policy(), settings=settings, submit=scored)
     drafts = engine.drafts(PROMPTS, seed=3, num_rows=4, per_plan=2)
-    critiques, refined = engine.round(drafts, seed=5)
+    ends = engine.round(drafts, seed=5)
     looked_at = engine.critiques([given_image(PROMPTS[0], pictures(1)[0])], seed=1, num_rows=2)
-    return [*(image or critique for image, critique in zip(refined, critiques, strict=True)), *looked_at]
+    return [*ends, *looked_at]
 
 
 def samples(nodes):

@@ -13,7 +13,8 @@ from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.rollout.engine import Engine
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.training.credit import Credit, CreditSettings, credit_drafts, credit_refinements
+from r3_rl.training.credit import Credit, CreditSettings
+from r3_rl.training.earned import credit_drafts, credit_refinements
 from r3_rl.types import Verdict
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 
@@ -41,9 +42,8 @@ def step_credits(policy: BagelPolicy, settings: LoopSettings | None = None, *, s
     credits = list(credit_drafts(drafts, CreditSettings()).credits)
     for seed in range(2, 20):  # a single refinement of an image has no peer: look for a step with several
         with torch.no_grad():
-            critiques = engine.critiques(images, seed=seed, num_rows=4)
-            refined = engine.refinements(critiques, seed=seed, progress=0.0)
-        more = credit_refinements(critiques, refined, CreditSettings()).credits
+            ends = engine.round(engine.roots(images, num_rows=4), seed=seed, critiques=4, progress=0.0)
+        more = credit_refinements(ends, CreditSettings()).credits
         if {c.stage for c in more} == {"critique", "refinement"}:
             break
     credits += more

@@ -11,13 +11,8 @@ import torch
 from r3_rl.nodes import Node, NodeId, prompt_roots
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.policy.base import Drawing
-from r3_rl.training.credit import (
-    CreditSettings,
-    credit_critiques,
-    credit_drafts,
-    credit_refinements,
-    credit_trajectories,
-)
+from r3_rl.training.credit import CreditSettings
+from r3_rl.training.earned import credit_critiques, credit_drafts, credit_refinements, credit_trajectories
 from r3_rl.types import Critique, FlowSegment, Prompt, TextSegment, Verdict, still
 
 PLAIN = CreditSettings(gain="paper", format_mode="gate", format_weight=0.1)
@@ -61,8 +56,8 @@ def drafts(scores, *, well_formed=None, groups=None, plan=True, per_plan=1, step
 
 
 def refinements(before, after, *, groups=None, per_critique=1, best=1.0):
-    """Critiques and refined images of given ones. `after`: a score, None for a missing one, "stop" or "malformed"."""
-    critiques, refined = [], []
+    """Where each row of a refine turn ends. `after`: a score, None for a missing one, "stop" or "malformed"."""
+    critiques, ends = [], []
     for i, (b, a, root) in enumerate(zip(before, after, prompt_nodes(list(groups or [0] * len(before))), strict=True)):
         if i % per_critique == 0:
             said = Critique(
@@ -91,8 +86,8 @@ def refinements(before, after, *, groups=None, per_critique=1, best=1.0):
             id=NodeId(row=i, depth=3), prompt=PROMPT, stage="refinement", parent=critiques[-1], sample=image(),
             verdict=Verdict(total=None if isinstance(a, str) else a, best=best),
         )  # fmt: skip
-        refined.append(None if isinstance(a, str) else drawn)
-    return critiques, refined
+        ends.append(critiques[-1] if isinstance(a, str) else drawn)
+    return ends
 
 
 def found(stage, kind):
@@ -137,11 +132,11 @@ def test_images_of_a_plan_are_compared_with_each_other_and_the_plan_by_their_mea
 
 def test_refinements_are_compared_by_their_critique_and_critiques_by_the_mean_of_theirs():
     after = [1.0, 0.5, 0.25, 0.75, "stop", "stop", "malformed", "malformed"]
-    stage = credit_refinements(*refinements([0.5] * 8, after, per_critique=2), PLAIN)
+    stage = credit_refinements(refinements([0.5] * 8, after, per_critique=2), PLAIN)
     assert found(stage, "refinement") == [0.25, -0.25, -0.25, 0.25], "each against the other one of its critique"
     rewards = torch.tensor([0.25 + 0.1, 0.0 + 0.1, 0.0 + 0.1, 0.0])  # f (C + w): means, a stop's, a malformed one's
     assert found(stage, "critique") == pytest.approx((rewards - rewards.mean()).tolist(), abs=1e-6)
-    stage = credit_refinements(*refinements([0.5] * 4, [1.0, None, 0.25, 0.25], per_critique=2), PLAIN)
+    stage = credit_refinements(refinements([0.5] * 4, [1.0, None, 0.25, 0.25], per_critique=2), PLAIN)
     assert found(stage, "critique") == pytest.approx([0.375, -0.375]), "a missing score is left out of the mean"
 
 
@@ -192,7 +187,7 @@ CASES = [  # V0, V1, paper, released
 @pytest.mark.parametrize(("kind", "column"), [("paper", 2), ("released", 3)])
 def test_critiques_earn_the_gain_and_their_form(kind, column):
     stage = credit_refinements(
-        *refinements([c[0] for c in CASES], [c[1] for c in CASES]), replace(PLAIN, gain=kind, format_weight=0.0)
+        refinements([c[0] for c in CASES], [c[1] for c in CASES]), replace(PLAIN, gain=kind, format_weight=0.0)
     )
     gains = torch.tensor([c[column] for c in CASES])
     assert found(stage, "critique") == pytest.approx([a for a in (gains - gains.mean()).tolist() if a], abs=1e-4)
@@ -200,48 +195,48 @@ def test_critiques_earn_the_gain_and_their_form(kind, column):
 
 def test_what_is_perfect_follows_from_the_weights_of_the_panel():
     """With weights that add up to 1.3 an image of 1.1 is not perfect: stopping at it earns nothing."""
-    critiques, refined = refinements([1.1, 1.1], ["stop", 1.3], best=1.3)
-    stage = credit_refinements(critiques, refined, replace(PLAIN, format_weight=0.0))
+    ends = refinements([1.1, 1.1], ["stop", 1.3], best=1.3)
+    stage = credit_refinements(ends, replace(PLAIN, format_weight=0.0))
     assert found(stage, "critique") == pytest.approx([-0.1, 0.1], abs=1e-4)
     assert stage.metrics["tree/frac_perfect"] == 0 and stage.metrics["refine/frac_wrong_edited"] == 0.5
-    alone = credit_critiques(critiques, replace(PLAIN, format_weight=0.0))
+    alone = credit_critiques([ends[0], ends[1].above], replace(PLAIN, format_weight=0.0))
     assert found(alone, "critique") == [-0.5, 0.5]
 
 
 def test_refined_images_are_compared_with_refined_images_of_the_same_image():
     before, after = [0.5] * 4, [1.0, "stop", 0.0, "malformed"]
-    stage = credit_refinements(*refinements(before, after), PLAIN)
+    stage = credit_refinements(refinements(before, after), PLAIN)
     assert found(stage, "refinement") == [0.5, -0.5], "stops and malformed critiques drew nothing: they are no peers"
     texts = torch.tensor([0.6, 0.1, -0.4, 0.0])  # f (C + w)
     assert found(stage, "critique") == pytest.approx((texts - texts.mean()).tolist(), abs=1e-4)
-    two = credit_refinements(*refinements(before, [1.0, 0.5, 0.0, 0.25], groups=[0, 0, 1, 1]), PLAIN)
+    two = credit_refinements(refinements(before, [1.0, 0.5, 0.0, 0.25], groups=[0, 0, 1, 1]), PLAIN)
     assert found(two, "refinement") == [0.25, -0.25, -0.125, 0.125]
 
 
 def test_the_released_image_reward_is_the_score():
     """On a perfect image the paper gives refinements no gain to compare; the released code still compares scores."""
     broken = refinements([1.0, 1.0], [0.5, 0.0])
-    assert found(credit_refinements(*broken, PLAIN), "refinement") == []
-    assert found(credit_refinements(*broken, replace(PLAIN, gain="released")), "refinement") == [0.25, -0.25]
+    assert found(credit_refinements(broken, PLAIN), "refinement") == []
+    assert found(credit_refinements(broken, replace(PLAIN, gain="released")), "refinement") == [0.25, -0.25]
 
 
 def test_repair_puts_useless_refinements_last():
     stage = credit_refinements(
-        *refinements([0.5, 0.5, 0.5], [1.0, 0.5, 0.25]), replace(PLAIN, gain="repair", format_weight=0.0)
+        refinements([0.5, 0.5, 0.5], [1.0, 0.5, 0.25]), replace(PLAIN, gain="repair", format_weight=0.0)
     )
     values = torch.tensor([0.5, -0.25, -0.25])
     assert found(stage, "critique") == pytest.approx((values - values.mean()).tolist(), abs=1e-4)
 
 
 def test_a_missing_score_after_refinement_is_no_loss():
-    stage = credit_refinements(*refinements([0.5, 0.5, 0.5], [1.0, None, 0.5]), PLAIN)
+    stage = credit_refinements(refinements([0.5, 0.5, 0.5], [1.0, None, 0.5]), PLAIN)
     assert found(stage, "critique") == [0.25, -0.25] and found(stage, "refinement") == [0.25, -0.25]
     assert stage.metrics["frac_reward_missing"] == pytest.approx(1 / 3)
 
 
 def test_numbers_of_a_refine_step():
     before, after = [0.5, 0.5, 1.0, 0.5], [1.0, 0.25, "stop", "malformed"]
-    m = credit_refinements(*refinements(before, after), PLAIN).metrics
+    m = credit_refinements(refinements(before, after), PLAIN).metrics
     assert m["refine/frac_improved"] == m["refine/frac_regressed"] == m["refine/frac_stopped"] == 0.25
     assert m["refine/frac_well_formed"] == 0.75 and m["tree/frac_perfect"] == 0.25
     assert m["refine/gain_mean"] == pytest.approx(0.25 / 4) and m["refine/final_score"] == pytest.approx(2.75 / 4)
@@ -282,7 +277,8 @@ def test_a_trajectory_has_one_advantage_that_reaches_all_of_it():
 
 
 def test_critiques_alone_are_judged_by_their_decision():
-    critiques, _ = refinements([1.0, 1.0, 0.5, 0.5], ["stop", 0.0, "stop", 0.0], groups=[0, 0, 1, 1])
+    ends = refinements([1.0, 1.0, 0.5, 0.5], ["stop", 0.0, "stop", 0.0], groups=[0, 0, 1, 1])
+    critiques = [end if end.critique else end.above for end in ends]
     stage = credit_critiques(critiques, replace(PLAIN, format_weight=0.0))
     assert found(stage, "critique") == [0.5, -0.5, -0.5, 0.5]
     assert stage.metrics["refine/frac_right_kept"] == stage.metrics["refine/frac_wrong_edited"] == 0.5
@@ -303,3 +299,55 @@ def test_images_without_stochastic_steps_are_not_trained():
 def test_texts_are_understanding_and_images_generation():
     stage = credit_drafts(drafts([1.0, 0.0]), PLAIN)
     assert {c.stage: c.objective for c in stage.credits} == {"plan": "understanding", "draft": "generation"}
+
+
+def branched(root, *counts, stages=("plan", "draft")):
+    """The nodes of the last stage below a root whose nodes have so many children, ragged where a count is a list: then
+    only so many of the rows are there."""
+    above = [root]
+    for stage, count in zip(stages, counts, strict=True):
+        kept = count if isinstance(count, list) else [count] * len(above)
+        made = [node.children(stage, max(kept))[:n] for node, n in zip(above, kept, strict=True)]
+        sample = text if stage in ("plan", "critique") else image
+        above = [replace(node, sample=sample()) for siblings in made for node in siblings]
+    return above
+
+
+def scored(nodes, values):
+    return [replace(node, verdict=Verdict(total=v)) for node, v in zip(nodes, values, strict=True)]
+
+
+def test_a_text_with_one_child_earns_what_its_child_does_and_is_compared_with_all():
+    (root,) = prompt_roots([PROMPT], num_rows=4)
+    values = [1.0, 0.25, 0.5, 0.0]
+    several = credit_drafts(scored(branched(root, 4, 1), values), replace(PLAIN, format_weight=0.0))
+    mean = sum(values) / 4
+    assert found(several, "plan") == found(several, "draft") == [v - mean for v in values]
+
+
+def test_ragged_siblings_are_compared_among_themselves():
+    """Of four plans with at most three drafts each, some drafts are not there: the mean is over those that are."""
+    (root,) = prompt_roots([PROMPT], num_rows=12)
+    values = [1.0, 0.0, 0.5, 0.25, 0.75, 1.0]
+    stage = credit_drafts(scored(branched(root, 4, [3, 2, 1, 0]), values), replace(PLAIN, format_weight=0.0))
+    first, second = [1.0, 0.0, 0.5], [0.25, 0.75]
+    assert found(stage, "draft") == [0.5, -0.5, -0.25, 0.25], "the third of 0.5 is the mean; a lone one learns nothing"
+    means = torch.tensor([sum(first) / 3, sum(second) / 2, 1.0])
+    assert found(stage, "plan") == pytest.approx((means - means.mean()).tolist(), abs=1e-5)
+    assert sum(a for a in found(stage, "draft")) == 0
+
+
+def test_critiques_of_one_image_among_several_are_compared_with_each_other():
+    """Schedule `full` with two critiques an image: peers are siblings, not all critiques of the prompt."""
+    (root,) = prompt_roots([PROMPT], num_rows=4)
+    drafts_of = scored(branched(root, 1, 2), [0.0, 0.5])
+    said = Critique(segment=text(), well_formed=True, stop=False, instruction="e")
+    ends = []
+    for draft, after in zip(drafts_of, ([1.0, 0.5], [0.5, 0.75]), strict=True):
+        critiques = [replace(c, sample=said.segment, critique=said) for c in draft.children("critique", 2)]
+        images = [replace(c.children("refinement", 1)[0], sample=image()) for c in critiques]
+        ends += scored(images, after)
+    stage = credit_refinements(ends, replace(PLAIN, format_weight=0.0))
+    assert found(stage, "critique") == [0.25, -0.25, -0.125, 0.125]
+    # a refinement by itself is compared with all of the prompt: gains 1, 0.5, 0 and 0.25
+    assert found(stage, "refinement") == [0.5625, 0.0625, -0.4375, -0.1875]

@@ -29,7 +29,11 @@ from tests.training.test_trainer import make, reddish
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
-RUN = {"schedule": "draft_only", "num_prompts": 4, "beta": 0.01, "image_beta": 0.01, "probe_every": 2, "max_steps": 3}
+BRANCH = {"plan": 2, "draft": 2, "critique": 2, "refinement": 2}
+RUN = {
+    "schedule": "draft_only", "num_prompts": 4, "beta": 0.01, "image_beta": 0.01, "probe_every": 2, "max_steps": 3,
+    "num_generations": None, "branch": BRANCH,
+}  # fmt: skip
 ZERO = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"}
 
 

@@ -129,7 +129,9 @@ def test_every_schedule_trains_and_names_its_numbers(tmp_path, schedule):
 
 def test_the_numbers_of_whole_trajectories_are_those_of_all_rounds(tmp_path):
     """Schedule `full`: what is logged and recorded is the trajectory, not its last round."""
-    trainer = make(tmp_path, schedule="full", rounds=2, num_generations=6, max_steps=1)
+    trainer = make(
+        tmp_path, schedule="full", rounds=2, num_generations=None, branch={"plan": 6, "critique": 1}, max_steps=1
+    )
     seen = []
     trainer.on_collected = lambda step, collected: seen.append(collected)
     (row,) = run(trainer)
