@@ -430,7 +430,9 @@ def test_the_second_interrupt_stops_at_once(tmp_path):
 
 def test_numbers_are_recorded_line_by_line(tmp_path):
     folder = new_run_folder(tmp_path, "run")
-    progress = SimpleNamespace(seen=[], update=lambda step, logs: progress.seen.append(step), begin=lambda step: None)
+    progress = SimpleNamespace(
+        seen=[], update=lambda step, logs: progress.seen.append(step), begin=lambda *_, **__: None
+    )
     trainer = make(folder / "checkpoints", max_steps=3)
     trainer.add_callback(RecordCallback(Recorder(folder), progress))
     run(trainer)
