@@ -14,7 +14,7 @@ A scorer is called with keywords only and gets the arguments that its signature 
 * `log_metric`   `log_metric(name, value)`: a number for the metrics
 * `log_extra`    `log_extra(name, values)`: one value for each sample; `"reason"` holds the words of the verdict,
                  `"cause"` why a score is None
-* `trainer_state` transformers' `TrainerState` while `R3Trainer` trains, else None
+* `trainer_state` transformers' `TrainerState` while `R3Trainer` trains, else None, as in another process
 * `columns`      the data set's own columns, a list with one value for each sample
 
 It returns one number for each sample; None says "no score", which is never the same as 0. A sample that lacks something

@@ -100,7 +100,7 @@ def _call(spec: ScorerSpec, info: ScorerInfo, arguments: dict[str, Any]) -> dict
         for value in values or ():
             if isinstance(value, np.ndarray):
                 value.flags.writeable = False  # as in the process that trains, though nobody else reads it here
-    asked = Asked(spec, arguments, count=count, columns=sorted(arguments), copy=False)
+    asked = Asked(spec, {**arguments, "trainer_state": None}, count=count, columns=sorted(arguments), copy=False)
     try:
         answer = asked.call()
         if inspect.isawaitable(answer):
