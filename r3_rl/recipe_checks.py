@@ -86,10 +86,12 @@ def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 
 
 def _branch_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Path, str]]:
-    """Branches that the backbone does not have."""
+    """Branches and layers that the backbone does not have."""
     lora, own = recipe.lora, ", ".join(spec.branches)
     if lora.enabled and lora.branches not in ("both", *spec.branches):
         yield ("lora", "branches"), f"{spec.title} has the branches {own}; use 'both' for all of them"
+    if recipe.training.shard_optimizer and not spec.can_shard:
+        yield ("training", "shard_optimizer"), f"the layers of {spec.title} cannot be sharded; leave it out"
     if GENERATION in spec.branches:
         return
     wanted: list[tuple[Path, Any]] = [(("training", "image_learning_rate"), recipe.training.image_learning_rate)]

@@ -98,6 +98,8 @@ class BackboneSpec:
     refines: Literal["edit", "regenerate"]
     """How an image is refined: `edit` redraws the image by an instruction; `regenerate` draws the prompt again after it
     has looked at the image and read the critique."""
+    can_shard: bool = False
+    """Whether full weights can be trained with `training.shard_optimizer` (`Policy.layered`)."""
     released: tuple[str, ...] = ()
     """Names on the hub whose sizes are those of `Backbone.sizes(None)`."""
     templates: Templates | None = None

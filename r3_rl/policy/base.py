@@ -6,11 +6,12 @@ give alone, and the same seeds give the same texts and images on every device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from r3_rl.errors import InputError
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.backbone import BackboneSpec
 from r3_rl.types import Context, ImageSegment, Segment, TextSegment
@@ -43,7 +44,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How an image is drawn."""
+    """How an image is drawn. A backbone of image tokens has no noise: it reads guidance and size alone."""
 
     num_steps: int = 8
     """Network steps (a schedule of one point more)."""
@@ -117,8 +118,20 @@ class SupervisedNoise:
     """s: the loss at t < s weighs (t / s)^2; 0 leaves it unchanged."""
 
 
+class Layered(Protocol):
+    """A stack of like layers, each called through one door: who shards their gradients steps in there."""
+
+    layers: torch.nn.ModuleList
+    """In the order in which they run; together they hold everything that training without an adapter trains."""
+    call: Callable[..., Any]
+    """(layer, *arguments) -> what the layer gives; `torch.nn.Module.__call__` unless somebody steps in."""
+
+
 class Policy(Protocol):
-    """A backbone with weights: what it can do, and what the trainer needs to hold it."""
+    """A backbone with weights: what it can do, and what the trainer needs to hold it.
+
+    A class that is derived from this one leaves out what it does not have: companions, layers to shard, a cache.
+    """
 
     @property
     def spec(self) -> BackboneSpec:
@@ -133,7 +146,12 @@ class Policy(Protocol):
     @property
     def companions(self) -> Mapping[str, torch.nn.Module]:
         """What is held beside the module and never trained, by name (an autoencoder); empty for nothing."""
-        ...
+        return {}
+
+    @property
+    def layered(self) -> Layered | None:
+        """Its layers, for shards; None where `BackboneSpec.can_shard` is False."""
+        return None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -176,12 +194,17 @@ class Policy(Protocol):
         ...
 
     def checkpoint_activations(self, enabled: bool) -> None:
-        """Whether a backward pass computes the layers' activations again instead of keeping them."""
-        ...
+        """Whether a backward pass computes the layers' activations again instead of keeping them. Raises InputError
+        where it cannot."""
+        if enabled:
+            raise InputError(
+                f"{self.spec.title} does not compute activations again",
+                hint="set training.gradient_checkpointing=false",
+            )
 
     def cache_bytes(self, segments: Sequence[Segment]) -> int:
         """Bytes of the keys and values that are held while these segments are written or drawn side by side."""
-        ...
+        return 0
 
     def remember_base(self, *, on_host: bool = False) -> None:
         """Keeps a copy of the weights that are about to be trained, where there is no adapter to switch off."""

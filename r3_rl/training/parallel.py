@@ -120,7 +120,7 @@ class ShardLearner(Learner):
     def __init__(self, policy: Policy, args: R3Config) -> None:
         super().__init__(policy, args)
         keep_base = bool(args.beta or args.image_beta)
-        self.shards: Shards = Shards(policy.module, parts=args.optimizer_parts, keep_base=keep_base)
+        self.shards: Shards = Shards(policy.module, policy.layered, parts=args.optimizer_parts, keep_base=keep_base)
         self.names = {self.shards.masters[weight]: name for weight, name in self.names.items()}
 
     def collecting(self) -> AbstractContextManager[None]:

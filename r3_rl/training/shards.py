@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from r3_rl import ranks
 from r3_rl.errors import CheckpointError, InputError, RunError
-from r3_rl.policy.base import Policy
+from r3_rl.policy.base import Layered, Policy
 
 
 @dataclass(kw_only=True, eq=False)
@@ -42,16 +42,19 @@ class Shards:
     """The trained weights of a decoder's layers, cut into parts.
 
     Args:
-        module: with a `decoder` whose `layers` hold everything that is trained.
+        module: of the policy.
+        layered: its layers, which hold everything that is trained; None for a backbone that has none to offer.
         parts: as many as there are processes; a single process with more is one of them and rehearses (what the
             others would send is missing).
         keep_base: for `reference`.
 
-    Raises InputError where something else is trained.
+    Raises InputError where something else is trained, or nothing can be sharded.
     """
 
-    def __init__(self, module: Any, *, parts: int, keep_base: bool) -> None:
-        self.decoder, self.parts = module.decoder, parts
+    def __init__(self, module: nn.Module, layered: Layered | None, *, parts: int, keep_base: bool) -> None:
+        if layered is None:
+            raise InputError("this backbone's layers cannot be sharded", hint="leave optimizer_parts out")
+        self.decoder, self.parts = layered, parts
         self.layers: list[list[_Shard]] = []
         for layer in self.decoder.layers:
             trained = [p for p in layer.parameters() if p.requires_grad]

@@ -114,6 +114,10 @@ def test_its_spec_is_true_of_its_weights(policy):
     assert any(re.fullmatch(spec.layers, name) for name in names_of)
     assert any(part in name for name in names_of for part in spec.matrices)
     assert spec.title and spec.licence
+    assert (policy.layered is not None) == spec.can_shard
+    if policy.layered is not None:
+        inside = {p for layer in policy.layered.layers for p in layer.parameters()}
+        assert inside == {p for n, p in policy.module.named_parameters() if re.fullmatch(spec.layers, n)}
     assert not any(p.requires_grad for p in policy.module.parameters())
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from r3_rl.errors import InputError
 from r3_rl.policy.backbone import BackboneSpec, Branch, ImageSizes
-from r3_rl.policy.base import Drawing, ImageReplay, Sampling, SupervisedLoss
+from r3_rl.policy.base import Drawing, ImageReplay, Policy, Sampling, SupervisedLoss
 from r3_rl.policy.reference import Base
 from r3_rl.policy.tokens import choose, row_uniforms, token_log_probs
 from r3_rl.policy.weights import digest, find_weights, read_tokenizer
@@ -43,9 +43,11 @@ class Tower(nn.Module):
         return self.head(x).float()
 
 
-class ToyPolicy:
+class ToyPolicy(Policy):
+    spec = module = tokenizer = None
+
     def __init__(self, module, tokenizer):
-        self.spec, self.module, self.tokenizer, self.companions = TOY.spec, module, tokenizer, {}
+        self.spec, self.module, self.tokenizer = TOY.spec, module, tokenizer
         self.words, base = module.sizes["num_words"], Base(module)
         self.remember_base, self.reference, self.base_restored = base.remember, base.reference, base.restored
 
@@ -110,12 +112,12 @@ class ToyPolicy:
         return token_log_probs(self.logits(context, ids[:-1], guidance), torch.tensor(ids), **how)
 
     def replay(self, segments):
-        return [
-            self.log_probs(s.context, s.token_ids, temperature=s.temperature, cutoff=s.cutoff)
-            if isinstance(s, TextSegment)
-            else ImageReplay(log_probs=self.log_probs(s.context, s.token_ids, s.drawing.guidance))
-            for s in segments
-        ]
+        return [self.scored(s) for s in segments]
+
+    def scored(self, s):
+        if isinstance(s, TextSegment):
+            return self.log_probs(s.context, s.token_ids, temperature=s.temperature, cutoff=s.cutoff)
+        return ImageReplay(log_probs=self.log_probs(s.context, s.token_ids, s.drawing.guidance))
 
     def num_tokens(self, segment):
         return len(self.ids(segment.context)) + len(segment.token_ids)
@@ -135,12 +137,6 @@ class ToyPolicy:
     def supervised_sizes(self, examples, noise):
         drawn, answers = self.targets(examples)
         return sum(len(codes) for _, codes in drawn), sum(len(ids) for _, ids in answers)
-
-    def checkpoint_activations(self, enabled):
-        assert not enabled, "too small to be worth it"
-
-    def cache_bytes(self, segments):
-        return 0
 
 
 class ToyBackbone:
@@ -175,14 +171,12 @@ class ToyBackbone:
     def save(self, policy, folder, *, dtype=None):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "toy.json").write_text(json.dumps(policy.module.sizes))
-        save_file(
-            {n: t.to(dtype or t.dtype) for n, t in policy.module.state_dict().items()}, folder / "toy.safetensors"
-        )
+        weights = {n: t.to(dtype or t.dtype) for n, t in policy.module.state_dict().items()}
+        save_file(weights, folder / "toy.safetensors")
         policy.tokenizer.save(str(folder / "tokenizer.json"))
 
-    @torch.no_grad()
     def probe(self, policy):
-        return policy.module(list(range(policy.module.embed.num_embeddings))).flatten()
+        return policy.module(list(range(policy.module.embed.num_embeddings))).detach().flatten()
 
     def write_tiny(self, folder, *, seed=0):
         words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS.split())}, unk_token="a"))

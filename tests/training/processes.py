@@ -102,7 +102,7 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, s
     """The gradient of one step whose credits lie in two processes as `SHARES` says, or all in a single one. sharded:
     of full weights, each process's parts of it."""
     policy = whole_policy("float32") if sharded else trained_policy()
-    shards = Shards(policy.module, parts=ranks.count(), keep_base=True) if sharded else None
+    shards = Shards(policy.module, policy.layered, parts=ranks.count(), keep_base=True) if sharded else None
     stages = SHARES[share][ranks.rank()] if ranks.count() > 1 else sum(SHARES[share], ())
     credits = [c for c in step_credits(policy) if c.stage in stages]
     masters = list(shards.masters.values()) if shards else []

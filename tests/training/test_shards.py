@@ -107,7 +107,7 @@ def test_a_gradient_is_never_held_whole(monkeypatch, checkpointing):
     accumulate(batcher, credits, settings, backward=Tensor.backward)
     plain = gradients(policy)
     policy.module.zero_grad(set_to_none=True)
-    shards = Shards(policy.module, parts=1, keep_base=False)
+    shards = Shards(policy.module, policy.layered, parts=1, keep_base=False)
     waiting: list[int] = []
     take = shards._take
 

@@ -19,6 +19,7 @@ from r3_rl.recipe_io import load_recipe
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.transport import from_bytes, to_bytes
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
+from r3_rl.training.batcher import Batcher
 from r3_rl.types import ImagePiece, ImageTokenSegment, Prompt, TextPiece
 from tests.policy.installed import install_toy
 from tests.policy.tiny import AnyWords
@@ -82,6 +83,14 @@ def test_three_steps_train_texts_and_image_tokens(folder, tmp_path):
     assert_equal_weights(*ends)
 
 
+def test_a_dummy_is_one_token(folder):
+    policy = policy_of(folder)
+    policy.module.requires_grad_(True)
+    image = Batcher(policy=policy, drawing=PLAN.drawing)._dummies["generation"].segment
+    (replayed,) = policy.replay([image])
+    assert replayed.log_probs.shape == image.log_probs.shape == (1,) and replayed.log_probs.requires_grad
+
+
 def test_full_weights_learn_what_is_rewarded(folder, tmp_path):
     """Redness of the drafts, by a policy without adapter: the credit of an image reaches its tokens."""
     policy = policy_of(folder)
@@ -104,8 +113,8 @@ def recipe_of(folder, tmp_path, *more):
     (tmp_path / "r.yaml").write_text(
         f"version: 1\nmodel: {{kind: auto, path: {folder}}}\ndata: {{kind: jsonl, path: prompts.jsonl}}\n"
         "rewards: [{scorer: sharpness}]\n"
-        "rollout: {num_prompts: 2, num_generations: 3, plan: {max_new_tokens: 4}, critique: {max_new_tokens: 4}, "
-        "draft: {size: [24, 24], num_steps: 3}, refine: {num_steps: 3}}\n"
+        "rollout: {num_prompts: 2, branch: {plan: 3, critique: 3}, plan: {max_new_tokens: 4}, "
+        "critique: {max_new_tokens: 4}, draft: {size: [24, 24], num_steps: 3}, refine: {num_steps: 3}}\n"
         f"algorithm: {{schedule: tree}}\nlora: {{rank: 2}}\nobserve: {{gallery: 1}}\n"
         f"training: {{max_steps: 2, output_dir: {tmp_path / 'runs'}}}\n"
     )
@@ -123,17 +132,18 @@ def test_a_recipe_trains_and_exports_it(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("rollout.draft.size=[25, 24]", "25 pixels are not a multiple of 12, which is what the model draws"),
-        ("rollout.draft.size=[60, 24]", "60 is above 48, which is what the model draws"),
+        ("rollout.draft.size=[25,24]", "25 pixels are not a multiple of 12, which is what the model draws"),
+        ("rollout.draft.size=[60,24]", "60 is above 48, which is what the model draws"),
         ("lora.branches=understanding", "Toy has the branches shared; use 'both' for all of them"),
         ("lora.rank_generation=4", "Toy has no branch of its own for drawing, but shared; leave it out"),
         ("training.image_learning_rate=0.01", "Toy has no branch of its own for drawing"),
-        ("model.kind=bagel", "is not a BAGEL folder: it has no llm_config.json"),
+        ("training.shard_optimizer=true lora.enabled=false", "the layers of Toy cannot be sharded; leave it out"),
+        ("model.kind=bagel", "it has no llm_config.json; check model.path"),
         ("rollout.protocol=toy", "the backbone 'toy' brings no templates; use 'compact'"),
     ],
 )
 def test_a_recipe_that_does_not_fit_it_is_one_clear_line(folder, tmp_path, monkeypatch, override, said):
     monkeypatch.syspath_prepend(install_toy(tmp_path))
     with pytest.raises(InputError) as caught:
-        recipe_of(folder, tmp_path, override)
+        recipe_of(folder, tmp_path, *override.split())
     assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from r3_rl.policy.bagel.attention import CachePart
 from r3_rl.policy.bagel.config import BagelConfig
-from r3_rl.policy.bagel.layers import Decoded, LanguageModel
+from r3_rl.policy.bagel.layers import Decoded, Decoder, LanguageModel
 from r3_rl.policy.bagel.packing import LookBlock, Packed, table_rows
 from r3_rl.policy.bagel.vision import Connector, VisionModel, sincos_table
 from r3_rl.policy.linear import Linear
@@ -92,7 +92,7 @@ class Bagel(nn.Module):
         self.latent_pos_embed = PositionTable(config.max_latent_size, d)
 
     @property
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> Decoder:
         """The mixture-of-transformers stack."""
         return self.language_model.model
 

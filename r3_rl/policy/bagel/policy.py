@@ -15,7 +15,7 @@ from r3_rl.policy.bagel import sampler, supervised, writer
 from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
-from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling, SupervisedLoss, SupervisedNoise
+from r3_rl.policy.base import Drawing, Example, ImageReplay, Layered, Sampling, SupervisedLoss, SupervisedNoise
 from r3_rl.policy.prefixes import spans
 from r3_rl.policy.reference import Base
 from r3_rl.types import Context, ImageSegment, Segment, TextSegment
@@ -39,6 +39,11 @@ class BagelPolicy:
     def companions(self) -> Mapping[str, torch.nn.Module]:
         """The autoencoder."""
         return {"autoencoder": self.reader.autoencoder}
+
+    @property
+    def layered(self) -> Layered:
+        """The decoder."""
+        return self.model.decoder
 
     @property
     def tokenizer(self) -> Tokenizer:
