@@ -49,7 +49,7 @@ def test_the_engine_regenerates_and_its_nodes_cross_a_process_border(folder):
     policy = policy_of(folder)
     engine = Engine(policy=policy, settings=LOOP)
     drafts = engine.drafts(PROMPTS, seed=1, num_rows=4)
-    refined = [node for node in engine.round(drafts, seed=2)[1] if node is not None]
+    refined = [node for node in engine.round(drafts, seed=2) if node.stage == "refinement"]
     assert refined and all(isinstance(node.drawn, ImageTokenSegment) for node in [*drafts, *refined])
     for node in refined:
         assert isinstance(node.parent, Node) and isinstance(node.parent.parent, Node)
