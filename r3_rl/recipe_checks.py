@@ -29,6 +29,8 @@ _PER_WEIGHT = {
     "paged_adamw_32bit": ("bitsandbytes", "pip install bitsandbytes"),
     "paged_adamw_8bit": ("bitsandbytes", "pip install bitsandbytes"),
 }
+_SOLVERS = {"upgrad": ("qpsolvers", "quadprog"), "cagrad": ("cvxpy",)}
+"""What torchjd's aggregators solve their problems with; it does not install these by itself."""
 _TRACKERS = {"tensorboard": "pip install 'r3-rl[track]'", "wandb": "pip install wandb"}
 
 
@@ -241,18 +243,19 @@ def _package_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     if recipe.pretrain is not None:
         return
     training = recipe.training
-    wanted: dict[Path, tuple[str, str]] = {}
+    wanted: list[tuple[Path, str, str]] = []
     if training.optim in _PER_WEIGHT:
-        wanted["training", "optim"] = _PER_WEIGHT[training.optim]
+        wanted.append((("training", "optim"), *_PER_WEIGHT[training.optim]))
     if training.deepspeed is not None:
-        wanted["training", "deepspeed"] = ("deepspeed", "pip install 'r3-rl[deepspeed]'")
-    if recipe.balance.aggregator != "sum":
-        wanted["balance", "aggregator"] = ("torchjd", "pip install 'r3-rl[balance]'")
+        wanted.append((("training", "deepspeed"), "deepspeed", "pip install 'r3-rl[deepspeed]'"))
+    if (aggregator := recipe.balance.aggregator) != "sum":
+        for package in ("torchjd", *_SOLVERS.get(aggregator, ())):
+            wanted.append((("balance", "aggregator"), package, "pip install 'r3-rl[balance]'"))
     for index, tracker in enumerate(recipe.observe.trackers):
-        wanted["observe", "trackers", index] = (tracker, _TRACKERS[tracker])
-    for path, (package, install) in wanted.items():
-        if find_spec(package) is None:
-            yield path, f"needs the package {package}; {install}"
+        wanted.append((("observe", "trackers", index), tracker, _TRACKERS[tracker]))
+    lacking = {path: (package, install) for path, package, install in reversed(wanted) if find_spec(package) is None}
+    for path, (package, install) in lacking.items():
+        yield path, f"needs the package {package}; {install}"
 
 
 def _scorer_problems(scorer: str, params: dict[str, Any]) -> list[str]:

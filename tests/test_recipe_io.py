@@ -271,6 +271,16 @@ def test_a_file_is_found_before_a_shipped_recipe_of_its_name(workplace):
         ),
         (["draft.num_sde_steps=9"], "draft.num_sde_steps: 9 is more than the 8 steps of num_steps; use at most 8"),
         (["draft.timestep_shift=1e9"], "draft.timestep_shift: must be at most 100"),
+        (["draft.eta=1e-7"], "rollout.draft.eta: must be at least 0.01"),
+        (["rollout.plan.temperature=1e-3"], "rollout.plan.temperature: must be at least 0.05"),
+        (
+            ["lora.branches=understanding", "training.image_learning_rate=1e-3"],
+            "training.image_learning_rate: lora.branches 'understanding' trains nothing that draws; set it to null",
+        ),
+        (["rollout.num_prompts=1000000000"], "rollout.num_prompts: must be at most 65536"),
+        (["lora.rank=1000000000"], "lora.rank: must be at most 4096"),
+        (["rewards.0.weight=1e300"], "rewards.0.weight: must be at most 1e+06"),
+        (["training.weight_decay=1e300"], "training.weight_decay: must be at most 1"),
         (
             ["draft.guidance={text: 4, interval: [0.9, 0.99]}"],
             "draft.guidance.interval: none of the steps lies in it (t = 1.00, 0.88, ",
@@ -333,3 +343,10 @@ def test_packages_that_settings_need_are_asked_for(setting, package, write, monk
     monkeypatch.setattr("r3_rl.recipe_checks.find_spec", lambda name: None)
     (line,) = refused(write(GOOD), setting)
     assert f": needs the package {package}; pip install " in line
+
+
+@pytest.mark.parametrize(("aggregator", "solver"), [("upgrad", "quadprog"), ("cagrad", "cvxpy")])
+def test_an_aggregator_needs_its_solver_too(aggregator, solver, write, monkeypatch):
+    monkeypatch.setattr("r3_rl.recipe_checks.find_spec", lambda name: None if name == solver else object())
+    (line,) = refused(write(GOOD), f"balance.aggregator={aggregator}")
+    assert f"balance.aggregator: needs the package {solver}; pip install " in line

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stdout
+from textwrap import wrap
 
-from r3_rl.errors import InputError
+from r3_rl.errors import MAX_LINE, InputError
 
 
 def check(recipe: str, /, *overrides: str, processes: int = 1) -> None:
@@ -23,7 +24,7 @@ def check(recipe: str, /, *overrides: str, processes: int = 1) -> None:
         raise InputError(f"--processes {processes}: at least 1")
     with redirect_stdout(io.StringIO()):  # what a scorer's file prints when it is imported is not the answer
         step = geometry(checked_recipe(recipe, overrides, processes=processes), processes)
-    print(f"{step}\nok")
+    print(*wrap(step, MAX_LINE, break_long_words=False), "ok", sep="\n")
 
 
 def schema() -> None:

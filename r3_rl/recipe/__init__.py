@@ -98,6 +98,15 @@ class Recipe(Section):
                     f"schedule 'full' branches at every image: {rollouts} rollouts a step, more than {MOST_ROLLOUTS}; "
                     "use 1 critique and 1 refinement",
                 )
+        if (
+            self.lora.enabled
+            and self.lora.branches == "understanding"
+            and self.training.image_learning_rate is not None
+        ):
+            yield Problem(
+                "training.image_learning_rate",
+                "lora.branches 'understanding' trains nothing that draws; set it to null",
+            )
         if self.training.shard_optimizer and self.lora.enabled:
             yield Problem(
                 "training.shard_optimizer", "adapters are small, every process steps them whole; leave it out"

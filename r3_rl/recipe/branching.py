@@ -32,19 +32,26 @@ STAGES: dict[str, tuple[str, ...]] = {
 class BranchSection(Section):
     """Children of every node. Siblings are compared with each other; a text earns the mean over its children."""
 
-    plan: int = Field(8, ge=1, description="Plans of a prompt. Without plans a prompt has plan x draft drafts.")
+    plan: int = Field(
+        8, ge=1, le=4096, description="Plans of a prompt. Without plans a prompt has plan x draft drafts."
+    )
     draft: int = Field(
         1,
         ge=1,
+        le=4096,
         description="Drafts of a plan, compared with each other. A draft without siblings is compared with those "
         "of the prompt's other plans.",
     )
     critique: int = Field(
-        8, ge=1, description="Critiques of an image that a step branches from; with schedule `full` of every image."
+        8,
+        ge=1,
+        le=4096,
+        description="Critiques of an image that a step branches from; with schedule `full` of every image.",
     )
     refinement: int = Field(
         1,
         ge=1,
+        le=4096,
         description="Refinements by a critique, compared with each other. A refinement without siblings is compared "
         "with those by the other critiques of the image.",
     )

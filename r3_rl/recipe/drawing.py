@@ -13,8 +13,8 @@ from r3_rl.recipe.base import Problem, Section, Share, section
 class GuidanceSection(Section):
     """Classifier-free guidance; scale 1 is none. Rollout and loss use the same guidance."""
 
-    text: float = Field(1.0, ge=1, description="Scale against the context without its text.")
-    image: float = Field(1.0, ge=1, description="Scale against the context without its image (refinements).")
+    text: float = Field(1.0, ge=1, le=100, description="Scale against the context without its text.")
+    image: float = Field(1.0, ge=1, le=100, description="Scale against the context without its image (refinements).")
     interval: tuple[float, float] = Field(
         (0.4, 1.0), strict=False, description="[low, high]: guidance acts while low < t <= high; t = 1 is noise."
     )
@@ -46,12 +46,19 @@ class DrawingSection(Section):
         description="Convention of the stochastic step; `matching`: no step is stochastic, and an image is scored by "
         "its flow-matching loss at the chosen steps' noise levels instead.",
     )
-    eta: float = Field(0.7, gt=0, description="Noise level of the stochastic step.")
+    eta: float = Field(
+        0.7,
+        ge=0.01,
+        le=10,
+        description="Noise level of the stochastic step; with less, float32 cannot tell its log-prob.",
+    )
     window: Literal["random", "first", "sliding", "all"] = Field(
         "random",
         description="Which steps are stochastic and trained; the others follow the ODE. `all` takes every step.",
     )
-    num_sde_steps: int = Field(2, ge=1, description="How many steps are stochastic, or scored (not used by `all`).")
+    num_sde_steps: int = Field(
+        2, ge=1, le=1000, description="How many steps are stochastic, or scored (not used by `all`)."
+    )
     window_size: int | None = Field(
         None, ge=1, description="`random` draws among the first so many steps; null draws among all of them."
     )

@@ -17,6 +17,7 @@ WHY_NOT = (
 )
 
 
+MOST_STEPS = 10**9
 MOST_SCORERS = 32
 """Scorers in a panel at most: each is looked up, and asked about every image."""
 
@@ -27,7 +28,7 @@ class RewardSection(Section):
     scorer: str = Field(
         min_length=1, description="Name of an installed scorer, `package.module:name`, or `./file.py:name`."
     )
-    weight: float = Field(1.0, description="Share of this scorer in the panel's sum.")
+    weight: float = Field(1.0, ge=-1e6, le=1e6, description="Share of this scorer in the panel's sum.")
     name: str | None = Field(None, min_length=1, description="Name in metrics and reports; null takes the scorer's.")
     params: dict[str, Any] = Field({}, description="Keywords handed to the scorer.")
     timeout_s: float = Field(
@@ -58,9 +59,10 @@ class TreeSection(Section):
     reason_steps: int = Field(
         1,
         ge=1,
+        le=1000,
         description="Reason steps before each reflect-refine step; more of them where drafts are the weak part.",
     )
-    depth: int = Field(1, ge=1, description="From 2 on, refined images enter the pool too.")
+    depth: int = Field(1, ge=1, le=1000, description="From 2 on, refined images enter the pool too.")
     synthetic_fraction: Share = Field(0.0, description="Share of nodes drawn by the world, not the policy.")
 
 
@@ -86,7 +88,7 @@ class AlgorithmSection(Section):
     format_mode: Literal["gate", "add"] = Field(
         "gate", description="A malformed text earns nothing (`gate`) or only misses format_weight (`add`)."
     )
-    format_weight: float = Field(0.1, ge=0, description="Reward of a well-formed text.")
+    format_weight: float = Field(0.1, ge=0, le=1000, description="Reward of a well-formed text.")
     scale_rewards: Literal["none", "group", "batch"] = Field(
         "none",
         description="What the advantage is divided by: nothing, the standard deviation of the group or of the batch.",
@@ -98,7 +100,7 @@ class AlgorithmSection(Section):
     )
     max_failed_fraction: Share = Field(0.25, description="A step with a larger share of missing scores stops the run.")
     max_zero_variance_steps: int = Field(
-        20, ge=1, description="So many steps in a row without any spread in any group stop the run."
+        20, ge=1, le=MOST_STEPS, description="So many steps in a row without any spread in any group stop the run."
     )
     epsilon: float = Field(
         0.2, gt=0, lt=1, description="Clip range of the text ratio, below 1 (and above, see epsilon_high)."
@@ -107,14 +109,16 @@ class AlgorithmSection(Section):
         None, gt=0, description="Clip range of the text ratio above 1; null takes epsilon."
     )
     image_epsilon: float = Field(0.2, gt=0, lt=1, description="Clip range of the image ratio.")
-    beta: float = Field(0.0, ge=0, description="KL coefficient of texts; above 0 costs a pass of the reference policy.")
-    image_beta: float = Field(0.0, ge=0, description="KL coefficient of denoising steps.")
+    beta: float = Field(
+        0.0, ge=0, le=1000, description="KL coefficient of texts; above 0 costs a pass of the reference policy."
+    )
+    image_beta: float = Field(0.0, ge=0, le=1000, description="KL coefficient of denoising steps.")
     image_kl: Literal["mean", "velocity"] = Field(
         "mean", description="KL of a step from the distance of the means (over the variance) or of the velocities."
     )
-    text_loss_weight: float = Field(1.0, ge=0, description="Weight of the text loss (plan, critique).")
-    image_loss_weight: float = Field(2.0, ge=0, description="Weight of the image loss (draft, refinement).")
-    num_iterations: int = Field(1, ge=1, description="Updates on the same rollouts.")
+    text_loss_weight: float = Field(1.0, ge=0, le=1e6, description="Weight of the text loss (plan, critique).")
+    image_loss_weight: float = Field(2.0, ge=0, le=1e6, description="Weight of the image loss (draft, refinement).")
+    num_iterations: int = Field(1, ge=1, le=1000, description="Updates on the same rollouts.")
 
     def problems(self) -> Iterator[Problem]:
         if self.text_loss_weight == 0 and self.image_loss_weight == 0:
@@ -135,14 +139,14 @@ class BalanceSection(Section):
         "sum", description="How the objectives' gradients become one; all but `sum` need the package torchjd."
     )
     probe_every: int = Field(
-        10, ge=0, description="Steps between two measurements of the gradients' cosine; 0 is never."
+        10, ge=0, le=MOST_STEPS, description="Steps between two measurements of the gradients' cosine; 0 is never."
     )
 
 
 class TrainingSection(Section):
     """The optimiser and the run."""
 
-    max_steps: int = Field(100, ge=1, description="Updates of the weights.")
+    max_steps: int = Field(100, ge=1, le=MOST_STEPS, description="Updates of the weights.")
     time_budget_s: float | None = Field(
         None,
         gt=0,
@@ -155,7 +159,7 @@ class TrainingSection(Section):
     lr_scheduler: Literal["constant_with_warmup", "constant", "linear", "cosine"] = Field(
         "constant_with_warmup", description="Course of the learning rate."
     )
-    warmup_steps: int = Field(5, ge=0, description="Steps of linear warm-up.")
+    warmup_steps: int = Field(5, ge=0, le=MOST_STEPS, description="Steps of linear warm-up.")
     optim: Literal["adamw_torch", "adamw_torch_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = Field(
         "adamw_torch",
         description="AdamW: torch's, or one whose moments take 8 bits (`adamw_torch_8bit`: package torchao) or are "
@@ -163,10 +167,12 @@ class TrainingSection(Section):
     )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="Added to the root of the second moment.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    token_budget: int = Field(4096, ge=64, description="Tokens in a micro-batch at most: the lever for memory.")
+    token_budget: int = Field(
+        4096, ge=64, le=2**24, description="Tokens in a micro-batch at most: the lever for memory."
+    )
     gradient_checkpointing: bool = Field(
         False, description="Layers are computed again in the backward pass instead of kept: slower, far less memory."
     )
@@ -181,15 +187,19 @@ class TrainingSection(Section):
         "lie in parts, one in every process; `model.dtype` may be bfloat16. Needs no other package.",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the run.")
-    save_steps: int = Field(50, ge=1, description="Steps between two checkpoints.")
-    eval_steps: int = Field(50, ge=1, description="Steps after which the prompts of observe.gallery are drawn again.")
-    eval_prompts: int = Field(64, ge=1, description="Held-out prompts of a world, measured before and after training.")
+    save_steps: int = Field(50, ge=1, le=MOST_STEPS, description="Steps between two checkpoints.")
+    eval_steps: int = Field(
+        50, ge=1, le=MOST_STEPS, description="Steps after which the prompts of observe.gallery are drawn again."
+    )
+    eval_prompts: int = Field(
+        64, ge=1, le=100_000, description="Held-out prompts of a world, measured before and after training."
+    )
     output_dir: str = Field("runs", min_length=1, description="Folder in which each run gets a new folder of its own.")
     score_cache: str | None = Field(
         None, min_length=1, description="Folder in which deterministic scores outlive the run; null: memory alone."
     )
     num_threads: int | None = Field(
-        None, ge=1, description="Threads of a process on a CPU; null takes the physical cores."
+        None, ge=1, le=1024, description="Threads of a process on a CPU; null takes the physical cores."
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -214,9 +224,11 @@ class LoraSection(Section):
     enabled: bool = Field(
         True, description="False trains the decoder's full weights (float32); the reference policy is then a copy."
     )
-    rank: int = Field(16, ge=1, description="Rank of the adapters.")
-    rank_generation: int | None = Field(None, ge=1, description="Rank on the generation branch; null takes rank.")
-    alpha: float = Field(32.0, gt=0, description="The adapter is scaled by alpha / rank.")
+    rank: int = Field(16, ge=1, le=4096, description="Rank of the adapters.")
+    rank_generation: int | None = Field(
+        None, ge=1, le=4096, description="Rank on the generation branch; null takes rank."
+    )
+    alpha: float = Field(32.0, gt=0, le=1e5, description="The adapter is scaled by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout of the adapter's input.")
     branches: Literal["understanding", "generation", "both"] = Field("both", description="Experts that get adapters.")
 
@@ -230,12 +242,15 @@ class LoraSection(Section):
 class ObserveSection(Section):
     """What a run leaves behind."""
 
-    log_every: int = Field(1, ge=1, description="Steps between two lines of metrics.")
+    log_every: int = Field(1, ge=1, le=MOST_STEPS, description="Steps between two lines of metrics.")
     gallery: int = Field(
-        8, ge=0, description="Prompts drawn every training.eval_steps, always the same; held-out ones of a world."
+        8,
+        ge=0,
+        le=10_000,
+        description="Prompts drawn every training.eval_steps, always the same; held-out ones of a world.",
     )
     keep_trajectories: int = Field(
-        16, ge=0, description="Best, worst and random trajectories kept of every evaluation."
+        16, ge=0, le=100_000, description="Best, worst and random trajectories kept of every evaluation."
     )
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), strict=False, description="Trackers beside the JSON lines."

@@ -9,21 +9,26 @@ from pydantic import Field
 
 from r3_rl.recipe.base import Problem, Section, Share, section
 
+MOST = 10**6
+"""Of anything that is counted here: more is a slip of the keyboard, and would end in a lack of memory."""
+
 
 class ModelSizeSection(Section):
     """Sizes of the model that is made."""
 
-    hidden_size: int = Field(128, ge=16, description="Width of both experts.")
-    num_layers: int = Field(6, ge=1, description="Layers.")
-    num_heads: int = Field(4, ge=1, description="Query heads.")
-    num_kv_heads: int = Field(2, ge=1, description="Key and value heads.")
-    intermediate_size: int = Field(384, ge=16, description="Width of the feed-forward part.")
-    latent_patch_size: int = Field(12, ge=1, description="Side of a latent token in pixels (identity autoencoder).")
-    vit_hidden_size: int = Field(128, ge=16, description="Width of the understanding tower.")
-    vit_num_layers: int = Field(2, ge=1, description="Layers of the understanding tower.")
-    vit_num_heads: int = Field(4, ge=1, description="Heads of the understanding tower.")
-    vit_intermediate_size: int = Field(384, ge=16, description="Width of the tower's feed-forward part.")
-    vit_patch_size: int = Field(12, ge=1, description="Side of a patch of the understanding tower in pixels.")
+    hidden_size: int = Field(128, ge=16, le=MOST, description="Width of both experts.")
+    num_layers: int = Field(6, ge=1, le=MOST, description="Layers.")
+    num_heads: int = Field(4, ge=1, le=MOST, description="Query heads.")
+    num_kv_heads: int = Field(2, ge=1, le=MOST, description="Key and value heads.")
+    intermediate_size: int = Field(384, ge=16, le=MOST, description="Width of the feed-forward part.")
+    latent_patch_size: int = Field(
+        12, ge=1, le=MOST, description="Side of a latent token in pixels (identity autoencoder)."
+    )
+    vit_hidden_size: int = Field(128, ge=16, le=MOST, description="Width of the understanding tower.")
+    vit_num_layers: int = Field(2, ge=1, le=MOST, description="Layers of the understanding tower.")
+    vit_num_heads: int = Field(4, ge=1, le=MOST, description="Heads of the understanding tower.")
+    vit_intermediate_size: int = Field(384, ge=16, le=MOST, description="Width of the tower's feed-forward part.")
+    vit_patch_size: int = Field(12, ge=1, le=MOST, description="Side of a patch of the understanding tower in pixels.")
 
     def problems(self) -> Iterator[Problem]:
         for width, heads in (("hidden_size", "num_heads"), ("vit_hidden_size", "vit_num_heads")):
@@ -36,11 +41,13 @@ class ModelSizeSection(Section):
 class MixSection(Section):
     """Examples of each task in a step."""
 
-    text_to_image: int = Field(96, ge=0, description="Prompt -> plan -> image.")
-    edit: int = Field(64, ge=0, description="Image and instruction -> image.")
-    critique: int = Field(96, ge=0, description="Image and prompt -> listing and instruction.")
-    question: int = Field(32, ge=0, description="Image and question -> listing and answer.")
-    plan: int = Field(32, ge=0, description="Prompt -> plan, without the image: cheap words, mostly positions.")
+    text_to_image: int = Field(96, ge=0, le=MOST, description="Prompt -> plan -> image.")
+    edit: int = Field(64, ge=0, le=MOST, description="Image and instruction -> image.")
+    critique: int = Field(96, ge=0, le=MOST, description="Image and prompt -> listing and instruction.")
+    question: int = Field(32, ge=0, le=MOST, description="Image and question -> listing and answer.")
+    plan: int = Field(
+        32, ge=0, le=MOST, description="Prompt -> plan, without the image: cheap words, mostly positions."
+    )
 
     def problems(self) -> Iterator[Problem]:
         if not any((self.text_to_image, self.edit, self.critique, self.question, self.plan)):
@@ -56,7 +63,7 @@ OF_THE_WORLD = (
 class LaterLegSection(Section):
     """What a later leg changes, from where the one before ended and with fresh optimisers; null keeps what that had."""
 
-    steps: int = Field(600, ge=1, description="Updates of the leg.")
+    steps: int = Field(600, ge=1, le=MOST, description="Updates of the leg.")
     batch: MixSection | None = Field(None, description="Examples of each task in a step.")
     muon_lr: float | None = Field(None, ge=0, description="Muon's learning rate.")
     adam_lr: float | None = Field(None, gt=0, description="AdamW's learning rate.")
@@ -72,24 +79,26 @@ class LaterLegSection(Section):
 class PretrainSection(Section):
     """Supervised pretraining in the embedded world. Seed, threads and output folder are those of `training`."""
 
-    steps: int = Field(1500, ge=1, description="Updates of the weights.")
+    steps: int = Field(1500, ge=1, le=MOST, description="Updates of the weights.")
     max_hours: float | None = Field(
         None, gt=0, description="Hours after which pretraining ends (the rates fall in time); null is no limit."
     )
     start: str | None = Field(None, description="Folder of weights to go on from; null starts from random ones.")
-    warmup_steps: int = Field(40, ge=1, description="Steps of linear warm-up.")
+    warmup_steps: int = Field(40, ge=1, le=MOST, description="Steps of linear warm-up.")
     decay_fraction: float = Field(0.4, gt=0, le=1, description="Last share of the run, in which the rates fall to 0.")
     apart_fraction: Share = Field(
         0.0, description="First share of the steps, in which drawing and understanding take turns."
     )
     ramp_fraction: Share = Field(0.0, description="Following share, in which steps of both become the rule.")
     batch: MixSection = section("Examples of each task in a step.")
-    micro_batch: int = Field(32, ge=1, description="Examples of one pass; small ones stay in the processor's cache.")
-    muon_lr: float = Field(0.02, ge=0, description="Muon's learning rate, for the matrices of the layers.")
-    adam_lr: float = Field(2e-3, gt=0, description="AdamW's learning rate, for everything else.")
+    micro_batch: int = Field(
+        32, ge=1, le=MOST, description="Examples of one pass; small ones stay in the processor's cache."
+    )
+    muon_lr: float = Field(0.02, ge=0, le=10, description="Muon's learning rate, for the matrices of the layers.")
+    adam_lr: float = Field(2e-3, gt=0, le=1, description="AdamW's learning rate, for everything else.")
     ema: float = Field(0.998, ge=0, lt=1, description="Decay of the moving average of the weights, which is saved.")
     text_weight: float = Field(1.0, ge=0, description="Weight of the next-token loss beside the flow loss.")
-    times_per_image: int = Field(2, ge=1, description="Noise levels at which each image is learned in a step.")
+    times_per_image: int = Field(2, ge=1, le=MOST, description="Noise levels at which each image is learned in a step.")
     time_mean: float = Field(1.0, description="m in t = sigmoid(m + N(0, 1)), the noise level that is trained.")
     soften_below: Share = Field(0.35, description="s: the flow loss at t < s weighs (t / s)^2; 0 leaves it as it is.")
     context_dropout: Share = Field(0.08, description="Chance to draw without context, which guidance needs.")

@@ -156,9 +156,13 @@ def world_named_in(recipe: Mapping[str, Any]) -> str | None:
 class WritingSection(Section):
     """How the policy writes."""
 
-    max_new_tokens: int = Field(48, ge=1, description="Tokens after which a text is cut; a cut text is malformed.")
-    temperature: float = Field(1.0, gt=0, le=5, description="Divides the logits before sampling.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Smallest set of tokens with at least this mass stays in play.")
+    max_new_tokens: int = Field(
+        48, ge=1, le=32768, description="Tokens after which a text is cut; a cut text is malformed."
+    )
+    temperature: float = Field(1.0, ge=0.05, le=5, description="Divides the logits before sampling.")
+    top_p: float = Field(
+        1.0, ge=0.05, le=1, description="Smallest set of tokens with at least this mass stays in play."
+    )
 
 
 class PlanSection(WritingSection):
@@ -176,7 +180,7 @@ class RolloutSection(Section):
         "brings.",
         json_schema_extra=_list_protocols,
     )
-    num_prompts: int = Field(8, ge=1, description="Prompts in a step, over all processes.")
+    num_prompts: int = Field(8, ge=1, le=65536, description="Prompts in a step, over all processes.")
     branch: BranchSection = section("Children of every node: what is compared with what.")
     rounds: int = Field(
         1, ge=1, le=16, description="Refinements of a trajectory at most (schedule `full` and evaluation)."
