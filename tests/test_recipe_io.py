@@ -278,6 +278,7 @@ def test_a_file_is_found_before_a_shipped_recipe_of_its_name(workplace):
             "training.image_learning_rate: lora.branches 'understanding' trains nothing that draws; set it to null",
         ),
         (["rollout.num_prompts=1000000000"], "rollout.num_prompts: must be at most 65536"),
+        (["lora.alpha=1e-30"], "lora.alpha: must be at least 0.001"),
         (["lora.rank=1000000000"], "lora.rank: must be at most 4096"),
         (["rewards.0.weight=1e300"], "rewards.0.weight: must be at most 1e+06"),
         (["training.weight_decay=1e300"], "training.weight_decay: must be at most 1"),

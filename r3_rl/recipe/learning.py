@@ -228,7 +228,7 @@ class LoraSection(Section):
     rank_generation: int | None = Field(
         None, ge=1, le=4096, description="Rank on the generation branch; null takes rank."
     )
-    alpha: float = Field(32.0, gt=0, le=1e5, description="The adapter is scaled by alpha / rank.")
+    alpha: float = Field(32.0, ge=0.001, le=1e5, description="The adapter is scaled by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout of the adapter's input.")
     branches: Literal["understanding", "generation", "both"] = Field("both", description="Experts that get adapters.")
 
