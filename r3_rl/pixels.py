@@ -8,6 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
@@ -30,4 +31,21 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return levels.movedim(-3, -1).contiguous().cpu().numpy()
 
 
-__all__ = ["to_uint8"]
+def flat_rgb(picture: Image.Image) -> Image.Image:
+    """Return a PIL image as RGB without transparency: transparent pixels become white, as on a page, and not whatever
+    lies beneath them.
+
+    >>> from PIL import Image
+    >>> flat_rgb(Image.new("RGBA", (1, 1), (200, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    if picture.has_transparency_data:
+        from PIL import Image
+
+        picture = picture.convert("RGBA")
+        page = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(page, picture)
+    return picture.convert("RGB")
+
+
+__all__ = ["flat_rgb", "to_uint8"]

@@ -19,10 +19,18 @@ from typing import Any, Literal
 from r3_rl.errors import MissingPackageError
 from r3_rl.scoring.base import ScorerInfo
 
-_PAIRS = ('""', "“”", "„“", "«»", "「」", "『』")
-# A single quote is an apostrophe as well: it opens where no letter is before it and closes where none follows.
+_PAIRS = ("“”", "„“", "«»", "‹›", "「」", "『』", "＂＂")
+# An inch mark follows a digit. A single quote is an apostrophe as well: it opens where no letter is before it, and no
+# decade and no shortened word after it, and closes where no letter follows.
+_SHORTENED = r"n\b|\d0s\b(?!['’])|(?:em|til|tis|twas|cause|bout)\b(?!['’])"
 _QUOTED = re.compile(
-    "|".join([*(f"{opens}([^{opens}{closes}]*){closes}" for opens, closes in _PAIRS), r"(?<!\w)['‘](.+?)['’](?!\w)"])
+    "|".join(
+        [
+            r'(?<!\d)"([^"]*)"',
+            *(f"{opens}([^{opens}{closes}]*){closes}" for opens, closes in _PAIRS),
+            rf"(?<!\w)['‘](?!{_SHORTENED})(.+?)['’](?!\w)",
+        ]
+    )
 )
 
 
@@ -33,6 +41,7 @@ class OcrText:
     words in the picture cost nothing; with `exact` all texts asked for, in order, are compared with everything read,
     top to bottom. Case and blanks do not count.
 
+    A text in a script that the reader's model has no letters for (Cyrillic, Arabic, Hangul) gives None with that cause.
     What is asked for stands in the prompt between quotes, or in the data set's `column` (a text or a list of texts).
     A prompt without quotes gives None, which is a missing score; a row without the column does not apply and is not
     missing, so mixed data sets should have the column. Raises `MissingPackageError` when built.
@@ -41,6 +50,7 @@ class OcrText:
     info = ScorerInfo(
         range=(0.0, 1.0),
         needs=("images",),
+        version="2",
         deterministic=True,
         weights_licence="Apache-2.0 (PP-OCR)",
         thread_safe=False,  # the reader keeps the settings of the call on itself
@@ -66,6 +76,7 @@ class OcrText:
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
         self._reader = RapidOCR(params=settings)
+        self._alphabet: frozenset[str] | None = None
 
     @classmethod
     def info_for(cls, params: Mapping[str, Any]) -> ScorerInfo:
@@ -76,10 +87,12 @@ class OcrText:
     def __call__(self, prompts: list[str], images: list[Any], *, log_extra=None, **columns: Any) -> list[float | None]:
         """Score each image, uint8 [H, W, 3]."""
         asked = [self._asked(prompt, columns, row) for row, prompt in enumerate(prompts)]
+        causes = [self._cause(texts) for texts in asked]
+        asked = [[] if cause else texts for texts, cause in zip(asked, causes, strict=True)]
         read = [self._read(image) if texts else "" for image, texts in zip(images, asked, strict=True)]
         if log_extra is not None:
             log_extra("reason", [f"reads {text!r}" if texts else "" for text, texts in zip(read, asked, strict=True)])
-            log_extra("cause", ["" if texts else "no text is asked for" for texts in asked])
+            log_extra("cause", causes)
         return [likeness(texts, text, self._match) if texts else None for texts, text in zip(asked, read, strict=True)]
 
     def _asked(self, prompt: str, columns: Mapping[str, Any], row: int) -> list[str]:
@@ -87,6 +100,27 @@ class OcrText:
             return quoted(prompt)
         value = columns[self._column][row]
         return [text for text in ([value] if isinstance(value, str) else value) if _letters(text)]
+
+    def _cause(self, texts: Sequence[str]) -> str:
+        """Why there is no score: a right picture would read wrong where the reader's model lacks a letter."""
+        if not texts:
+            return "no text is asked for"
+        known = self._letters_known()
+        strange = [letter for text in texts for letter in _letters(text) if letter.isalpha()]
+        strange = [letter for letter in strange if known and not known & {letter, letter.upper()}]
+        script = unicodedata.name(strange[0], "such").split()[0].capitalize() if strange else ""
+        return f"the reader has no {script} letters, such as {strange[0]!r}" if strange else ""
+
+    def _letters_known(self) -> frozenset[str]:
+        """The letters of the model that reads lines; it is loaded with its first line."""
+        if self._alphabet is None:
+            import numpy as np
+
+            blank = np.full((48, 320, 3), 255, np.uint8)
+            self._reader(blank, use_det=False, use_cls=False, use_rec=True)
+            self._alphabet = frozenset(self._reader.text_rec.postprocess_op.character)
+            self._reader.update_params(use_det=True, use_cls=True, use_rec=True)  # it keeps the settings of a call
+        return self._alphabet
 
     def _read(self, image: Any) -> str:
         found = self._reader(image[..., ::-1])  # arrays are taken for blue, green, red

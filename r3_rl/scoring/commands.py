@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r3_rl.errors import DataError, InputError
+from r3_rl.pixels import flat_rgb
 from r3_rl.scoring.base import STANDARD_ARGUMENTS, info_of
 from r3_rl.scoring.registry import ScorerEntry, list_scorers, load_scorer, short_name
 
@@ -145,36 +146,44 @@ def _image_files(paths: Sequence[str | Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+        found = sorted(file for file in path.iterdir() if _is_image(file))
         if not found:
             raise DataError(f"{path}: no image in this folder", hint=f"looked for {', '.join(_SUFFIXES)}")
         files += found
     return files
 
 
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")  # a Mac leaves `._a.png` beside `a.png`
+
+
 def read_image(path: str | Path) -> Image:
-    """Read an image file as uint8 [H, W, 3]; raises `DataError` for what is none or has over 64 million pixels."""
+    """Read an image file as uint8 [H, W, 3], turned as it is shown and over white where it is transparent.
+
+    Raises `DataError` for what is no image or has over 64 million pixels.
+    """
+    import warnings
+
     import numpy as np
     from PIL import Image as Pictures
+    from PIL import ImageOps
 
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        with Pictures.open(path) as picture:
-            width, height = picture.size
-            if width * height > _MAX_PIXELS:  # before the pixels are read: a small file may claim any size
-                raise DataError(f"{path}: {width} x {height} pixels are more than {_MAX_PIXELS:,} in all")
-            return np.asarray(picture.convert("RGB"))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Pictures.DecompressionBombError,
-        Pictures.DecompressionBombWarning,
-    ) as error:
-        if isinstance(error, DataError):
-            raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the limit that counts is ours, which is lower than Pillow's
+            with Pictures.open(path) as picture:
+                width, height = picture.size
+                if width * height > _MAX_PIXELS:  # before the pixels are read: a small file may claim any size
+                    raise DataError(f"{path}: {width} x {height} pixels are more than {_MAX_PIXELS:,} in all")
+                return np.asarray(flat_rgb(ImageOps.exif_transpose(picture)))
+    except DataError:
+        raise
+    except Pictures.DecompressionBombError:
+        raise DataError(f"{path}: more than {_MAX_PIXELS:,} pixels in all") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: not an image that can be read") from error
 
 

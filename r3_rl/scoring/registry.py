@@ -15,7 +15,8 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -82,9 +83,9 @@ def find_scorer(scorer: str, base_folder: str | Path = ".") -> Any:
     elif place == "trl":
         if importlib.util.find_spec("trl") is None:
             raise ScorerInputError(f"scorer '{scorer}' needs the package trl", hint="pip install 'r3-rl[train]'")
-        module = _import_module(scorer, "trl.rewards")
+        module = _import_module(scorer, "trl.rewards", Path(base_folder))
     else:
-        module = _import_module(scorer, place)
+        module = _import_module(scorer, place, Path(base_folder))
     if not hasattr(module, attribute):
         raise ScorerInputError(f"scorer '{scorer}': no '{attribute}' in it", hint=_suggest(attribute, _public(module)))
     found = getattr(module, attribute)
@@ -173,9 +174,11 @@ def _from_entry_point(name: str, folder: Path) -> Any:
 _OTHER_WAYS = "; a scorer of your own is './file.py:name' or 'package.module:name'"
 
 
-def _import_module(scorer: str, name: str) -> ModuleType:
+def _import_module(scorer: str, name: str, folder: Path) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        # `python -m` looks into the working folder and `r3` does not: one name should mean one thing.
+        with _found_in(folder, Path.cwd()):
+            return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise ScorerInputError(f"scorer '{scorer}': '{name}' fails to import: {_one_line(error)}") from error
 
@@ -196,11 +199,25 @@ def _import_file(scorer: str, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses look their own module up
     try:
-        spec.loader.exec_module(module)
+        with _found_in(path.parent):  # a helper beside the file, as for a script
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ScorerInputError(f"scorer '{scorer}': {path} fails to import: {_one_line(error)}") from error
     return module
+
+
+@contextmanager
+def _found_in(*folders: Path) -> Iterator[None]:
+    """Look for modules in these folders last, for the time of an import."""
+    added = [place for folder in folders if (place := str(folder.resolve())) not in sys.path]
+    sys.path += added
+    try:
+        yield
+    finally:
+        for place in added:
+            with suppress(ValueError):  # the module may have changed the list itself
+                sys.path.remove(place)
 
 
 def is_factory(found: Any) -> bool:

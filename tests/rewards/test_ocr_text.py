@@ -36,6 +36,19 @@ def test_a_column_says_what_is_asked_for(reader):
     assert by_column(["a", "b"], [written("Tea 4 2")] * 2, text=[["tea", "42"], "tea"]) == [1.0, pytest.approx(3 / 5)]
 
 
+def test_a_script_without_letters_in_the_model_has_no_score(reader):
+    said = {}
+    prompts = [f"a sign that says “{text}”" for text in ("Привет мир", "مرحبا", "OPEN Да", "Straße é", "OPEN!")]
+    scores = reader(prompts, [written("OPEN")] * 5, log_extra=said.__setitem__)
+    assert scores[:3] == [None, None, None]
+    assert [score is None for score in scores[3:]] == [False, False]
+    assert said["cause"][:2] == [
+        "the reader has no Cyrillic letters, such as 'п'",
+        "the reader has no Arabic letters, such as 'م'",
+    ]
+    assert said["cause"][3:] == ["", ""]
+
+
 @pytest.mark.parametrize(
     ("prompt", "texts"),
     [
@@ -45,6 +58,14 @@ def test_a_column_says_what_is_asked_for(reader):
         ("„Hallo“, «salut» and 「道」", ["Hallo", "salut", "道"]),
         ('"" and " "', []),
         ('one " alone', []),
+        ('a 12" pizza box that says "HOT"', ["HOT"]),
+        ('a 5" by 7" card and a 9" one', []),
+        ('a sign that says "ROUTE 66" and "9"', ["ROUTE 66", "9"]),
+        ("the '90s neon sign 'RETRO'", ["RETRO"]),
+        ("a shirt that says '90s'", ["90s"]),
+        ("rock 'n' roll poster with the word 'LIVE'", ["LIVE"]),
+        ("get 'em at the shop 'TIL FIVE' 'til five", ["TIL FIVE"]),
+        ("says ＂FULL＂ and ‹half›", ["FULL", "half"]),
     ],
 )
 def test_quotes(prompt, texts):

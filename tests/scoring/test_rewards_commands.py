@@ -128,3 +128,30 @@ def test_a_picture_that_claims_too_many_pixels_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr(commands, "_MAX_PIXELS", 100)
     with pytest.raises(DataError, match="20 x 10 pixels"):
         commands.read_image(tmp_path / "large.png")
+
+
+def test_an_image_is_seen_as_a_viewer_shows_it(tmp_path):
+    red, alpha = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 1), 255, np.uint8)
+    red[..., 0], alpha[:, :3] = 200, 0
+    Image.fromarray(np.dstack([red, alpha])).save(tmp_path / "rgba.png")
+    Image.fromarray(red).save(tmp_path / "trns.png", transparency=(200, 0, 0))
+    Image.new("LA", (6, 4), (9, 0)).save(tmp_path / "la.png")
+    seen = commands.read_image(tmp_path / "rgba.png")
+    assert (seen[:, :3] == 255).all() and (seen[:, 3:] == (200, 0, 0)).all()
+    assert (commands.read_image(tmp_path / "trns.png") == 255).all()
+    assert (commands.read_image(tmp_path / "la.png") == 255).all()
+    upright = Image.new("RGB", (60, 40))
+    turned = upright.getexif()
+    turned[0x0112] = 6
+    upright.save(tmp_path / "photo.jpg", exif=turned)
+    assert commands.read_image(tmp_path / "photo.jpg").shape == (60, 40, 3)
+
+
+def test_files_that_a_mac_leaves_are_passed_over_and_large_ones_named(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"Mac OS X")
+    assert len(commands.test("jpeg_size", [tmp_path]).verdicts) == 1
+    Image.new("RGB", (30, 20)).save(tmp_path / "b.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow raises at twice its limit
+    with pytest.raises(DataError, match=r"b\.png: more than 64,000,000 pixels in all"):
+        commands.read_image(tmp_path / "b.png")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 
 import pytest
 
@@ -186,3 +187,17 @@ def test_a_package_of_a_scorer_of_ones_own(folder):
     )
     (problem,) = check_scorer("./mine.py:mine", {}, folder)
     assert problem.endswith("needs the packages no_such_a, no_such_b; pip install no_such_a no_such_b")
+
+
+def test_a_helper_beside_the_file_and_a_module_in_the_folder_are_found(folder, monkeypatch):
+    (folder / "helpers_of_mine.py").write_text("def half(n): return n / 2\n")
+    (folder / "sib.py").write_text(
+        "from helpers_of_mine import half\ndef r(completions): return [half(1)] * len(completions)\n"
+    )
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", os.getcwd(), str(folder))])
+    before = list(sys.path)
+    assert load_scorer("./sib.py:r", {}, folder)(completions=["a"]) == [0.5]
+    assert load_scorer("sib:r", {}, folder)(completions=["a"]) == [0.5]
+    assert sys.path == before
+    for name in ("helpers_of_mine", "sib"):
+        sys.modules.pop(name)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from r3_rl.errors import DataError, InputError
-from r3_rl.pixels import to_uint8
+from r3_rl.pixels import flat_rgb, to_uint8
 from r3_rl.policy.bagel.config import ResizeRule
 
 ImageLike: TypeAlias = Tensor | np.ndarray | Image.Image
@@ -61,7 +61,7 @@ def to_float(image: ImageLike) -> Tensor:
     torch.Size([3, 2, 4])
     """
     if isinstance(image, Image.Image):
-        image = np.asarray(_flat_rgb(image))
+        image = np.asarray(flat_rgb(image))
     x = torch.from_numpy(np.array(image)) if isinstance(image, np.ndarray) else image
     if x.dtype == torch.uint8:
         if x.ndim == 2:
@@ -162,12 +162,3 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Ten
         raise DataError(f"{name}: not an image", hint="give a PNG, JPEG or WebP file") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: the image cannot be read ({error})", hint="is the file complete?") from error
-
-
-def _flat_rgb(picture: Image.Image) -> Image.Image:
-    """RGB without transparency: transparent pixels become white, as on a page, rather than whatever lies beneath."""
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        page = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(page, picture)
-    return picture.convert("RGB")
