@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from r3_rl.errors import InputError, ScorerError
-from r3_rl.scoring.base import accepted_arguments, info_of
+from r3_rl.scoring.base import RunProgress, accepted_arguments, info_of
 from r3_rl.scoring.batch import Image, ScoreBatch, applicable, call_parts
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.panel import Panel, ScorerSpec
@@ -100,7 +100,9 @@ class TRLReward:
     ) -> list[float | None]:
         """Return one reward for each completion, None where there is none; the arguments are TRL's."""
         count = len(prompts)
-        # TRL also hands over its state, and may hand over more some day: what has no entry for each sample is no column
+        if (state := columns.pop("trainer_state", None)) is not None:
+            self._panel.trainer_state = RunProgress(global_step=state.global_step, max_steps=state.max_steps)
+        # TRL may hand over more some day: what has no entry for each sample is no column
         per_sample = {n: list(v) for n, v in columns.items() if isinstance(v, list | tuple) and len(v) == count}
         images = _row_images(per_sample, count)
         drafts: list[Image | None] | None = None
@@ -138,7 +140,7 @@ class TRLReward:
         self._panel.close()
 
     def _ask(self, batch: ScoreBatch) -> list[Verdict]:
-        known = {"prompts", "completions", *call_parts(batch, self.info).samples}
+        known = {"prompts", "completions", *call_parts(batch, self.info, self._panel.trainer_state).samples}
         lacking = [name for name in self.info.needs if name not in known]
         if lacking:
             there = ", ".join(sorted(known))
@@ -151,7 +153,7 @@ class TRLReward:
         return self._panel.score(batch)
 
     def _num_applicable(self, batch: ScoreBatch) -> int:
-        return len(applicable(batch, call_parts(batch, self.info), self.info))
+        return len(applicable(batch, call_parts(batch, self.info, self._panel.trainer_state), self.info))
 
     def _drafts(self, batch: ScoreBatch, environments: Sequence[Any] | None) -> ScoreBatch:
         if environments is None or not all(hasattr(e, "pictures") for e in environments):

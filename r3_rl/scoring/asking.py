@@ -13,7 +13,7 @@ from typing import Any
 
 from r3_rl.scoring.answers import BrokenContract
 from r3_rl.scoring.asked import Answered, Asked, ScorerSpec
-from r3_rl.scoring.base import ScorerInfo, accepted_arguments
+from r3_rl.scoring.base import ScorerInfo, accepted_arguments, call_parameters
 from r3_rl.scoring.cache import CachedScore, ScoreCache, content_key
 from r3_rl.scoring.calls import Caller, CallResult
 
@@ -70,8 +70,10 @@ class Memory:
     """The cache of one scorer; without one nothing is found and nothing is kept."""
 
     def __init__(self, cache: ScoreCache | None, spec: ScorerSpec, info: ScorerInfo) -> None:
-        # Peers change the score of a group-wise scorer, so a single sample's content does not decide it.
-        self._cache = cache if info.deterministic and not info.group_wise else None
+        # Peers change the score of a group-wise scorer, and the step that of one which looks at it: a single sample's
+        # content does not decide it.
+        by_content = not info.group_wise and "trainer_state" not in call_parameters(spec.scorer)
+        self._cache = cache if info.deterministic and by_content else None
         self._spec = spec
         self._identity = scorer_identity(spec, info) if self._cache is not None else ""
 
@@ -82,8 +84,9 @@ class Memory:
             return found
         seen = accepted_arguments(self._spec.scorer, samples)
         first: dict[str, int] = {}
+        hashed: dict[int, bytes] = {}
         for index in indices:
-            key = content_key(self._identity, {name: values[index] for name, values in seen.items()})
+            key = content_key(self._identity, {name: values[index] for name, values in seen.items()}, hashed)
             cached = self._cache.get(key) if key else None
             if cached is not None:
                 found.known[index] = cached

@@ -11,10 +11,10 @@ A scorer is called with keywords only and gets the arguments that its signature 
 * `images`       list of uint8 arrays [H, W, 3]; None when texts alone are judged
 * `draft_images` like `images`: the image that was looked at before `images` were drawn; None for drafts
 * `critiques`    list[str], the critique behind each image; None for drafts
+* `trainer_state` how far the run is: `.global_step` and `.max_steps`, as TRL hands its own
 * `log_metric`   `log_metric(name, value)`: a number for the metrics
 * `log_extra`    `log_extra(name, values)`: one value for each sample; `"reason"` holds the words of the verdict,
                  `"cause"` why a score is None
-* `trainer_state` transformers' `TrainerState` while `R3Trainer` trains, else None, as in another process
 * `columns`      the data set's own columns, a list with one value for each sample
 
 It returns one number for each sample; None says "no score", which is never the same as 0. A sample that lacks something
@@ -37,13 +37,23 @@ STANDARD_ARGUMENTS = (
     "images",
     "draft_images",
     "critiques",
+    "trainer_state",
     "log_metric",
     "log_extra",
-    "trainer_state",
 )
 """Keywords every call offers, before the data set's columns."""
 
 _NOT_IN_EVERY_BATCH = ("images", "draft_images", "critiques", "completion_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress:
+    """How far a run is, for rewards that change with it; outside of a run both are 0."""
+
+    global_step: int = 0
+    """Steps of the optimiser that are done."""
+    max_steps: int = 0
+    """Steps that the run shall have."""
 
 
 @dataclass(frozen=True, kw_only=True)

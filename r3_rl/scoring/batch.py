@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r3_rl.pixels import to_uint8
-from r3_rl.scoring.base import STANDARD_ARGUMENTS, ScorerInfo
+from r3_rl.scoring.base import STANDARD_ARGUMENTS, RunProgress, ScorerInfo
 from r3_rl.types import Prompt
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ class CallParts:
 
     samples: Mapping[str, Sequence[Any]]
     """One entry for each sample, in every value."""
-    constants: Mapping[str, None]
-    """Standard arguments that this batch does not have."""
+    constants: Mapping[str, Any]
+    """Standard arguments that are one for all samples; those that this batch does not have are None."""
 
 
-def call_parts(batch: ScoreBatch, info: ScorerInfo) -> CallParts:
+def call_parts(batch: ScoreBatch, info: ScorerInfo, state: RunProgress) -> CallParts:
     """Lay a batch out as the keywords a scorer is called with; raises ValueError for a column named like a keyword."""
     columns = batch.columns()
     clash = sorted(set(columns) & set(STANDARD_ARGUMENTS))
@@ -105,7 +105,7 @@ def call_parts(batch: ScoreBatch, info: ScorerInfo) -> CallParts:
     }
     return CallParts(
         samples={name: value for name, value in given.items() if value is not None},
-        constants={name: None for name, value in given.items() if value is None},
+        constants={"trainer_state": state, **{name: None for name, value in given.items() if value is None}},
     )
 
 

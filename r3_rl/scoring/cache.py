@@ -26,11 +26,12 @@ class CachedScore:
     words: str = ""
 
 
-def content_key(identity: str, sample: Mapping[str, Any]) -> str | None:
-    """Hash what a score depends on: key = sha256(identity, and name, kind and bytes of every argument).
+def content_key(identity: str, sample: Mapping[str, Any], hashed: dict[int, bytes] | None = None) -> str | None:
+    """Hash what a score depends on: key = sha256(identity, and name, kind and content of every argument).
 
     `identity` names the scorer, its version and its parameters; `sample` holds the arguments of one sample (texts,
-    uint8 images [H, W, 3], columns). None means that an argument has no stable content, so the score is not cached.
+    uint8 images [H, W, 3], columns). `hashed` remembers the hashes of arrays by their identity while they live, so that
+    an image that samples share is read once. None means that an argument has no stable content: it is not cached.
 
     >>> content_key("a:1", {"prompts": "a dog"}) == content_key("a:2", {"prompts": "a dog"})
     False
@@ -42,7 +43,7 @@ def content_key(identity: str, sample: Mapping[str, Any]) -> str | None:
     for name in sorted(sample):
         value = sample[name]
         if isinstance(value, np.ndarray) and value.dtype != object:
-            _feed(digest, f"{name}:array:{value.dtype.str}:{value.shape}".encode(), np.ascontiguousarray(value).data)
+            _feed(digest, f"{name}:array:{value.dtype.str}:{value.shape}".encode(), _array_hash(value, hashed))
             continue
         try:
             _feed(digest, f"{name}:json".encode(), json.dumps(value, sort_keys=True).encode())
@@ -51,10 +52,18 @@ def content_key(identity: str, sample: Mapping[str, Any]) -> str | None:
     return digest.hexdigest()
 
 
-def _feed(digest: Any, label: bytes, content: bytes | memoryview) -> None:
+def _array_hash(value: np.ndarray, hashed: dict[int, bytes] | None) -> bytes:
+    known = None if hashed is None else hashed.get(id(value))
+    if known is None:
+        known = hashlib.sha256(np.ascontiguousarray(value).data).digest()
+        if hashed is not None:
+            hashed[id(value)] = known
+    return known
+
+
+def _feed(digest: Any, label: bytes, content: bytes) -> None:
     # Lengths go first, so that no two different samples can run together into the same bytes.
-    size = content.nbytes if isinstance(content, memoryview) else len(content)
-    digest.update(f"{len(label)}:{size}:".encode() + label)
+    digest.update(f"{len(label)}:{len(content)}:".encode() + label)
     digest.update(content)
 
 
@@ -62,7 +71,8 @@ class ScoreCache:
     """Keeps the `max_items` scores used last; with a `folder` they outlive the run.
 
     The file holds one JSON object a line and at most twice `max_items` lines: past that it is written anew, aside, and
-    renamed. Runs may share a folder, since lines are appended whole. A line that a crash tore is skipped.
+    renamed. Runs may share a folder, since lines are appended whole. A line that a crash tore, or that is not as it was
+    written (each holds a checksum), is skipped: its score is computed again.
 
     >>> cache = ScoreCache(max_items=1)
     >>> cache.put({"k1": CachedScore(score=0.5), "k2": CachedScore(score=1.0)})
@@ -140,16 +150,24 @@ class ScoreCache:
 
 
 def _lines(scores: Mapping[str, CachedScore]) -> bytes:
-    rows = ({"key": key, "score": entry.score, "words": entry.words} for key, entry in scores.items())
+    rows = (
+        {"key": key, "score": entry.score, "words": entry.words, "check": _check(key, entry)}
+        for key, entry in scores.items()
+    )
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def _parse(line: bytes) -> tuple[str, CachedScore] | None:
     try:
         row = json.loads(line)
-        key, score, words = row["key"], float(row["score"]), row["words"]
+        key, score, words, check = row["key"], float(row["score"]), row["words"], row["check"]
     except (ValueError, KeyError, TypeError):
         return None
     if not (isinstance(key, str) and isinstance(words, str) and math.isfinite(score)):
         return None
-    return key, CachedScore(score=score, words=words)
+    entry = CachedScore(score=score, words=words)
+    return (key, entry) if check == _check(key, entry) else None
+
+
+def _check(key: str, entry: CachedScore) -> str:
+    return hashlib.sha256(json.dumps([key, entry.score, entry.words]).encode()).hexdigest()[:16]

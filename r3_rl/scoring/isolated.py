@@ -72,10 +72,8 @@ class IsolatedScorer:
         # `inspect.signature` reads it: the scorer is handed what it would be handed in this process.
         self.__signature__ = _signature(card["parameters"], card["takes_all"])
 
-    def __call__(
-        self, *, log_metric: Any = None, log_extra: Any = None, trainer_state: Any = None, **arguments: Any
-    ) -> list[float | None]:
-        """Score the samples in the child; raises what went wrong there or with it. The trainer's state stays here."""
+    def __call__(self, *, log_metric: Any = None, log_extra: Any = None, **arguments: Any) -> list[float | None]:
+        """Score the samples in the child; raises what went wrong there or with it."""
         with self._turn:
             if self._child is None:
                 self._start()

@@ -95,12 +95,13 @@ def _card(spec: ScorerSpec, info: ScorerInfo) -> dict[str, Any]:
 
 
 def _call(spec: ScorerSpec, info: ScorerInfo, arguments: dict[str, Any]) -> dict[str, Any]:
+    state = {name: arguments.pop(name) for name in ("trainer_state",) if name in arguments}  # not a sample's
     count = max((len(values) for values in arguments.values() if values is not None), default=0)
     for values in arguments.values():
         for value in values or ():
             if isinstance(value, np.ndarray):
                 value.flags.writeable = False  # as in the process that trains, though nobody else reads it here
-    asked = Asked(spec, {**arguments, "trainer_state": None}, count=count, columns=sorted(arguments), copy=False)
+    asked = Asked(spec, arguments | state, count=count, columns=sorted(arguments), copy=False)
     try:
         answer = asked.call()
         if inspect.isawaitable(answer):

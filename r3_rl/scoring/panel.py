@@ -11,11 +11,12 @@ import math
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Literal
+from typing import Literal
 
 from r3_rl.errors import ScorerError
 from r3_rl.observe.metrics import Numbers
 from r3_rl.scoring.asked import ScorerSpec, cause_of
+from r3_rl.scoring.base import RunProgress
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
@@ -62,6 +63,8 @@ class Panel:
         self._aggregate = aggregate
         self._max_failed_fraction = max_failed_fraction
         self._held_out = held_out
+        self.trainer_state = RunProgress()
+        """What scorers are told of the run; whoever runs the steps replaces it."""
         self._num_submitted = 0
         self._broken: ScorerError | None = None
 
@@ -75,11 +78,6 @@ class Panel:
         """Whether a scorer is group-wise, so that a batch must hold whole groups."""
         return any(seat.info.group_wise for seat in self._seats)
 
-    def show_state(self, trainer_state: Any) -> None:
-        """Hand this to the scorers that ask for `trainer_state` from now on, as TRL's trainers do."""
-        for seat in self._seats:
-            seat.trainer_state = trainer_state
-
     def submit(self, batch: ScoreBatch, *, counted: bool = True) -> Future[list[Verdict]]:
         """Start scoring a batch; the future's `result()` raises `ScorerError` for an answer against the contract.
 
@@ -89,7 +87,7 @@ class Panel:
         first = self._num_submitted
         if counted:
             self._num_submitted += batch.count
-        return self._caller.submit(self._score(batch, first, counted))
+        return self._caller.submit(self._score(batch, first, counted, self.trainer_state))
 
     def score(self, batch: ScoreBatch, *, counted: bool = True) -> list[Verdict]:
         """Score a batch and wait for it."""
@@ -136,8 +134,8 @@ class Panel:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    async def _score(self, batch: ScoreBatch, first: int, counted: bool) -> list[Verdict]:
-        calls = (seat.ask(batch, first, counted=counted) for seat in self._seats)
+    async def _score(self, batch: ScoreBatch, first: int, counted: bool, state: RunProgress) -> list[Verdict]:
+        calls = (seat.ask(batch, first, state, counted=counted) for seat in self._seats)
         asked = await asyncio.gather(*calls, return_exceptions=True)
         columns: list[Column] = []
         for seat, answer in zip(self._seats, asked, strict=True):

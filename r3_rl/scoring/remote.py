@@ -114,10 +114,12 @@ class RemoteScorer:
         return problems
 
     async def __call__(
-        self, *, log_metric: Any = None, log_extra: Any = None, trainer_state: Any = None, **arguments: Any
+        self, *, trainer_state: Any = None, log_metric: Any = None, log_extra: Any = None, **arguments: Any
     ) -> list[float | None]:
-        """Send the samples in as many requests as the server's limits ask for; raises when no sample has a score. The
-        trainer's state stays here."""
+        """Send the samples in as many requests as the server's limits ask for; raises when no sample has a score.
+
+        A server is not told how far the run is: `trainer_state` is not sent.
+        """
         from r3_rl.scoring.parcels import pack_parcels
 
         # Packing images takes a while, and this event loop belongs to other scorers too.

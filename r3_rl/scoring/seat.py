@@ -12,7 +12,7 @@ from r3_rl.errors import ScorerError
 from r3_rl.scoring.answers import LARGEST, BrokenContract
 from r3_rl.scoring.asked import ScorerSpec, cause_of
 from r3_rl.scoring.asking import Memory, ask_scorer
-from r3_rl.scoring.base import ScorerInfo, info_of
+from r3_rl.scoring.base import RunProgress, ScorerInfo, info_of
 from r3_rl.scoring.batch import CallParts, ScoreBatch, applicable, call_parts
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
@@ -39,8 +39,6 @@ class Seat:
         self.info: ScorerInfo = spec.info or info_of(spec.scorer)
         self.tally = Tally()
         self._said: set[str] = set()
-        self.trainer_state: Any = None
-        """Handed to a scorer that asks for it."""
         self._caller = caller
         self._memory = Memory(cache if spec.params is not None else None, spec, self.info)
 
@@ -50,12 +48,12 @@ class Seat:
             self._said.add(kind)
             _LOG.warning(message)
 
-    async def ask(self, batch: ScoreBatch, first: int, *, counted: bool = True) -> Column:
+    async def ask(self, batch: ScoreBatch, first: int, state: RunProgress, *, counted: bool = True) -> Column:
         """Score what applies of a batch; `first` is the position of its first sample within the step. What is not
         `counted` enters no metric."""
         tally = self.tally if counted else Tally()
         try:
-            parts = call_parts(batch, self.info)
+            parts = call_parts(batch, self.info, state)
         except ValueError as error:
             raise ScorerError(str(error)) from error
         indices = applicable(batch, parts, self.info)
@@ -99,7 +97,7 @@ class Seat:
     ) -> None:
         spec = self.spec
         offered: dict[str, Any] = {name: [values[i] for i in chunk] for name, values in parts.samples.items()}
-        offered |= {**parts.constants, "trainer_state": self.trainer_state}
+        offered |= parts.constants
         try:
             answered = await ask_scorer(
                 self._caller, spec, self.info, offered, count=len(chunk), columns=list(batch.columns())

@@ -20,7 +20,7 @@ from r3_rl.errors import DataError
 from r3_rl.scoring.answers import BrokenContract
 from r3_rl.scoring.asked import MAX_WORDS, ScorerSpec, cause_of
 from r3_rl.scoring.asking import Memory, ask_scorer, scorer_identity
-from r3_rl.scoring.base import STANDARD_ARGUMENTS, call_parameters, info_of
+from r3_rl.scoring.base import STANDARD_ARGUMENTS, RunProgress, call_parameters, info_of
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.png import decode_png
@@ -141,7 +141,7 @@ class ServedScorer:
         self, columns: Mapping[str, Sequence[Any]], indices: Sequence[int], sheet: _Sheet
     ) -> BaseException | None:
         """Call the scorer on some of the samples; what it raised is returned, what it answered is filled in."""
-        offered: dict[str, Any] = dict.fromkeys(STANDARD_ARGUMENTS)
+        offered: dict[str, Any] = {**dict.fromkeys(STANDARD_ARGUMENTS), "trainer_state": RunProgress()}
         offered |= {name: [values[index] for index in indices] for name, values in columns.items()}
         answered = await ask_scorer(
             self._caller,
@@ -177,6 +177,7 @@ def _columns(
     where it takes all).
     """
     images: dict[int, Any] = {}
+    files: dict[bytes, Any] = {}  # equal files are unpacked once
     damaged: dict[int, str] = {}
     broken: dict[int, str] = {}
     for index, sample in enumerate(request.samples):
@@ -185,13 +186,17 @@ def _columns(
             if number is None:
                 continue
             if number not in images and number not in damaged:
+                file = hashlib.sha256(request.images[number]).digest()
                 try:
-                    images[number] = decode_png(request.images[number], max_pixels=limits.image_pixels)
+                    if file not in files:
+                        files[file] = decode_png(request.images[number], max_pixels=limits.image_pixels)
+                    images[number] = files[file]
                 except DataError as error:
                     damaged[number] = str(error)
             if number in damaged:
                 broken.setdefault(index, f"{name}: {damaged[number]}")
     names = dict.fromkeys(name for sample in request.samples for name in sample if takes is None or name in takes)
+    names.pop("trainer_state", None)  # not a sample's
     if takes is None and len(names) > limits.keys:
         raise WireError(f"{len(names)} different columns in a request; at most {limits.keys} are taken", status=413)
     columns = {name: [sample.get(name) for sample in request.samples] for name in names}

@@ -260,8 +260,16 @@ def _message(kind: type[_Message], data: bytes | memoryview, name: str, limits: 
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise WireError(f"the {name}: {place + ': ' if place else ''}{first['msg']}") from error
+    except ValueError as error:
+        if limits is not None and "exceeds max_" in str(error):  # one list or mapping alone has too many
+            raise _too_many(limits) from error
+        raise WireError(f"the {name} is no msgpack ({type(error).__name__})") from error
     except Exception as error:  # msgpack's documentation: bad input may raise other errors than its own
         raise WireError(f"the {name} is no msgpack ({type(error).__name__})") from error
+
+
+def _too_many(limits: Limits) -> WireError:
+    return WireError(f"the envelope holds more than {limits.items:,} values", status=413)
 
 
 def _counting(limits: Limits) -> dict[str, Any]:
@@ -272,7 +280,7 @@ def _counting(limits: Limits) -> dict[str, Any]:
         nonlocal left
         left -= 1 + len(container)
         if left < 0:
-            raise WireError(f"the envelope holds more than {limits.items:,} values", status=413)
+            raise _too_many(limits)
         return container
 
     return {"list_hook": count, "object_hook": count, "max_array_len": limits.items, "max_map_len": limits.items}

@@ -27,6 +27,7 @@ from r3_rl.policy.base import Policy
 from r3_rl.policy.lora import drops
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.stopwatch import Stopwatch
+from r3_rl.scoring.base import RunProgress
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.arguments import refuse_training, settings_of
 from r3_rl.training.batcher import Batcher
@@ -168,6 +169,9 @@ class Loop:
         if self._collected is not None and number % self.args.num_iterations:
             return self._collected
         turn = number // self.args.num_iterations
+        for panel in (self.panel, self.held_out):
+            if panel is not None:
+                panel.trainer_state = RunProgress(global_step=number, max_steps=self.args.max_steps)
         self.policy.module.eval()
         with torch.no_grad(), fast_weights(self.policy.module):
             collected = self.schedule.collect(
@@ -238,9 +242,6 @@ class Loop:
             self.state = load_checkpoint(checkpoint, learner=self.learner, **self._saved())
         self.state.max_steps, self.state.is_world_process_zero = self.args.max_steps, ranks.rank() == 0
         self.state.is_local_process_zero = ranks.local_rank() == 0
-        for panel in (self.panel, self.held_out):
-            if panel is not None:
-                panel.show_state(self.state)
 
     def _saved(self) -> dict[str, Any]:
         """What a checkpoint holds beside what the learner has."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainerState
 
 from r3_rl.bridges.drawing import PolicyPainter, drawing_environment
 from r3_rl.bridges.trl import as_trl_reward
@@ -66,7 +67,9 @@ def test_conversations_become_words():
     ]
     with closing(as_trl_reward(counted)) as reward:
         assert reward.__name__ == "Counted"
-        assert reward(prompts=ASKED, completions=said, tag=["a", "b"], trainer_state=object()) == [2.0, 1.0]
+        assert reward(
+            prompts=ASKED, completions=said, tag=["a", "b"], trainer_state=TrainerState(global_step=1, max_steps=2)
+        ) == [2.0, 1.0]
     assert counted.seen == [(["a red circle"] * 2, ["one two", "three"], ["a", "b"])]
 
 

@@ -6,13 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from r3_rl.errors import InputError, ScorerError
-from r3_rl.scoring.base import info_of
+from r3_rl.scoring.base import RunProgress, info_of
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.isolated import load_isolated
@@ -37,6 +36,9 @@ async def later(completions):
 
 def picky(completions, colour):
     return [1.0] * len(completions)
+
+def curriculum(completions, trainer_state):
+    return [float(trainer_state.global_step)] * len(completions)
 
 def raises(completions):
     raise KeyError("no such colour")
@@ -104,7 +106,7 @@ def test_scores_words_metrics_and_declaration_are_those_of_this_process(isolated
         load_scorer("./scorers.py:mean", {"factor": 0.5}, folder),
     ):
         with Panel([ScorerSpec(name="s", scorer=scorer, params={"factor": 0.5})], cache=ScoreCache()) as panel:
-            panel.show_state(SimpleNamespace(global_step=1))  # which stays in this process
+            panel.trainer_state = RunProgress(global_step=1)
             verdicts = panel.score(batch)
             assert panel.score(batch)[0].total == 5.0
             metrics = panel.metrics()
@@ -115,9 +117,12 @@ def test_scores_words_metrics_and_declaration_are_those_of_this_process(isolated
     assert [total for total, _ in results[0][0]] == [5.0, 10.0, 5.0]
 
 
-def test_asynchronous_scorers_and_columns(isolated):
+def test_asynchronous_scorers_columns_and_the_state_of_the_run(isolated):
     with Panel([ScorerSpec(name="s", scorer=isolated("scorers.py:later"))]) as panel:
         assert panel.score(texts("a"))[0].total == 0.25
+    with Panel([ScorerSpec(name="s", scorer=isolated("scorers.py:curriculum"))]) as panel:
+        panel.trainer_state = RunProgress(global_step=5, max_steps=9)
+        assert panel.score(texts("a"))[0].total == 5.0
     with (
         Panel([ScorerSpec(name="s", scorer=isolated("scorers.py:picky"))]) as panel,
         pytest.raises(ScorerError, match="it demands the column 'colour', which the data set lacks"),

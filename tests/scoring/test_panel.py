@@ -9,7 +9,7 @@ import torch
 
 from r3_rl.errors import ScorerError
 from r3_rl.observe.metrics import unknown_names
-from r3_rl.scoring.base import ScorerInfo, scorer_info
+from r3_rl.scoring.base import RunProgress, ScorerInfo, scorer_info
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.panel import Panel
@@ -128,7 +128,7 @@ def test_a_scorer_sees_what_the_contract_promises():
     assert [picture.shape for picture in seen["images"]] == [(2, 3, 3)] * 2
     assert seen["draft_images"][0] is None
     assert seen["critiques"] == [None, "make it brighter"]
-    assert seen["rest"] == {"completion_ids": None, "trainer_state": None, "tag": ["one", None]}
+    assert seen["rest"] == {"completion_ids": None, "trainer_state": RunProgress(), "tag": ["one", None]}
     assert [verdict.words for verdict in verdicts] == ["too dark", ""]
     assert metrics["rewards/look/answers"] == 4.0
 

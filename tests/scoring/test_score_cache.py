@@ -87,11 +87,21 @@ def test_two_runs_share_a_folder(tmp_path):
     ],
 )
 def test_spoilt_lines_are_skipped(tmp_path, line):
-    good = json.dumps({"key": "good", "score": 0.5, "words": ""})
-    (tmp_path / FILE_NAME).write_text(f"{line}\n{good}\n", encoding="latin-1")
+    ScoreCache(folder=tmp_path).put({"good": CachedScore(score=0.5)})
+    good = (tmp_path / FILE_NAME).read_text()
+    (tmp_path / FILE_NAME).write_text(f"{line}\n{good}", encoding="latin-1")
     cache = ScoreCache(folder=tmp_path)
     assert len(cache) == 1
     assert cache.get("good") == CachedScore(score=0.5)
+
+
+@pytest.mark.parametrize(("was", "is_now"), [("0.5", "0.9"), ('"a"', '"b"'), ("dark", "dank")])
+def test_a_line_that_is_not_as_it_was_written_is_skipped(tmp_path, was, is_now):
+    ScoreCache(folder=tmp_path).put({"a": CachedScore(score=0.5, words="dark")})
+    line = (tmp_path / FILE_NAME).read_text()
+    assert ScoreCache(folder=tmp_path).get("a") == CachedScore(score=0.5, words="dark")
+    (tmp_path / FILE_NAME).write_text(line.replace(was, is_now, 1))
+    assert len(ScoreCache(folder=tmp_path)) == 0
 
 
 def test_a_torn_last_line_does_not_spoil_the_next_score(tmp_path):

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.request import urlopen
@@ -31,7 +32,7 @@ def place(url):
     return host, int(port)
 
 
-def everything(connection, timeout=10.0):
+def everything(connection, timeout=60.0):
     """What the server sends until it hangs up."""
     connection.settimeout(timeout)
     answer = b""
@@ -53,7 +54,7 @@ def test_a_connection_without_a_request_is_closed(start):
             idle.sendall(start)
             began = time.monotonic()
             assert everything(idle).startswith(b"HTTP/1.1 408 ")
-            assert 0.3 < time.monotonic() - began < 5
+            assert 0.3 < time.monotonic() - began < 30
         with socket.create_connection(place(url)) as again:  # a request, and then half of another one
             again.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             assert again.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
@@ -68,33 +69,38 @@ def test_connections_that_drip_a_head_are_closed_too():
             for letter in HEAD[:-4] * 100:
                 slow.sendall(bytes([letter]))
                 time.sleep(0.02)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
 
 
 def test_idle_connections_lock_nobody_out():
-    limits = ConnectionLimits(head_timeout_s=60, per_address=8, total=16)
+    limits = ConnectionLimits(head_timeout_s=600, per_address=8, total=16)
     with running([spec(lengths)], settings=ServerSettings(connections=limits)) as url:
         idle = [socket.create_connection(place(url)) for _ in range(40)]
         began = time.monotonic()
         for _ in range(5):
-            assert urlopen(f"{url}/health", timeout=10).status == 200
+            assert urlopen(f"{url}/health", timeout=60).status == 200
             assert post(url, asking("abc"))[0] == 200
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
         for connection in idle:
             connection.close()
 
 
 def test_a_request_under_way_keeps_its_place_and_further_connections_are_sent_away():
+    entered, release = threading.Semaphore(0), threading.Event()
+
     def waits(completions):
-        time.sleep(1.0)
+        entered.release()
+        release.wait(60)
         return [1.0] * len(completions)
 
     limits = ConnectionLimits(head_timeout_s=0.2, per_address=2, total=16)
     with running([spec(waits)], settings=ServerSettings(connections=limits)) as url, ThreadPoolExecutor(2) as pool:
         under_way = [pool.submit(post, url, asking(text)) for text in "ab"]
-        time.sleep(0.4)
+        for _ in under_way:
+            assert entered.acquire(timeout=60)
         with socket.create_connection(place(url)) as late:
             assert everything(late).startswith(b"HTTP/1.1 503 ")
+        release.set()
         assert [each.result()[0] for each in under_way] == [200, 200]
         assert post(url, asking("c"))[0] == 200
 
@@ -142,7 +148,7 @@ def test_columns_that_the_scorer_does_not_take_cost_nothing_and_others_have_a_li
         start = time.monotonic()
         asked = [pack_request(Request(scorer=name, samples=samples, images=[])) for name in ("few", "all")]
         few, everything_ = (post(url, body) for body in asked)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
     assert unpack_answer(few[2]).scores == [1.0] * 200
     assert (everything_[0], said(everything_[2])) == (
         413,
@@ -166,11 +172,11 @@ def test_more_objects_than_the_grid_holds_are_not_judged(include):
     with running([spec(load_scorer("shapes"))]) as url:
         start = time.monotonic()
         answer = unpack_answer(post(url, body_of(samples, [picture]))[2])
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
     assert answer.scores[0] is None and answer.scores[1] == 0.0
     assert answer.causes == {"0": "it asks for no object, or for more than the 9 cells hold"}
 
 
 def test_the_limits_are_told_to_clients():
     with running([spec(lengths)], settings=ServerSettings(limits=Limits(keys=3))) as url:
-        assert b'"keys":3' in urlopen(f"{url}/info", timeout=10).read()
+        assert b'"keys":3' in urlopen(f"{url}/info", timeout=60).read()

@@ -16,8 +16,8 @@ from r3_rl.types import Prompt
 CHANGES = {
     "the working folder (to /)": lambda: os.chdir("/"),
     "torch's default type (to float64)": lambda: torch.set_default_dtype(torch.float64),
-    "the seed of Python's random numbers": lambda: random.seed(0),
-    "the seed of numpy's random numbers": lambda: np.random.seed(0),
+    "the seed of Python's random numbers": lambda: random.seed(90210),  # which nobody else chose
+    "the seed of numpy's random numbers": lambda: np.random.seed(90210),  # which nobody else chose
 }
 
 

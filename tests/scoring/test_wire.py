@@ -197,8 +197,8 @@ def nested(depth):
         (envelope(samples=[{"a": nested(33)}]), "sample 0: 'a' is nested deeper than 32"),
         (envelope(samples=[{"a": nested(500)}]), "sample 0: 'a' is nested deeper than 32"),
         (envelope(samples=[{"a": [{}] * 300_000}]), "the envelope holds more than 300,000 values"),
-        (envelope(samples=[{"a": {str(i): i for i in range(300_001)}}]), "the envelope is no msgpack"),
-        (envelope(samples=[{"a": [0] * 300_001}]), "the envelope is no msgpack (ValueError)"),
+        (envelope(samples=[{"a": {str(i): i for i in range(300_001)}}]), "the envelope holds more than 300,000 values"),
+        (envelope(samples=[{"a": [0] * 300_001}]), "the envelope holds more than 300,000 values"),
         (envelope(image_bytes=[0] * 100_000), "100000 images; 2 are the most for so many samples"),
         (envelope([encode_png(noise(8, 8))], samples=[{"images": 0}] * 5), "images of 320 pixels in all; at most 300"),
     ],
@@ -209,7 +209,7 @@ def test_work_is_bounded_before_it_is_done(body, said):
     with pytest.raises(WireError) as raised:
         unpack_request(body, Limits(total_pixels=300))
     assert said in str(raised.value)
-    assert raised.value.status == 413 or "no msgpack" in said
+    assert raised.value.status == 413
     assert time.perf_counter() - start < 2
 
 

@@ -14,7 +14,7 @@ def phases(trainer, num_steps):
     found = {}
     trainer.on_collected = lambda step, collected: found.setdefault(step, collected.phase)
     for step in range(num_steps):
-        trainer._rollouts(step)
+        trainer.roll_out(step)
     assert all(found[step] == "reason" for step in range(0, num_steps, 2))
     return [found[step] for step in range(1, num_steps, 2)]
 
