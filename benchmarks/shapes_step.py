@@ -92,6 +92,7 @@ def build(args: argparse.Namespace, weights: Path, scratch: Path) -> tuple[Any, 
         f"rollout.num_prompts={args.prompts}",
         f"rollout.branch={{plan: {args.group // 2}, draft: 2, critique: {args.group}}}",
         "balance.probe_every=0",
+        "algorithm.tree.reason_steps=1",
         "eval_rewards=[]",
         f"training.max_steps={2 * args.repeat + 4}",
     ]
