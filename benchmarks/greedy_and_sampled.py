@@ -10,6 +10,7 @@ its greedy figures rise.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -95,17 +96,18 @@ def measure(args: argparse.Namespace) -> dict[str, Measured]:
         loaded = load_embedded(args.model)
         cooler = replace(bench, settings=at_entropy(loaded.policy, bench, wanted))
         assert cooler.settings.plan is not None
-        found[f"base at T = {cooler.settings.plan.temperature:.2f}"] = cooler.run(loaded.policy, items)
+        found[f"base at T = {cooler.settings.plan.temperature:.2g}"] = cooler.run(loaded.policy, items)
     return found
 
 
 def at_entropy(policy: Policy, bench: LoopBench, wanted: float) -> LoopSettings:
     """The settings at the temperature, of plans and critiques alike, at which plans have `wanted` nats a token: what a
-    gain in sampled figures is to be compared with. Found by halving between 0.05 and 2; entropy rises with it."""
-    low, high, settings = 0.05, 2.0, bench.settings
+    gain in sampled figures is to be compared with. Found by halving between 0.001 and 2 in the logarithm: choices that
+    the base finds equally good (cells, free colours) keep their entropy down to temperatures near 0."""
+    low, high, settings = 0.001, 2.0, bench.settings
     prompts = bench.items().prompts
-    for _ in range(8):
-        middle = (low + high) / 2
+    for _ in range(10):
+        middle = math.sqrt(low * high)
         assert settings.plan is not None
         tried = replace(
             settings,
