@@ -8,10 +8,10 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from r3_rl.observe.environment import installed_version
 from r3_rl.process import MALLOC, physical_cores
 
 PACKAGES = {
@@ -47,7 +47,7 @@ def doctor() -> None:
 
 def examine() -> Iterator[Finding]:
     """Look at versions, processor, accelerator, allocator, disk and optional packages, in that order."""
-    yield Finding("r3-rl", version("r3-rl"))
+    yield Finding("r3-rl", installed_version("r3-rl") or "not installed")
     yield Finding("python", platform.python_version())
     yield Finding("system", f"{platform.system()} {platform.machine()}, {physical_cores()} physical cores")
     yield Finding("processor units", _processor_units())
@@ -56,7 +56,7 @@ def examine() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     yield Finding("disk", f"{free:.0f} GiB free here", "a run with checkpoints needs some" if free < 2 else "")
     for extra, names in PACKAGES.items():
-        found = {name: _version(name) for name in names}
+        found = {name: installed_version(name) for name in names}
         missing = [name for name, installed in found.items() if installed is None]
         text = ", ".join(f"{name} {installed or 'missing'}" for name, installed in found.items())
         yield Finding(f"extra {extra}", text, f"pip install 'r3-rl[{extra}]'" if missing else "")
@@ -83,13 +83,6 @@ def matmul_gflops(dtype_name: str, seconds: float = 0.2, size: int = 1024) -> fl
     return 2 * size**3 * count / elapsed / 1e9
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _processor_units() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -102,7 +95,7 @@ def _processor_units() -> str:
 
 
 def _torch() -> Iterator[Finding]:
-    if _version("torch") is None:
+    if installed_version("torch") is None:
         yield Finding("torch", "missing", "pip install 'r3-rl[train]'")
         return
     import torch
@@ -123,7 +116,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _torchvision() -> Iterator[Finding]:
-    if _version("torchvision") is None:
+    if installed_version("torchvision") is None:
         return
     from r3_rl.torchvision_guard import guard
 
@@ -132,7 +125,7 @@ def _torchvision() -> Iterator[Finding]:
         import torchvision  # noqa: F401
     except Exception as error:
         reason = f"fails to load: {type(error).__name__}"
-        yield Finding("torchvision", reason, f"install the torchvision made for torch {_version('torch')}")
+        yield Finding("torchvision", reason, f"install the torchvision made for torch {installed_version('torch')}")
     else:
         yield Finding("torchvision", guarded)
 

@@ -74,8 +74,7 @@ def _judge(images: Sequence[Any], include: Sequence[Any], log_extra: LogExtra | 
 
     seen = inspect(np.stack([as_floats(image) for image in images]))
     judgements = [
-        judge(s.objects, {"include": asked}) if fits_the_grid(asked) else None
-        for s, asked in zip(seen, include, strict=True)
+        judge(s, {"include": asked}) if fits_the_grid(asked) else None for s, asked in zip(seen, include, strict=True)
     ]
     if log_extra is not None:
         log_extra("reason", [j.words if j else "" for j in judgements])

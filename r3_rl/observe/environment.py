@@ -23,7 +23,7 @@ def environment(*, dtype: str, device: str = "cpu") -> dict[str, Any]:
     """
     import torch
 
-    found = {name: _version(name) for name in PACKAGES}
+    found = {name: installed_version(name) for name in PACKAGES}
     described: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -58,7 +58,8 @@ def peak_bytes(device: Any = "cpu") -> int:
     return used if platform.system() == "Darwin" else used * 1024
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

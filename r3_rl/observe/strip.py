@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,22 +40,21 @@ class _Layout:
         return round(max(12, self.image_px // 12) * 1.4)
 
 
-def strip(trajectory: Trajectory | SeenTrajectory, *, image_px: int = 176, columns: int | None = None) -> Image.Image:
+def strip(trajectory: Trajectory | SeenTrajectory, *, image_px: int = 176) -> Image.Image:
     """One trajectory as a row: each image with its score, and between two images the critique that led on.
 
     Args:
         trajectory: as rolled out, or as loaded from a run folder.
         image_px: side of an image in the picture; small images are enlarged without smoothing.
-        columns: images a row has room for, so that strips of unlike length line up; None fits this trajectory.
 
     Returns:
         An RGB picture.
     """
     seen = trajectory if isinstance(trajectory, SeenTrajectory) else see(trajectory)
     layout = _Layout(image_px=image_px, text_px=image_px)
-    columns = max(columns or 0, len(seen.rounds))
+    columns = len(seen.rounds)
     # A critique column follows every image; the last one only if something was said about the last image.
-    says_last = len(seen.rounds) < columns or seen.rounds[-1].critique is not None
+    says_last = seen.rounds[-1].critique is not None
     width = 2 * MARGIN + columns * (image_px + GAP) + (columns - 1 + says_last) * (layout.text_px + GAP) - GAP
     title = _wrap(seen.prompt, layout.font, width - 2 * MARGIN)
     title_px = len(title) * layout.row_px + GAP // 2
@@ -72,33 +70,6 @@ def strip(trajectory: Trajectory | SeenTrajectory, *, image_px: int = 176, colum
         if this.critique is not None:
             _draw_critique(draw, this, (x, top), layout)
         x += layout.text_px + GAP
-    return picture
-
-
-def grid(trajectories: Sequence[Trajectory | SeenTrajectory], *, columns: int = 2, image_px: int = 96) -> Image.Image:
-    """Many strips in rows and columns, with rules between them.
-
-    Args:
-        trajectories: at least one.
-        columns: strips side by side.
-        image_px: side of an image in the picture.
-    """
-    assert trajectories and columns >= 1
-    seen = [this if isinstance(this, SeenTrajectory) else see(this) for this in trajectories]
-    most = max(len(this.rounds) for this in seen)
-    strips = [strip(this, image_px=image_px, columns=most) for this in seen]
-    cell_width = max(this.width for this in strips)
-    rows = [strips[start : start + columns] for start in range(0, len(strips), columns)]
-    heights = [max(this.height for this in row) for row in rows]
-    picture = Image.new("RGB", (cell_width * min(columns, len(strips)), sum(heights)), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    y = 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, this in enumerate(row):
-            picture.paste(this, (column * cell_width, y))
-        if y:
-            draw.line([(MARGIN, y), (picture.width - MARGIN, y)], LINE)
-        y += height
     return picture
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,19 +64,6 @@ def new(name: str, folder: str | Path = ".") -> list[Path]:
     return list(files)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TestResult:
-    """What `r3 rewards test` found."""
-
-    __test__ = False  # pytest collects classes by this name
-
-    verdicts: tuple[Verdict, ...]
-    load_s: float
-    """Seconds to find and build the scorer."""
-    score_s: float
-    """Seconds of the call."""
-
-
 def test(
     scorer: str,
     paths: Sequence[str | Path] = (),
@@ -87,7 +73,7 @@ def test(
     params: Mapping[str, Any] | None = None,
     columns: Mapping[str, Any] | None = None,
     base_folder: str | Path = ".",
-) -> TestResult:
+) -> list[Verdict]:
     """Score images (files, or the images of a folder) or a text, and print scores and time; two images show the gain.
 
     With two images the first is the draft of the second. Raises `InputError` for a wrong name, parameter or file, and
@@ -124,7 +110,7 @@ def test(
     score_s = metrics[f"rewards/{spec.name}/time_s"]
     _print_verdicts([str(file) for file in files] or ["text"], verdicts, spec.name)
     print(f"loaded in {loaded - start:.3f} s, scored {count} in {score_s:.3f} s ({count / max(score_s, 1e-9):.1f}/s)")
-    return TestResult(verdicts=tuple(verdicts), load_s=loaded - start, score_s=score_s)
+    return verdicts
 
 
 test.__test__ = False  # type: ignore[attr-defined]

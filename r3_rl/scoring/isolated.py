@@ -162,7 +162,7 @@ class _Child:
             self._socket.settimeout(timeout_s)
             write_frame(self._socket.sendall, payload)
             self._socket.settimeout(None)
-            return json.loads(read_frame(self._reader(deadline, timeout_s, memory_bytes), _MAX_REPLY_BYTES))
+            return json.loads(read_frame(self._reader(deadline, memory_bytes), _MAX_REPLY_BYTES))
         except TimeoutError:
             error: Exception = TimeoutError(f"no answer within {timeout_s:g} s; its process was ended")
         except MemoryError as limit:
@@ -176,7 +176,7 @@ class _Child:
         self.end()
         raise _Ended(error)
 
-    def _reader(self, deadline: float, timeout_s: float, memory_bytes: int | None) -> Callable[[int], bytes]:
+    def _reader(self, deadline: float, memory_bytes: int | None) -> Callable[[int], bytes]:
         def read(count: int) -> bytes:
             while not select.select([self._socket], [], [], _LOOK_S)[0]:
                 if time.monotonic() > deadline:

@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 
-from r3_rl.observe.strip import grid, strip
+from r3_rl.observe.strip import strip
 from r3_rl.observe.trajectories import SeenRound, SeenTrajectory
-from tests.observe.runs import HOSTILE, trajectory
+from tests.observe.runs import trajectory
 
 
 def test_images_are_enlarged_with_hard_pixels_and_stand_in_order():
@@ -29,11 +28,3 @@ def test_a_long_word_is_broken_rather_than_cut():
 def test_a_missing_image_is_said():
     seen = SeenTrajectory(prompt="p", tag="", rounds=(SeenRound(pixels=None),))
     assert len(strip(seen).getcolors()) > 3
-
-
-def test_a_grid_lines_up_trajectories_of_unlike_length():
-    trajectories = [trajectory(scores, prompt=HOSTILE) for scores in ([0.3], [0.3, 0.6, 1.0], [1.0])]
-    picture = grid(trajectories, columns=2, image_px=64)
-    assert picture.width == 2 * max(strip(this, image_px=64, columns=3).width for this in trajectories)
-    with pytest.raises(AssertionError):
-        grid([])

@@ -1,27 +1,17 @@
-"""Reading, resizing and cutting images."""
+"""Resizing and cutting images."""
 
 from __future__ import annotations
-
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from r3_rl.errors import DataError, InputError
+from r3_rl.errors import InputError
 from r3_rl.pixels import to_uint8
 from r3_rl.policy.bagel import images
 from r3_rl.policy.bagel.config import ResizeRule
-from r3_rl.policy.bagel.images import (
-    decode_image,
-    patchify,
-    read_image,
-    resize,
-    resized_size,
-    to_float,
-)
+from r3_rl.policy.bagel.images import patchify, resize, resized_size, to_float
 from r3_rl.scoring import batch
 
 RULE = ResizeRule(longest=64, shortest=32, stride=16)
@@ -91,56 +81,3 @@ def test_patches_of_a_batch_are_those_of_its_images():
     assert torch.equal(batch[0, 4, :6], torch.cat([images[0, :, 4, 4], images[0, :, 4, 5]]))
     with pytest.raises(InputError, match="does not divide"):
         patchify(images, 5)
-
-
-def test_files_are_read_in_every_common_mode(tmp_path):
-    colours = Image.fromarray(noise_u8(6, 8))
-    for mode in ("RGB", "L", "RGBA", "P", "CMYK", "I;16"):
-        path = tmp_path / f"{mode[0]}.tiff"
-        (colours.convert("L").convert(mode) if mode == "I;16" else colours.convert(mode)).save(path)
-        assert read_image(path).shape == (3, 6, 8)
-
-
-def test_what_is_transparent_is_white(tmp_path):
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert read_image(tmp_path / "clear.png").min() == 1
-
-
-def test_a_photograph_is_turned_upright(tmp_path):
-    picture = Image.fromarray(noise_u8(6, 8))
-    exif = picture.getexif()
-    exif[274] = 6
-    picture.save(tmp_path / "turned.png", exif=exif)
-    assert read_image(tmp_path / "turned.png").shape == (3, 8, 6)
-
-
-def png_header(width, height):
-    """The start of a PNG that claims a size and holds almost nothing."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-@pytest.mark.parametrize("side", [30_000, 9_000])
-def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, side):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png_header(side, side))
-    with pytest.raises(DataError, match=r"bomb\.png: .*pixels"):
-        read_image(path)
-
-
-def test_errors_name_the_file(tmp_path):
-    words = tmp_path / "words.png"
-    words.write_text("no image at all")
-    with pytest.raises(DataError, match=r"words\.png: not an image"):
-        read_image(words)
-    with pytest.raises(DataError, match=r"gone\.png: no such"):
-        read_image(tmp_path / "gone.png")
-    whole = tmp_path / "whole.png"
-    Image.fromarray(noise_u8(40, 40)).save(whole)
-    with pytest.raises(DataError, match="half: the image cannot be read"):
-        decode_image(whole.read_bytes()[:600], name="half")

@@ -76,8 +76,8 @@ def test_new_refuses_what_it_cannot_write(tmp_path):
 
 def test_a_folder_of_images(pictures, tmp_path, capsys):
     commands.new("redness", tmp_path)
-    result = commands.test("./redness.py:redness", [pictures], prompt="a red circle", base_folder=tmp_path)
-    assert [verdict.total for verdict in result.verdicts] == [1.0, 0.0]
+    verdicts = commands.test("./redness.py:redness", [pictures], prompt="a red circle", base_folder=tmp_path)
+    assert [verdict.total for verdict in verdicts] == [1.0, 0.0]
     out = capsys.readouterr().out
     assert "a.png  1  100 % red" in out
     assert "gain" in out
@@ -87,15 +87,15 @@ def test_a_folder_of_images(pictures, tmp_path, capsys):
 def test_two_images_show_the_gain(pictures, capsys):
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(noise).save(pictures / "noise.png")
-    result = commands.test("sharpness", [pictures / "a.png", pictures / "noise.png"])
-    draft, refined = (verdict.total for verdict in result.verdicts)
+    verdicts = commands.test("sharpness", [pictures / "a.png", pictures / "noise.png"])
+    draft, refined = (verdict.total for verdict in verdicts)
     assert refined > 0.9 > draft
     assert f"{refined - draft:+.6g}" in capsys.readouterr().out
 
 
 def test_a_text(capsys):
-    result = commands.test("length", text="three short words", params={"max_words": 4, "soft_words": 2})
-    assert result.verdicts[0].total == 0.5
+    (verdict,) = commands.test("length", text="three short words", params={"max_words": 4, "soft_words": 2})
+    assert verdict.total == 0.5
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_an_image_is_seen_as_a_viewer_shows_it(tmp_path):
 def test_files_that_a_mac_leaves_are_passed_over_and_large_ones_named(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "._a.png").write_bytes(b"Mac OS X")
-    assert len(commands.test("jpeg_size", [tmp_path]).verdicts) == 1
+    assert len(commands.test("jpeg_size", [tmp_path])) == 1
     Image.new("RGB", (30, 20)).save(tmp_path / "b.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow raises at twice its limit
     with pytest.raises(DataError, match=r"b\.png: more than 64,000,000 pixels in all"):

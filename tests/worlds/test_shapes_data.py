@@ -39,9 +39,7 @@ def test_text_to_image_is_wrong_as_often_as_it_says():
     samples = ShapesStream(seed=4).text_to_image(800, plan_noise=0.25, image_noise=0.1)
     plans_right = [judge(parse_plan(s.plan), PROMPT_OF[s.prompt]).strict for s in samples]
     seen = inspect(np.stack([s.image for s in samples]))
-    departs = [
-        {o[:4] for o in i.objects} != {o[:4] for o in parse_plan(s.plan)} for i, s in zip(seen, samples, strict=True)
-    ]
+    departs = [{o[:4] for o in i} != {o[:4] for o in parse_plan(s.plan)} for i, s in zip(seen, samples, strict=True)]
     assert 0.70 < np.mean(plans_right) < 0.80
     assert 0.06 < np.mean(departs) < 0.14
     clean = ShapesStream(seed=4).text_to_image(200, plan_noise=0.0, image_noise=0.0, tags=["position"])

@@ -1,29 +1,22 @@
-"""Images on their way into the model and out of it: reading, resizing, transforms, patches.
+"""Images on their way into the model and out of it: resizing, transforms, patches.
 
 Inside the toolkit an image is float32 [3, H, W] in [0, 1]; at its borders uint8 [H, W, 3].
 """
 
 from __future__ import annotations
 
-import io
-import warnings
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from r3_rl.errors import DataError, InputError
+from r3_rl.errors import InputError
 from r3_rl.pixels import flat_rgb, to_uint8
 from r3_rl.policy.bagel.config import ResizeRule
 
 ImageLike: TypeAlias = Tensor | np.ndarray | Image.Image
-
-MAX_PIXELS = 64_000_000
-"""Pixels a user's file may hold: far above any photograph that is shrunk to 1024, far below a decompression bomb."""
-MAX_FILE_BYTES = 256 * 1024**2
 
 
 def resized_size(height: int, width: int, rule: ResizeRule) -> tuple[int, int]:
@@ -124,41 +117,3 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     rows, cols = height // patch, width // patch
     grid = images.reshape(-1, channels, rows, patch, cols, patch).permute(0, 2, 4, 3, 5, 1)
     return grid.reshape(*batch, rows * cols, patch * patch * channels)
-
-
-def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Reads a user's image file as float32 [3, H, W] in [0, 1], refusing what is no image or unreasonably large.
-
-    The size is judged by the header, before anything is unpacked. Raises DataError naming the file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such image file", hint="check the path")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"{path}: larger than {MAX_FILE_BYTES // 1024**2} MiB", hint="give a smaller image file")
-    return decode_image(path.read_bytes(), name=str(path), max_pixels=max_pixels)
-
-
-def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The bytes of an image file as float32 [3, H, W] in [0, 1]; `name` is what an error calls them."""
-    try:
-        # Pillow warns on its own limit before it raises; ours is judged first and is lower
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data))
-        width, height = picture.size
-        if width * height > max_pixels:
-            raise DataError(
-                f"{name}: {width} x {height} pixels, more than the {max_pixels:,} allowed",
-                hint="shrink the image first",
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # a photograph taken upright stays upright
-            return to_float(ImageOps.exif_transpose(picture))
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"{name}: not an image", hint="give a PNG, JPEG or WebP file") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: the image cannot be read ({error})", hint="is the file complete?") from error

@@ -22,4 +22,4 @@ def describe_shapes(picture: Any) -> str:
     'red circle top right'
     """
     pixels = np.asarray(picture.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
-    return listing(reading_order(inspect(pixels[None])[0].objects))
+    return listing(reading_order(inspect(pixels[None])[0]))

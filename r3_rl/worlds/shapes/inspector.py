@@ -8,7 +8,6 @@ first. Shape legend: B images; K cells with something in them; T templates; P = 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -33,21 +32,6 @@ MAX_TINT = 0.2
 _CELLS_AT_ONCE = 512
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """What was seen in one picture."""
-
-    objects: Scene
-    """In reading order; `rough` is UNCLEAR where malformed (colour and shape are then the best guess)."""
-    misfits: tuple[float, ...]
-    """For each object, the share of the best template's energy that the picture departs from it; 0 is exact."""
-
-    @property
-    def quality(self) -> float:
-        """1 - the worst misfit, at least 0; 1 for an empty picture."""
-        return max(0.0, 1.0 - max(self.misfits, default=0.0))
-
-
 class _Bank(NamedTuple):
     templates: np.ndarray
     """float32 [P * P, T]"""
@@ -70,7 +54,7 @@ def _bank() -> _Bank:
     return _Bank(templates, np.square(templates).sum(0), shape, dx, dy, radius)
 
 
-def inspect(images: np.ndarray) -> list[Inspection]:
+def inspect(images: np.ndarray) -> list[Scene]:
     """Read a batch of pictures.
 
     Args:
@@ -80,7 +64,7 @@ def inspect(images: np.ndarray) -> list[Inspection]:
         InputError: another shape.
 
     >>> from r3_rl.worlds.shapes.drawing import render
-    >>> [o.color for o in inspect(render([(Obj("red", "circle", 0, 2),)]))[0].objects]
+    >>> [o.color for o in inspect(render([(Obj("red", "circle", 0, 2),)]))[0]]
     ['red']
     """
     images = np.asarray(images, np.float32)
@@ -93,12 +77,12 @@ def inspect(images: np.ndarray) -> list[Inspection]:
     noise = _noise_power(images)
     light = np.maximum(cells.max(axis=3) - MIN_LIGHT, 0.0).sum(axis=(-2, -1))
     where = np.argwhere(light >= MIN_MASS)
-    seen: list[list[tuple[Obj, float]]] = [[] for _ in images]
+    seen: list[list[Obj]] = [[] for _ in images]
     for start in range(0, len(where), _CELLS_AT_ONCE):
         at = where[start : start + _CELLS_AT_ONCE]
         for (b, row, col), read in zip(at.tolist(), _read_cells(cells[tuple(at.T)], noise[at[:, 0]]), strict=True):
-            seen[b].append((read[0]._replace(row=row, col=col), read[1]))
-    return [Inspection(objects=tuple(o for o, _ in s), misfits=tuple(m for _, m in s)) for s in seen]
+            seen[b].append(read._replace(row=row, col=col))
+    return [tuple(objects) for objects in seen]
 
 
 def _noise_power(images: np.ndarray) -> np.ndarray:
@@ -110,8 +94,8 @@ def _noise_power(images: np.ndarray) -> np.ndarray:
     return np.square(np.minimum(np.median(steps, axis=1) / (0.6745 * np.sqrt(2)), MAX_NOISE))
 
 
-def _read_cells(cells: np.ndarray, noise: np.ndarray) -> list[tuple[Obj, float]]:
-    """Best guess (in cell 0, 0) and misfit of cells [K, 3, P, P] with the background taken off; `noise` is [K]."""
+def _read_cells(cells: np.ndarray, noise: np.ndarray) -> list[Obj]:
+    """Best guess (in cell 0, 0) of cells [K, 3, P, P] with the background taken off; `noise` is [K]."""
     bank, palette = _bank(), PALETTE - np.float32(BACKGROUND)
     pixels = cells.reshape(len(cells), 3, -1)
     light = np.square(np.maximum(pixels.max(axis=1), 0.0))
@@ -136,18 +120,15 @@ def _read_cells(cells: np.ndarray, noise: np.ndarray) -> list[tuple[Obj, float]]
         (misfit > MAX_MISFIT) | (brightness < MIN_BRIGHTNESS) | (brightness > MAX_BRIGHTNESS) | (tint > MAX_TINT)
     )
     return [
-        (
-            Obj(
-                COLORS[color[k]],
-                SHAPES[bank.shape[t]],
-                0,
-                0,
-                float(bank.dx[t]),
-                float(bank.dy[t]),
-                float(bank.radius[t]),
-                UNCLEAR if malformed[k] else "",
-            ),
-            float(misfit[k]),
+        Obj(
+            COLORS[color[k]],
+            SHAPES[bank.shape[t]],
+            0,
+            0,
+            float(bank.dx[t]),
+            float(bank.dy[t]),
+            float(bank.radius[t]),
+            UNCLEAR if malformed[k] else "",
         )
         for k, t in enumerate(best)
     ]

@@ -11,7 +11,6 @@ from r3_rl.worlds.base import Batches, Tags
 from r3_rl.worlds.shapes.data import ShapesStream
 from r3_rl.worlds.shapes.prompts import TAGS
 
-KINDS = ("text_to_image", "edit", "critique", "question", "plan")
 CHECK = "check {prompt}"
 """What stands before a critique; the protocol `compact` uses the same words."""
 

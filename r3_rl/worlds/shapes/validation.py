@@ -33,7 +33,7 @@ def share_right(num_images: int, condition: str, *, seed: int) -> float:
     rng = np.random.default_rng(seed)
     scenes = [random_scene(int(rng.random() * 7), rng) for _ in range(num_images)]
     images = disturb(render(scenes), condition, rng)
-    return float(np.mean([same_objects(s.objects, scene) for s, scene in zip(inspect(images), scenes, strict=True)]))
+    return float(np.mean([same_objects(seen, scene) for seen, scene in zip(inspect(images), scenes, strict=True)]))
 
 
 def share_malformed(num_images: int, rough: str, *, seed: int, condition: str = "clean") -> float:
@@ -44,7 +44,7 @@ def share_malformed(num_images: int, rough: str, *, seed: int, condition: str = 
         for _ in range(num_images)
     ]
     images = disturb(render(scenes), condition, rng)
-    found = [sum(o.malformed for o in s.objects) for s in inspect(images)]
+    found = [sum(o.malformed for o in seen) for seen in inspect(images)]
     return sum(min(n, 3) for n in found) / (3 * num_images)
 
 

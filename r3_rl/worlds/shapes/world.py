@@ -116,7 +116,7 @@ class ShapesWorld:
 
     def inspect(self, images: np.ndarray) -> list[Scene]:
         """Objects in reading order, malformed ones marked."""
-        return [seen.objects for seen in inspector.inspect(images)]
+        return inspector.inspect(images)
 
     def same(self, one: Scene, other: Scene) -> bool:
         """Colours, shapes, cells, and which are malformed."""
