@@ -21,7 +21,6 @@ PACKAGES = {
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
     "judge": ("openai",),
     "serve": ("fastapi", "uvicorn", "msgpack", "httpx"),
-    "eval": ("torchmetrics",),
     "track": ("tensorboard",),
     "deepspeed": ("deepspeed",),
 }

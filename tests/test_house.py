@@ -57,6 +57,23 @@ def test_every_extra_that_the_doctor_knows_is_in_the_package_metadata():
         assert {name.lower() for name in names} <= required, extra
 
 
+def test_every_package_of_an_extra_is_used():
+    """Imported, or named as a text where it is imported by its name (trackers)."""
+    from r3_rl.doctor import PACKAGES
+
+    reports = {REPOSITORY / "r3_rl" / "doctor.py", REPOSITORY / "r3_rl" / "observe" / "environment.py"}
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("r3_rl", "rewards")
+        for path in sorted((REPOSITORY / folder).rglob("*.py"))
+        if path not in reports
+    )
+    for extra, names in PACKAGES.items():
+        for name in names:
+            module = name.removesuffix("_torch")
+            assert re.search(rf'\b(import|from) {module}\b|"{module}"', code), f"{extra}: nothing uses {name}"
+
+
 def test_pinned_versions_lie_within_the_ranges_of_the_package():
     from packaging.requirements import Requirement
 
