@@ -16,8 +16,9 @@ from r3_rl.policy.backbone import GENERATION, Backbone, BackboneSpec, ImageSizes
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.policy.registry import backbone_of, find, names
 from r3_rl.recipe import Recipe
+from r3_rl.recipe.drawing import DrawingSection
 from r3_rl.recipe.files import folder_problem, name_problem, paths_written
-from r3_rl.recipe.learning import MOST_SCORERS
+from r3_rl.recipe.learning import EVERY_BRANCH, MOST_SCORERS
 from r3_rl.recipe.pretraining import OF_THE_WORLD
 from r3_rl.recipe.sampling import COMPACT, RECOGNISED
 from r3_rl.recipe.tree import Path, unfilled
@@ -80,20 +81,23 @@ def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     except CheckpointError as error:
         yield ("model", "path"), str(error)
         return
-    if backbone is not None:
-        yield from _branch_problems(recipe, backbone.spec)
+    if backbone is None:
+        return
+    yield from _backbone_problems(recipe, backbone.spec)
     if sizes is not None:
         found = [*_size_problems(recipe, sizes)] or canvas
-        yield from found or _budget_problems(recipe, sizes)
+        yield from found or _budget_problems(recipe, backbone.spec, sizes)
 
 
-def _branch_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Path, str]]:
-    """Branches and layers that the backbone does not have."""
+def _backbone_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Path, str]]:
+    """Branches and layers that the backbone does not have, and what it cannot do with them."""
     lora, own = recipe.lora, ", ".join(spec.branches)
-    if lora.enabled and lora.branches not in ("both", *spec.branches):
-        yield ("lora", "branches"), f"{spec.title} has the branches {own}; use 'both' for all of them"
+    if lora.enabled and lora.branches not in (EVERY_BRANCH, *spec.branches):
+        yield ("lora", "branches"), f"{spec.title} has the branches {own}; use '{EVERY_BRANCH}' for all of them"
     if recipe.training.shard_optimizer and not spec.can_shard:
         yield ("training", "shard_optimizer"), f"the layers of {spec.title} cannot be sharded; leave it out"
+    if recipe.training.gradient_checkpointing and not spec.can_recompute:
+        yield ("training", "gradient_checkpointing"), f"{spec.title} does not compute layers again; set it to false"
     if GENERATION in spec.branches:
         return
     wanted: list[tuple[Path, Any]] = [(("training", "image_learning_rate"), recipe.training.image_learning_rate)]
@@ -169,18 +173,25 @@ def nearest_divisors(number: int, wanted: int) -> str:
     return " or ".join(str(n) for n in (*below, *[n for n in divisors if n > wanted][:1]))
 
 
-def _budget_problems(recipe: Recipe, sizes: ImageSizes) -> Iterator[tuple[Path, str]]:
-    """A micro-batch holds at least one segment with its context, whatever the budget. Counted are its image tokens, and
-    of an image in the context the fewest that it can have."""
+def fewest_tokens(recipe: Recipe, spec: BackboneSpec, sizes: ImageSizes) -> dict[str, int]:
+    """Count the image tokens that an update reads at least for one segment of each kind that is trained, its context
+    included; of an image in the context the fewest that it can have."""
     rollout, schedule = recipe.rollout, recipe.algorithm.schedule
-    step, look = sizes.drawn_tokens(rollout.draft.size), sizes.look_tokens
+    drawn, look = sizes.drawn_tokens(rollout.draft.size), sizes.look_tokens
     needed: dict[str, int] = {}
     if recipe.algorithm.image_loss_weight > 0 and schedule != "critique_only":
-        needed["draft"] = step * _num_scored(rollout.draft)
+        needed["draft"] = drawn * _num_passes(rollout.draft, spec)
         if schedule in ("tree", "full", "episode", "progressive"):
-            needed["refinement"] = step + look + step * _num_scored(rollout.refine)
+            redrawn = drawn if spec.refines == "edit" else 0
+            needed["refinement"] = redrawn + look + drawn * _num_passes(rollout.refine, spec)
     if recipe.algorithm.text_loss_weight > 0 and schedule != "draft_only":
         needed["critique"] = look
+    return needed
+
+
+def _budget_problems(recipe: Recipe, spec: BackboneSpec, sizes: ImageSizes) -> Iterator[tuple[Path, str]]:
+    """A micro-batch holds at least one segment with its context, whatever the budget."""
+    needed = fewest_tokens(recipe, spec, sizes)
     if needed and (most := max(needed.values())) > recipe.training.token_budget:
         what = next(name for name, tokens in needed.items() if tokens == most)
         yield (
@@ -190,8 +201,11 @@ def _budget_problems(recipe: Recipe, sizes: ImageSizes) -> Iterator[tuple[Path, 
         )
 
 
-def _num_scored(drawing: Any) -> int:
-    return int(drawing.num_possible if drawing.window == "all" else drawing.num_sde_steps)
+def _num_passes(drawing: DrawingSection, spec: BackboneSpec) -> int:
+    """How often an update reads a drawn image: once a scored denoising step."""
+    if spec.draws == "tokens":
+        return 1
+    return drawing.num_possible if drawing.window == "all" else drawing.num_sde_steps
 
 
 def _kind_problems(recipe: Recipe, world: World[Any]) -> Iterator[tuple[Path, str]]:

@@ -98,6 +98,11 @@ class BackboneSpec:
     refines: Literal["edit", "regenerate"]
     """How an image is refined: `edit` redraws the image by an instruction; `regenerate` draws the prompt again after it
     has looked at the image and read the critique."""
+    draws: Literal["flow", "tokens"] = "flow"
+    """How images are drawn: `flow` in denoising steps, each of which an update computes by itself; `tokens` one by one,
+    which an update computes together."""
+    can_recompute: bool = False
+    """Whether `training.gradient_checkpointing` works (`Policy.checkpoint_activations`)."""
     can_shard: bool = False
     """Whether full weights can be trained with `training.shard_optimizer` (`Policy.layered`)."""
     released: tuple[str, ...] = ()

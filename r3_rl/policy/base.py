@@ -195,7 +195,7 @@ class Policy(Protocol):
 
     def checkpoint_activations(self, enabled: bool) -> None:
         """Whether a backward pass computes the layers' activations again instead of keeping them. Raises InputError
-        where it cannot."""
+        where it cannot, which `BackboneSpec.can_recompute` says beforehand."""
         if enabled:
             raise InputError(
                 f"{self.spec.title} does not compute activations again",

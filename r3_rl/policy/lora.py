@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from r3_rl.errors import InputError
 from r3_rl.policy.backbone import GENERATION, Branch, Branches
 from r3_rl.policy.linear import linear
+from r3_rl.recipe.learning import EVERY_BRANCH
 
 NAME = "default"
 """PEFT's name for a module's only adapter."""
@@ -42,7 +43,7 @@ class AdapterSettings:
     """The adapter is scaled by alpha / rank, on both branches alike."""
     dropout: float = 0.0
     """[0, 1), of the adapter's input; acts in training mode, that is in updates only."""
-    branches: str = "both"
+    branches: str = EVERY_BRANCH
     """The branch of the backbone that gets adapters, such as `understanding` or `generation`; `both`: all of them."""
 
     @property
@@ -54,7 +55,7 @@ class AdapterSettings:
         """The branches of a backbone that get adapters. Raises InputError for settings that it cannot have."""
         if problem := self.misfit(branches):
             raise InputError(f"lora.{problem}")
-        return dict(branches) if self.branches == "both" else {self.branches: branches[self.branches]}
+        return dict(branches) if self.branches == EVERY_BRANCH else {self.branches: branches[self.branches]}
 
     def misfit(self, branches: Branches) -> str:
         """What a backbone of these branches cannot do, with the key of the recipe first; empty if it can do all.
@@ -62,8 +63,8 @@ class AdapterSettings:
         >>> AdapterSettings(branches="generation").misfit({"shared": Branch(adapted=".*")})
         "branches: 'generation' is not a branch of this backbone; choose one of shared, both"
         """
-        if self.branches != "both" and self.branches not in branches:
-            known = ", ".join([*branches, "both"])
+        if self.branches != EVERY_BRANCH and self.branches not in branches:
+            known = ", ".join([*branches, EVERY_BRANCH])
             return f"branches: {self.branches!r} is not a branch of this backbone; choose one of {known}"
         if self.rank_generation is not None and GENERATION not in branches:
             return "rank_generation: this backbone has no generation branch; leave it out"

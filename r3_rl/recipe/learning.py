@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from r3_rl import registered
 from r3_rl.recipe.base import Problem, Section, Share, section
 
 STAGES = (1, 2)
@@ -218,6 +219,15 @@ class TrainingSection(Section):
         return bool(((self.deepspeed or {}).get("bf16") or {}).get("enabled"))
 
 
+EVERY_BRANCH = "both"
+
+
+def _list_branches(schema: dict[str, Any]) -> None:
+    backbones = [registered.find(registered.BACKBONES, name) for name in registered.names(registered.BACKBONES)]
+    found = dict.fromkeys(branch for backbone in backbones for branch in backbone.spec.branches)
+    schema["enum"] = [*found, EVERY_BRANCH]
+
+
 class LoraSection(Section):
     """Low-rank adapters."""
 
@@ -230,7 +240,12 @@ class LoraSection(Section):
     )
     alpha: float = Field(32.0, ge=0.001, le=1e5, description="The adapter is scaled by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout of the adapter's input.")
-    branches: Literal["understanding", "generation", "both"] = Field("both", description="Experts that get adapters.")
+    branches: str = Field(
+        EVERY_BRANCH,
+        description="What gets adapters: `both` is everything that the backbone adapts, each other name one of its "
+        "branches.",
+        json_schema_extra=_list_branches,
+    )
 
     def problems(self) -> Iterator[Problem]:
         if self.rank_generation is not None and self.branches == "understanding":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -19,9 +20,11 @@ from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.backbone import branch_of
 from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling, SupervisedNoise
 from r3_rl.policy.registry import backbone_of, find, names
+from r3_rl.recipe import Recipe
+from r3_rl.recipe_checks import fewest_tokens
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
-from r3_rl.types import ImagePiece, Prompt, TextPiece
+from r3_rl.types import ImagePiece, ImageTokenSegment, Prompt, TextPiece
 from tests.policy.installed import install_toy
 from tests.policy.tiny import AnyWords
 
@@ -119,6 +122,21 @@ def test_its_spec_is_true_of_its_weights(policy):
         inside = {p for layer in policy.layered.layers for p in layer.parameters()}
         assert inside == {p for n, p in policy.module.named_parameters() if re.fullmatch(spec.layers, n)}
     assert not any(p.requires_grad for p in policy.module.parameters())
+    with nullcontext() if spec.can_recompute else pytest.raises(InputError, match="gradient_checkpointing=false"):
+        policy.checkpoint_activations(True)
+
+
+def test_an_update_reads_no_less_than_a_check_counts(backbone, folder, policy):
+    steps = {"num_steps": 3, "window": "all"}
+    rollout = {"draft": {"size": [side(policy)] * 2, **steps}, "refine": steps}
+    recipe = Recipe.model_validate({"version": 1, "rewards": [{"scorer": "sharpness"}], "rollout": rollout})
+    counted = fewest_tokens(recipe, backbone.spec, backbone.sizes(folder))
+    stages = rolled_out(policy)
+    assert counted.keys() == {"draft", "critique", "refinement"}
+    for name, fewest in counted.items():
+        assert 0 < fewest <= min(policy.num_tokens(segment) for segment in stages[name]), name
+    for segment in [*stages["draft"], *stages["refinement"]]:
+        assert isinstance(segment, ImageTokenSegment) == (backbone.spec.draws == "tokens")
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)

@@ -141,7 +141,7 @@ class ToyPolicy(Policy):
 
 class ToyBackbone:
     spec = BackboneSpec(
-        name="toy", title="Toy", licence="Apache-2.0", refines="regenerate", matrices=("layers.",),
+        name="toy", title="Toy", licence="Apache-2.0", refines="regenerate", draws="tokens", matrices=("layers.",),
         branches={"shared": Branch(adapted=r"layers\.\d+\.[13]")}, layers=r"layers\.\d+\..*",
     )  # fmt: skip
 

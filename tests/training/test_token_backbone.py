@@ -130,6 +130,12 @@ def test_a_recipe_trains_and_exports_it(folder, tmp_path, monkeypatch):
     assert "Toy's layout" in card.read_text()
 
 
+def test_the_budget_counts_image_tokens_once_and_not_denoising_steps(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(install_toy(tmp_path))
+    drawn = ["rollout.draft.size=[48, 48]", "rollout.draft.num_steps=8", "rollout.draft.window=all"]
+    assert recipe_of(folder, tmp_path, *drawn, "training.token_budget=64").training.token_budget == 64
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -139,6 +145,7 @@ def test_a_recipe_trains_and_exports_it(folder, tmp_path, monkeypatch):
         ("lora.rank_generation=4", "Toy has no branch of its own for drawing, but shared; leave it out"),
         ("training.image_learning_rate=0.01", "Toy has no branch of its own for drawing"),
         ("training.shard_optimizer=true lora.enabled=false", "the layers of Toy cannot be sharded; leave it out"),
+        ("training.gradient_checkpointing=true", "Toy does not compute layers again; set it to false"),
         ("model.kind=bagel", "it has no llm_config.json; check model.path"),
         ("rollout.protocol=toy", "the backbone 'toy' brings no templates; use 'compact'"),
     ],

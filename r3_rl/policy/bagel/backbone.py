@@ -32,6 +32,7 @@ _SPEC = BackboneSpec(
     layers=_LAYERS + ".*",
     matrices=(".layers.", "patch_embedding", "vae2llm"),
     refines="edit",
+    can_recompute=True,
     can_shard=True,
     released=("ByteDance-Seed/BAGEL-7B-MoT",),
     templates=Templates(
