@@ -12,6 +12,7 @@ from r3_rl.errors import CheckpointError
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.checkpoint import random_bagel, save_bagel
 from r3_rl.policy.bagel.embedded import embedded_config
+from r3_rl.policy.bagel.size import SizeSection
 from r3_rl.policy.base import Policy
 from r3_rl.recipe_io import load_recipe
 from r3_rl.stages.settings import LoopSettings
@@ -29,7 +30,7 @@ def find_weights(model: str | None, scratch: Path) -> tuple[Path, str]:
     settings = load_recipe("shapes_pretrain").pretrain
     assert settings is not None
     tokenizer = build_tokenizer()
-    config = embedded_config(settings.model, tokenizer, image_size=IMAGE_SIZE, background=BACKGROUND)
+    config = embedded_config(SizeSection(**settings.model), tokenizer, image_size=IMAGE_SIZE, background=BACKGROUND)
     save_bagel(random_bagel(config), Autoencoder(config.autoencoder), tokenizer, scratch / "random")
     return scratch / "random", "random weights of shapes_pretrain's sizes"
 

@@ -11,17 +11,20 @@ from importlib.util import find_spec
 from pathlib import Path as FilePath
 from typing import Any
 
+from pydantic import ValidationError
+
 from r3_rl.errors import CheckpointError
 from r3_rl.policy.backbone import GENERATION, Backbone, BackboneSpec, ImageSizes
 from r3_rl.policy.hub import is_hub_id
-from r3_rl.policy.registry import backbone_of, find, names
+from r3_rl.policy.registry import backbone_of, find, names, pretrained_backbone
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.drawing import DrawingSection
 from r3_rl.recipe.files import folder_problem, name_problem, paths_written
 from r3_rl.recipe.learning import EVERY_BRANCH, MOST_SCORERS
-from r3_rl.recipe.pretraining import OF_THE_WORLD
+from r3_rl.recipe.pretraining import OF_THE_WORLD, MixSection, PretrainSection
 from r3_rl.recipe.sampling import COMPACT, RECOGNISED
-from r3_rl.recipe.tree import Path, unfilled
+from r3_rl.recipe.tree import Path, split, unfilled
+from r3_rl.recipe.wording import mistakes_of
 from r3_rl.worlds.base import World, chosen_tags, find_world
 
 _PER_WEIGHT = {
@@ -64,7 +67,7 @@ def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     recipe: it has to be said before weights are loaded.
     """
     world = find_world(recipe.data.world) if recipe.data.world else None
-    canvas = [] if world is None else [*_canvas_problems(recipe, world)]
+    canvas = [] if world is None else [*_canvas_problems(recipe.rollout.draft.size, world)]
     if world is not None:
         yield from _kind_problems(recipe, world)
     yield from _part_problems(recipe)
@@ -73,6 +76,7 @@ def misfits(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     if brings != COMPACT and find(brings).spec.templates is None:
         yield ("rollout", "protocol"), f"the backbone '{brings}' brings no templates; use '{COMPACT}'"
     if recipe.pretrain is not None:  # it makes its model
+        yield from _made_model_problems(recipe.pretrain, recipe.model.kind, world)
         yield from canvas
         return
     try:
@@ -128,13 +132,48 @@ def _image_sizes(recipe: Recipe, backbone: Backbone, world: World[Any] | None) -
     return backbone.sizes(None) if is_hub_id(path) else None
 
 
-def _canvas_problems(recipe: Recipe, world: World[Any]) -> Iterator[tuple[Path, str]]:
-    """Images of another size than the world's, and patches of a new model that do not divide them."""
-    canvas, size, pretrain = world.image_size, recipe.rollout.draft.size, recipe.pretrain
-    for name in ("latent_patch_size", "vit_patch_size"):
-        if pretrain is not None and canvas % (side := getattr(pretrain.model, name)):
-            fitting = nearest_divisors(canvas, side)
-            yield ("pretrain", "model", name), f"{side} does not divide the world's {canvas} pixels; use {fitting}"
+def _made_model_problems(pretrain: PretrainSection, kind: str, world: World[Any] | None) -> Iterator[tuple[Path, str]]:
+    """Sizes that the backbone of a new model does not have, and those that do not fit the world's images."""
+    if pretrain.start is not None and not FilePath(pretrain.start).is_dir():
+        return  # said where folders are looked for
+    try:
+        backbone = pretrained_backbone(kind, pretrain.start)
+    except CheckpointError as error:
+        yield ("pretrain", "start"), str(error)
+        return
+    if backbone.spec.refines != "edit":
+        for where, batch in [(("batch",), pretrain.batch), *_later_batches(pretrain)]:
+            if batch is not None and batch.edit:
+                yield ("pretrain", *where, "edit"), f"{backbone.spec.title} does not edit, it regenerates; set it to 0"
+    section = backbone.size_section
+    try:
+        size = section(**pretrain.model)
+    except ValidationError as error:
+        for path, message in mistakes_of(error, section):
+            yield ("pretrain", "model", *path), message
+        return
+    for problem in backbone.misfits(size, world.image_size) if world else ():
+        yield ("pretrain", "model", *split(problem.path)), problem.message
+
+
+def _later_batches(pretrain: PretrainSection) -> Iterator[tuple[Path, MixSection | None]]:
+    for number, leg in enumerate(pretrain.later):
+        yield ("later", number, "batch"), leg.batch
+
+
+def with_sizes(recipe: Recipe) -> Recipe:
+    """The recipe with every size of the model that it pretrains, whose defaults are its backbone's."""
+    pretrain = recipe.pretrain
+    if pretrain is None:
+        return recipe
+    sizes = pretrained_backbone(recipe.model.kind, pretrain.start).size_section(**pretrain.model)
+    filled = pretrain.model_copy(update={"model": sizes.model_dump(mode="json")})
+    return recipe.model_copy(update={"pretrain": filled})
+
+
+def _canvas_problems(size: tuple[int, int], world: World[Any]) -> Iterator[tuple[Path, str]]:
+    """Images of another size than the world's."""
+    canvas = world.image_size
     if set(size) != {canvas}:
         yield (
             ("rollout", "draft", "size"),
@@ -160,17 +199,6 @@ def _fitting(side: int, sizes: ImageSizes) -> tuple[int, int]:
     below = min(max(side // stride, 1), most)
     above = min(max(-(-side // stride), 1), most)
     return below * stride, above * stride
-
-
-def nearest_divisors(number: int, wanted: int) -> str:
-    """The divisors around a number, as words.
-
-    >>> nearest_divisors(36, 10)
-    '9 or 12'
-    """
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    below = [n for n in divisors if n < wanted][-1:]
-    return " or ".join(str(n) for n in (*below, *[n for n in divisors if n > wanted][:1]))
 
 
 def fewest_tokens(recipe: Recipe, spec: BackboneSpec, sizes: ImageSizes) -> dict[str, int]:

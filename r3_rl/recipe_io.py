@@ -27,7 +27,7 @@ from r3_rl.recipe.overrides import override_value
 from r3_rl.recipe.tree import Mistake, Path, Place, Tree
 from r3_rl.recipe.wording import mistakes_of
 from r3_rl.recipe.yaml_text import MAX_BYTES, parse_tree, scalar_spans
-from r3_rl.recipe_checks import misfits, pointed_to
+from r3_rl.recipe_checks import misfits, pointed_to, with_sizes
 
 _MOST_MISTAKES = 20
 _MOST_EXTENDED = 20
@@ -103,7 +103,7 @@ def load_recipe(
         lines = [*dict.fromkeys(map(str, sorted(mistakes, key=_order)))]
         more = [f"{one_line(str(file), 80)}: and more, shown once these are mended"] if lines[_MOST_MISTAKES:] else []
         raise RecipeError("\n".join(lines[:_MOST_MISTAKES] + more))
-    return recipe
+    return with_sizes(recipe)
 
 
 def _placed(found: Iterable[tuple[Path, str]], tree: Tree, file: FilePath) -> list[Mistake]:

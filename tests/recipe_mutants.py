@@ -104,8 +104,9 @@ def leaves() -> dict[str, dict[str, Any]]:
 
     def below(entry: dict[str, Any], dotted: str) -> Iterator[tuple[str, dict[str, Any]]]:
         choices = [entry, *entry.get("anyOf", ())]
-        inner = next((schema["$defs"][c["$ref"].rpartition("/")[2]] for c in choices if "$ref" in c), None)
-        if inner is None or "properties" not in inner:
+        defined = (schema["$defs"][c["$ref"].rpartition("/")[2]] if "$ref" in c else c for c in choices)
+        inner = next((c for c in defined if "properties" in c), None)
+        if inner is None:
             yield dotted, entry
         else:
             for name, field in inner["properties"].items():

@@ -79,7 +79,6 @@ def test_recipe_is_frozen_and_values_are_not_converted():
             },
             "leaves no whole gradients",
         ),
-        ({"pretrain": {"model": {"hidden_size": 102}}}, "does not divide over 4 num_heads"),
         ({"pretrain": {"apart_fraction": 0.6, "ramp_fraction": 0.6}}, "their sum passes 1"),
     ],
 )

@@ -21,12 +21,10 @@ from r3_rl.observe.text_table import figure
 from r3_rl.policy.adapters import RECIPE_FILE
 from r3_rl.policy.backbone import Backbone
 from r3_rl.policy.base import Policy
-from r3_rl.policy.registry import backbone_of, find
+from r3_rl.policy.registry import pretrained_backbone
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.pretraining import PretrainSection
-from r3_rl.recipe.sampling import RECOGNISED
 from r3_rl.recipe_io import dump_resolved
-from r3_rl.registered import BACKBONES, default
 from r3_rl.training.pretrain import Average, run_pretraining
 from r3_rl.worlds.base import World, find_world
 
@@ -67,7 +65,7 @@ def pretrain(recipe: Recipe, *, name: str = RECIPE_FILE, bench: Bench[Any] | Non
     recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
     machine = environment(dtype="float32")
     recorder.document("environment.json", machine)
-    backbone = pretrained_backbone(recipe)
+    backbone = pretrained_backbone(recipe.model.kind, settings.start)
     policy = new_policy(backbone, settings, world, seed=recipe.training.seed)
     num_parameters = sum(p.numel() for p in policy.module.parameters())
     print(f"run folder {folder}: {num_parameters:,} parameters")
@@ -99,7 +97,7 @@ def pretrain(recipe: Recipe, *, name: str = RECIPE_FILE, bench: Bench[Any] | Non
         recipe,
         measured,
         name=name,
-        architecture=backbone.describe(settings.model),
+        architecture=backbone.describe(backbone.size_section(**settings.model)),
         num_parameters=num_parameters,
         leg_seconds=leg_seconds,
         machine=machine,
@@ -112,22 +110,12 @@ def pretrain(recipe: Recipe, *, name: str = RECIPE_FILE, bench: Bench[Any] | Non
     return Pretrained(folder=weights, measured=measured)
 
 
-def pretrained_backbone(recipe: Recipe) -> Backbone:
-    """The backbone of the model that is made: that of the weights that the recipe goes on from, else the one that it
-    names, else the default one."""
-    if recipe.pretrain is not None and recipe.pretrain.start is not None:
-        return backbone_of(recipe.pretrain.start, recipe.model.kind)
-    kind = recipe.model.kind
-    return find(default(BACKBONES) if kind in RECOGNISED else kind)
-
-
 def new_policy(backbone: Backbone, settings: PretrainSection, world: World[Any], *, seed: int) -> Policy:
     """A fresh model of the recipe's sizes, or the weights that the recipe goes on from."""
     if settings.start is not None:
         return backbone.load(Path(settings.start), dtype=torch.float32, device="cpu")
-    return backbone.new(
-        settings.model, world.tokenizer(), image_size=world.image_size, background=world.background, seed=seed
-    )
+    size = backbone.size_section(**settings.model)
+    return backbone.new(size, world.tokenizer(), image_size=world.image_size, background=world.background, seed=seed)
 
 
 def measure_base(policy: Policy, recipe: Recipe, bench: Bench[Any] | None = None) -> dict[str, Interval]:

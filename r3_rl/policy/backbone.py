@@ -6,12 +6,12 @@ here loads torch, since checking a recipe asks a backbone too; whatever needs to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from r3_rl.recipe.pretraining import ModelSizeSection
+from r3_rl.recipe.base import Problem, Section
 
 if TYPE_CHECKING:
     import torch
@@ -121,6 +121,12 @@ class Backbone(Protocol):
         """What holds for every size."""
         ...
 
+    @property
+    def size_section(self) -> type[Section]:
+        """Section `pretrain.model` of a recipe: what a small model of this family is made from, with bounds and
+        defaults."""
+        ...
+
     def refusal(self, folder: Path) -> str:
         """Return why a folder does not hold one of these models, such as `it has no config.json`; empty if it does."""
         ...
@@ -148,13 +154,11 @@ class Backbone(Protocol):
         """
         ...
 
-    def new(
-        self, size: ModelSizeSection, tokenizer: Tokenizer, *, image_size: int, background: float, seed: int
-    ) -> Policy:
+    def new(self, size: Any, tokenizer: Tokenizer, *, image_size: int, background: float, seed: int) -> Policy:
         """Return a small policy with fresh weights, to be pretrained.
 
         Args:
-            size: of the recipe; what the architecture does not have is passed over.
+            size: a `size_section`, which fits the images.
             tokenizer: of the world.
             image_size: side of the world's images in pixels.
             background: their most frequent value, in [0, 1].
@@ -162,7 +166,11 @@ class Backbone(Protocol):
         """
         ...
 
-    def describe(self, size: ModelSizeSection) -> str:
+    def misfits(self, size: Any, image_size: int) -> Iterable[Problem]:
+        """Find what of a `size_section` does not fit a world's images of so many pixels a side."""
+        ...
+
+    def describe(self, size: Any) -> str:
         """Return the architecture of such a small model, for its card: a noun phrase."""
         ...
 

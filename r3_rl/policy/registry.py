@@ -55,6 +55,21 @@ def backbone_of(folder: str | Path, kind: str = "auto") -> Backbone:
     raise CheckpointError(f"{folder} is {why}", hint="check model.path")
 
 
+def pretrained_backbone(kind: str, start: str | None) -> Backbone:
+    """Return the backbone of a model that a recipe pretrains.
+
+    Args:
+        kind: `model.kind`; `auto` and `embedded` take the default one.
+        start: the folder that it goes on from, which decides then; None starts from random weights.
+
+    Raises:
+        CheckpointError: the folder is none of theirs.
+    """
+    if start is not None:
+        return backbone_of(start, kind)
+    return find(registered.default(registered.BACKBONES) if kind in RECOGNISED else kind)
+
+
 def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> Policy:
     """Return the policy of a folder of weights, frozen, whichever backbone it belongs to.
 

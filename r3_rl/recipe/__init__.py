@@ -28,7 +28,7 @@ from r3_rl.recipe.learning import (
     TrainingSection,
 )
 from r3_rl.recipe.pretraining import PretrainSection
-from r3_rl.recipe.sampling import DataSection, ModelSection, RolloutSection
+from r3_rl.recipe.sampling import EMBEDDED, DataSection, ModelSection, RolloutSection
 
 __all__ = ["Problem", "Recipe", "RewardSection", "Section", "geometry", "misfit"]
 
@@ -69,7 +69,10 @@ class Recipe(Section):
             yield Problem("rewards.0.weight", "every scorer weighs 0: nothing to learn from; set one weight above 0")
         for panel in ("rewards", "eval_rewards"):
             yield from _twice(panel, getattr(self, panel))
-        if self.model.kind == "embedded" and self.rollout.protocol != "compact":
+        kind = self.model.kind
+        if kind != EMBEDDED and self.model.path is None and self.pretrain is None:
+            yield Problem("model.path", f"kind '{kind}' ships no weights; give the folder of a downloaded checkpoint")
+        if kind == EMBEDDED and self.rollout.protocol != "compact":
             yield Problem("rollout.protocol", "the embedded model knows only its own words and the protocol 'compact'")
         if self.training.save_steps % self.algorithm.num_iterations:
             yield Problem(

@@ -75,6 +75,8 @@ def _section(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[Mappi
     """The section that an entry stands for, and whether it is a list of them."""
     choices = [entry, *entry.get("anyOf", ())]
     for choice in choices:
+        if "properties" in choice:
+            return choice, False
         if "$ref" in choice:
             return schema["$defs"][choice["$ref"].rpartition("/")[2]], False
         if "$ref" in choice.get("items", {}):

@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from r3_rl import registered
 from r3_rl.recipe.base import Problem, Section, Share, section
 
 MOST = 10**6
 """Of anything that is counted here: more is a slip of the keyboard, and would end in a lack of memory."""
-
-
-class ModelSizeSection(Section):
-    """Sizes of the model that is made."""
-
-    hidden_size: int = Field(128, ge=16, le=MOST, description="Width of both experts.")
-    num_layers: int = Field(6, ge=1, le=MOST, description="Layers.")
-    num_heads: int = Field(4, ge=1, le=MOST, description="Query heads.")
-    num_kv_heads: int = Field(2, ge=1, le=MOST, description="Key and value heads.")
-    intermediate_size: int = Field(384, ge=16, le=MOST, description="Width of the feed-forward part.")
-    latent_patch_size: int = Field(
-        12, ge=1, le=MOST, description="Side of a latent token in pixels (identity autoencoder)."
-    )
-    vit_hidden_size: int = Field(128, ge=16, le=MOST, description="Width of the understanding tower.")
-    vit_num_layers: int = Field(2, ge=1, le=MOST, description="Layers of the understanding tower.")
-    vit_num_heads: int = Field(4, ge=1, le=MOST, description="Heads of the understanding tower.")
-    vit_intermediate_size: int = Field(384, ge=16, le=MOST, description="Width of the tower's feed-forward part.")
-    vit_patch_size: int = Field(12, ge=1, le=MOST, description="Side of a patch of the understanding tower in pixels.")
-
-    def problems(self) -> Iterator[Problem]:
-        for width, heads in (("hidden_size", "num_heads"), ("vit_hidden_size", "vit_num_heads")):
-            if getattr(self, width) % getattr(self, heads):
-                yield Problem(width, f"{getattr(self, width)} does not divide over {getattr(self, heads)} {heads}")
-        if self.num_heads % self.num_kv_heads:
-            yield Problem("num_kv_heads", f"{self.num_kv_heads} does not divide {self.num_heads} num_heads")
 
 
 class MixSection(Section):
@@ -74,6 +50,12 @@ class LaterLegSection(Section):
     image_noise: Share | None = Field(None, description="Share of images that depart from their plan.")
     edit_noise: Share | None = Field(None, description="Share of edits whose result departs from the instruction.")
     critique_noise: Share | None = Field(None, description="Share of critiques of wrong images that help nothing.")
+
+
+def _list_sizes(schema: dict[str, Any]) -> None:
+    backbones = [registered.find(registered.BACKBONES, name) for name in registered.names(registered.BACKBONES)]
+    sizes = [backbone.size_section.model_json_schema() for backbone in backbones]
+    schema.update(sizes[0] if len(sizes) == 1 else {"anyOf": sizes}, description=schema["description"])
 
 
 class PretrainSection(Section):
@@ -123,7 +105,9 @@ class PretrainSection(Section):
         (), strict=False, description="Steps of the run after which the moving average is saved as a model of its own."
     )
     later: tuple[LaterLegSection, ...] = Field((), strict=False, description="Further legs with other examples.")
-    model: ModelSizeSection = section("Sizes of the model.")
+    model: dict[str, Any] = Field(
+        {}, description="Sizes of the model, by the keys of its backbone.", json_schema_extra=_list_sizes
+    )
 
     def legs(self) -> list[PretrainSection]:
         """The settings of each leg; the limit of time is that of the first."""

@@ -76,8 +76,6 @@ class ModelSection(Section):
         return _one_of(_model_kinds(), kind)
 
     def problems(self) -> Iterator[Problem]:
-        if self.kind != EMBEDDED and self.path is None:
-            yield Problem("path", f"kind '{self.kind}' ships no weights; give the folder of a downloaded checkpoint")
         if self.revision is not None and (self.path is None or Path(self.path).is_absolute()):
             yield Problem("revision", "only a name on the hub has revisions; drop it")
         if self.random_init and self.kind == EMBEDDED and self.path is not None:

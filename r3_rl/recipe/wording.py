@@ -49,11 +49,14 @@ _WANTED = {
 }
 
 
-def mistakes_of(error: ValidationError, *, incomplete: bool = False) -> Iterator[tuple[Path, str]]:
+def mistakes_of(
+    error: ValidationError, root: type[BaseModel] = Recipe, *, incomplete: bool = False
+) -> Iterator[tuple[Path, str]]:
     """Path and message of every mistake that the validation found.
 
     Args:
         error: what pydantic raised.
+        root: of which section; paths start there.
         incomplete: part of the recipe could not be read, so that nothing is said about what is missing.
     """
     every = error.errors(include_url=False)
@@ -68,17 +71,17 @@ def mistakes_of(error: ValidationError, *, incomplete: bool = False) -> Iterator
         elif found["type"] == "extra_forbidden" and _is_renamed(path):
             yield path, f"renamed; write rollout.branch: {renamed(old)}"
         else:
-            yield path, _message(path, found)
+            yield path, _message(path, found, root)
 
 
-def _message(path: Path, found: Any) -> str:
+def _message(path: Path, found: Any, root: type[BaseModel]) -> str:
     kind, value, context = found["type"], found["input"], found.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key{did_you_mean(path)}"
+        return f"unknown key{did_you_mean(path, root)}"
     if kind == "missing":
         return "missing; the list is too short" if isinstance(path[-1], int) else f"missing{_example(path)}"
     if kind == "literal_error":
-        choices = [str(choice) for choice in get_args(_field(path).annotation)] if _field(path) else []
+        choices = [str(choice) for choice in get_args(field.annotation)] if (field := _field(path, root)) else []
         return f"{_show(value)} is none of {context['expected']}{_closest(str(value), choices)}"
     if kind == "unknown_name":
         known = list(context["known"])
@@ -118,7 +121,7 @@ def renamed(old: Mapping[Any, Any]) -> str:
     return f"{{plan: {plans}, draft: {drafts}, critique: {critiques}, refinement: {refinements}}}"
 
 
-def did_you_mean(path: Path) -> str:
+def did_you_mean(path: Path, root: type[BaseModel] = Recipe) -> str:
     """The hint for a key that the schema does not know, found among its neighbours, then among all sections.
 
     >>> did_you_mean(("rollout", "num_promts"))
@@ -126,7 +129,7 @@ def did_you_mean(path: Path) -> str:
     >>> did_you_mean(("learning_rate",))
     "; did you mean 'training.learning_rate'?"
     """
-    key, section = str(path[-1]), section_at(path[:-1])
+    key, section = str(path[-1]), section_at(path[:-1], root)
     if key == "<<":
         return "; YAML 1.2 has no merge key: use extends, or repeat the keys"
     fields = list(section.model_fields) if section else []
@@ -140,9 +143,9 @@ def did_you_mean(path: Path) -> str:
     return f"; the keys here are {', '.join(fields)}" if fields else ""
 
 
-def section_at(path: Path) -> type[BaseModel] | None:
+def section_at(path: Path, root: type[BaseModel] = Recipe) -> type[BaseModel] | None:
     """The schema's section at the path; None where the path leads to a plain value or nowhere."""
-    section: type[BaseModel] | None = Recipe
+    section: type[BaseModel] | None = root
     for part in path:
         if isinstance(part, int):
             continue
@@ -157,8 +160,8 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
 
 
-def _field(path: Path) -> Any:
-    section = section_at(path[:-1])
+def _field(path: Path, root: type[BaseModel]) -> Any:
+    section = section_at(path[:-1], root)
     return section.model_fields.get(str(path[-1])) if section else None
 
 

@@ -126,6 +126,20 @@ def test_its_spec_is_true_of_its_weights(policy):
         policy.checkpoint_activations(True)
 
 
+def test_a_small_model_is_made_from_the_backbone_s_own_section_of_a_recipe(backbone, policy):
+    section = backbone.size_section
+    assert all(field.description for field in section.model_fields.values())
+    stride = backbone.sizes(None).stride
+    assert not list(backbone.misfits(section(), 12 * stride)) and list(backbone.misfits(section(), 12 * stride + 1))
+    made = backbone.new(section(), policy.tokenizer, image_size=12 * stride, background=0.5, seed=0)
+    assert made.spec is backbone.spec and backbone.describe(section())
+    same, other = (
+        backbone.new(section(), policy.tokenizer, image_size=12 * stride, background=0.5, seed=n) for n in (0, 1)
+    )
+    assert torch.equal(backbone.probe(made), backbone.probe(same))
+    assert not torch.equal(backbone.probe(made), backbone.probe(other))
+
+
 def test_an_update_reads_no_less_than_a_check_counts(backbone, folder, policy):
     steps = {"num_steps": 3, "window": "all"}
     rollout = {"draft": {"size": [side(policy)] * 2, **steps}, "refine": steps}

@@ -8,6 +8,7 @@ import json
 from copy import deepcopy
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
@@ -18,7 +19,7 @@ from r3_rl.policy.base import Drawing, ImageReplay, Policy, Sampling, Supervised
 from r3_rl.policy.reference import Base
 from r3_rl.policy.tokens import choose, row_uniforms, token_log_probs
 from r3_rl.policy.weights import digest, find_weights, read_tokenizer
-from r3_rl.recipe.pretraining import ModelSizeSection
+from r3_rl.recipe.base import Problem, Section
 from r3_rl.types import ImageTokenSegment, TextPiece, TextSegment
 
 CELL, LARGEST, LONGEST = 12, 48, 512
@@ -139,7 +140,13 @@ class ToyPolicy(Policy):
         return sum(len(codes) for _, codes in drawn), sum(len(ids) for _, ids in answers)
 
 
+class ToySize(Section):
+    width: int = Field(32, ge=2, description="Width of a token.")
+    num_layers: int = Field(2, ge=1, description="Layers.")
+
+
 class ToyBackbone:
+    size_section = ToySize
     spec = BackboneSpec(
         name="toy", title="Toy", licence="Apache-2.0", refines="regenerate", draws="tokens", matrices=("layers.",),
         branches={"shared": Branch(adapted=r"layers\.\d+\.[13]")}, layers=r"layers\.\d+\..*",
@@ -160,7 +167,10 @@ class ToyBackbone:
     def new(self, size, tokenizer, *, image_size, background, seed):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return ToyPolicy(Tower(tokenizer.get_vocab_size(), size.hidden_size, size.num_layers), tokenizer)
+            return ToyPolicy(Tower(tokenizer.get_vocab_size(), size.width, size.num_layers), tokenizer)
+
+    def misfits(self, size, image_size):
+        return [Problem("width", f"a world of {image_size} pixels has no cells of {CELL}")] if image_size % CELL else []
 
     def describe(self, size):
         return f"One tower of {size.num_layers} layers"
@@ -181,8 +191,7 @@ class ToyBackbone:
     def write_tiny(self, folder, *, seed=0):
         words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS.split())}, unk_token="a"))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        size = ModelSizeSection(hidden_size=32, num_layers=2)
-        self.save(self.new(size, words, image_size=LARGEST, background=0.5, seed=seed), folder)
+        self.save(self.new(ToySize(), words, image_size=LARGEST, background=0.5, seed=seed), folder)
         return folder
 
 

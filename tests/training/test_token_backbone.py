@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from r3_rl.errors import InputError
+from r3_rl.evaluate.base import bench_of
+from r3_rl.evaluate.pretrain import pretrain
 from r3_rl.evaluate.run import train
 from r3_rl.export import export
 from r3_rl.nodes import Node
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Drawing, Sampling
-from r3_rl.recipe_io import load_recipe
+from r3_rl.recipe_io import json_schema, load_recipe
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.transport import from_bytes, to_bytes
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
@@ -155,3 +157,53 @@ def test_a_recipe_that_does_not_fit_it_is_one_clear_line(folder, tmp_path, monke
     with pytest.raises(InputError) as caught:
         recipe_of(folder, tmp_path, *override.split())
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+SMALL = (
+    "model.kind=toy",
+    "pretrain.steps=2",
+    "pretrain.later=[]",
+    "pretrain.batch.edit=0",
+    "pretrain.micro_batch=8",
+    "rollout.rounds=1",
+)
+FEW = dict.fromkeys(
+    ("num_prompts", "num_fixed", "num_right", "num_questions", "num_pairs", "num_plans", "num_edits"), 2
+)
+
+
+def test_a_recipe_pretrains_it_by_its_own_sizes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(install_toy(tmp_path))
+    batch = [f"pretrain.batch.{kind}=2" for kind in ("text_to_image", "critique", "question", "plan")]
+    given = [*SMALL, *batch, "pretrain.model.width=16", f"training.output_dir={tmp_path / 'runs'}"]
+    recipe = load_recipe("shapes_pretrain", given)
+    assert recipe.pretrain.model == {"width": 16, "num_layers": 2}, "the sizes that were left out are the backbone's"
+    made = pretrain(recipe, bench=bench_of(recipe, **FEW))
+    assert "One tower of 2 layers" in (made.folder / "README.md").read_text()
+    assert TOY.load(made.folder, dtype=torch.float32, device="cpu").module.sizes["width"] == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("pretrain.model.weigth=8", "pretrain.model.weigth: unknown key; did you mean 'width'?"),
+        ("pretrain.model.width=1", "pretrain.model.width: must be at least 2, not 1"),
+        ("pretrain.model.vit_hidden_size=16", "pretrain.model.vit_hidden_size: unknown key; the keys here are width"),
+        ("pretrain.batch.edit=3", "pretrain.batch.edit: Toy does not edit, it regenerates; set it to 0"),
+        ("pretrain.later=[{batch: {edit: 3}}]", "pretrain.later.0.batch.edit: Toy does not edit"),
+        ("pretrain.model=5", "pretrain.model: expected a mapping, got 5"),
+    ],
+)
+def test_sizes_that_it_does_not_have_are_one_clear_line(tmp_path, monkeypatch, override, said):
+    monkeypatch.syspath_prepend(install_toy(tmp_path))
+    with pytest.raises(InputError) as caught:
+        load_recipe("shapes_pretrain", [*SMALL, override])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_schema_lists_what_every_backbone_has(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(install_toy(tmp_path))
+    defined = json_schema()["$defs"]
+    assert defined["LoraSection"]["properties"]["branches"]["enum"] == ["understanding", "generation", "shared", "both"]
+    ours, toys = defined["PretrainSection"]["properties"]["model"]["anyOf"]
+    assert "vit_hidden_size" in ours["properties"] and list(toys["properties"]) == ["width", "num_layers"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r3_rl.errors import CheckpointError
 from r3_rl.policy.backbone import BackboneSpec, Branch, ImageSizes, Templates
 from r3_rl.policy.bagel.config import BagelConfig
-from r3_rl.recipe.pretraining import ModelSizeSection
+from r3_rl.policy.bagel.size import SizeSection
+from r3_rl.recipe.base import Problem
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +72,7 @@ class BagelBackbone:
     """The `Backbone` protocol for BAGEL's release and for the small models of its architecture."""
 
     spec = _SPEC
+    size_section = SizeSection
 
     def refusal(self, folder: Path) -> str:
         """A folder of BAGEL's has a `llm_config.json`."""
@@ -109,7 +112,7 @@ class BagelBackbone:
         return BagelPolicy(model, Reader(config=model.config, tokenizer=tokenizer, autoencoder=autoencoder))
 
     def new(
-        self, size: ModelSizeSection, tokenizer: Tokenizer, *, image_size: int, background: float, seed: int
+        self, size: SizeSection, tokenizer: Tokenizer, *, image_size: int, background: float, seed: int
     ) -> BagelPolicy:
         """Pixels are the latents, and nothing is resized."""
         from r3_rl.policy.bagel.autoencoder import Autoencoder
@@ -123,7 +126,11 @@ class BagelBackbone:
         reader = Reader(config=config, tokenizer=tokenizer, autoencoder=Autoencoder(config.autoencoder))
         return BagelPolicy(model, reader)
 
-    def describe(self, size: ModelSizeSection) -> str:
+    def misfits(self, size: SizeSection, image_size: int) -> Iterator[Problem]:
+        """Patches of both towers divide the images."""
+        return size.misfits(image_size)
+
+    def describe(self, size: SizeSection) -> str:
         """The two experts and the understanding tower."""
         return (
             f"BAGEL's architecture in small ({size.num_layers} layers of width {size.hidden_size}, two experts, "

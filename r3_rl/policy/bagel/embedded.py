@@ -6,10 +6,10 @@ from tokenizers import Tokenizer
 
 from r3_rl.policy.bagel.config import AutoencoderConfig, BagelConfig, LanguageConfig, ResizeRule, VisionConfig
 from r3_rl.policy.bagel.reader import special_token_ids
-from r3_rl.recipe.pretraining import ModelSizeSection
+from r3_rl.policy.bagel.size import SizeSection
 
 
-def embedded_config(size: ModelSizeSection, tokenizer: Tokenizer, *, image_size: int, background: float) -> BagelConfig:
+def embedded_config(size: SizeSection, tokenizer: Tokenizer, *, image_size: int, background: float) -> BagelConfig:
     """Return the sizes of a small model of a world.
 
     Args:
