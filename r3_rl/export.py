@@ -25,6 +25,7 @@ from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import fetch, is_hub_id
 from r3_rl.policy.registry import backbone_of
 from r3_rl.recipe.sampling import world_named_in
+from r3_rl.training.manifest import newest_whole
 from r3_rl.worlds.base import find_world
 
 _ADAPTER = "adapter_config.json"
@@ -155,19 +156,16 @@ def _adapter_of_run(run: Path) -> Path:
     """The final adapter, or that of the last checkpoint of a run that was cut off."""
     if (run / "adapter" / _ADAPTER).is_file():
         return run / "adapter"
-    steps = {
-        int(path.name.rpartition("-")[2]): path
-        for path in run.glob("checkpoints/checkpoint-*")
-        if path.name.rpartition("-")[2].isdigit() and (path / _ADAPTER).is_file()
-    }
-    if not steps:
+    found, problems = newest_whole(run / "checkpoints")
+    for problem in problems:
+        print(problem)
+    if found is None or not (found.folder / _ADAPTER).is_file():
         raise InputError(
-            f"{run}: neither adapter/ nor a checkpoint with an adapter in it",
+            f"{run}: neither adapter/ nor a whole checkpoint with an adapter in it",
             hint="a run with `lora.enabled: false` has full weights already",
         )
-    last = max(steps)
-    print(f"no adapter/ yet: taking the checkpoint of step {last}")
-    return steps[last]
+    print(f"no adapter/ yet: taking the checkpoint of step {found.step}")
+    return found.folder
 
 
 def _parsed(text: str) -> Mapping[str, Any]:

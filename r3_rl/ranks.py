@@ -108,9 +108,16 @@ def of_first(make: Callable[[], Value]) -> Value:
     return made[0]  # type: ignore[no-any-return]
 
 
-def wait() -> None:
-    """Until every process is here."""
-    everyone(None)
+def together(do: Callable[[], None]) -> None:
+    """Every process does it; an error of ours in one of them is raised in all."""
+    error: R3Error | None = None
+    try:
+        do()
+    except R3Error as found:
+        error = found
+    for problem in everyone(error):
+        if problem is not None:
+            raise problem
 
 
 def share_first(tensor: Tensor) -> None:

@@ -15,6 +15,7 @@ from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel
+from r3_rl.training.manifest import aside, complete
 from tests.observe.runs import evaluation, fill_run
 from tests.policy.tiny_bagel import tiny_folder
 
@@ -104,10 +105,14 @@ def test_an_adapter_alone_goes_elsewhere_and_nothing_is_said_to_be_measured(tmp_
 
 def test_a_run_that_was_cut_off_gives_its_last_checkpoint(run, base, capsys):
     (run / "adapter").rename(run / "kept")
-    for step in (2, 10):
-        trained(base, run / "checkpoints" / f"checkpoint-{step}", step=0.01 * step)
+    for step in (2, 10, 12):
+        folder = run / "checkpoints" / f"checkpoint-{step}"
+        complete(trained(base, aside(folder), step=0.01 * step), folder, step=step, num_processes=1)
+    (folder / "adapter_config.json").write_text("{}")
     export(run)
-    assert "taking the checkpoint of step 10" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "checkpoint-12 is damaged: adapter_config.json has 2 bytes instead of" in said
+    assert "taking the checkpoint of step 10" in said
     last = load_file(run / "checkpoints" / "checkpoint-10" / "adapter_model.safetensors")
     written = load_file(run / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(written[name], last[name]) for name in last)
@@ -136,5 +141,5 @@ def test_what_cannot_be_exported_is_refused(run, base, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         export(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="neither adapter/ nor a checkpoint"):
+    with pytest.raises(InputError, match="neither adapter/ nor a whole checkpoint"):
         export(tmp_path / "empty")

@@ -24,7 +24,7 @@ from r3_rl.assemble import (
     trainer_arguments,
     world_tags,
 )
-from r3_rl.errors import InputError
+from r3_rl.errors import CheckpointError, InputError
 from r3_rl.evaluate.base import SEED, Bench, bench_of
 from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
 from r3_rl.evaluate.measured import Items, Measured
@@ -42,8 +42,8 @@ from r3_rl.recipe_io import dump_resolved
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
-from r3_rl.training.checkpoint import last_checkpoint
 from r3_rl.training.fast import fast_weights
+from r3_rl.training.manifest import Checkpoint, newest_whole
 from r3_rl.training.schedules import Collected
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.worlds.base import World, find_world
@@ -90,13 +90,13 @@ def train(
     folder = ranks.of_first(lambda: _folder(recipe, name, resume, folder))
     loaded = load_policy(recipe.model, world=recipe.data.world)
     trainer = build_trainer(recipe, loaded, folder)
-    checkpoint = _checkpoint(folder) if resume else None
+    checkpoint = ranks.of_first(lambda: _checkpoint(folder)) if resume else None
     if ranks.rank() > 0:
         return _follow(trainer, checkpoint, folder)
     recorder = Recorder(
         folder,
         keep_trajectories=recipe.observe.keep_trajectories,
-        resume_step=int(checkpoint.rpartition("-")[2]) if checkpoint else None,
+        resume_step=checkpoint.step if checkpoint else None,
     )
     recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
     if not resume:
@@ -148,7 +148,7 @@ def train(
     return RunResult(folder=folder, before=before, after=after, interrupted=False, evaluation=evaluation)
 
 
-def _follow(trainer: R3Trainer, checkpoint: str | None, folder: Path) -> RunResult:
+def _follow(trainer: R3Trainer, checkpoint: Checkpoint | None, folder: Path) -> RunResult:
     """What every process but the first one does: its share of every step."""
     trainer.self_check()
     with closing(trainer), InterruptCallback() as interrupt:
@@ -251,12 +251,17 @@ def _folder(recipe: Recipe, name: str, resume: str | None, folder: Path | None) 
     return folder or new_run_folder(recipe.training.output_dir, name)
 
 
-def _checkpoint(folder: Path) -> str:
-    found = last_checkpoint(folder / "checkpoints")
+def _checkpoint(folder: Path) -> Checkpoint:
+    """The newest checkpoint that is whole; of those that are not it is said what is wrong with them."""
+    found, problems = newest_whole(folder / "checkpoints")
+    if found is None and problems:
+        raise CheckpointError(str(problems[0]), hint="no checkpoint before it is whole; start the run again")
     if found is None:
         raise InputError(f"{folder} holds no checkpoint", hint="start the run again without --resume")
-    print(f"resuming from {found}: adapter, optimiser, schedule, random state, node pool, step")
-    return str(found)
+    for problem in problems:
+        print(f"{problem}; the checkpoint before it is used")
+    print(f"resuming from {found.folder}: adapter, optimiser, schedule, random state, node pool, step")
+    return found
 
 
 def _measure(

@@ -21,71 +21,82 @@ from r3_rl import ranks
 from r3_rl.errors import CheckpointError, RunError
 from r3_rl.policy.adapters import adapted_layers, load_adapter, save_adapter
 from r3_rl.rollout.pool import NodePool
+from r3_rl.training.manifest import Checkpoint, aside, complete, numbered, step_of
 from r3_rl.training.parallel import Learner
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer_state.json"
-"""Written last: a checkpoint without it, or with half of it, was cut off by a crash."""
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first."""
-    found = {}
-    for state in folder.glob(f"checkpoint-*/{STATE}"):
-        try:
-            found[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = state.parent
-        except (ValueError, KeyError, TypeError):
-            continue
-    return [found[step] for step in sorted(found)]
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run, or None."""
-    return next(reversed(checkpoints(folder)), None)
 
 
 def save_checkpoint(
     folder: Path, *, module: nn.Module, fingerprint: str, pool: NodePool, learner: Learner, state: TrainerState
 ) -> None:
-    """Write a checkpoint. Every process calls it, and the first one completes it when all have written theirs.
+    """Write a checkpoint. Every process calls it; the folder has its name once all have written their parts.
 
     Args:
-        folder: created where it is missing.
+        folder: `checkpoint-STEP` in the folder of the run's checkpoints.
         module: of the policy.
         fingerprint: of its base, kept beside an adapter.
         pool, learner: of this process.
         state: of the run.
 
     Raises:
-        RunError: something could not be written.
+        RunError: a process could not write; what was written is removed, and the checkpoints before it stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with writing(folder):
-        if ranks.rank() == 0:
-            save_weights(module, folder, fingerprint=fingerprint)
-        save_pool(pool, folder)
-        save_random(folder)
-        learner.save(folder)
-        ranks.wait()
-        if ranks.rank() == 0:
-            state.save_to_json(str(folder / STATE))
+    with writing(folder.parent):
+        partial = ranks.of_first(lambda: aside(folder))
+
+    def write() -> None:
+        with writing(folder.parent):
+            if ranks.rank() == 0:
+                save_weights(module, partial, fingerprint=fingerprint)
+                state.save_to_json(str(partial / STATE))
+            save_pool(pool, partial)
+            save_random(partial)
+            learner.save(partial)
+
+    def finish() -> None:
+        with writing(folder.parent):
+            complete(partial, folder, step=state.global_step, num_processes=ranks.count())
+
+    try:
+        ranks.together(write)
+        ranks.of_first(finish)
+    except RunError:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its room back
+        raise
 
 
 def load_checkpoint(
-    folder: Path, *, module: nn.Module, fingerprint: str, pool: NodePool, learner: Learner
+    found: Checkpoint, *, module: nn.Module, fingerprint: str, pool: NodePool, learner: Learner
 ) -> TrainerState:
     """Restore what `save_checkpoint` wrote; return the run's state. Raises CheckpointError for another kind of run."""
-    load_weights(module, folder, fingerprint=fingerprint)
-    load_pool(pool, folder)
-    learner.load(folder)
-    load_random(folder)
-    return TrainerState.load_from_json(str(folder / STATE))
+    if found.num_processes != ranks.count():
+        raise CheckpointError(
+            f"{found.folder} was saved by {found.num_processes} processes and is to be resumed by {ranks.count()}",
+            hint=f"start it with {found.num_processes}: every process goes on with its own node pool and random state",
+        )
+    load_weights(module, found.folder, fingerprint=fingerprint)
+    load_pool(pool, found.folder)
+    learner.load(found.folder)
+    load_random(found.folder)
+    return TrainerState.load_from_json(str(found.folder / STATE))
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Remove all complete checkpoints of a run but the newest."""
-    for old in checkpoints(folder)[:-count]:
-        shutil.rmtree(old)
+def keep_newest(newest: Path, count: int | None, *, resumed: bool = False) -> None:
+    """Remove the checkpoints of a run but the newest, and what a crash left of one that was being saved.
+
+    Args:
+        newest: the checkpoint that was just saved.
+        count: how many to keep; None keeps all up to this one.
+        resumed: checkpoints of later steps are damaged, or of the run before it went back to an earlier one: they go.
+    """
+    there = numbered(newest.parent)
+    later = {folder for folder in there if step_of(folder) > step_of(newest)}
+    earlier = [folder for folder in there if folder not in later]
+    old = earlier[:-count] if count is not None else []
+    for folder in [*old, *(later if resumed else ()), *newest.parent.glob(".checkpoint-*.partial")]:
+        shutil.rmtree(folder)
 
 
 @contextmanager
@@ -97,7 +108,8 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        free = shutil.disk_usage(folder).free / 2**30
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(there).free / 2**30
         raise RunError(
             f"the checkpoint could not be written: {error} ({free:.1f} GiB are free at {folder})",
             hint="make room, then --resume goes on from the last whole checkpoint",
@@ -132,13 +144,7 @@ def save_pool(pool: NodePool, folder: Path) -> None:
 
 
 def load_pool(pool: NodePool, folder: Path) -> None:
-    """Restores what `save_pool` wrote. Raises CheckpointError when the run had another number of processes."""
-    saved = len(list(folder.glob("node_pool*.json")))
-    if saved != ranks.count():
-        raise CheckpointError(
-            f"{folder} was saved by {saved} processes and is to be resumed by {ranks.count()}",
-            hint=f"start it with {saved}: every process goes on with its own node pool and random state",
-        )
+    """Restores what `save_pool` wrote."""
     tensors, nodes = _pool_files(folder, ranks.rank())
     images, rows = load_file(tensors), json.loads(nodes.read_text(encoding="utf-8"))
     pool.load({"images": [images[str(i)] for i in range(len(rows))], "nodes": rows})

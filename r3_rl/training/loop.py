@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from r3_rl.training.checkpoint import keep_newest, load_checkpoint, save_checkpo
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
 from r3_rl.training.fast import fast_update, fast_weights
+from r3_rl.training.manifest import Checkpoint, checked
 from r3_rl.training.parallel import Learner
 from r3_rl.training.rates import over_epsilon_of
 from r3_rl.training.schedules import Collected, Schedule
@@ -95,22 +97,23 @@ class Loop:
         self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
         self._tell("on_init_end")
 
-    def train(self, resume_from_checkpoint: str | Path | None = None) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | Path | Checkpoint | None = None) -> TrainOutput:
         """Train to the end of `args.max_steps`, of the time budget, or until a callback stops the run.
 
         Args:
-            resume_from_checkpoint: folder of a checkpoint: the run goes on as if it had not been interrupted.
+            resume_from_checkpoint: a checkpoint, or its folder, whose files are checked first: the run goes on as if it
+                had not been interrupted.
 
         Returns:
             Steps, mean loss of the steps of this call, seconds.
 
         Raises:
             InputError: weights that cannot be trained like this.
-            CheckpointError: a checkpoint of another kind of run.
+            CheckpointError: a checkpoint that is damaged, or of another kind of run.
             RunError: nothing to learn from, or numbers that are not finite.
         """
         args, begin, lines, losses = self.args, time.perf_counter(), list[Numbers](), list[float]()
-        self.prepare(None if resume_from_checkpoint is None else Path(resume_from_checkpoint))
+        self.prepare(resume_from_checkpoint)
         self._tell("on_train_begin")
         while self.state.global_step < args.max_steps and not self.control.should_training_stop:
             self._tell("on_step_begin")
@@ -123,11 +126,10 @@ class Loop:
                 self.log(combine(lines, over="steps"))
                 lines.clear()
             if self.control.should_save:
-                folder = Path(args.output_dir)
-                step = folder / f"checkpoint-{self.state.global_step}"
-                save_checkpoint(step, learner=self.learner, state=self.state, **self._saved())
-                if ranks.rank() == 0 and args.save_total_limit is not None:
-                    keep_newest(folder, args.save_total_limit)
+                folder = Path(args.output_dir) / f"checkpoint-{self.state.global_step}"
+                save_checkpoint(folder, learner=self.learner, state=self.state, **self._saved())
+                if ranks.rank() == 0:
+                    keep_newest(folder, args.save_total_limit, resumed=resume_from_checkpoint is not None)
                 self._tell("on_save")
         seconds = time.perf_counter() - begin
         found = {
@@ -230,7 +232,7 @@ class Loop:
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self._tell("on_log", logs=dict(logs))
 
-    def prepare(self, checkpoint: Path | None = None) -> None:
+    def prepare(self, checkpoint: str | Path | Checkpoint | None = None) -> None:
         """Make the optimiser and a fresh state, or those of a checkpoint; `train` calls it."""
         refuse_training(self.policy.module, self.args)
         self.learner.prepare(lambda: self.time_budget.used)
@@ -239,6 +241,8 @@ class Loop:
         if checkpoint is None:
             set_seed(self.args.seed)  # for scorers that draw from the global generators
         else:
+            if not isinstance(checkpoint, Checkpoint):
+                checkpoint = ranks.of_first(partial(checked, Path(checkpoint)))
             self.state = load_checkpoint(checkpoint, learner=self.learner, **self._saved())
         self.state.max_steps, self.state.is_world_process_zero = self.args.max_steps, ranks.rank() == 0
         self.state.is_local_process_zero = ranks.local_rank() == 0

@@ -19,8 +19,6 @@ from r3_rl import ranks
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
-from r3_rl.rollout.pool import NodePool
-from r3_rl.training.checkpoint import load_pool, save_pool
 from r3_rl.training.config import R3Config
 from r3_rl.training.parallel import engine_settings
 from tests.conftest import REPOSITORY
@@ -195,10 +193,6 @@ def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch):
         make(tmp_path, num_prompts=3)
     with pytest.raises(InputError, match="another deviation in every process"):
         make(tmp_path, scale_rewards="batch")
-    pool = NodePool(choice="uniform", perfect_ratio=0.0, max_groups=4)
-    save_pool(pool, tmp_path)
-    with pytest.raises(CheckpointError, match="saved by 1 processes and is to be resumed by 2"):
-        load_pool(pool, tmp_path)
 
 
 def test_settings_of_deepspeed_that_cannot_be_kept(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import resource
 import signal
 import threading
 import time
@@ -31,8 +32,8 @@ from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.training import checkpoint
 from r3_rl.training import loop as loop_module
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
-from r3_rl.training.checkpoint import checkpoints, last_checkpoint
 from r3_rl.training.config import R3Config
+from r3_rl.training.manifest import checked, newest_whole, numbered
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import TextSegment, Verdict
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
@@ -285,35 +286,39 @@ def test_a_crash_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch, 
         patched.setattr(checkpoint, part, cut_off)
         trainer.train()
     trainer.close()
-    assert (tmp_path / "checkpoints" / "checkpoint-2").is_dir()
-    last = last_checkpoint(tmp_path / "checkpoints")
-    assert last == tmp_path / "checkpoints" / "checkpoint-1"
-    again = make(tmp_path / "again", max_steps=3, schedule="draft_only")
-    run(again, resume_from_checkpoint=str(last))
-    assert again.state.global_step == 3
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"checkpoint-1", ".checkpoint-2.partial"}
+    last, problems = newest_whole(tmp_path / "checkpoints")
+    assert last is not None and last.step == 1 and not problems, "what was cut off never had its name"
+    again = make(tmp_path / "checkpoints", max_steps=3, save_steps=1, schedule="draft_only")
+    run(again, resume_from_checkpoint=last)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {f"checkpoint-{step}" for step in (1, 2, 3)}, "nothing is left of it"
 
 
-def test_the_last_checkpoint_is_the_one_of_most_steps_that_is_whole(tmp_path):
-    assert last_checkpoint(tmp_path) is None
-    states = {9: '{"global_step": 9}', 10: '{"global_step": 10}', 11: '{"global_st', 12: ""}
-    for step, state in states.items():
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
-@pytest.mark.parametrize("file", ["node_pool.json", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "node_pool.safetensors", "optimizer.pt"])
 def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_stays(tmp_path, file):
+    """With a limit on the size of a file in place of a full disk: the system refuses the last bytes of it."""
     trainer = make(tmp_path, max_steps=3, save_steps=1, schedule="draft_only")
-    full = tmp_path / "checkpoint-2" / file
-    full.parent.mkdir()
-    full.symlink_to("/dev/full")
-    with pytest.raises(RunError, match=r"checkpoint could not be written: .*GiB are free.*--resume goes on"):
-        trainer.train()
+    size = run_first_step(trainer, tmp_path / "checkpoint-1" / file)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
+        with pytest.raises(RunError, match=r"checkpoint could not be written: .*GiB are free.*--resume goes on"):
+            trainer.train(resume_from_checkpoint=tmp_path / "checkpoint-1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     trainer.close()
-    full.unlink()  # reading it would never end
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"], "what was written of it gave its room back"
+    assert checked(tmp_path / "checkpoint-1").step == 1
+
+
+def run_first_step(trainer, file):
+    """How large a file of the first checkpoint is."""
+    trainer.args.max_steps, whole = 1, trainer.args.max_steps
+    trainer.train()
+    trainer.args.max_steps = whole
+    return file.stat().st_size
 
 
 def test_updates_on_the_same_rollouts_roll_out_once(tmp_path):
@@ -751,12 +756,12 @@ def test_a_callback_may_log_save_and_stop(tmp_path):
     trainer = make(tmp_path, max_steps=9, logging_steps=9, schedule="draft_only")
     trainer.add_callback(Stops)
     assert len(run(trainer)) == 1 and trainer.state.global_step == 1
-    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-1"]
+    assert [c.name for c in numbered(tmp_path)] == ["checkpoint-1"]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     run(make(tmp_path, max_steps=4, save_steps=1, save_total_limit=2, schedule="draft_only"))
-    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+    assert [c.name for c in numbered(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
     assert len(list(tmp_path.iterdir())) == 2
 
 
