@@ -26,6 +26,7 @@ from r3_rl.policy.hub import fetch, is_hub_id
 from r3_rl.policy.registry import backbone_of
 from r3_rl.recipe.sampling import world_named_in
 from r3_rl.training.manifest import newest_whole
+from r3_rl.training.room import refuse_without_room, weights_bytes
 from r3_rl.worlds.base import find_world
 
 _ADAPTER = "adapter_config.json"
@@ -203,6 +204,7 @@ def _largest(a: Tensor, b: Tensor) -> float:
 
 def _write_merged(policy: Policy, source: _Source, folder: Path) -> None:
     adapters.merge(policy.module)
+    refuse_without_room(folder, weights_bytes(policy.module), "the merged model")
     source.backbone.save(policy, folder)
     for name in _TOKENIZER_FILES:
         if (source.base / name).is_file():

@@ -44,6 +44,7 @@ from r3_rl.scoring.panel import Panel
 from r3_rl.training.callbacks import InterruptCallback, RecordCallback
 from r3_rl.training.fast import fast_weights
 from r3_rl.training.manifest import Checkpoint, newest_whole
+from r3_rl.training.room import refuse_without_room, weights_bytes
 from r3_rl.training.schedules import Collected
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.worlds.base import World, find_world
@@ -171,6 +172,7 @@ def _keep_rollouts(recorder: Recorder, every: int) -> Callable[[int, Collected],
 def _save_result(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> None:
     """The adapter, or a whole folder of weights that `model.path` takes."""
     policy = loaded.policy
+    refuse_without_room(folder, weights_bytes(policy.module), "the trained weights")
     if adapted_layers(policy.module):
         text = dump_resolved(recipe)
         save_adapter(policy.module, folder / "adapter", fingerprint=loaded.fingerprint, recipe_text=text)

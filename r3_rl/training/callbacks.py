@@ -29,8 +29,13 @@ class FlowCallback(DefaultFlowCallback):
         """Comes before all other callbacks, which may ask for more."""
         last = state.global_step >= args.max_steps
         control.should_log |= state.global_step % args.logging_steps == 0
-        control.should_save |= args.save_strategy == "steps" and (last or state.global_step % args.save_steps == 0)
+        control.should_save |= saves_after(args, state.global_step)
         control.should_training_stop |= last
+
+
+def saves_after(args: Any, step: int) -> bool:
+    """Whether a checkpoint is saved when so many steps are done, by the arguments."""
+    return bool(args.save_strategy == "steps" and (step >= args.max_steps or step % args.save_steps == 0))
 
 
 class TrackerCallback(TrainerCallback):

@@ -40,6 +40,7 @@ from r3_rl.training.fast import fast_update, fast_weights
 from r3_rl.training.manifest import Checkpoint, checked
 from r3_rl.training.parallel import Learner
 from r3_rl.training.rates import over_epsilon_of
+from r3_rl.training.room import RoomCallback, weights_bytes
 from r3_rl.training.schedules import Collected, Schedule
 from r3_rl.training.update import DEVIATIONS, LossSettings, accumulate, step_sizes
 from r3_rl.types import TextSegment, Verdict
@@ -90,7 +91,8 @@ class Loop:
             shards=list(learner.names) if learner.shards else [],
         )
         self.time_budget = TimeBudgetCallback()
-        self.handler = CallbackHandler([*callbacks, self.time_budget], policy.module, None, None, None)
+        room = RoomCallback(self._checkpoint_bytes)
+        self.handler = CallbackHandler([*callbacks, self.time_budget, room], policy.module, None, None, None)
         self.state, self.control = TrainerState(), TrainerControl()
         self._collected: Collected | None = None
         self._asked: list[Future[list[Verdict]]] = []
@@ -250,6 +252,12 @@ class Loop:
     def _saved(self) -> dict[str, Any]:
         """What a checkpoint holds beside what the learner has."""
         return {"module": self.policy.module, "fingerprint": self.base_fingerprint, "pool": self.schedule.pool}
+
+    def _checkpoint_bytes(self) -> int:
+        """How large the next checkpoint becomes, about; the images of the other processes' pools are as many."""
+        nodes = [node for group in self.schedule.pool.groups for node in group]
+        images = sum(node.image.numel() * node.image.element_size() for node in nodes if node.image is not None)
+        return weights_bytes(self.policy.module) + self.learner.saved_bytes() + images * ranks.count()
 
     def _tell(self, event: str, **more: Any) -> None:
         self.control = getattr(self.handler, event)(self.args, self.state, self.control, **more)

@@ -96,6 +96,10 @@ class Learner:
         for parameter in self.names:
             parameter.grad = None
 
+    def saved_bytes(self) -> int:
+        """About how much `save` writes, over all processes: two float32 moments of every trained number."""
+        return 8 * sum(p.numel() for p in self.names)
+
     def save(self, folder: Path) -> None:
         """Optimiser and schedule. Every process calls it."""
         if ranks.rank() == 0:
@@ -135,6 +139,10 @@ class ShardLearner(Learner):
         """Steps the shards, then writes the weights."""
         super().step(norm)
         self.shards.publish()
+
+    def saved_bytes(self) -> int:
+        """About how much `save` writes, over all processes: masters beside the moments."""
+        return 12 * sum(p.numel() for p in self.names) * ranks.count()
 
     def save(self, folder: Path) -> None:
         """Every process's masters and moments."""
@@ -186,6 +194,10 @@ class DeepSpeedLearner(Learner):
         self.engine.step()
         self.scheduler.step()
         self.zero_grad()
+
+    def saved_bytes(self) -> int:
+        """About how much `save` writes, over all processes: the weights, masters and moments."""
+        return 16 * sum(p.numel() for p in self.names)
 
     def save(self, folder: Path) -> None:
         """Every process's shard, in DeepSpeed's layout, and the schedule."""
