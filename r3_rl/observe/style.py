@@ -125,7 +125,8 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
   .tiles { gap: 8px; } .tile-figure i { font-size: 13px; } .tile-note { flex-direction: column; gap: 0; }
   .box { padding: 2px 14px 10px; } .results .mark-cell, .results .count-cell { display: none; }
   .results thead th:first-child { display: none; } .results small { font-size: 11.5px; }
-  .results tr { display: grid; grid-template-columns: 5fr 4fr 5fr; column-gap: 8px; border-top: 1px solid var(--rule); padding: 7px 0; }
+  .results tr { display: grid; grid-template-columns: 5fr 4fr 5fr; column-gap: 8px;
+    border-top: 1px solid var(--rule); padding: 7px 0; }
   .results th, .results td, .results tbody tr:first-child th { border: 0; padding: 0; }
   .results tbody th { grid-column: 1 / -1; padding-bottom: 3px; } .results td.number { text-align: left; }
   .results td[colspan] { grid-column: 1 / -1; } .results .sampled { border: 0; }
