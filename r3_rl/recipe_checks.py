@@ -247,9 +247,10 @@ def _kind_problems(recipe: Recipe, world: World[Any]) -> Iterator[tuple[Path, st
         yield ("data", "exclude_tags"), "no kind of prompt is left; leave out fewer"
     if pretrain is None:
         return
-    for tag in pretrain.draw_weights:
-        if tag not in world.tags:
-            yield ("pretrain", "draw_weights", tag), _unknown(tag, world.tags)
+    for key in ("prompt_weights", "draw_weights"):
+        for tag in getattr(pretrain, key):
+            if tag not in world.tags:
+                yield ("pretrain", key, tag), _unknown(tag, world.tags)
     for key in OF_THE_WORLD:
         if key not in world.pretrain_keys and getattr(pretrain, key) != type(pretrain).model_fields[key].default:
             yield ("pretrain", key), f"the examples of the world '{world.name}' do not follow it; leave it out"

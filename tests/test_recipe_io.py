@@ -305,6 +305,8 @@ def test_a_file_is_found_before_a_shipped_recipe_of_its_name(workplace):
         (["pretrain.start=nowhere"], "pretrain.start: no such folder: "),
         (["data.tags=[countng]"], "data.tags: no kind of prompt is called 'countng'; did you mean 'counting'?"),
         (["data.exclude_tags=[x]"], "data.exclude_tags: no kind of prompt is called 'x'; kinds: single_object, "),
+        (["pretrain.position_weight=2.0"], "renamed; write pretrain.prompt_weights: {position: 2.0}"),
+        (["pretrain.prompt_weights={postion: 2.0}"], "no kind of prompt is called 'postion'; did you mean 'position'?"),
         (["pretrain.draw_weights={postion: 2.0}"], "no kind of prompt is called 'postion'; did you mean 'position'?"),
     ],
 )  # fmt: skip

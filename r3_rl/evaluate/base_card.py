@@ -26,7 +26,7 @@ MEASURED = """Measured on held-out prompts, drafts and questions, with 95 % inte
 
 def base_card(
     recipe: Recipe,
-    measured: Mapping[str, Interval],
+    measured: Evaluation,
     *,
     architecture: str,
     name: str,
@@ -38,7 +38,7 @@ def base_card(
 
     Args:
         recipe: with a section `pretrain`.
-        measured: each measurement by its name in `observe.measures`, with its 95 % interval and count.
+        measured: of the model, as the phase `before`.
         architecture: of the model that was made, as its backbone describes it.
         name: of the recipe.
         num_parameters: of the model that was made.
@@ -98,9 +98,9 @@ def _seldom(leg: PretrainSection) -> str:
         edits, critiques and questions show scenes of all kinds."""
 
 
-def _rows(measured: Mapping[str, Interval]) -> Iterator[str]:
+def _rows(measured: Evaluation) -> Iterator[str]:
     """Greedy and sampled figures next to each other, group by group."""
-    for group, rows in grouped_rows(Evaluation(before=measured, after={}, differences={})).items():
+    for group, rows in grouped_rows(measured).items():
         yield f"| **{group}** | | | |"
         for row in rows:
             greedy = _cell(row, row.greedy.before) if row.decoding != "sampled" else "–"

@@ -66,7 +66,8 @@ class LoopBench:
     def run(self, policy: Policy, items: LoopItems) -> Measured:
         """Measure everything, in one phase. The first one also fixes the drafts that every later one is judged on: run
         the base first, and the trained policy on `Measured.items` of the base."""
-        out, settings, seed = Measured(), self.settings, items.seed
+        words = {f"questions/{kind}": said for kind, said in self.world.question_kinds.items()}
+        out, settings, seed = Measured(words=words), self.settings, items.seed
         for suffix, how in decodings(settings).items():
             loop = measure_loop(
                 policy, items.prompts, how, self.judge, rounds=self.rounds, seed=seed, harder=self.world.harder_tags

@@ -43,6 +43,8 @@ class Measured:
     values: Values = field(default_factory=dict)
     trajectories: list[Trajectory] = field(default_factory=list)
     """Of the loop with sampled texts, one for each of the items' prompts."""
+    words: dict[str, str] = field(default_factory=dict)
+    """What tables call figures of a world's own, such as `questions/count`, by their names without decoding."""
     items: Items | None = None
     """What it was measured on, for the next phase: with what a first phase adds, such as the base's own drafts. None
     if it is part of another measurement."""

@@ -13,6 +13,7 @@ from r3_rl.errors import InputError
 from r3_rl.evaluate.base import Bench, find_bench
 from r3_rl.evaluate.base_card import base_card
 from r3_rl.observe.environment import environment
+from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.measures import greedy, plain_names
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
@@ -55,11 +56,12 @@ def pretrain(recipe: Recipe, *, name: str = RECIPE_FILE, bench: Bench[Any] | Non
     if settings is None:
         raise InputError("the recipe has no section 'pretrain'", hint="`r3 recipes ls` lists those that have one")
     world = find_world(recipe.data.world)
-    if unknown := sorted(set(settings.draw_weights) - set(world.tags)):
-        raise InputError(
-            f"pretrain.draw_weights: no kind of prompt is called {', '.join(unknown)}",
-            hint=f"kinds: {', '.join(world.tags)}",
-        )
+    for key in ("prompt_weights", "draw_weights"):
+        if unknown := sorted(set(getattr(settings, key)) - set(world.tags)):
+            raise InputError(
+                f"pretrain.{key}: no kind of prompt is called {', '.join(unknown)}",
+                hint=f"kinds: {', '.join(world.tags)}",
+            )
     folder = new_run_folder(recipe.training.output_dir, "pretrain")
     recorder = Recorder(folder)
     recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
@@ -103,11 +105,12 @@ def pretrain(recipe: Recipe, *, name: str = RECIPE_FILE, bench: Bench[Any] | Non
         machine=machine,
     )
     (weights / "README.md").write_text(card, encoding="utf-8")
-    summary = {name: interval.as_dict() for name, interval in measured.items()}
+    figures = dict(measured.before)
+    summary = {name: interval.as_dict() for name, interval in figures.items()}
     recorder.document("summary.json", {**summary, "steps": steps, "wall_s": round(sum(leg_seconds), 1)})
-    for name, interval in measured.items():
+    for name, interval in figures.items():
         print(f"{name:34} {figure(name, interval)}")
-    return Pretrained(folder=weights, measured=measured)
+    return Pretrained(folder=weights, measured=figures)
 
 
 def new_policy(backbone: Backbone, settings: PretrainSection, world: World[Any], *, seed: int) -> Policy:
@@ -118,7 +121,7 @@ def new_policy(backbone: Backbone, settings: PretrainSection, world: World[Any],
     return backbone.new(size, world.tokenizer(), image_size=world.image_size, background=world.background, seed=seed)
 
 
-def measure_base(policy: Policy, recipe: Recipe, bench: Bench[Any] | None = None) -> dict[str, Interval]:
+def measure_base(policy: Policy, recipe: Recipe, bench: Bench[Any] | None = None) -> Evaluation:
     """Measure a base on everything that runs are measured on, with 95 % intervals, greedy and sampled.
 
     Args:
@@ -127,15 +130,16 @@ def measure_base(policy: Policy, recipe: Recipe, bench: Bench[Any] | None = None
         bench: None takes the world's, with its `base_sizes`.
 
     Returns:
-        Intervals by the names of `observe.measures`, greedy before sampled; without the swap test, which wants a
-        trained policy.
+        The phase `before` alone, greedy before sampled; without the swap test, which wants a trained policy.
     """
     policy.module.requires_grad_(False)
     world = find_world(recipe.data.world)
     bench = bench or find_bench(world.bench, recipe, **world.base_sizes)
-    measured = bench.figures(bench.run(policy, bench.items()))
+    rows = bench.run(policy, bench.items())
+    measured = bench.figures(rows)
     ordered = [name for plain in plain_names(measured) for name in (greedy(plain), plain) if name in measured]
-    return {name: measured[name] for name in ordered if not name.startswith("swap_")}
+    kept = {name: measured[name] for name in ordered if not name.startswith("swap_")}
+    return Evaluation(before=kept, after={}, differences={}, words=rows.words)
 
 
 __all__ = ["Pretrained", "measure_base", "new_policy", "pretrain"]

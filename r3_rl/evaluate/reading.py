@@ -5,7 +5,7 @@ Shapes: n images or questions; values are in the order of their set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ def of_own_images(world: World[Any], trajectories: Sequence[Trajectory], count: 
     draft of which no answer is sure is left out."""
     images = [t.rounds[0].image.image.numpy() for t in trajectories]
     seen = world.inspect(np.stack(images)) if images else []
-    rng, kinds = np.random.default_rng(seed), world.question_kinds
+    rng, kinds = np.random.default_rng(seed), list(world.question_kinds)
     asked: list[Question] = []
     for image, scene in zip(images, seen, strict=True):
         if len(asked) == count or not kinds:
@@ -55,7 +55,7 @@ def answers(policy: Policy, asked: Sequence[Question], sampling: Sampling, *, se
 
 
 def measure_questions(
-    policy: Policy, asked: Sequence[Question], sampling: Sampling, *, kinds: Sequence[str], seed: int
+    policy: Policy, asked: Sequence[Question], sampling: Sampling, *, kinds: Iterable[str], seed: int
 ) -> Values:
     """`questions`, and the same by kind."""
     hits = answers(policy, asked, sampling, seed=seed)

@@ -44,6 +44,7 @@ def evaluation_of(bench: Bench[Any], before: Measured, after: Measured) -> Evalu
         before=bench.figures(before),
         after=bench.figures(after),
         differences=differences(before.values, after.values),
+        words=before.words | after.words,
     )
 
 
@@ -83,6 +84,7 @@ def write_results(
         {
             "phases": {"before": _documents(evaluation.before), "after": _documents(evaluation.after)},
             "differences": _documents(evaluation.differences),
+            "words": evaluation.words,
         },
     )
     summary: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from r3_rl.observe.measures import GREEDY, GROUPS, Measure, greedy, measure_of, pattern, plain, plain_names
@@ -75,6 +75,8 @@ class Evaluation:
     before: Mapping[str, Interval]
     after: Mapping[str, Interval]
     differences: Mapping[str, Interval]
+    words: Mapping[str, str] = field(default_factory=dict)
+    """What figures of a world's own are called, by their names without decoding."""
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Evaluation:
@@ -91,7 +93,8 @@ class Evaluation:
         if not any(name.partition("/")[0].endswith(GREEDY) for part in parts for name in part):
             parts = [{greedy(n) if n == "questions" else n: fields for n, fields in p.items()} for p in parts]
         before, after, differences = ({n: Interval.from_dict(fields) for n, fields in p.items()} for p in parts)
-        return cls(before=before, after=after, differences=differences)
+        words = {str(name): str(said) for name, said in document.get("words", {}).items()}
+        return cls(before=before, after=after, differences=differences, words=words)
 
     def names(self) -> list[str]:
         """Every figure of either phase, in the order of the file."""
@@ -158,9 +161,11 @@ def _key(name: str) -> str:
 
 
 def _row(evaluation: Evaluation, name: str) -> Row:
-    """A kind that the table does not name is called by its own."""
+    """A kind that the table does not name is called what the run calls it, or by its own name."""
     kind = plain(name).partition("/")[2]
-    return evaluation.row(name, f"… {words_of(kind)}" if kind and _key(name) != pattern(name) else "")
+    return evaluation.row(
+        name, f"… {evaluation.words.get(name, words_of(kind))}" if kind and _key(name) != pattern(name) else ""
+    )
 
 
 def words_of(name: str) -> str:

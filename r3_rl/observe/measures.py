@@ -107,13 +107,6 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
     "Understanding": {
         "listing": Measure(label="Exact listing", hint="the critique names what is in the image", items="pairs"),
         "questions": Measure(label="Questions answered", hint="on images it did not draw", items="questions"),
-        **{
-            f"questions/{kind}": Measure(label=f"… {words}", items="questions")
-            for kind, words in {
-                "count": "how many", "exists": "is there one", "color": "which colour", "shape": "which shape",
-                "relation": "is it left of",
-            }.items()
-        },
         "questions_own": Measure(label="Questions answered", hint="on images that it drew itself", items=OWN),
     },
     "Swap test: the trained model's own wrong drafts": {

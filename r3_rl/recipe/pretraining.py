@@ -21,9 +21,7 @@ class MixSection(Section):
     edit: int = Field(64, ge=0, le=MOST, description="Image and instruction -> image.")
     critique: int = Field(96, ge=0, le=MOST, description="Image and prompt -> listing and instruction.")
     question: int = Field(32, ge=0, le=MOST, description="Image and question -> listing and answer.")
-    plan: int = Field(
-        32, ge=0, le=MOST, description="Prompt -> plan, without the image: cheap words, mostly positions."
-    )
+    plan: int = Field(32, ge=0, le=MOST, description="Prompt -> plan, without the image: cheap words.")
 
     def problems(self) -> Iterator[Problem]:
         if not any((self.text_to_image, self.edit, self.critique, self.question, self.plan)):
@@ -31,9 +29,13 @@ class MixSection(Section):
 
 
 OF_THE_WORLD = (
-    "plan_noise", "plan_errors", "image_noise", "edit_noise", "critique_noise", "position_weight", "draw_weights",
+    "plan_noise", "plan_errors", "image_noise", "edit_noise", "critique_noise", "prompt_weights", "draw_weights",
 )  # fmt: skip
 """Keys that say how a world makes its examples. Not every world knows every one."""
+
+
+Weights = dict[str, Annotated[float, Field(ge=0)]]
+"""By kind of prompt."""
 
 
 class LaterLegSection(Section):
@@ -95,10 +97,12 @@ class PretrainSection(Section):
     critique_noise: Share = Field(
         0.0, description="Share of critiques of wrong images that stop, or ask for what helps nothing."
     )
-    position_weight: float = Field(1.5, ge=0, description="Weight of position prompts; the other kinds weigh 1.")
-    draw_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    prompt_weights: Weights = Field(
+        {}, description="Weights of kinds of prompts in `text_to_image` and `critique`, by tag; kinds left out weigh 1."
+    )
+    draw_weights: Weights = Field(
         {},
-        description="Weights of kinds of prompts in `text_to_image` and `plan`, by tag; kinds left out weigh 1. Edits, "
+        description="Further weights in `text_to_image` and `plan`, by tag; kinds left out weigh 1. Edits, "
         "critiques and questions show scenes of all kinds whatever is set here.",
     )
     snapshots: tuple[int, ...] = Field(

@@ -70,6 +70,8 @@ def mistakes_of(
                 yield (*path, *split(problem.path)), problem.message
         elif found["type"] == "extra_forbidden" and _is_renamed(path):
             yield path, f"renamed; write rollout.branch: {renamed(old)}"
+        elif found["type"] == "extra_forbidden" and path == ("pretrain", "position_weight"):
+            yield path, f"renamed; write pretrain.prompt_weights: {{position: {_show(found['input'])}}}"
         else:
             yield path, _message(path, found, root)
 

@@ -104,8 +104,8 @@ class World(Protocol[Scene]):
         ...
 
     @property
-    def question_kinds(self) -> tuple[str, ...]:
-        """Kinds of questions about an image."""
+    def question_kinds(self) -> Mapping[str, str]:
+        """Kinds of questions about an image, each with what tables call it, such as `how many`."""
         ...
 
     @property

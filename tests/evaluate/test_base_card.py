@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from r3_rl.evaluate.base_card import ERRORS, base_card
+from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.statistics import mean_of, share
 from r3_rl.recipe_io import load_recipe
 
@@ -21,7 +22,14 @@ def card(*overrides):
 
 
 def made(recipe, **run):
-    return base_card(recipe, MEASURED, name="mine", architecture="A small model", num_parameters=1234, **run)
+    return base_card(
+        recipe,
+        Evaluation(before=MEASURED, after={}, differences={}),
+        name="mine",
+        architecture="A small model",
+        num_parameters=1234,
+        **run,
+    )
 
 
 def test_greedy_and_sampled_figures_are_next_to_each_other():

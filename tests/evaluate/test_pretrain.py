@@ -142,6 +142,20 @@ def test_kinds_that_are_weighed_out_are_neither_drawn_nor_planned(tmp_path: Path
     assert not asked <= counting, "critiques are of all kinds"
 
 
+def test_prompt_weights_are_of_drawings_and_critiques(tmp_path: Path) -> None:
+    weights = ", ".join(f"{tag}: 0" for tag in TAGS if tag != "counting")
+    batches = WORLD.examples(_recipe(tmp_path, f"pretrain.prompt_weights={{{weights}}}").pretrain, seed=0)
+    counting = {prompt.text for prompt in all_prompts("counting")}
+    assert {example.context[0].text for example in batches("text_to_image", 20)} <= counting
+    assert {example.context[1].text.removeprefix("check ") for example in batches("critique", 20)} <= counting
+    assert not {example.context[0].text for example in batches("plan", 20)} <= counting
+
+
+def test_the_first_bases_say_how_often_positions_were_asked_for():
+    weights = {name: load_recipe(name).pretrain.prompt_weights for name in ("shapes_pretrain", "shapes_first_base")}
+    assert weights == {"shapes_pretrain": {"position": 2.0}, "shapes_first_base": {"position": 1.5}}
+
+
 def test_objectives_are_apart_first_and_joint_later(tmp_path: Path) -> None:
     settings = _recipe(
         tmp_path, "pretrain.steps=100", "pretrain.apart_fraction=0.4", "pretrain.ramp_fraction=0.2"

@@ -30,7 +30,8 @@ BEFORE = Measured(
         "repair_round_1": [0.0],
         "true_plan_drawn": [1.0, 0.0],
         "entropy_plan": [0.5, 0.75],
-    }
+    },
+    words={"questions/count": "how many"},
 )
 AFTER = Measured(
     values={
@@ -53,9 +54,10 @@ def test_the_files_hold_every_figure_and_the_summary_the_main_ones(evaluation, t
     items = BENCH.items()
     write_results(Recorder(tmp_path), evaluation, items=items, seeds=[3], wall_s=1.26)
     document = json.loads((tmp_path / "evaluation.json").read_text())
-    assert set(document) == {"phases", "differences"} and set(document["phases"]) == {"before", "after"}
+    assert document.keys() - {"words"} == {"phases", "differences"} and set(document["phases"]) == {"before", "after"}
     assert set(document["phases"]["before"]) == set(BEFORE.values) == set(document["differences"])
     assert document["differences"]["repair_round_1"]["mean"] == pytest.approx(2 / 3)
+    assert document["words"] == {"questions/count": "how many"}
     assert Evaluation.from_document(document) == evaluation
     summary = json.loads((tmp_path / "summary.json").read_text())
     plain = {name: value for name, value in summary.items() if not isinstance(value, dict)}

@@ -86,7 +86,7 @@ def test_it_is_pretrained_demonstrated_refined_and_reported(package, r3, workpla
     losses = [row["text/loss"] for row in read_lines(made / "metrics.jsonl").rows]
     assert losses[-1] < losses[0] / 2
     card = (made / "weights" / "README.md").read_text()
-    assert "world `toy`" in card and "`r3 pretrain pretrain`" in card
+    assert "world `toy`" in card and "`r3 pretrain pretrain`" in card and "… which tile" in card
     shutil.copytree(made / "weights", package / "weights")
 
     command, given, _ = app.parse_args(["demo", "--world", "toy", "--out", "demo", "--minutes", "2"])
@@ -106,7 +106,7 @@ def test_it_is_pretrained_demonstrated_refined_and_reported(package, r3, workpla
     } <= measured.keys()
     assert len(read_lines(Path("demo/metrics.jsonl")).rows) == 2
     report = r3("report", "demo")
-    assert report.code == 0 and "… which" in Path("demo/report.html").read_text()
+    assert report.code == 0 and "… which tile" in Path("demo/report.html").read_text()
     assert r3("export", "demo").code == 0
     loading = Path("demo/adapter/README.md").read_text()
     assert "the model that ships with the world toy" in loading and 'find_world("toy").weights_folder()' in loading

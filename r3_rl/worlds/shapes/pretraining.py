@@ -18,7 +18,7 @@ CHECK = "check {prompt}"
 def batches(settings: PretrainSection, *, seed: int) -> Batches:
     """The examples of a leg of pretraining: kinds of prompts are weighed as the settings say."""
     stream = ShapesStream(seed=seed + 1)
-    tags = {tag: settings.position_weight if tag == "position" else 1.0 for tag in TAGS}
+    tags = {tag: settings.prompt_weights.get(tag, 1.0) for tag in TAGS}
     draw_tags = {tag: weight * settings.draw_weights.get(tag, 1.0) for tag, weight in tags.items()}
     # words alone teach relations slowly and cost little, so most of the plans without image are about positions
     plan_tags = {tag: settings.draw_weights.get(tag, 1.0) * (4.0 if tag == "position" else 0.4) for tag in TAGS}

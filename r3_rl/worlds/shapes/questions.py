@@ -10,7 +10,15 @@ from r3_rl.worlds.shapes.language import cell_words
 from r3_rl.worlds.shapes.prompts import NUMBERS, RELATIONS, holds, plural
 from r3_rl.worlds.shapes.scene import CELLS, COLORS, SHAPES, Scene, pick
 
-QUESTION_KINDS = ("count", "exists", "color", "shape", "relation")
+KINDS_IN_WORDS = {
+    "count": "how many",
+    "exists": "is there one",
+    "color": "which colour",
+    "shape": "which shape",
+    "relation": "is it left of",
+}
+"""What tables call each kind."""
+QUESTION_KINDS = tuple(KINDS_IN_WORDS)
 
 
 class Asked(NamedTuple):

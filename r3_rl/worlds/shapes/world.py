@@ -31,7 +31,7 @@ class ShapesWorld:
     background = drawing.BACKGROUND
     tags: tuple[str, ...] = prompts.TAGS
     harder_tags: tuple[str, ...] = prompts.HARD_TAGS
-    question_kinds: tuple[str, ...] = questions.QUESTION_KINDS
+    question_kinds: ClassVar[Mapping[str, str]] = questions.KINDS_IN_WORDS
     pretrain_keys: tuple[str, ...] = OF_THE_WORLD
     bench = "loop"
     base_sizes: ClassVar[Mapping[str, int]] = {

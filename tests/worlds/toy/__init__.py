@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -46,8 +47,8 @@ class ToyWorld:
     background = 0.0
     tags = ("one", "several")
     harder_tags = ("several",)
-    question_kinds = ("which",)
-    bench, pretrain_keys = "loop", ("draw_weights",)
+    question_kinds: ClassVar = {"which": "which tile"}
+    bench, pretrain_keys = "loop", ("draw_weights", "prompt_weights")
     base_sizes = dict.fromkeys(
         ("num_prompts", "num_fixed", "num_right", "num_questions", "num_pairs", "num_plans", "num_edits"), 6
     )
@@ -58,6 +59,9 @@ class ToyWorld:
         kept = [p for i, p in enumerate(PROMPTS) if (i % 3 == 2) == (split == "held_out")]
         weights = np.array([self._weight(p, tags) for p in kept])
         return [kept[i] for i in rng.choice(len(kept), count, p=weights / weights.sum())]
+
+    def _weights(self, settings):
+        return {t: settings.prompt_weights.get(t, 1.0) * settings.draw_weights.get(t, 1.0) for t in self.tags}
 
     def _weight(self, prompt, tags):
         tag = prompt.columns["tag"]
@@ -87,7 +91,7 @@ class ToyWorld:
             return torch.from_numpy(self.roughen(self.draw([scene]), rng)[0])
 
         def one(kind):
-            (prompt,) = self.prompts(1, split="train", tags=settings.draw_weights or None, seed=rng)
+            (prompt,) = self.prompts(1, split="train", tags=self._weights(settings), seed=rng)
             scene = self.scene(prompt, rng)
             if kind in ("text_to_image", "plan"):
                 image = torch.from_numpy(self.draw([scene])[0]) if kind == "text_to_image" else None
