@@ -129,7 +129,7 @@ class Evaluation:
 
 def grouped_rows(evaluation: Evaluation) -> dict[str, list[Row]]:
     """The table's rows by group; names that `observe.measures` does not know come last, under their own name."""
-    names = plain_names(evaluation.names())
+    names = [name for name in plain_names(evaluation.names()) if not _repeats(evaluation, name)]
     groups: dict[str, list[Row]] = {}
     for group, measures in GROUPS.items():
         rows = [_row(evaluation, name) for key in measures for name in names if _key(name) == key]
@@ -151,6 +151,15 @@ def grouped_rows(evaluation: Evaluation) -> dict[str, list[Row]]:
     if other:
         groups[OTHER] = other
     return groups
+
+
+def _repeats(evaluation: Evaluation, name: str) -> bool:
+    """Whether a figure of the harder kinds is that of all kinds: every prompt is of a harder one then."""
+    whole = name.removeprefix("harder_")
+    if whole == name:
+        return False
+    measured = [phase for phase in (evaluation.before, evaluation.after) if name in phase]
+    return all(whole in phase and phase[whole] == phase[name] for phase in measured)
 
 
 def _key(name: str) -> str:

@@ -111,3 +111,11 @@ def test_headline_lines_hold_what_was_measured():
     assert headline_lines(of()) == []
     only_before = headline_lines(of(before={"draft_greedy": share([1.0])}))
     assert only_before == ["greedy texts, untrained -> trained, %: draft 100.0"]
+
+
+def test_the_harder_kinds_have_no_rows_where_every_prompt_is_harder():
+    hits = {"draft": share([1.0, 0.0, 1.0]), "harder_draft": share([1.0, 0.0, 1.0])}
+    shown = [row.name for rows in grouped_rows(of(before=hits)).values() for row in rows]
+    assert shown == ["draft"]
+    some = {**hits, "harder_draft": share([1.0, 0.0])}
+    assert "harder_draft" in [row.name for rows in grouped_rows(of(before=some)).values() for row in rows]
