@@ -16,6 +16,7 @@ from r3_rl.policy.backbone import Backbone
 from r3_rl.policy.base import Drawing, Policy, Sampling
 from r3_rl.policy.hub import fetch, is_hub_id
 from r3_rl.policy.registry import backbone_of
+from r3_rl.policy.weights import digest_of
 from r3_rl.recipe import Recipe, RewardSection
 from r3_rl.recipe.learning import LoraSection
 from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection, WritingSection
@@ -38,6 +39,7 @@ class LoadedPolicy:
     backbone: Backbone
     folder: Path
     fingerprint: str
+    """Of its weights, which an adapter remembers."""
     dtype: torch.dtype
 
 
@@ -56,9 +58,12 @@ def load_policy(model: ModelSection, *, world: str | None = None, device: str | 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = pick_dtype(model.dtype, place)
     policy = backbone.load(folder, dtype=dtype, device=place, random_init=model.random_init, attention=model.attention)
-    return LoadedPolicy(
-        policy=policy, backbone=backbone, folder=folder, fingerprint=backbone.fingerprint(folder), dtype=dtype
-    )
+    if model.random_init:  # an adapter of these does not fit the weights that the folder may hold
+        companions = {f"{name}.": module for name, module in policy.companions.items()}
+        marks = digest_of({"": policy.module, **companions})
+    else:
+        marks = backbone.fingerprint(folder)
+    return LoadedPolicy(policy=policy, backbone=backbone, folder=folder, fingerprint=marks, dtype=dtype)
 
 
 def pick_dtype(name: str, device: str) -> torch.dtype:

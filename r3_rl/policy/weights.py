@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from torch import Tensor, uint8
+from torch import Tensor, nn, uint8
 
 from r3_rl.errors import CheckpointError
 
@@ -87,12 +87,28 @@ def digest(sources: Mapping[str, WeightFiles]) -> str:
     Args:
         sources: the files of each module; the key goes before the names of its tensors.
     """
+    return _digest((prefix + name, tensor) for prefix, source in sources.items() for name, tensor in source.tensors())
+
+
+def digest_of(modules: Mapping[str, nn.Module]) -> str:
+    """`digest` of weights that no file holds, such as random ones.
+
+    Args:
+        modules: the key goes before the names of the module's tensors.
+    """
+    return _digest(
+        (prefix + name, tensor.detach().cpu())
+        for prefix, module in modules.items()
+        for name, tensor in sorted(module.state_dict().items())
+    )
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.sha256()
-    for prefix, source in sources.items():
-        for name, tensor in source.tensors():
-            found.update(f"{prefix}{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            if tensor.numel():
-                found.update(tensor.contiguous().flatten().view(uint8).numpy())
+    for name, tensor in tensors:
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if tensor.numel():
+            found.update(tensor.contiguous().flatten().view(uint8).numpy())
     return found.hexdigest()
 
 

@@ -10,9 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from r3_rl.assemble import base_folder, load_policy
-from r3_rl.errors import CheckpointError, RecipeError
+from r3_rl.errors import CheckpointError, InputError, RecipeError
+from r3_rl.policy.adapters import AdapterSettings, attach, load_adapter, save_adapter
 from r3_rl.policy.bagel.checkpoint import fingerprint
 from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
+from r3_rl.policy.weights import digest_of
 from r3_rl.recipe.sampling import ModelSection
 from r3_rl.recipe_io import load_recipe
 
@@ -71,6 +73,26 @@ def test_safetensors_and_json_alone_are_fetched(monkeypatch, tmp_path):
         with pytest.raises(CheckpointError, match=r"no llm_config\.json"):
             load_policy(ModelSection(kind="bagel", path=NAME, random_init=random_init))
     assert [more["allow_patterns"] for more in asked] == [["*.json", "*.safetensors"], ["*.json"]]
+
+
+@pytest.mark.parametrize("from_hub", [False, True])
+def test_random_weights_are_known_by_themselves(cache, tmp_path, from_hub):
+    """Not by those of the folder, of which they have no more than the sizes; a name on the hub brings nothing else."""
+    folder = write_tiny_checkpoint(tmp_path / "other", seed=1)
+    of_the_folder = fingerprint(folder)
+    if from_hub:
+        for file in cache.glob("*.safetensors"):
+            file.unlink()
+    section = ModelSection(kind="bagel", path=NAME if from_hub else str(folder), random_init=True)
+    loaded, again = load_policy(section, device="cpu"), load_policy(section, device="cpu")
+    assert loaded.fingerprint == again.fingerprint != of_the_folder
+    loaded.policy.module.get_parameter("llm2vae.weight").data[0, 0] += 1
+    assert digest_of({"": loaded.policy.module}) != digest_of({"": again.policy.module})
+    attach(loaded.policy.module, AdapterSettings(rank=2), loaded.policy.spec.branches, seed=0)
+    save_adapter(loaded.policy.module, tmp_path / "adapter", fingerprint=loaded.fingerprint)
+    base = load_policy(ModelSection(kind="bagel", path=str(folder)), device="cpu")
+    with pytest.raises(InputError, match="trained on another base"):
+        load_adapter(base.policy.module, tmp_path / "adapter", fingerprint=base.fingerprint)
 
 
 def test_a_folder_has_no_revision(tmp_path):
