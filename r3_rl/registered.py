@@ -10,7 +10,7 @@ import difflib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from r3_rl.errors import InputError
+from r3_rl.errors import InputError, one_line
 
 WORLDS = "r3_rl.worlds"
 BACKBONES = "r3_rl.backbones"
@@ -56,12 +56,12 @@ def find(group: str, name: str) -> Any:
     if name not in points:
         close = difflib.get_close_matches(name, points, n=1, cutoff=0.6)
         question = f"did you mean '{close[0]}'? " if close else ""
-        raise InputError(f"'{name}' is not in {group}", hint=f"{question}known: {', '.join(points)}")
+        raise InputError(f"'{one_line(name, 80)}' is not in {group}", hint=f"{question}known: {', '.join(points)}")
     try:
         return points[name].load()
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{group}: '{name}' ({points[name].value}) fails to import: {why}") from error
+        why, place = one_line(f"{type(error).__name__}: {error}"), one_line(points[name].value, 80)
+        raise InputError(f"{group}: '{name}' ({place}) fails to import: {why}") from error
 
 
 def _points(group: str) -> dict[str, EntryPoint]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from r3_rl.errors import InputError, R3Error, ScorerError
+from r3_rl.errors import InputError, R3Error, ScorerError, one_line
 from r3_rl.scoring.base import STANDARD_ARGUMENTS, ScorerInfo, declared_info, info_of, missing_packages
 
 GROUP = "r3_rl.scorers"
@@ -71,21 +71,29 @@ def find_scorer(scorer: str, base_folder: str | Path = ".") -> Any:
     >>> find_scorer("r3_rl.scoring.base:info_of").__name__
     'info_of'
     """
+    try:
+        return _found(scorer, Path(base_folder))
+    except OSError as error:  # a name that no file has, a folder that may not be read
+        why = str(error.strerror).lower()
+        raise ScorerInputError(f"scorer '{one_line(scorer, 80)}': {why}", hint=_OTHER_WAYS) from error
+
+
+def _found(scorer: str, folder: Path) -> Any:
     place, colon, attribute = scorer.rpartition(":")
     if not colon:
         if scorer.endswith(".py"):
             raise ScorerInputError(
                 f"scorer '{scorer}': the name of the function or class is missing", hint=f"write '{scorer}:NAME'"
             )
-        return _from_entry_point(scorer, Path(base_folder))
+        return _from_entry_point(scorer, folder)
     if place.endswith(".py") or "/" in place:
-        module = _import_file(scorer, Path(base_folder) / Path(place).expanduser())
+        module = _import_file(scorer, folder / Path(place).expanduser())
     elif place == "trl":
         if importlib.util.find_spec("trl") is None:
             raise ScorerInputError(f"scorer '{scorer}' needs the package trl", hint="pip install 'r3-rl[train]'")
-        module = _import_module(scorer, "trl.rewards", Path(base_folder))
+        module = _import_module(scorer, "trl.rewards", folder)
     else:
-        module = _import_module(scorer, place, Path(base_folder))
+        module = _import_module(scorer, place, folder)
     if not hasattr(module, attribute):
         raise ScorerInputError(f"scorer '{scorer}': no '{attribute}' in it", hint=_suggest(attribute, _public(module)))
     found = getattr(module, attribute)
@@ -163,7 +171,7 @@ def _from_entry_point(name: str, folder: Path) -> Any:
         if (folder / f"{name}.py").is_file():
             hint = f"for the file write './{name}.py:{name}'"
         else:
-            hint = _suggest(name, list(points)) + _OTHER_WAYS
+            hint = f"{_suggest(name, list(points))}; {_OTHER_WAYS}"
         raise ScorerInputError(f"no scorer is called '{name}'", hint=hint)
     try:
         return points[name].load()
@@ -171,7 +179,7 @@ def _from_entry_point(name: str, folder: Path) -> Any:
         raise ScorerInputError(f"scorer '{name}' ({points[name].value}) fails to import: {_one_line(error)}") from error
 
 
-_OTHER_WAYS = "; a scorer of your own is './file.py:name' or 'package.module:name'"
+_OTHER_WAYS = "a scorer of your own is './file.py:name' or 'package.module:name'"
 
 
 def _import_module(scorer: str, name: str, folder: Path) -> ModuleType:
@@ -180,7 +188,8 @@ def _import_module(scorer: str, name: str, folder: Path) -> ModuleType:
         with _found_in(folder, Path.cwd()):
             return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ScorerInputError(f"scorer '{scorer}': '{name}' fails to import: {_one_line(error)}") from error
+        asked, module = one_line(scorer, 80), one_line(name, 80)
+        raise ScorerInputError(f"scorer '{asked}': '{module}' fails to import: {_one_line(error)}") from error
 
 
 def _import_file(scorer: str, path: Path) -> ModuleType:
@@ -317,4 +326,4 @@ def _suggest(name: str, known: list[str], lead: str = "known") -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return one_line(f"{type(error).__name__}: {error}")

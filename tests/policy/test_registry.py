@@ -67,6 +67,15 @@ def test_a_backbone_that_cannot_be_imported_is_one_line(foreign, tmp_path):
         registry.find("lines")
 
 
+@pytest.mark.parametrize("value", ["a" * 5000 + ":X", "a." + "b" * 5000 + ":X", "os:" + "n" * 5000])
+def test_names_that_no_module_has_are_one_short_line(foreign, tmp_path, value):
+    (tmp_path / "lines-1.0.dist-info" / "entry_points.txt").write_text(f"[r3_rl.backbones]\nlines = {value}\n")
+    for name, said in (("lines", "fails to import: "), ("x" * 5000, "is not in r3_rl.backbones; known: bagel, lines")):
+        with pytest.raises(InputError, match=said) as caught:
+            registry.find(name)
+        assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -105,6 +105,9 @@ def test_a_package_that_exits_on_import_does_not_end_the_listing(installed):
         ("./my_score.py:brightness", {"images": []}, "takes no parameter 'images'"),
         ("./my_score.py:Distance", {}, "needs the parameter 'target'"),
         ("./my_score.py:Distance", {"target": 1.5}, "parameter 'target' = 1.5"),
+        ("a" * 5000, {}, "file name too long; a scorer of your own is './file.py:name'"),
+        (f"./{'a' * 300}.py:f", {}, "file name too long; a scorer of your own is './file.py:name'"),
+        (f"{'a' * 5000}.b:f", {}, "aaa.b' fails to import: ModuleNotFoundError: No module named"),
         ("jpeg_size", {"prefer": "medium"}, "Input should be 'small' or 'large'"),
         ("trl.rewards:get_soft_overlong_punishment", {"max_completion_len": 4}, "needs the parameter 'soft_punish"),
     ],
@@ -113,7 +116,7 @@ def test_what_the_user_reads(folder, scorer, params, said):
     problems = check_scorer(scorer, params, folder)
     assert len(problems) == 1
     assert said in problems[0]
-    assert "\n" not in problems[0]
+    assert "\n" not in problems[0] and len(problems[0]) < 600
     with pytest.raises(ScorerInputError) as raised:
         load_scorer(scorer, params, folder)
     assert said in str(raised.value)
