@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from r3_rl.nodes import Node, given_image
 from r3_rl.observe.alarms import ratio_tolerance_of
 from r3_rl.observe.environment import environment
 from r3_rl.observe.evaluation import Evaluation
+from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
@@ -88,7 +89,33 @@ def train(
     begin = time.monotonic()
     ranks.join()
     print(geometry(recipe, ranks.count()))
-    folder = ranks.of_first(lambda: _folder(recipe, name, resume, folder))
+    run_folder = ranks.of_first(lambda: _folder(recipe, name, resume, folder))
+    with ExitStack() as held:
+        ranks.of_first(lambda: held.enter_context(sole_writer(run_folder)))
+        return _train(
+            recipe,
+            run_folder,
+            resume=resume,
+            bench=bench,
+            source=source,
+            headline=headline,
+            limit_s=limit_s,
+            begin=begin,
+        )
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: str | None,
+    bench: Bench[Any] | None,
+    source: str | None,
+    headline: bool,
+    limit_s: float | None,
+    begin: float,
+) -> RunResult:
+    """The run itself, in a folder that nobody else writes. begin: of all of it, by the monotonic clock."""
     loaded = load_policy(recipe.model, world=recipe.data.world)
     trainer = build_trainer(recipe, loaded, folder)
     checkpoint = ranks.of_first(lambda: _checkpoint(folder)) if resume else None

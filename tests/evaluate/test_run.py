@@ -7,6 +7,8 @@ import io
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from r3_rl.errors import InputError
+from r3_rl.errors import InputError, RunError
 from r3_rl.evaluate import run as runs
 from r3_rl.evaluate.base import bench_of
 from r3_rl.evaluate.run import train
 from r3_rl.observe.compare import compare
+from r3_rl.observe.lock import LOCK
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.checkpoint import load_bagel
@@ -255,6 +258,20 @@ def test_what_cannot_be_resumed_is_refused(recipe, tmp_path):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match="holds no checkpoint"):
         train(recipe(), resume=str(tmp_path / "empty"))
+
+
+def test_a_run_that_another_process_writes_is_left_alone(recipe, whole):
+    """Before anything is loaded, and before a file of the run is touched."""
+    before = {path: path.stat().st_mtime_ns for path in whole.folder.iterdir() if path.name != LOCK}
+    hold = "import sys, time; from pathlib import Path; from r3_rl.observe.lock import sole_writer\n"
+    hold += "with sole_writer(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(whole.folder)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RunError, match=f"is being written by process {other.pid} "):
+            train(recipe(), resume=str(whole.folder))
+        other.kill()
+    assert {path: path.stat().st_mtime_ns for path in whole.folder.iterdir() if path.name != LOCK} == before
 
 
 def test_nodes_that_the_world_draws_are_scored_by_the_panel():
