@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -31,7 +32,8 @@ for verb in (demo, train, pretrain, refine, export, report, compare, check, sche
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb and leave with its exit code: 0 ok, 1 the run failed, 2 the input was wrong, 130 interrupted."""
+    """Run a verb and leave with its exit code: 0 ok, 1 the run failed, 2 the input was wrong, 128 + N signal N
+    stopped it (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP)."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -45,8 +47,9 @@ def run(arguments: Sequence[str]) -> int:
         return _say(str(error), error.exit_code)
     except CycloptsError as error:
         return _say(f"r3: {error}".replace("\n", " "), 2)
-    except KeyboardInterrupt:
-        return _say("r3: interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        first = interrupt.args[0] if interrupt.args else None  # training says which signal came twice
+        return _say("r3: interrupted", 128 + (first if isinstance(first, int) else signal.SIGINT))
     except BrokenPipeError:
         # The reader (`| head`) has gone; without this Python complains once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -73,7 +73,7 @@ def train(
     source += find_recipe(recipe).read_text(encoding="utf-8")
     with redirect_stdout(io.StringIO()) if rank else nullcontext():  # the first process speaks for all
         done = run_training(checked, name=Path(recipe).stem, resume=resume, source=source)
-    return 130 if done.interrupted else 0
+    return 128 + done.stopped_by if done.stopped_by else 0
 
 
 def pretrain(recipe: str, /, *overrides: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -42,11 +43,12 @@ from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
-from r3_rl.training.callbacks import InterruptCallback, RecordCallback
+from r3_rl.training.callbacks import RecordCallback
 from r3_rl.training.fast import fast_weights
 from r3_rl.training.manifest import Checkpoint, newest_whole
 from r3_rl.training.room import refuse_without_room, weights_bytes
 from r3_rl.training.schedules import Collected
+from r3_rl.training.signals import SignalCallback
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.worlds.base import World, find_world
 from r3_rl.worlds.sets import wrong_drafts
@@ -62,9 +64,10 @@ class RunResult:
     folder: Path
     before: Measured | None
     after: Measured | None
-    interrupted: bool
+    stopped_by: int | None = None
+    """Number of the signal that ended it before its last step; None for a finished run."""
     evaluation: Evaluation | None = None
-    """What was measured before and after; None without a bench, and after an interruption."""
+    """What was measured before and after; None without a bench, and for a run that a signal stopped."""
 
 
 def train(
@@ -145,17 +148,18 @@ def _train(
         trainer.args.time_budget_s = max(limit_s - loading_s - (1 + AGAIN) * measuring_s, 0.0)
     trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
     progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
-    with closing(trainer), InterruptCallback() as interrupt, progress:
+    with closing(trainer), SignalCallback() as signals, progress:
         tolerance = ratio_tolerance_of(str(loaded.dtype).removeprefix("torch."))
         trainer.add_callback(RecordCallback(recorder, progress, ratio_tolerance=tolerance))
-        trainer.add_callback(interrupt)
+        trainer.add_callback(signals)
         if gallery.prompts:
             trainer.add_callback(GalleryCallback(gallery, recipe.training.eval_steps))
         trainer.train(resume_from_checkpoint=checkpoint)
     ranks.leave()
-    if interrupt.asked:
-        print(f"interrupted at step {trainer.state.global_step}; go on with --resume {folder}")
-        return RunResult(folder=folder, before=before, after=None, interrupted=True)
+    if signals.asked is not None:
+        name = Signals(signals.asked).name
+        print(f"stopped by {name} at step {trainer.state.global_step}; go on with --resume {folder}")
+        return RunResult(folder=folder, before=before, after=None, stopped_by=signals.asked)
     _save_result(recipe, loaded, folder)
     after = evaluation = None
     if bench and before and before.items:
@@ -173,17 +177,17 @@ def _train(
     print(f"report {write_report(folder)}")
     if evaluation and headline:
         print_headline(evaluation)
-    return RunResult(folder=folder, before=before, after=after, interrupted=False, evaluation=evaluation)
+    return RunResult(folder=folder, before=before, after=after, evaluation=evaluation)
 
 
 def _follow(trainer: R3Trainer, checkpoint: Checkpoint | None, folder: Path) -> RunResult:
     """What every process but the first one does: its share of every step."""
     trainer.self_check()
-    with closing(trainer), InterruptCallback() as interrupt:
-        trainer.add_callback(interrupt)
+    with closing(trainer), SignalCallback() as signals:
+        trainer.add_callback(signals)
         trainer.train(resume_from_checkpoint=checkpoint)
     ranks.leave()
-    return RunResult(folder=folder, before=None, after=None, interrupted=interrupt.asked)
+    return RunResult(folder=folder, before=None, after=None, stopped_by=signals.asked)
 
 
 def _keep_rollouts(recorder: Recorder, every: int) -> Callable[[int, Collected], None]:

@@ -189,6 +189,11 @@ class TrainingSection(Section):
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the run.")
     save_steps: int = Field(50, ge=1, le=MOST_STEPS, description="Steps between two checkpoints.")
+    warning_signal: Literal["SIGUSR1", "SIGUSR2", "SIGXCPU"] | None = Field(
+        "SIGUSR1",
+        description="A signal that ends a run as SIGTERM does (the step is finished, a checkpoint saved): SLURM's "
+        "`--signal=USR1@600`. Null leaves it alone.",
+    )
     eval_steps: int = Field(
         50, ge=1, le=MOST_STEPS, description="Steps after which the prompts of observe.gallery are drawn again."
     )

@@ -1,14 +1,11 @@
-"""What steers and watches a run: when it logs, saves and ends; metrics to disk, terminal and trackers; Ctrl-C; a time
-budget."""
+"""What steers and watches a run: when it logs, saves and ends; metrics to disk, screen and trackers; a time budget."""
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from transformers import DefaultFlowCallback, TrainerCallback, TrainerControl, TrainerState
@@ -18,8 +15,6 @@ from r3_rl.errors import MissingPackageError
 from r3_rl.observe.alarms import RATIO_TOLERANCE, LiveAlarms
 from r3_rl.observe.progress import RunProgress
 from r3_rl.observe.recorder import Recorder, read_lines
-
-_SAME_SIGNAL_S = 2.0
 
 
 class FlowCallback(DefaultFlowCallback):
@@ -101,58 +96,6 @@ class RecordCallback(TrainerCallback):
             self.progress.update(state.global_step, logs)
             for sentence in self.alarms.add(row):
                 self.progress.note(sentence)
-
-
-class InterruptCallback(TrainerCallback):
-    """The first Ctrl-C finishes the step, saves and stops; the second one stops at once.
-
-    A `with` block gives the signal back even where training fails, which callbacks are not told of. Of
-    several processes all stop at the same step, whichever of them was asked. They get the terminal's signal and
-    their launcher's: what follows at once is not a second Ctrl-C.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._asked_at = 0.0
-        self._old: Any = None
-
-    def __enter__(self) -> InterruptCallback:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._release()
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Takes the signal over."""
-        self._old = signal.signal(signal.SIGINT, self._handle)
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Gives the signal back."""
-        self._release()
-
-    def _release(self) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGINT, self._old)
-            self._old = None
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stops on a whole step, and on rollouts that have had all their updates: a resumed run makes fresh ones."""
-        if any(ranks.everyone(self.asked)) and not self.asked:
-            self._ask()
-        if self.asked and state.global_step % args.num_iterations == 0:
-            control.should_save = True
-            control.should_training_stop = True
-
-    def _ask(self) -> None:
-        self.asked, self._asked_at = True, time.monotonic()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            if ranks.count() > 1 and time.monotonic() - self._asked_at < _SAME_SIGNAL_S:
-                return
-            raise KeyboardInterrupt
-        self._ask()
-        print("\nfinishing the step, then saving (Ctrl-C again stops at once)", flush=True)
 
 
 class TimeBudgetCallback(TrainerCallback):

@@ -114,7 +114,7 @@ def test_the_last_thing_that_the_demo_prints_is_its_headline(evaluation, capsys,
     def trained(recipe, **options):
         assert options["headline"] is False and options["limit_s"] == 360
         print("report")
-        return RunResult(folder=tmp_path, before=None, after=None, interrupted=False, evaluation=evaluation)
+        return RunResult(folder=tmp_path, before=None, after=None, evaluation=evaluation)
 
     monkeypatch.setattr(demo, "train", trained)
     demo.demo(out=str(tmp_path / "demo"))

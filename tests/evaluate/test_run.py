@@ -197,7 +197,7 @@ def test_an_interrupted_run_goes_on_where_it_was(recipe, whole, monkeypatch, cap
 
     monkeypatch.setattr(runs, "build_trainer", interrupting)
     stopped = train(recipe(), bench=bench(recipe()))
-    assert stopped.interrupted and stopped.after is None
+    assert stopped.stopped_by == signal.SIGINT and stopped.after is None
     assert f"go on with --resume {stopped.folder}" in capsys.readouterr().out
     monkeypatch.setattr(runs, "build_trainer", build)
     cut_off = stopped.folder / "checkpoints" / "checkpoint-9"
@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on_where_it_was(recipe, whole, monkeypatch, cap
     (cut_off / "adapter_model.safetensors").write_bytes(b"half")
     finished = train(recipe(), bench=bench(recipe()), resume=str(stopped.folder))
     assert "resuming from" in capsys.readouterr().out
-    assert not finished.interrupted and finished.folder == stopped.folder
+    assert finished.stopped_by is None and finished.folder == stopped.folder
     assert_same_adapter(whole.folder, finished.folder)
     rows = read_lines(finished.folder / "metrics.jsonl").rows
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

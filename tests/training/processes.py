@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -20,6 +21,7 @@ from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.shards import Shards
+from r3_rl.training.signals import SignalCallback
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
 from r3_rl.types import Prompt
 from tests.policy.tiny import PROMPTS, tiny_policy
@@ -56,6 +58,7 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
     if "full" in options:
         options = {**options, "policy": whole_policy(options["full"]), "lora": None}
         del options["full"]
+    stopped_rank, stopped_step, name = options.pop("stop", (-1, -1, "SIGTERM"))
     trainer = make(folder / "run", dataset=DISTINCT, **options)
     seen: list[dict[str, Any]] = []
 
@@ -64,6 +67,8 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
         plans = [t.rounds[-1].plan.text for t in rolled if t.rounds[-1].plan]
         pixels = [float(t.rounds[-1].image.image.double().sum()) for t in rolled]
         prompts = [t.prompt.text for t in rolled]
+        if (ranks.rank(), step) == (stopped_rank, stopped_step):
+            signal.raise_signal(signal.Signals[name])
         seen.append({"phase": collected.phase, "prompts": prompts, "plans": plans, "pixels": pixels})
 
     own_s: list[float] = []
@@ -75,6 +80,7 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
         own_s.append(time.perf_counter() - begin)
         return loss
 
+    trainer.add_callback(SignalCallback())
     trainer.on_collected, trainer.step = keep, timed  # type: ignore[method-assign]
     logged = run(trainer, **({"resume_from_checkpoint": resume} if resume else {}))
     found = {

@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import resource
-import signal
 import threading
 import time
 from concurrent.futures import Future
@@ -31,7 +30,7 @@ from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.training import checkpoint
 from r3_rl.training import loop as loop_module
-from r3_rl.training.callbacks import InterruptCallback, RecordCallback
+from r3_rl.training.callbacks import RecordCallback
 from r3_rl.training.config import R3Config
 from r3_rl.training.manifest import checked, newest_whole, numbered
 from r3_rl.training.trainer import R3Trainer
@@ -407,30 +406,6 @@ def test_under_a_time_budget_the_rate_falls_with_the_clock(tmp_path):
         expected = trainer.args.learning_rate * (1 - course / 10)
         assert scheduler.get_last_lr()[0] == pytest.approx(expected)
     trainer.close()
-
-
-def test_the_first_interrupt_finishes_and_saves(tmp_path, capsys):
-    before = signal.getsignal(signal.SIGINT)  # a shell's background job starts with the signal ignored
-    trainer = make(tmp_path, max_steps=50, schedule="draft_only", num_iterations=2, save_steps=2)
-    interrupt = InterruptCallback()
-    trainer.add_callback(interrupt)
-    trainer.on_collected = lambda step, collected: signal.raise_signal(signal.SIGINT) if step == 2 else None
-    run(trainer)
-    assert interrupt.asked and trainer.state.global_step == 4, "rollouts that were begun get all their updates"
-    assert (tmp_path / "checkpoint-4" / "trainer_state.json").is_file()
-    assert "finishing the step" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_the_second_interrupt_stops_at_once(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    trainer = make(tmp_path, max_steps=50, schedule="draft_only")
-    trainer.on_collected = lambda step, collected: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
-    with pytest.raises(KeyboardInterrupt), InterruptCallback() as interrupt:
-        trainer.add_callback(interrupt)
-        trainer.train()
-    trainer.close()
-    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_numbers_are_recorded_line_by_line(tmp_path):
