@@ -7,21 +7,14 @@ is 503 with `Retry-After`. Nothing that a stranger sends gets further than an er
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
-import math
-import os
-import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from r3_rl.errors import InputError, MissingPackageError, RunError
+from r3_rl.errors import InputError, MissingPackageError
 from r3_rl.scoring.asked import ScorerSpec
 from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.isolated import START_S, IsolatedScorer, load_isolated
@@ -29,15 +22,17 @@ from r3_rl.scoring.memory import give_memory_back
 from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.scoring.served import ServedScorer
 from r3_rl.scoring.wire import MEDIA_TYPE, SCHEMA, Limits, ServerCard, WireError, pack_answer, unpack_request
+from r3_rl.web.bodies import BodyLimits, check_token, read_body
+from r3_rl.web.places import Places
+from r3_rl.web.refusals import Refusal
 
 try:
-    import uvicorn
-    from fastapi import Depends, FastAPI, HTTPException, Request, Response
+    from fastapi import Depends, FastAPI, Request, Response
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException as StarletteHTTPException
-    from starlette.requests import ClientDisconnect
 
-    from r3_rl.scoring.connections import ConnectionLimits, guarded
+    from r3_rl.web.connections import ConnectionLimits
+    from r3_rl.web.listening import address, listen, run_until_stopped, running_app, token_of
 except ImportError as error:
     raise MissingPackageError(
         "a server of scorers needs FastAPI and uvicorn", hint="pip install 'r3-rl[serve]'"
@@ -60,26 +55,10 @@ class ServerSettings(BaseModel):
     """Seconds that a sender may pause within the body."""
     connections: ConnectionLimits = ConnectionLimits()
 
-
-class _Busy:
-    """Counts the requests inside, and guesses when there will be room."""
-
-    def __init__(self, max_waiting: int, num_workers: int) -> None:
-        self._room, self._num_workers = max_waiting, num_workers
-        self._inside, self._seconds = 0, 1.0
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        if self._inside >= self._room:
-            wait = min(60, max(1, math.ceil(self._seconds * self._inside / self._num_workers)))
-            raise HTTPException(503, f"{self._inside} requests are waiting", headers={"Retry-After": str(wait)})
-        self._inside += 1
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self._inside -= 1
-            self._seconds = 0.8 * self._seconds + 0.2 * (time.monotonic() - start)
+    @property
+    def body(self) -> BodyLimits:
+        """Limits of a body."""
+        return BodyLimits(size=self.limits.body_bytes, total_s=self.body_timeout_s, pause_s=self.pause_timeout_s)
 
 
 class _Tidy:
@@ -111,7 +90,7 @@ def make_app(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSe
     if len(set(names)) < len(names):
         raise InputError(f"two scorers have one name: {', '.join(names)}", hint="serve them on two ports")
     served: dict[str, ServedScorer] = {}
-    busy, tidy = _Busy(settings.max_waiting, settings.num_workers), _Tidy()
+    places, tidy = Places(settings.max_waiting, at_once=settings.num_workers), _Tidy()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -122,29 +101,27 @@ def make_app(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSe
         finally:
             caller.close()
 
-    def check_token(request: Request) -> None:
-        sent = request.headers.get("authorization", "").encode()
-        if token and not hmac.compare_digest(sent, f"Bearer {token}".encode()):
-            raise HTTPException(401, "the token is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
+    def has_token(request: Request) -> None:
+        check_token(request, token)
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(StarletteHTTPException, _http_error)
-    app.add_exception_handler(WireError, _wire_error)
+    app.add_exception_handler(Refusal, _refusal)
     app.add_exception_handler(Exception, _own_error)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/info", dependencies=[Depends(check_token)])
+    @app.get("/info", dependencies=[Depends(has_token)])
     async def info() -> ServerCard:
         cards = tuple(scorer.card() for scorer in served.values())
         return ServerCard(schema_version=SCHEMA, scorers=cards, limits=settings.limits)
 
-    @app.post("/score", dependencies=[Depends(check_token)])
+    @app.post("/score", dependencies=[Depends(has_token)])
     async def score(request: Request) -> Response:
-        with busy.place():
-            body = await _body(request, settings)
+        with places.place():
+            body = await read_body(request, settings.body)
             try:
                 asked = await asyncio.to_thread(unpack_request, body, settings.limits)
                 answer = await _find(served, asked.scorer).score(asked)
@@ -164,35 +141,6 @@ def _find(served: dict[str, ServedScorer], name: str | None) -> ServedScorer:
     return served[name]
 
 
-async def _body(request: Request, settings: ServerSettings) -> bytes:
-    most = settings.limits.body_bytes
-    claimed = request.headers.get("content-length", "")
-    if claimed.isdecimal() and int(claimed) > most:  # refused before a byte of it is read
-        raise WireError(f"a body of {claimed[:20]} bytes; at most {most} are taken", status=413)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            chunks = request.stream()
-            while (chunk := await _chunk(chunks, settings.pause_timeout_s)) is not None:
-                body += chunk
-                if len(body) > most:
-                    raise WireError(f"a body of more than {most} bytes", status=413)
-    except ClientDisconnect:
-        raise WireError("the sender hung up") from None
-    except TimeoutError:
-        raise WireError(f"the body did not arrive within {settings.body_timeout_s:g} s", status=408) from None
-    return bytes(body)
-
-
-async def _chunk(chunks: AsyncIterator[bytes], pause_s: float) -> bytes | None:
-    waiting = asyncio.ensure_future(anext(chunks, None))
-    done, _ = await asyncio.wait({waiting}, timeout=pause_s)
-    if not done:
-        waiting.cancel()
-        raise WireError(f"the sender paused for {pause_s:g} s", status=408)
-    return waiting.result()
-
-
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse({"error": {"status": status, "message": message}}, status_code=status, headers=headers)
 
@@ -203,58 +151,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _error(error.status_code, str(error.detail), headers)
 
 
-async def _wire_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, WireError)
-    return _error(error.status, str(error))
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return _error(error.status, str(error), error.headers)
 
 
 async def _own_error(request: Request, error: Exception) -> Response:
     return _error(500, "the server made a mistake; its log says which")
-
-
-def listen(host: str, port: int, *, token: str) -> socket.socket:
-    """Return a socket that listens; port 0 takes a free one.
-
-    Raises `InputError` for an address other machines reach when there is no token, and for a port that is taken.
-    """
-    if not token and not _is_loopback(host):
-        raise InputError(
-            f"--host {host} lets other machines in, and there is no token",
-            hint="set one in an environment variable and name it with --token-env, or stay on 127.0.0.1",
-        )
-    if not 0 <= port <= 65535:
-        raise InputError(f"cannot listen on {host} port {port}", hint="choose a --port from 0 to 65535")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family, backlog=128)
-        # asyncio does so for sockets of its own; without it every answer waits 40 ms for an acknowledgement.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listening
-    except OSError as error:
-        raise InputError(f"cannot listen on {host} port {port}: {error}", hint="choose another --port") from error
-
-
-def address(listening: socket.socket) -> str:
-    """Return the address of a listening socket as a URL."""
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def make_server(app: FastAPI, limits: ConnectionLimits) -> uvicorn.Server:
-    """Return uvicorn for an application: it ends what it is doing when told to stop, for at most 30 s."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=guarded(limits),
-            ws="none",
-            lifespan="on",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=30,
-        )
-    )
 
 
 @contextmanager
@@ -267,19 +170,8 @@ def running(specs: Sequence[ScorerSpec], *, token: str = "", settings: ServerSet
     {"status":"ok"}
     """
     settings = settings or ServerSettings()
-    server = make_server(make_app(specs, token=token, settings=settings), settings.connections)
-    with listen("127.0.0.1", 0, token=token) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="r3-server", daemon=True)
-        thread.start()
-        try:
-            while not server.started and thread.is_alive():
-                time.sleep(0.005)
-            if not server.started:
-                raise RunError("the server did not start", hint="its reason stands above")
-            yield address(listening)
-        finally:
-            server.should_exit = True
-            thread.join(timeout=40)
+    with running_app(make_app(specs, token=token, settings=settings), settings.connections) as url:
+        yield url
 
 
 def serve(
@@ -305,9 +197,7 @@ def serve(
     if not scorers or (params and len(scorers) > 1):
         problem = "parameters for several scorers" if scorers else "no scorer to serve"
         raise InputError(problem, hint="name one scorer, such as `r3 rewards serve sharpness`")
-    token = os.environ.get(token_env, "") if token_env else ""
-    if token_env and not token:
-        raise InputError(f"--token-env {token_env}: this environment variable is not set")
+    token = token_of(token_env)
     with listen(host, port, token=token) as listening:  # first: loading weights for a taken port would be a pity
         specs = []
         for name in scorers:
@@ -319,25 +209,13 @@ def serve(
                 timeout_s + START_S if isolate else timeout_s
             )  # its process keeps `timeout_s` and may have to start
             specs.append(ScorerSpec(name=short_name(name), scorer=scorer, params=params, timeout_s=limit_s))
-        server = make_server(make_app(specs, token=token, settings=settings), settings.connections)
         who = "with the token" if token else "without a token"
         print(f"serving {', '.join(spec.name for spec in specs)} at {address(listening)} {who}", flush=True)
         print(f"recipe:  - {{scorer: remote, params: {{url: '{address(listening)}'}}}}", flush=True)
-        # uvicorn ends in order and passes the signal on, unless whoever started this process ignores it.
-        with suppress(KeyboardInterrupt):
-            server.run(sockets=[listening])
-        for spec in specs:
-            if isinstance(spec.scorer, IsolatedScorer):
-                spec.scorer.close()
-        if not server.started:
-            raise RunError("the server did not start", hint="its reason stands above")
+        try:
+            run_until_stopped(make_app(specs, token=token, settings=settings), listening, settings.connections)
+        finally:
+            for spec in specs:
+                if isinstance(spec.scorer, IsolatedScorer):
+                    spec.scorer.close()
         print("stopped", flush=True)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: what it stands for may change
-        return False

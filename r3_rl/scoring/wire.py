@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from r3_rl.errors import DataError, MissingPackageError, R3Error
+from r3_rl.errors import DataError, MissingPackageError
 from r3_rl.scoring.base import ScorerInfo
 from r3_rl.scoring.png import png_size
+from r3_rl.web.refusals import Refusal
 
 try:
     import msgpack
@@ -36,12 +37,8 @@ _Size = Annotated[int, Field(ge=0)]
 _Message = TypeVar("_Message", bound=BaseModel)
 
 
-class WireError(R3Error, ValueError):
-    """Bytes from outside that are not what they should be; `status` is the HTTP status that says so."""
-
-    def __init__(self, message: str, *, status: int = 400, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.status = status
+class WireError(Refusal):
+    """Bytes from outside that are not what they should be."""
 
 
 class Limits(BaseModel):

@@ -23,9 +23,10 @@ from r3_rl.scoring.panel import Panel
 from r3_rl.scoring.registry import check_scorer, load_scorer
 from r3_rl.scoring.remote import RemoteScorer
 from r3_rl.scoring.seat import ScorerSpec
-from r3_rl.scoring.server import ServerSettings, listen, running, serve
+from r3_rl.scoring.server import ServerSettings, running, serve
 from r3_rl.scoring.wire import Limits, Request, pack_request, unpack_answer
 from r3_rl.types import Prompt
+from r3_rl.web.listening import listen
 
 RANDOM_BODIES = int(os.environ.get("R3_RANDOM_BODIES", "2000"))
 

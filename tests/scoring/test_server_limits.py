@@ -13,11 +13,11 @@ import pytest
 
 from r3_rl.scoring.asked import ScorerSpec
 from r3_rl.scoring.base import scorer_info
-from r3_rl.scoring.connections import ConnectionLimits
 from r3_rl.scoring.png import encode_png
 from r3_rl.scoring.registry import load_scorer
 from r3_rl.scoring.server import ServerSettings, running
 from r3_rl.scoring.wire import Limits, Request, pack_request, unpack_answer
+from r3_rl.web.connections import ConnectionLimits
 from tests.scoring.test_scorer_server import asking, lengths, post, said
 
 QUICK = ConnectionLimits(head_timeout_s=0.5, per_address=8, total=16)
