@@ -31,6 +31,19 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return levels.movedim(-3, -1).contiguous().cpu().numpy()
 
 
+def from_picture(picture: Image.Image) -> torch.Tensor:
+    """Return a PIL image as float32 [3, H, W] in [0, 1], without transparency.
+
+    >>> from PIL import Image
+    >>> from_picture(Image.new("L", (2, 1), 255)).shape
+    torch.Size([3, 1, 2])
+    """
+    import torch
+
+    levels = torch.from_numpy(np.array(flat_rgb(picture)))
+    return (levels.permute(2, 0, 1).float() / 255).contiguous()
+
+
 def flat_rgb(picture: Image.Image) -> Image.Image:
     """Return a PIL image as RGB without transparency: transparent pixels become white, as on a page, and not whatever
     lies beneath them.
@@ -48,4 +61,4 @@ def flat_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-__all__ = ["flat_rgb", "to_uint8"]
+__all__ = ["flat_rgb", "from_picture", "to_uint8"]

@@ -59,15 +59,14 @@ class PolicyPainter:
 
     def redraw(self, picture: Image.Image, instruction: str, *, prompt: str, seed: int) -> Image.Image:
         """Refine; the policy reads what its loop shows it at this stage, with the instruction in place of its own."""
-        import numpy as np
         import torch
 
         from r3_rl.nodes import given_critique, given_image
+        from r3_rl.pixels import from_picture
         from r3_rl.rollout.engine import Engine
         from r3_rl.types import Prompt
 
-        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
-        critique = given_critique(given_image(Prompt(text=prompt), pixels), instruction)
+        critique = given_critique(given_image(Prompt(text=prompt), from_picture(picture)), instruction)
         with torch.no_grad():
             (drawn,) = Engine(policy=self.policy, settings=self.loop).refinements([critique], seed=seed)
         assert drawn is not None, "a critique with an instruction is drawn"

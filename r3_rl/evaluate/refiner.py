@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from r3_rl.assemble import load_policy, loop_settings
 from r3_rl.errors import InputError
+from r3_rl.evaluate.loading import load
+from r3_rl.nodes import given_critique, given_image, image_roots
 from r3_rl.observe.strip import round_name, strip
 from r3_rl.observe.trajectories import to_pixels
-from r3_rl.policy.adapters import RECIPE_FILE, load_adapter
-from r3_rl.policy.base import Policy
-from r3_rl.policy.hub import is_hub_id
+from r3_rl.pixels import from_picture
+from r3_rl.policy.base import Sampler
 from r3_rl.policy.words import unknown_words
-from r3_rl.recipe.sampling import ModelSection, RolloutSection, world_named_in
-from r3_rl.recipe.yaml_text import parse_tree
-from r3_rl.rollout.engine import run_loop
+from r3_rl.rollout.engine import Engine, run_loop
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
-from r3_rl.worlds.base import find_world, world_speaking
+from r3_rl.worlds.base import world_speaking
 from r3_rl.worlds.sets import verdicts
 
 MAX_ROUNDS = 16
-SHIPPED = "shipped"
-"""What the adapter that ships with the embedded world is called where a folder could be named."""
-_READ = ("protocol", "plan", "draft", "critique", "refine")
-"""Keys of `rollout` that say how a policy writes and draws."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +59,7 @@ class Refiner:
         tokenizer: tells which words of a prompt the policy does not know; None lets every word pass.
     """
 
-    def __init__(self, policy: Policy, loop: LoopSettings, *, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, policy: Sampler, loop: LoopSettings, *, tokenizer: Tokenizer | None = None) -> None:
         self.policy, self.loop, self.tokenizer = policy, loop, tokenizer
         self.world = None if tokenizer is None else world_speaking(tokenizer.get_vocab())
         """The world whose words it speaks, if there is one: its images are judged."""
@@ -94,18 +87,40 @@ class Refiner:
         Raises:
             InputError: a folder that is not there or holds something else; CheckpointError where weights do not fit.
         """
-        adapter_folder = None if adapter is None else _adapter_folder(Path(adapter))
-        sections = _recipe_beside(adapter_folder, None if model is None else Path(model))
-        section = _model_section(sections.get("model"), model, dtype)
-        loaded = load_policy(section, world=world_named_in(sections), device=device)
-        tokenizer = loaded.policy.tokenizer
-        if adapter_folder is not None:
-            load_adapter(loaded.policy.module, adapter_folder, fingerprint=loaded.fingerprint)
-        speaks = world_speaking(tokenizer.get_vocab())
-        stored = sections.get("rollout") or (loaded.policy.spec.rollout if speaks is None else {})
-        # how a policy was trained is not asked: an adapter may be older than a key's name
-        rollout = {key: value for key, value in stored.items() if key in _READ}
-        return cls(loaded.policy, loop_settings(_checked(RolloutSection, rollout)), tokenizer=tokenizer)
+        loaded = load(model, adapter, device=device, dtype=dtype)
+        return cls(loaded.policy, loaded.loop, tokenizer=loaded.policy.tokenizer)
+
+    def with_policy(self, policy: Sampler) -> Refiner:
+        """The same loop, run by another policy of the same words."""
+        other = copy.copy(self)
+        other.policy = policy
+        return other
+
+    @torch.no_grad()
+    def edit(
+        self, image: Image.Image, instruction: str, *, prompt: str | None = None, num_images: int = 1, seed: int = 0
+    ) -> list[Image.Image]:
+        """Refine a given image once by an instruction of the caller's.
+
+        Args:
+            image: what to refine; transparent pixels count as white.
+            instruction: one edit, in the words of a critique.
+            prompt: what the image should show, for a loop whose refinements read it; None gives the instruction.
+            num_images: how many refinements, 1 or more.
+            seed: 0 or more; the same seed gives the same images.
+
+        Raises:
+            InputError: an empty text, words that the policy does not know, a number outside its range.
+        """
+        shown = instruction if prompt is None else prompt
+        self.check([instruction, shown])
+        _check_numbers(0, seed, None, 0.0)
+        if num_images < 1:
+            raise InputError(f"{num_images} images", hint="1 or more")
+        given = given_image(Prompt(text=shown), from_picture(image))
+        critiques = [given_critique(root, instruction) for root in image_roots([given] * num_images)]
+        drawn = Engine(policy=self.policy, settings=self.loop).refinements(critiques, seed=seed)
+        return [Image.fromarray(to_pixels(node.image)) for node in drawn if node is not None]
 
     @torch.no_grad()
     def __call__(
@@ -223,44 +238,3 @@ def _check_numbers(num_rounds: int, seed: int | None, generator: torch.Generator
         raise InputError(f"seed {seed}", hint="0 or more")
     if not 0 <= temperature < float("inf"):
         raise InputError(f"temperature {temperature}", hint="0 or more")
-
-
-def _adapter_folder(folder: Path) -> Path:
-    if str(folder) == SHIPPED and not folder.exists():
-        return find_world().adapter_folder()
-    for place in (folder, folder / "adapter"):
-        if (place / "adapter_config.json").is_file():
-            return place
-    what = "holds no adapter" if folder.is_dir() else "no such folder"
-    raise InputError(f"{folder}: {what}", hint=f"give the adapter/ folder of a run, or '{SHIPPED}'")
-
-
-def _recipe_beside(adapter: Path | None, model: Path | None) -> Mapping[str, Any]:
-    """The sections of the first recipe found; its scorers may not be installed here, so only what is needed is read."""
-    places = [*([adapter, adapter.parent] if adapter else []), *([model] if model else [])]
-    file = next((place / RECIPE_FILE for place in places if (place / RECIPE_FILE).is_file()), None)
-    if file is None:
-        return {}
-    tree = parse_tree(file.read_text(encoding="utf-8"), str(file))
-    if tree.mistakes:
-        raise InputError(str(tree.mistakes[0]))
-    return tree.values
-
-
-def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> ModelSection:
-    wanted = dict(stored) if isinstance(stored, Mapping) else {"dtype": "auto"}
-    wanted |= {"random_init": False} | ({} if dtype is None else {"dtype": dtype})
-    if model is not None:
-        if not (Path(model).is_dir() or is_hub_id(str(model))):
-            raise InputError(f"{model}: no such folder", hint="give a folder of weights, or their name on the hub")
-        wanted |= {"kind": "auto", "path": str(model)}
-    return _checked(ModelSection, wanted)
-
-
-def _checked(section: Any, values: Any) -> Any:
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{RECIPE_FILE} or an argument: {place}: {first['msg']}") from error

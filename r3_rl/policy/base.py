@@ -127,16 +127,37 @@ class Layered(Protocol):
     """(layer, *arguments) -> what the layer gives; `torch.nn.Module.__call__` unless somebody steps in."""
 
 
-class Policy(Protocol):
-    """A backbone with weights: what it can do, and what the trainer needs to hold it.
-
-    A class that is derived from this one leaves out what it does not have: companions, layers to shard, a cache.
-    """
+class Sampler(Protocol):
+    """The half of a policy that writes and draws: all that the loop needs of it."""
 
     @property
     def spec(self) -> BackboneSpec:
         """What is the same for all sizes of its backbone."""
         ...
+
+    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
+        """One text a context, without gradient."""
+        ...
+
+    def draw(
+        self,
+        contexts: Sequence[Context],
+        drawings: Sequence[Drawing],
+        seeds: Sequence[int],
+        noise_seeds: Sequence[int] | None = None,
+    ) -> list[ImageSegment]:
+        """One image a context, without gradient. Drawings of one call differ in their stochastic steps only.
+
+        Rows with the same `noise_seeds` start from the same noise; `seeds` keep their stochastic steps apart.
+        """
+        ...
+
+
+class Policy(Sampler, Protocol):
+    """A backbone with weights: what it can do, and what the trainer needs to hold it.
+
+    A class that is derived from this one leaves out what it does not have: companions, layers to shard, a cache.
+    """
 
     @property
     def module(self) -> torch.nn.Module:
@@ -156,23 +177,6 @@ class Policy(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """Of its texts."""
-        ...
-
-    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
-        """One text a context, without gradient."""
-        ...
-
-    def draw(
-        self,
-        contexts: Sequence[Context],
-        drawings: Sequence[Drawing],
-        seeds: Sequence[int],
-        noise_seeds: Sequence[int] | None = None,
-    ) -> list[ImageSegment]:
-        """One image a context, without gradient. Drawings of one call differ in their stochastic steps only.
-
-        Rows with the same `noise_seeds` start from the same noise; `seeds` keep their stochastic steps apart.
-        """
         ...
 
     def replay(self, segments: Sequence[Segment]) -> list[torch.Tensor | ImageReplay]:

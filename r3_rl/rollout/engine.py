@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from r3_rl.nodes import Node, image_roots, numbered, prompt_roots, trajectory
-from r3_rl.policy.base import Drawing, Policy
+from r3_rl.policy.base import Drawing, Sampler
 from r3_rl.rollout.rows import Parts, round_seed, row_seeds
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.stages import CRITIQUE, DRAFT, PLAN, REFINEMENT
@@ -40,7 +40,7 @@ class Engine:
     Nodes come back in the order of their parents, siblings side by side; None stands where a parent asks for nothing.
     """
 
-    policy: Policy
+    policy: Sampler
     settings: LoopSettings
     submit: Submit | None = None
     """Asked about every image; None leaves images without verdict."""
@@ -205,7 +205,7 @@ class Engine:
 
 
 def run_loop(
-    policy: Policy, prompts: Sequence[Prompt], settings: LoopSettings, *, rounds: int, seed: int
+    policy: Sampler, prompts: Sequence[Prompt], settings: LoopSettings, *, rounds: int, seed: int
 ) -> list[Trajectory]:
     """Whole trajectories of a policy, one a prompt, without scorers and without stochastic steps (`Engine.loop`)."""
     return Engine(policy=policy, settings=settings).loop(prompts, rounds=rounds, seed=seed)

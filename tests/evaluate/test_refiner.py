@@ -17,6 +17,7 @@ from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel
 from r3_rl.policy.bagel.policy import BagelPolicy
+from r3_rl.rollout.rows import round_seed
 from tests.docs import world as tiny
 from tests.policy.tiny_bagel import tiny_folder
 
@@ -223,3 +224,30 @@ def test_the_verb_says_what_is_wrong_in_one_line(r3, world, workplace, arguments
 
 def test_the_package_offers_it():
     assert r3_rl.Refiner is Refiner
+
+
+def test_an_edit_of_a_given_image_is_the_refinement_that_a_critique_with_these_words_leads_to(pipe):
+    out = scripted(pipe, [EDIT])("a red circle", num_rounds=1, seed=5)
+    (edited,) = pipe.edit(out.rounds[0][0], "add a red circle top left", prompt="a red circle", seed=round_seed(5, 1))
+    np.testing.assert_allclose(edited, out.images[0], atol=2)  # the draft went through 8 bits on its way
+
+
+def test_several_edits_differ_and_the_first_is_the_one_alone(pipe):
+    given = pipe("a red circle", num_rounds=0, seed=0).images[0]
+    one, other = pipe.edit(given, "add a red circle top left", num_images=2, seed=3)
+    np.testing.assert_allclose(pipe.edit(given, "add a red circle top left", seed=3)[0], one, atol=1)
+    assert pixels([one]) != pixels([other])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"instruction": " "}, "an empty prompt"),
+        ({"instruction": "add a zebra"}, "does not know 'zebra'"),
+        ({"instruction": "add a cross", "num_images": 0}, "0 images"),
+        ({"instruction": "add a cross", "seed": -1}, "seed -1"),
+    ],
+)
+def test_an_edit_that_is_none_is_refused(pipe, arguments, problem):
+    with pytest.raises(InputError, match=problem):
+        pipe.edit(Image.new("RGB", (36, 36)), **arguments)

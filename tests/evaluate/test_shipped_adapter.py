@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 
-from r3_rl.evaluate.refiner import SHIPPED, Refiner
+from r3_rl.evaluate.loading import SHIPPED
+from r3_rl.evaluate.refiner import Refiner
 from r3_rl.policy.bagel.checkpoint import fingerprint
 from r3_rl.worlds.base import find_world
 from r3_rl.worlds.shapes.prompts import sample_prompts

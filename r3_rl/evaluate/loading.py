@@ -1,0 +1,95 @@
+"""A policy as people name it, a folder and an adapter, with the loop that it was trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from r3_rl.assemble import load_policy, loop_settings
+from r3_rl.errors import InputError
+from r3_rl.policy.adapters import RECIPE_FILE, load_adapter
+from r3_rl.policy.base import Policy
+from r3_rl.policy.hub import is_hub_id
+from r3_rl.recipe.sampling import ModelSection, RolloutSection, world_named_in
+from r3_rl.recipe.yaml_text import parse_tree
+from r3_rl.stages.settings import LoopSettings
+from r3_rl.worlds.base import find_world, world_speaking
+
+SHIPPED = "shipped"
+"""What the adapter that ships with the embedded world is called where a folder could be named."""
+_READ = ("protocol", "plan", "draft", "critique", "refine")
+"""Keys of `rollout` that say how a policy writes and draws."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """A policy with the loop that it was trained for."""
+
+    policy: Policy
+    loop: LoopSettings
+    adapted: bool
+    """Whether it has an adapter, so that `policy.reference()` is another model."""
+
+
+def load(
+    model: str | Path | None, adapter: str | Path | None, *, device: str | None = None, dtype: str | None = None
+) -> Loaded:
+    """Load what `Refiner.from_pretrained` runs; arguments and errors are those."""
+    adapter_folder = None if adapter is None else _adapter_folder(Path(adapter))
+    sections = _recipe_beside(adapter_folder, None if model is None else Path(model))
+    section = _model_section(sections.get("model"), model, dtype)
+    loaded = load_policy(section, world=world_named_in(sections), device=device)
+    tokenizer = loaded.policy.tokenizer
+    if adapter_folder is not None:
+        load_adapter(loaded.policy.module, adapter_folder, fingerprint=loaded.fingerprint)
+    speaks = world_speaking(tokenizer.get_vocab())
+    stored = sections.get("rollout") or (loaded.policy.spec.rollout if speaks is None else {})
+    # how a policy was trained is not asked: an adapter may be older than a key's name
+    rollout = {key: value for key, value in stored.items() if key in _READ}
+    loop = loop_settings(_checked(RolloutSection, rollout))
+    return Loaded(policy=loaded.policy, loop=loop, adapted=adapter_folder is not None)
+
+
+def _adapter_folder(folder: Path) -> Path:
+    if str(folder) == SHIPPED and not folder.exists():
+        return find_world().adapter_folder()
+    for place in (folder, folder / "adapter"):
+        if (place / "adapter_config.json").is_file():
+            return place
+    what = "holds no adapter" if folder.is_dir() else "no such folder"
+    raise InputError(f"{folder}: {what}", hint=f"give the adapter/ folder of a run, or '{SHIPPED}'")
+
+
+def _recipe_beside(adapter: Path | None, model: Path | None) -> Mapping[str, Any]:
+    """The sections of the first recipe found; its scorers may not be installed here, so only what is needed is read."""
+    places = [*([adapter, adapter.parent] if adapter else []), *([model] if model else [])]
+    file = next((place / RECIPE_FILE for place in places if (place / RECIPE_FILE).is_file()), None)
+    if file is None:
+        return {}
+    tree = parse_tree(file.read_text(encoding="utf-8"), str(file))
+    if tree.mistakes:
+        raise InputError(str(tree.mistakes[0]))
+    return tree.values
+
+
+def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> ModelSection:
+    wanted = dict(stored) if isinstance(stored, Mapping) else {"dtype": "auto"}
+    wanted |= {"random_init": False} | ({} if dtype is None else {"dtype": dtype})
+    if model is not None:
+        if not (Path(model).is_dir() or is_hub_id(str(model))):
+            raise InputError(f"{model}: no such folder", hint="give a folder of weights, or their name on the hub")
+        wanted |= {"kind": "auto", "path": str(model)}
+    return _checked(ModelSection, wanted)
+
+
+def _checked(section: Any, values: Any) -> Any:
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{RECIPE_FILE} or an argument: {place}: {first['msg']}") from error
