@@ -15,6 +15,7 @@ from r3_rl.cli.prompt_verbs import prompts
 from r3_rl.cli.recipe_verbs import recipes
 from r3_rl.cli.reward_verbs import rewards
 from r3_rl.cli.run_verbs import compare, demo, export, pretrain, refine, report, train
+from r3_rl.cli.serve_verb import serve
 from r3_rl.errors import R3Error, one_line
 
 app = App(
@@ -27,8 +28,10 @@ app = App(
     print_error=False,
     exit_on_error=False,
 )
-for verb in (demo, train, pretrain, refine, export, report, compare, check, schema, doctor, recipes, rewards, prompts):
+for verb in (demo, train, pretrain, refine, serve, export, report, compare):
     app.command(verb)
+for lookup in (check, schema, doctor, recipes, rewards, prompts):
+    app.command(lookup)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
