@@ -1,0 +1,64 @@
+"""What docs/serving.md shows is run against a real server; only the tools of others are not."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from r3_rl.cli import app
+from r3_rl.serve.limits import ServeLimits
+from tests.docs.documents import REPOSITORY, snippets
+
+PAGE = REPOSITORY / "docs" / "serving.md"
+ADDRESS = "http://127.0.0.1:8400"
+
+
+def test_the_python_of_the_page_runs(url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for snippet in snippets(PAGE):
+        if snippet.language == "python":
+            exec(compile(snippet.text.replace(ADDRESS, url), "serving.md", "exec"), namespace)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("<think>") and lines[1].split()[0] in ("one", "two") and lines[2] == "shipped"
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_shell_of_the_page_runs(url):
+    lines = [
+        shlex.split(line, comments=True)
+        for snippet in snippets(PAGE)
+        if snippet.language == "sh"
+        for line in snippet.text.replace("\\\n", " ").splitlines()
+    ]
+    for words in lines:
+        if words[0] == "curl":
+            done = subprocess.run([w.replace(ADDRESS, url) for w in words], capture_output=True, timeout=60, check=True)
+            assert len(json.loads(done.stdout)["data"]) == 2
+        elif words[0] == "r3":
+            app.parse_args(words[1:], print_error=False, exit_on_error=False)
+    assert {words[0] for words in lines} == {"pip", "r3", "curl"}
+
+
+def test_the_limits_of_the_page_are_those_of_the_code():
+    page, limits = PAGE.read_text(encoding="utf-8"), ServeLimits()
+    said = {
+        f"`--max-waiting`, {limits.max_waiting} ",
+        f"address inside | {limits.per_address} ",
+        f"inside | {limits.held_pixels / 1e6:.0f} million",
+        f"{limits.body_bytes >> 20} MiB",
+        f"{limits.image_pixels / 1e6:.1f} million pixels",
+        f"{limits.num_images} images, {limits.chat_letters:,} letters",
+        f"1 to {limits.prompt_letters:,} letters",
+        f"| 1 to {limits.n} |",
+        f"0 to {limits.rounds};",
+        f"{limits.max_tokens} at most",
+    }
+    assert not {each for each in said if each not in page}
+    assert re.search(r"not run", page)
