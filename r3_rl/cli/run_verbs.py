@@ -27,10 +27,11 @@ def demo(*, world: str | None = None, out: str = "runs/demo", seed: int = 0, min
 
 
 def train(
-    recipe: str,
+    recipe: str | None = None,
     /,
     *overrides: str,
     resume: str | None = None,
+    allow_changes: bool = False,
     dry_run: bool = False,
     rehearse: bool = False,
     processes: int = 1,
@@ -38,9 +39,10 @@ def train(
     """Fine-tune a policy by a recipe.
 
     Args:
-        recipe: a YAML file or the name of a shipped recipe.
+        recipe: a YAML file or the name of a shipped recipe; with --resume it may be left out: the run's own is taken.
         overrides: settings to change, such as training.seed=1.
-        resume: folder of an interrupted run to go on with.
+        resume: what to go on with: `latest`, a run's folder or name, or a checkpoint's (`checkpoint-50`).
+        allow_changes: with --resume, take other data, rewards, model or seed than the run had.
         dry_run: write the resolved recipe and stop.
         rehearse: run one step of every kind, say what memory and time the run takes, and stop; nothing is kept.
         processes: with --rehearse, how many the run will have: one of them is rehearsed.
@@ -48,6 +50,11 @@ def train(
     from r3_rl.cli.checked import checked_recipe
     from r3_rl.recipe_io import dump_resolved, find_recipe
 
+    if resume is not None and (recipe is None or ("=" in recipe and not Path(recipe).is_file())):
+        overrides = (*([recipe] if recipe else []), *overrides)
+        recipe, resume = _recipe_of(resume)
+    if recipe is None:
+        raise InputError("no recipe", hint="give a YAML file, or a name that `r3 recipes ls` lists")
     checked = checked_recipe(recipe, overrides)
     if dry_run:
         print(dump_resolved(checked), end="")
@@ -72,8 +79,17 @@ def train(
     source = "".join(f"# override: {override}\n" for override in overrides)
     source += find_recipe(recipe).read_text(encoding="utf-8")
     with redirect_stdout(io.StringIO()) if rank else nullcontext():  # the first process speaks for all
-        done = run_training(checked, name=Path(recipe).stem, resume=resume, source=source)
+        done = run_training(checked, name=Path(recipe).stem, resume=resume, allow_changes=allow_changes, source=source)
     return 128 + done.stopped_by if done.stopped_by else 0
+
+
+def _recipe_of(resume: str) -> tuple[str, str]:
+    """The file of the recipe that a run has, and the run or its checkpoint as a path."""
+    from r3_rl.evaluate.resume import find_place, recorded
+    from r3_rl.recipe.learning import TrainingSection
+
+    place = find_place(resume, runs=Path(TrainingSection.model_fields["output_dir"].default))
+    return str(recorded(place.run)), str(place.checkpoint or place.run)
 
 
 def pretrain(recipe: str, /, *overrides: str) -> None:

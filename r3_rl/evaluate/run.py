@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -25,11 +26,12 @@ from r3_rl.assemble import (
     trainer_arguments,
     world_tags,
 )
-from r3_rl.errors import CheckpointError, InputError
 from r3_rl.evaluate.base import SEED, Bench, bench_of
 from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
 from r3_rl.evaluate.measured import Items, Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
+from r3_rl.evaluate.resume import Resumed, find_place, record_changes
+from r3_rl.evaluate.resume import resume as resume_from
 from r3_rl.nodes import Node, given_image
 from r3_rl.observe.alarms import ratio_tolerance_of
 from r3_rl.observe.environment import environment
@@ -45,7 +47,7 @@ from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.callbacks import RecordCallback
 from r3_rl.training.fast import fast_weights
-from r3_rl.training.manifest import Checkpoint, newest_whole
+from r3_rl.training.manifest import Checkpoint
 from r3_rl.training.room import refuse_without_room, weights_bytes
 from r3_rl.training.schedules import Collected
 from r3_rl.training.signals import SignalCallback
@@ -75,14 +77,16 @@ def train(
     *,
     name: str = "r3",
     resume: str | None = None,
+    allow_changes: bool = False,
     bench: Bench[Any] | None = None,
     folder: Path | None = None,
     source: str | None = None,
     headline: bool = True,
     limit_s: float | None = None,
 ) -> RunResult:
-    """Runs a recipe. `resume`: folder of an interrupted run. `bench`: what is measured before and after (by default
-    the one that the recipe's world names; prompts of a file are judged by their rewards alone).
+    """Runs a recipe. `resume`: an interrupted run or one of its checkpoints, as `find_place` takes them;
+    `allow_changes`: with other data, rewards, seed or model than it had. `bench`: what is measured before and after (by
+    default the one that the recipe's world names; prompts of a file are judged by their rewards alone).
     `source`: the recipe as the user wrote it, kept next to the resolved one. `headline`: False leaves the last lines,
     the figures to remember, to a caller who has more to print. `limit_s`: seconds for all of it; training ends in time
     to measure again, as far as the first measurement tells.
@@ -92,13 +96,16 @@ def train(
     begin = time.monotonic()
     ranks.join()
     print(geometry(recipe, ranks.count()))
-    run_folder = ranks.of_first(lambda: _folder(recipe, name, resume, folder))
+    runs, place = Path(recipe.training.output_dir), None
+    if resume is not None:
+        place = ranks.of_first(partial(find_place, resume, runs=runs, name=name))
+    run_folder = place.run if place else folder or ranks.of_first(partial(new_run_folder, runs, name))
     with ExitStack() as held:
         ranks.of_first(lambda: held.enter_context(sole_writer(run_folder)))
         return _train(
             recipe,
             run_folder,
-            resume=resume,
+            resumed=ranks.of_first(partial(resume_from, place, recipe, allow_changes=allow_changes)) if place else None,
             bench=bench,
             source=source,
             headline=headline,
@@ -111,7 +118,7 @@ def _train(
     recipe: Recipe,
     folder: Path,
     *,
-    resume: str | None,
+    resumed: Resumed | None,
     bench: Bench[Any] | None,
     source: str | None,
     headline: bool,
@@ -121,7 +128,7 @@ def _train(
     """The run itself, in a folder that nobody else writes. begin: of all of it, by the monotonic clock."""
     loaded = load_policy(recipe.model, world=recipe.data.world)
     trainer = build_trainer(recipe, loaded, folder)
-    checkpoint = ranks.of_first(lambda: _checkpoint(folder)) if resume else None
+    checkpoint = resumed.checkpoint if resumed else None
     if ranks.rank() > 0:
         return _follow(trainer, checkpoint, folder)
     recorder = Recorder(
@@ -129,8 +136,10 @@ def _train(
         keep_trajectories=recipe.observe.keep_trajectories,
         resume_step=checkpoint.step if checkpoint else None,
     )
-    recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
-    if not resume:
+    if resumed:
+        record_changes(recorder, recipe, resumed)
+    else:
+        recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
         recorder.document("recipe.yaml", source or dump_resolved(recipe))
     recorder.document("environment.json", environment(dtype=str(loaded.dtype).removeprefix("torch.")))
     print(f"run folder {folder}")
@@ -158,7 +167,10 @@ def _train(
     ranks.leave()
     if signals.asked is not None:
         name = Signals(signals.asked).name
-        print(f"stopped by {name} at step {trainer.state.global_step}; go on with --resume {folder}")
+        print(
+            f"stopped by {name} at step {trainer.state.global_step}; "
+            f"go on with: r3 train --resume {shlex.quote(str(folder))}"
+        )
         return RunResult(folder=folder, before=before, after=None, stopped_by=signals.asked)
     _save_result(recipe, loaded, folder)
     after = evaluation = None
@@ -274,27 +286,6 @@ def _synthetic(world: World[Any], count: int, seed: int, *, panel: Panel, tags: 
         for this, image, verdict in zip(drawn, images, panel.score(batch, counted=False), strict=True)
         if verdict.total is not None
     ]
-
-
-def _folder(recipe: Recipe, name: str, resume: str | None, folder: Path | None) -> Path:
-    if resume:
-        if not Path(resume).is_dir():
-            raise InputError(f"no run folder at {resume}", hint="give the folder that `r3 train` printed")
-        return Path(resume)
-    return folder or new_run_folder(recipe.training.output_dir, name)
-
-
-def _checkpoint(folder: Path) -> Checkpoint:
-    """The newest checkpoint that is whole; of those that are not it is said what is wrong with them."""
-    found, problems = newest_whole(folder / "checkpoints")
-    if found is None and problems:
-        raise CheckpointError(str(problems[0]), hint="no checkpoint before it is whole; start the run again")
-    if found is None:
-        raise InputError(f"{folder} holds no checkpoint", hint="start the run again without --resume")
-    for problem in problems:
-        print(f"{problem}; the checkpoint before it is used")
-    print(f"resuming from {found.folder}: adapter, optimiser, schedule, random state, node pool, step")
-    return found
 
 
 def _measure(

@@ -26,6 +26,7 @@ from r3_rl.observe.progress import duration
 from r3_rl.observe.report import read_run
 from r3_rl.observe.statistics import over_seeds
 from r3_rl.observe.text_table import figure
+from r3_rl.recipe.changes import flat
 
 SEED = "training.seed"
 NO_SETTINGS = ("training.output_dir",)
@@ -94,26 +95,9 @@ def _read(folder: Path) -> _Run:
         folder=folder,
         evaluation=found.evaluation,
         summary=found.summary,
-        recipe=dict(_flat(recipe)),
+        recipe=dict(flat(recipe)),
         values=ItemValues.read(folder),
     )
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted key; a list of plain values is one value.
-
-    >>> dict(_flat({"a": {"b": 1}, "c": [{"d": 2}], "e": [3, 4]}))
-    {'a.b': 1, 'c.0.d': 2, 'e': [3, 4]}
-    """
-    if isinstance(value, dict):
-        inside: list[tuple[Any, Any]] = list(value.items())
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        inside = list(enumerate(value))
-    else:
-        yield path, value
-        return
-    for key, item in inside:
-        yield from _flat(item, f"{path}.{key}" if path else str(key))
 
 
 def _task(run: _Run) -> str:

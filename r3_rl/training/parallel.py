@@ -114,6 +114,18 @@ class Learner:
 
     def _restore(self, file: Path) -> None:
         stored = torch.load(file, map_location="cpu", weights_only=True)
+        groups, own = stored["optimizer"]["param_groups"], self.optimizer.param_groups
+        if len(groups) != len(own):
+            raise CheckpointError(f"{file} has {len(groups)} groups of weights with rates of their own, not {len(own)}")
+        if isinstance(self.scheduler, LambdaLR):
+            # rates and other settings are those of this run's arguments, which may have changed; moments and the step
+            # are the checkpoint's
+            step, courses = stored["scheduler"]["last_epoch"], self.scheduler.lr_lambdas
+            for group, settings, course in zip(groups, own, courses, strict=True):
+                kept = {"params": group["params"], "lr": settings["initial_lr"] * course(step)}
+                group.update({**settings, **kept})
+            stored["scheduler"]["base_lrs"] = [group["initial_lr"] for group in groups]
+            stored["scheduler"]["_last_lr"] = [group["lr"] for group in groups]
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scheduler.load_state_dict(stored["scheduler"])
 

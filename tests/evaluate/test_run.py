@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from r3_rl.errors import InputError, RunError
 from r3_rl.evaluate import run as runs
 from r3_rl.evaluate.base import bench_of
+from r3_rl.evaluate.resume import CHANGES
 from r3_rl.evaluate.run import train
 from r3_rl.observe.compare import compare
 from r3_rl.observe.lock import LOCK
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.checkpoint import load_bagel
-from r3_rl.recipe_io import load_recipe
+from r3_rl.recipe_io import dump_resolved, load_recipe
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.types import Prompt
@@ -198,13 +199,17 @@ def test_an_interrupted_run_goes_on_where_it_was(recipe, whole, monkeypatch, cap
     monkeypatch.setattr(runs, "build_trainer", interrupting)
     stopped = train(recipe(), bench=bench(recipe()))
     assert stopped.stopped_by == signal.SIGINT and stopped.after is None
-    assert f"go on with --resume {stopped.folder}" in capsys.readouterr().out
+    assert f"go on with: r3 train --resume {stopped.folder}" in capsys.readouterr().out
     monkeypatch.setattr(runs, "build_trainer", build)
     cut_off = stopped.folder / "checkpoints" / "checkpoint-9"
     shutil.copytree(stopped.folder / "checkpoints" / "checkpoint-3", cut_off)
     (cut_off / "trainer_state.json").unlink()
     (cut_off / "adapter_model.safetensors").write_bytes(b"half")
-    finished = train(recipe(), bench=bench(recipe()), resume=str(stopped.folder))
+    recorded = (stopped.folder / "recipe.resolved.yaml").read_bytes()
+    finished = train(recipe("training.save_steps=1"), bench=bench(recipe()), resume=str(stopped.folder))
+    assert (stopped.folder / "recipe.resolved.yaml").read_bytes() == recorded
+    (row,) = read_lines(stopped.folder / CHANGES).rows
+    assert row["step"] == 3 and row["changes"] == {"training.save_steps": [2, 1]}
     assert "resuming from" in capsys.readouterr().out
     assert finished.stopped_by is None and finished.folder == stopped.folder
     assert_same_adapter(whole.folder, finished.folder)
@@ -256,6 +261,7 @@ def test_what_cannot_be_resumed_is_refused(recipe, tmp_path):
     with pytest.raises(InputError, match="no run folder at"):
         train(recipe(), resume=str(tmp_path / "nowhere"))
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "empty" / "recipe.resolved.yaml").write_text(dump_resolved(recipe()))
     with pytest.raises(InputError, match="holds no checkpoint"):
         train(recipe(), resume=str(tmp_path / "empty"))
 

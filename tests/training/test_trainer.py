@@ -264,6 +264,28 @@ def test_parts_keep_groups_whole_for_a_scorer_that_compares_peers(tmp_path):
     assert seen == [3, 3]
 
 
+@pytest.mark.parametrize("image_rate", [None, 4e-3])
+def test_settings_of_the_optimiser_that_change_on_resume_act(tmp_path, image_rate):
+    """And are not the checkpoint's; moments and the course's step are (trap 16)."""
+    options = {"lr_scheduler_type": "linear", "warmup_steps": 0, "max_steps": 4, "schedule": "draft_only"}
+    run(make(tmp_path, save_steps=2, image_learning_rate=image_rate, **options))
+    changed = {"learning_rate": 1e-3, "image_learning_rate": image_rate and 2e-3, "adam_beta1": 0.5}
+    again = make(tmp_path / "again", **{**options, "max_steps": 8}, **changed)
+    rows = run(again, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [row["learning_rate"] for row in rows[2:]] == [pytest.approx(1e-3 * (8 - s) / 8) for s in range(2, 8)]
+    groups = again.learner.optimizer.param_groups
+    assert {group["betas"] for group in groups} == {(0.5, again.args.adam_beta2)}
+    assert {group["initial_lr"] for group in groups} == {1e-3, *([2e-3] if image_rate else [])}
+    assert {int(state["step"]) for state in again.learner.optimizer.state.values()} == {8}
+
+
+def test_a_rate_more_than_the_checkpoint_has_is_a_line(tmp_path):
+    run(make(tmp_path, max_steps=1, save_steps=1))
+    again = make(tmp_path / "again", image_learning_rate=1e-3)
+    with pytest.raises(CheckpointError, match=r"has 1 groups of weights with rates of their own, not 2"):
+        again.train(resume_from_checkpoint=tmp_path / "checkpoint-1")
+
+
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     run(make(tmp_path / "a", max_steps=1, save_steps=1))
     full = make(tmp_path / "b", lora=None)
