@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from r3_rl.policy.adapters import adapted_layers
 from r3_rl.policy.bagel.attention import CachePart
 from r3_rl.policy.bagel.config import BagelConfig, LanguageConfig
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import Packed
-from r3_rl.policy.lora import MergedLinear, adapted_layers
 
 
 @dataclass(kw_only=True)
@@ -91,7 +91,7 @@ def counted(model: Bagel) -> Iterator[Count]:
         if adapters:
             llm = module.config.llm
             own = 2.0 * adapter_weights(llm, rank) * llm.num_hidden_layers * num_tokens
-            merged = any(isinstance(m, MergedLinear) for m in module.modules())
+            merged = next(iter(adapters.values())).total is not None
             count.flops += ((3 if gradient else 1) - merged) * own
         count.passes += 1
         count.tokens += num_tokens

@@ -27,13 +27,12 @@ from r3_rl.nodes import prompt_roots
 from r3_rl.observe.evaluation import Evaluation, Figure, Row, grouped_rows
 from r3_rl.observe.measures import greedy
 from r3_rl.observe.text_table import figure
-from r3_rl.policy.adapters import load_adapter
+from r3_rl.policy.adapters import adapter_merged, load_adapter
 from r3_rl.policy.base import Policy
 from r3_rl.recipe_io import load_recipe
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages import PLAN
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.training.fast import fast_weights
 from r3_rl.worlds.base import find_world
 
 COLUMNS = ("greedy", "sampled", "n")
@@ -89,7 +88,7 @@ def measure(args: argparse.Namespace) -> dict[str, Measured]:
     for folder in args.adapter:
         loaded = load_embedded(args.model)
         load_adapter(loaded.policy.module, folder)
-        with fast_weights(loaded.policy.module):
+        with adapter_merged(loaded.policy.module):
             found[_name(folder)] = bench.run(loaded.policy, items)
     if args.match_entropy and args.adapter:
         wanted = found[_name(args.adapter[0])].intervals()["entropy_plan"].mean

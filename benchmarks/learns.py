@@ -193,7 +193,7 @@ def run_one(args: argparse.Namespace) -> dict[str, Any]:
 
     from r3_rl.assemble import load_policy, loop_settings
     from r3_rl.evaluate.run import build_trainer
-    from r3_rl.training.fast import fast_weights
+    from r3_rl.policy.adapters import adapter_merged
     from r3_rl.worlds.shapes.prompts import sample_prompts
 
     name, settings, seed = args.one
@@ -213,7 +213,7 @@ def run_one(args: argparse.Namespace) -> dict[str, Any]:
                 nonlocal spent, begin
                 if state.global_step % args.every == 0:
                     spent += time.perf_counter() - begin
-                    with fast_weights(loaded.policy.module):
+                    with adapter_merged(loaded.policy.module):
                         curve.append((state.global_step, measure(), spent))
                     begin = time.perf_counter()
 

@@ -151,8 +151,8 @@ def drawing(trainer: Any, policy: Any, args: argparse.Namespace) -> tuple[float,
     import torch
     from flops import counted
 
+    from r3_rl.policy.adapters import adapter_merged
     from r3_rl.rollout.engine import Engine
-    from r3_rl.training.fast import fast_weights
 
     settings = replace(trainer.loop, plan=None)
     engine = Engine(policy=policy, settings=settings)
@@ -164,7 +164,7 @@ def drawing(trainer: Any, policy: Any, args: argparse.Namespace) -> tuple[float,
         engine.drafts(prompts, seed=0)
         return time.perf_counter() - begin
 
-    with torch.no_grad(), fast_weights(policy.module):
+    with torch.no_grad(), adapter_merged(policy.module):
         with counted(policy.model) as count:
             run()
         seconds = middle([run() for _ in range(args.repeat)])

@@ -10,12 +10,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from r3_rl.evaluate.reflection import Judge, judged
 from r3_rl.observe.recorder import Recorder
+from r3_rl.policy.adapters import adapter_merged
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.engine import run_loop
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.training.fast import fast_weights
 from r3_rl.types import Prompt, Trajectory
 
 Verdicts = Callable[[Sequence[Trajectory]], list[Trajectory]]
@@ -36,7 +36,7 @@ class Gallery:
 
     def draw(self, step: int) -> None:
         """Draws and records the prompts as they come out now, as phase `during`."""
-        with fast_weights(self.policy.module):
+        with adapter_merged(self.policy.module):
             walked = run_loop(self.policy, self.prompts, self.settings, rounds=self.rounds, seed=self.seed)
         self.record(step, self.verdicts(walked), "during")
 

@@ -171,7 +171,7 @@ def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
 
 
 def _merged_bytes(module: torch.nn.Module) -> int:
-    """The second copy of the adapted weights that rollouts and updates in float32 run on (`fast_weights`)."""
+    """The second copy of the adapted weights that rollouts and updates in float32 run on (`adapter_merged`)."""
     layers = [layer.get_base_layer().weight for layer in adapted_layers(module).values()]
     return _bytes(weight for weight in layers if weight.dtype == torch.float32)
 

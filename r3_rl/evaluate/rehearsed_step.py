@@ -13,11 +13,11 @@ import torch
 from r3_rl.evaluate.rehearsal import Spent
 from r3_rl.nodes import always_edits, given_image
 from r3_rl.observe.memory import weighed
+from r3_rl.policy.adapters import adapter_merged
 from r3_rl.rollout.engine import Engine, score_batch
 from r3_rl.rollout.rows import Parts
 from r3_rl.stages import DRAFT, REFINEMENT
 from r3_rl.training.credit import Credit
-from r3_rl.training.fast import fast_weights
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import Prompt, Segment
 
@@ -101,7 +101,7 @@ def roll_out(
     log.begin(len(prompts) * peers)
     seed = trainer.args.seed
     engine = Engine(policy=trainer.policy, settings=trainer.loop, parts=parts, watch=log.watch)
-    with torch.no_grad(), fast_weights(trainer.policy.module):
+    with torch.no_grad(), adapter_merged(trainer.policy.module):
         drafts = engine.drafts(prompts, seed=seed, num_rows=peers, progress=0.0)
         log.run("score drafts", lambda: trainer.panel.score(score_batch(DRAFT, drafts)))
         plans = [node.parent.sample for node in drafts if node.parent is not None]

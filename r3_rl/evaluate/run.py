@@ -40,13 +40,12 @@ from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
-from r3_rl.policy.adapters import adapted_layers, save_adapter
+from r3_rl.policy.adapters import adapted_layers, adapter_merged, save_adapter
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.callbacks import RecordCallback
-from r3_rl.training.fast import fast_weights
 from r3_rl.training.manifest import Checkpoint
 from r3_rl.training.room import refuse_without_room, weights_bytes
 from r3_rl.training.schedules import Collected
@@ -304,7 +303,7 @@ def _measure(
         with loaded.policy.reference():
             measured = bench.run(loaded.policy, items)
     else:
-        with fast_weights(loaded.policy.module):
+        with adapter_merged(loaded.policy.module):
             measured = bench.run(loaded.policy, items)
     shown = len(gallery.prompts)  # the bench's first prompts: kept whatever came out, and not twice
     gallery.record(step, measured.trajectories[:shown], phase)

@@ -1,8 +1,9 @@
 """LoRA on a policy's decoder, by branch: attach, switch off, save and load in PEFT's layout, merge.
 
-A module is adapted in place: PEFT puts a LoRA layer where a linear layer was and the model's own class and `forward`
-stay, so a policy needs not know. Every LoRA layer computes W x + scale * B A x; B starts at zero, so a fresh adapter
-changes nothing. The reference policy is the same module with the adapter switched off: no second copy of the weights.
+A module is adapted in place by PEFT: a LoRA layer stands where a linear layer was, and the model's own class and
+`forward` stay, so a policy needs not know. Every LoRA layer computes W x + scale * B A x; B starts at zero, so a fresh
+adapter changes nothing. The reference policy is the same module with the adapter switched off: no second copy of the
+weights.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,17 +28,7 @@ from torch import Tensor, nn
 
 from r3_rl.errors import CheckpointError, InputError
 from r3_rl.policy.backbone import Branches, branch_of
-from r3_rl.policy.lora import (
-    NAME,
-    AdapterSettings,
-    MergedLinear,
-    adapted_layers,
-    find_slots,
-    inject,
-    lora_config,
-    remove,
-    swapped,
-)
+from r3_rl.policy.lora import NAME, AdaptedLinear, AdapterSettings, lora_config
 from r3_rl.policy.weights import describe_mismatch
 
 __all__ = [
@@ -46,6 +38,7 @@ __all__ = [
     "adapter_merged",
     "attach",
     "base_fingerprint",
+    "drops",
     "load_adapter",
     "merge",
     "save_adapter",
@@ -57,7 +50,7 @@ BASE_FILE = "base.json"
 """Beside an adapter's weights: which base it belongs to."""
 RECIPE_FILE = "recipe.resolved.yaml"
 
-_PREFIX = "base_model.model."  # what PEFT puts before a module's own names in the file
+_PREFIX = "base_model.model."  # what PEFT's own model puts before a module's names in the file
 
 
 def attach(module: nn.Module, settings: AdapterSettings, branches: Branches, *, seed: int) -> nn.Module:
@@ -71,10 +64,11 @@ def attach(module: nn.Module, settings: AdapterSettings, branches: Branches, *, 
         branches: of the backbone.
         seed: of A; the same seed gives the same adapter on every device.
 
-    Raises InputError when a branch matches no linear layer, with the nearest names.
+    Raises InputError when a branch matches no linear layer, with names of those there are, and for a second adapter.
     """
-    config = lora_config(module, settings, branches)
-    inject(module, config)
+    if adapted_layers(module):
+        raise InputError("the model has an adapter already", hint="merge it or load the base anew")
+    _inject(module, lora_config(module, settings, branches))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in adapted_layers(module).values():
@@ -83,6 +77,16 @@ def attach(module: nn.Module, settings: AdapterSettings, branches: Branches, *, 
             a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
             layer.lora_B[NAME].weight.zero_()
     return module
+
+
+def adapted_layers(module: nn.Module) -> dict[str, AdaptedLinear]:
+    """The module's LoRA layers by name, in order; empty without an adapter."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLinear)}
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether the module has an adapter with dropout."""
+    return any(layer.has_dropout for layer in adapted_layers(module).values())
 
 
 def trainable_parameters(module: nn.Module, branches: Branches) -> dict[str, dict[str, nn.Parameter]]:
@@ -98,12 +102,20 @@ def trainable_parameters(module: nn.Module, branches: Branches) -> dict[str, dic
 def adapter_disabled(module: nn.Module) -> Iterator[None]:
     """Inside, the module is its base: the reference policy. Inside `adapter_merged` too.
 
-    The LoRA layers step aside for the linear layers they wrap, so nothing is computed for them and no flag of theirs
-    changes. Raises InputError when the module has no adapter.
+    Raises InputError when the module has no adapter.
     """
-    slots = find_slots(module)
-    with swapped(slots, [slot.layer.get_base_layer() for slot in slots]):
+    layers = [(layer, not layer.disable_adapters) for layer in _layers(module)]
+    # PEFT freezes an adapter that it switches off and makes one that it switches on trainable, whatever it was before
+    flags = [(p, p.requires_grad) for layer, _ in layers for p in layer.parameters()]
+    for layer, _ in layers:
+        layer.enable_adapters(False)
+    try:
         yield
+    finally:
+        for layer, enabled in layers:
+            layer.enable_adapters(enabled)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 @contextmanager
@@ -129,22 +141,18 @@ def training_mode(module: nn.Module, *, seed: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def adapter_merged(module: nn.Module) -> Iterator[None]:
-    """Inside, every adapted layer is one plain linear layer with weight W + scale * B A; afterwards all is as before.
+    """Inside, every layer that can runs on one cached weight, W + scale * B A of the moment of entry: the same numbers
+    in fewer products.
 
-    The base's tensors are never written, so nothing drifts. A backward pass inside leaves its gradient in A and B, as
-    if the adapter stood beside the weights; the weights are those of the moment of entry, and the adapter's dropout is
-    not applied. Costs a second copy of the adapted weights. For float32 weights only: in bfloat16 the sum would round
-    most of the adapter away, and what is sampled would no longer be the policy that is trained. Raises InputError for
-    other types, and when the module has no adapter.
+    The caches belong to the layers (`AdaptedLinear.summed`), and nothing else of the module changes. A backward pass
+    inside leaves its gradient in A and B, as if the adapter stood beside the weights. Costs a second copy of the
+    adapted weights. A layer in bfloat16 cannot, since the sum would round most of the adapter away, nor one that drops
+    in training mode; those, and a module without an adapter, stay as they are.
     """
-    slots = find_slots(module)
-    types = {slot.layer.get_base_layer().weight.dtype for slot in slots}
-    if types != {torch.float32}:
-        raise InputError(
-            f"an adapter on {', '.join(sorted(str(t) for t in types))} weights is not merged",
-            hint="use float32 weights, or leave the adapter beside them",
-        )
-    with swapped(slots, [MergedLinear(slot.layer) for slot in slots]):
+    with ExitStack() as caches:
+        for layer in adapted_layers(module).values():
+            if layer.base_layer.weight.dtype == torch.float32 and not (layer.training and layer.has_dropout):
+                caches.enter_context(layer.summed())
         yield
 
 
@@ -153,9 +161,9 @@ def merge(module: nn.Module) -> nn.Module:
 
     Raises InputError when the module has no adapter.
     """
-    for slot in find_slots(module):
-        slot.layer.get_base_layer().weight = MergedLinear(slot.layer).weight
-    remove(module)
+    for layer in _layers(module):
+        layer.merge()
+    _unload(module)
     return module
 
 
@@ -171,14 +179,14 @@ def save_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str, rec
         fingerprint: of the base's weights.
         recipe_text: YAML.
     """
-    folder = Path(folder)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in _stored_parameters(module).items()}
+    folder, tensors = Path(folder), _tensors(module)
     config = copy.copy(module.peft_config[NAME])
     config.inference_mode = True  # so that whoever loads it gets frozen weights, as PEFT's own saving does
     aside = folder / ".partial"
     shutil.rmtree(aside, ignore_errors=True)  # what a crash left behind must not be renamed into place
     aside.mkdir(parents=True)
-    save_file(tensors, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config.save_pretrained(str(aside))
     (aside / BASE_FILE).write_text(json.dumps({"fingerprint": fingerprint}, indent=1) + "\n", encoding="utf-8")
     if recipe_text is not None:
@@ -204,27 +212,26 @@ def load_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str | No
     missing, surplus or misshapen.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    stored = _read_tensors(folder)
+    config, stored = _read_config(folder), _read_tensors(folder)
     if fingerprint is not None:
         _refuse_other_base(folder, fingerprint)
     prepared = bool(adapted_layers(module))
-    if not prepared:
-        _refuse_foreign_names(folder, module, stored)
-        inject(module, config)
-    elif different := _differences(config, module.peft_config[NAME]):
+    if prepared and (different := _differences(config, module.peft_config[NAME])):
         raise CheckpointError(f"{folder}: not the adapter that this run trains: {different}")
-    expected = _stored_parameters(module)
-    problems = describe_mismatch(
-        {name: tuple(p.shape) for name, p in expected.items()}, {name: tuple(t.shape) for name, t in stored.items()}
-    )
-    if problems:
+    if not prepared:
+        try:
+            _inject(module, config)
+        except ValueError as error:  # PEFT found none of the layers
+            first = next(iter(stored), "nothing").removeprefix(_PREFIX).rpartition(".lora_")[0]
+            raise CheckpointError(
+                f"{folder}: the adapter sits on layers that this model does not have, such as {first}",
+                hint="load the base that the adapter was trained on",
+            ) from error
+    if problems := describe_mismatch(_shapes(_tensors(module)), _shapes(stored)):
         if not prepared:
-            remove(module)
+            _unload(module)
         raise CheckpointError(f"{folder}: {len(problems)} tensors do not fit the model:\n  " + "\n  ".join(problems))
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(stored[name])
+    set_peft_model_state_dict(module, stored, adapter_name=NAME)
     return module
 
 
@@ -239,13 +246,44 @@ def base_fingerprint(folder: str | Path) -> str | None:
         raise CheckpointError(f"{path}: names no base ({error!r})", hint="save the adapter again") from error
 
 
-def _stored_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """The adapter's parameters under the names they have in the file."""
-    return {
-        f"{_PREFIX}{slot.path}.{part}.weight": getattr(slot.layer, part)[NAME].weight
-        for slot in find_slots(module)
-        for part in ("lora_A", "lora_B")
-    }
+def _layers(module: nn.Module) -> list[AdaptedLinear]:
+    found = list(adapted_layers(module).values())
+    if not found:
+        raise InputError("the model has no adapter", hint="attach or load one first")
+    return found
+
+
+def _inject(module: nn.Module, config: LoraConfig) -> None:
+    """Lets PEFT put our layers in, in evaluation mode; their weights are float32 whatever the base's type."""
+    config._register_custom_module({nn.Linear: AdaptedLinear})
+    with torch.random.fork_rng(devices=[]):  # PEFT draws numbers that are overwritten; the caller's stream stays
+        inject_adapter_in_model(config, module, adapter_name=NAME)
+    for layer in adapted_layers(module).values():
+        layer.eval()
+        for part in (layer.lora_A, layer.lora_B):
+            part.float()
+
+
+def _unload(module: nn.Module) -> None:
+    """Puts the base's own layers back for good, as PEFT does in a model of its own, which a module does not keep."""
+    for name, layer in [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]:
+        module.set_submodule(name, layer.get_base_layer())
+    del module.peft_config
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors under the names they have in the file. Raises InputError when there are none.
+
+    Those of linear layers only: PEFT adapts embeddings too, which a file may ask for and nothing here switches off.
+    """
+    _layers(module)
+    own = tuple(f"{name}." for name in adapted_layers(module))
+    tensors = get_peft_model_state_dict(module, adapter_name=NAME, save_embedding_layers=False)
+    return {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items() if name.startswith(own)}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _read_config(folder: Path) -> LoraConfig:
@@ -261,25 +299,14 @@ def _read_config(folder: Path) -> LoraConfig:
     return config
 
 
-def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / SAFETENSORS_WEIGHTS_NAME
     try:
-        return load_file(path)
+        return load_file(path)  # type: ignore[no-any-return]
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing", hint="only safetensors are read") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})", hint="save it again") from error
-
-
-def _refuse_foreign_names(folder: Path, module: nn.Module, stored: Mapping[str, Tensor]) -> None:
-    own = dict(module.named_modules())
-    named = [name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in stored]
-    if not any(name in own for name in named):
-        first = next(iter(named), "nothing")
-        raise CheckpointError(
-            f"{folder}: the adapter sits on layers that this model does not have, such as {first}",
-            hint="load the base that the adapter was trained on",
-        )
 
 
 def _refuse_other_base(folder: Path, fingerprint: str) -> None:

@@ -23,9 +23,8 @@ from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Numbers, combine
-from r3_rl.policy.adapters import training_mode
+from r3_rl.policy.adapters import adapter_merged, drops, training_mode
 from r3_rl.policy.base import Policy
-from r3_rl.policy.lora import drops
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.stopwatch import Stopwatch
 from r3_rl.scoring.base import RunProgress
@@ -36,7 +35,6 @@ from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.checkpoint import keep_newest, load_checkpoint, save_checkpoint
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
-from r3_rl.training.fast import fast_update, fast_weights
 from r3_rl.training.manifest import Checkpoint, checked
 from r3_rl.training.parallel import Learner
 from r3_rl.training.rates import over_epsilon_of
@@ -177,7 +175,7 @@ class Loop:
             if panel is not None:
                 panel.trainer_state = RunProgress(global_step=number, max_steps=self.args.max_steps)
         self.policy.module.eval()
-        with torch.no_grad(), fast_weights(self.policy.module):
+        with torch.no_grad(), adapter_merged(self.policy.module):
             collected = self.schedule.collect(
                 turn,
                 self.prompts.batch(turn, ranks.rank(), ranks.count()),
@@ -219,7 +217,7 @@ class Loop:
 
     def _accumulate(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
         shards = self.learner.shards
-        with fast_update(self.policy.module), self.learner.collecting():
+        with adapter_merged(self.policy.module), self.learner.collecting():
             return accumulate(
                 self.batcher,
                 credits,

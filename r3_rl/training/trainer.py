@@ -10,7 +10,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 
 from r3_rl import ranks
-from r3_rl.policy.adapters import adapted_layers, attach
+from r3_rl.policy.adapters import adapted_layers, adapter_merged, attach
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.stopwatch import Stopwatch
 from r3_rl.scoring.panel import Panel
@@ -20,7 +20,6 @@ from r3_rl.training.arguments import Scorer, panel_of, refuse, schedule_of, stre
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import FlowCallback, TrackerCallback
 from r3_rl.training.checkpoint import save_weights
-from r3_rl.training.fast import fast_weights
 from r3_rl.training.from_trl import adapter_of, config_of
 from r3_rl.training.loop import Loop
 from r3_rl.training.parallel import DeepSpeedLearner, Learner, ShardLearner
@@ -129,7 +128,7 @@ class R3Trainer(Loop):
             self.prompts.batch(0),
             self.loop,
             seed=self.args.seed,
-            rollout=fast_weights(self.policy.module),
+            rollout=adapter_merged(self.policy.module),
             shards=self.shards,
         )
         return self.checked

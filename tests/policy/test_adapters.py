@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from r3_rl.errors import CheckpointError, InputError
@@ -131,22 +131,39 @@ def test_switched_off_the_policy_is_its_base():
     base, model = tiny_bagel(), adapted()
     assert not torch.allclose(outputs(model), outputs(base), atol=1e-3)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    with adapters.adapter_disabled(model):
-        assert torch.equal(outputs(model), outputs(base))
-    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    for _ in range(2):  # the second time of an adapter that is frozen, as one is that was loaded
+        with adapters.adapter_disabled(model):
+            assert torch.equal(outputs(model), outputs(base))
+            with adapters.adapter_disabled(model):
+                pass
+            assert torch.equal(outputs(model), outputs(base))
+        assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+        model.requires_grad_(False)
+        flags = dict.fromkeys(flags, False)
     with pytest.raises(InputError, match="no adapter"), adapters.adapter_disabled(base):
         pass
 
 
+def beside(module):
+    """Products of the adapter beside the weights during some passes of the module."""
+    calls = []
+    for layer in adapters.adapted_layers(module).values():
+        layer.lora_A["default"].register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
 def test_adapter_merged_gives_the_same_policy_and_restores_the_very_tensors():
     model = adapted()
-    before, tensors = state(model), dict(model.named_parameters())
-    expected = outputs(model)
+    before, tensors, modules = state(model), dict(model.named_parameters()), dict(model.named_modules())
+    expected, calls = outputs(model), beside(model)
     for _ in range(3):
         with adapters.adapter_merged(model):
-            assert not any("lora" in name for name, _ in model.named_modules())
+            assert dict(model.named_modules()) == modules, "nothing is swapped behind the caller's back"
+            assert same(state(model), before)
             assert (outputs(model) - expected).abs().max() < 1e-5
             rolled = segments(tiny_policy(model))
+            assert not calls, "one product a layer"
+    assert all(layer.total is None for layer in adapters.adapted_layers(model).values())
     assert same(state(model), before)
     after = dict(model.named_parameters())
     assert after.keys() == tensors.keys() and all(after[name] is tensors[name] for name in after)
@@ -188,10 +205,27 @@ def test_an_error_inside_a_merged_rollout_restores_the_adapter():
     assert torch.equal(outputs(model), expected)
 
 
-def test_bfloat16_is_not_adapter_mergeds():
+def test_a_layer_that_cannot_merge_stays_as_it_is():
+    coarse, dropping = adapted(dtype=torch.bfloat16), adapted(AdapterSettings(rank=2, dropout=0.5))
+    with adapters.adapter_merged(coarse):
+        assert all(layer.total is None for layer in adapters.adapted_layers(coarse).values())
+    with adapters.training_mode(dropping, seed=(0,)), adapters.adapter_merged(dropping):
+        assert all(layer.total is None for layer in adapters.adapted_layers(dropping).values())
+    with adapters.adapter_merged(dropping):
+        assert all(layer.total is not None for layer in adapters.adapted_layers(dropping).values()), (
+            "rollouts do not drop"
+        )
+    with adapters.adapter_merged(base := tiny_bagel()):
+        assert outputs(base).isfinite().all()
+
+
+def test_the_last_rounding_of_a_merge_is_in_float32():
+    """W + scale * B A in bfloat16 is the nearest there is."""
     model = adapted(dtype=torch.bfloat16)
-    with pytest.raises(InputError, match="bfloat16 weights is not merged"), adapters.adapter_merged(model):
-        pass
+    name, layer = next(iter(adapters.adapted_layers(model).items()))
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = (layer.weight.float() + 2.0 * b @ a).bfloat16().detach()
+    assert torch.equal(adapters.merge(model).get_submodule(name).weight, expected)
 
 
 def test_merge_leaves_a_plain_model():
@@ -292,6 +326,16 @@ def test_every_tensor_must_fit(folder, change, message):
     with pytest.raises(CheckpointError, match=message):
         adapters.load_adapter(base, folder)
     assert same(state(base), state(tiny_bagel()))
+
+
+def test_an_adapter_of_embeddings_is_refused_and_leaves_nothing_behind(tmp_path):
+    """It could be neither switched off nor merged."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"])
+    get_peft_model(tiny_bagel(), config).save_pretrained(str(tmp_path), save_embedding_layers=False)
+    base = tiny_bagel()
+    with pytest.raises(CheckpointError, match=r"surplus .*embed_tokens\.lora_embedding_A"):
+        adapters.load_adapter(base, tmp_path)
+    assert state(base).keys() == state(tiny_bagel()).keys()
 
 
 def test_broken_files_are_named(folder, tmp_path):

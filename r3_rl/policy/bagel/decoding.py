@@ -22,6 +22,7 @@ from r3_rl.policy.bagel.kernels import rms_norm
 from r3_rl.policy.bagel.layers import DecoderLayer, RMSNorm, rotary_tables
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.linear import linear
+from r3_rl.policy.lora import AdaptedLinear
 
 _MOST_COPIED_BYTES = 256 * 2**20
 """Above this the matrices are no longer copied: reading them is then the cost of a token, not preparing to."""
@@ -106,8 +107,9 @@ def _layers(model: Bagel) -> list[_Layer]:
     layers, llm = list(model.decoder.layers), model.config.llm
     linears = [m for layer in layers for m in _linears(layer)]
     small = sum(m.weight.nbytes for m in linears) <= _MOST_COPIED_BYTES
-    adapted = any(hasattr(m, "base_layer") for m in linears)  # an adapter beside the weights has products of its own
-    make = _copied if small and not adapted and model.device.type == "cpu" else _called
+    # an adapter beside the weights has products of its own
+    plain = all(m.is_plain for m in linears if isinstance(m, AdaptedLinear))
+    make = _copied if small and plain and model.device.type == "cpu" else _called
     return [make(layer, _head_norm(layer, llm.num_attention_heads, llm.num_key_value_heads)) for layer in layers]
 
 
