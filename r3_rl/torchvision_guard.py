@@ -70,6 +70,18 @@ def watch() -> None:
         sys.meta_path.insert(0, Watch())
 
 
+def is_installed(package: str) -> bool:
+    """Whether a top-level package can be found. Loads nothing, where `find_spec` would have the guard load torch.
+
+    >>> is_installed("json"), is_installed("no_such_package")
+    (True, False)
+    """
+    if package != "torchvision" or package in sys.modules:
+        return find_spec(package) is not None
+    finders = (finder for finder in sys.meta_path if not isinstance(finder, Watch))
+    return any(finder.find_spec(package, None) is not None for finder in finders)
+
+
 def _own_operators_load(folder: Path) -> bool:
     import torch
 

@@ -71,6 +71,27 @@ def test_importing_r3_rl_is_enough_and_loads_no_torch(tmp_path: Path):
     assert done.stdout.splitlines() == ["False", "imported 0"], done.stderr
 
 
+ASKED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from r3_rl.scoring.registry import check_scorer
+print(check_scorer("geneval"), "torch" in sys.modules)
+import torchvision
+print("guarded", "torch" in sys.modules)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built for CUDA")
+def test_asking_whether_it_is_installed_loads_no_torch_and_leaves_the_watch(tmp_path: Path):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(PACKAGE)
+    (package / "_C.so").write_bytes(b"needs libcudart")
+    done = subprocess.run([sys.executable, "-c", ASKED, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[] False", "guarded True"], done.stderr
+
+
 @pytest.mark.processes
 def test_nothing_is_done_without_torchvision(tmp_path: Path):
     code = (

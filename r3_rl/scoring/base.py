@@ -27,8 +27,9 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
+
+from r3_rl.torchvision_guard import is_installed
 
 STANDARD_ARGUMENTS = (
     "prompts",
@@ -166,7 +167,7 @@ def missing_packages(info: ScorerInfo) -> list[str]:
     >>> missing_packages(ScorerInfo(packages=("json", "no_such_package")))
     ['no_such_package']
     """
-    return [name for name in info.packages if find_spec(name) is None]
+    return [name for name in info.packages if not is_installed(name)]
 
 
 def call_parameters(scorer: Any) -> dict[str, inspect.Parameter]:
