@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
 
@@ -13,6 +14,20 @@ from r3_rl.recipe_io import load_recipe
 GOOD = "version: 1\nrewards:\n  - scorer: sharpness\n"
 DEEP = 1000
 LONG = "a" * 5000
+IDLE_S = 0.05
+"""Of the yardstick below, on a slow idle core."""
+LIMIT_S = 2
+
+
+def slowness() -> float:
+    """How much longer plain Python takes now than on an idle core: a process's own time grows too when its neighbours
+    take the caches and the clock."""
+    tried = []
+    for _ in range(5):
+        begin = time.process_time()
+        sum(number * number for number in range(1_000_000))
+        tried.append(time.process_time() - begin)
+    return statistics.median(tried) / IDLE_S
 
 
 @pytest.fixture
@@ -23,7 +38,8 @@ def check(r3, workplace):
         Path("m.yaml").write_text(text, encoding="utf-8")
         begin = time.process_time()
         done = r3("check", "m.yaml", *overrides)
-        assert time.process_time() - begin < 2
+        taken_s = time.process_time() - begin
+        assert taken_s < LIMIT_S or taken_s < LIMIT_S * slowness()
         assert (done.code, done.out) == (2, "")
         lines = done.err.splitlines()
         for line in lines:
