@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from r3_rl.errors import RecipeError, one_line
+from r3_rl.model_checks import with_sizes
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.files import (
@@ -27,7 +28,7 @@ from r3_rl.recipe.overrides import override_value
 from r3_rl.recipe.tree import Mistake, Path, Place, Tree
 from r3_rl.recipe.wording import mistakes_of
 from r3_rl.recipe.yaml_text import MAX_BYTES, parse_tree, scalar_spans
-from r3_rl.recipe_checks import misfits, pointed_to, with_sizes
+from r3_rl.recipe_checks import misfits, pointed_to
 
 _MOST_MISTAKES = 20
 _MOST_EXTENDED = 20

@@ -14,6 +14,7 @@ from r3_rl import registered
 from r3_rl.errors import InputError, RunError
 from r3_rl.export import export
 from r3_rl.flow.guidance import Guidance
+from r3_rl.model_checks import fewest_tokens
 from r3_rl.nodes import given_image
 from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings
@@ -21,7 +22,6 @@ from r3_rl.policy.backbone import branch_of
 from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling, SupervisedNoise
 from r3_rl.policy.registry import backbone_of, find, names
 from r3_rl.recipe import Recipe
-from r3_rl.recipe_checks import fewest_tokens
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.types import ImagePiece, ImageTokenSegment, Prompt, TextPiece
