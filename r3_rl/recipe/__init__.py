@@ -63,27 +63,37 @@ class Recipe(Section):
     )
 
     def problems(self) -> Iterator[Problem]:
+        yield from self._panel_problems()
+        yield from self._step_problems()
+        yield from self._adapter_problems()
+        yield from self._weights_problems()
+        kind = self.model.kind
+        if kind != EMBEDDED and self.model.path is None and self.pretrain is None:
+            yield Problem("model.path", f"kind '{kind}' ships no weights; give the folder of a downloaded checkpoint")
+        if kind == EMBEDDED and self.rollout.protocol != "compact":
+            yield Problem("rollout.protocol", "the embedded model knows only its own words and the protocol 'compact'")
+        if self.algorithm.tree.synthetic_fraction > 0 and not self.data.world:
+            yield Problem("algorithm.tree.synthetic_fraction", "only a world can draw nodes itself; set it to 0")
+        if self.pretrain is not None and not self.data.world:
+            yield Problem(
+                "data.kind", "pretraining needs a world, which makes its own examples; a file has prompts alone"
+            )
+
+    def _panel_problems(self) -> Iterator[Problem]:
         if not self.rewards and self.pretrain is None:
             yield Problem("rewards", "no scorer to learn from; name one of those that `r3 rewards ls` lists")
         if self.rewards and all(reward.weight == 0 for reward in self.rewards):
             yield Problem("rewards.0.weight", "every scorer weighs 0: nothing to learn from; set one weight above 0")
         for panel in ("rewards", "eval_rewards"):
             yield from _twice(panel, getattr(self, panel))
-        kind = self.model.kind
-        if kind != EMBEDDED and self.model.path is None and self.pretrain is None:
-            yield Problem("model.path", f"kind '{kind}' ships no weights; give the folder of a downloaded checkpoint")
-        if kind == EMBEDDED and self.rollout.protocol != "compact":
-            yield Problem("rollout.protocol", "the embedded model knows only its own words and the protocol 'compact'")
+
+    def _step_problems(self) -> Iterator[Problem]:
+        """Of what a step rolls out, and where a run is saved."""
         if self.training.save_steps % self.algorithm.num_iterations:
             yield Problem(
                 "training.save_steps",
                 f"{self.training.save_steps} falls between the {self.algorithm.num_iterations} updates on the same "
                 f"rollouts; use {_nearest(self.training.save_steps, self.algorithm.num_iterations)}",
-            )
-        if self.lora.enabled and self.lora.branches == "generation" and self.algorithm.text_loss_weight > 0:
-            yield Problem(
-                "algorithm.text_loss_weight",
-                "adapters on the generation branch alone learn nothing from texts; set it to 0",
             )
         if self.rewards:
             for problem in self.rollout.branch.alone(
@@ -101,15 +111,24 @@ class Recipe(Section):
                     f"schedule 'full' branches at every image: {rollouts} rollouts a step, more than {MOST_ROLLOUTS}; "
                     "use 1 critique and 1 refinement",
                 )
-        if (
-            self.lora.enabled
-            and self.lora.branches == "understanding"
-            and self.training.image_learning_rate is not None
-        ):
+
+    def _adapter_problems(self) -> Iterator[Problem]:
+        """Of adapters on one branch alone, whose other ability learns nothing."""
+        if not self.lora.enabled:
+            return
+        if self.lora.branches == "generation" and self.algorithm.text_loss_weight > 0:
+            yield Problem(
+                "algorithm.text_loss_weight",
+                "adapters on the generation branch alone learn nothing from texts; set it to 0",
+            )
+        if self.lora.branches == "understanding" and self.training.image_learning_rate is not None:
             yield Problem(
                 "training.image_learning_rate",
                 "lora.branches 'understanding' trains nothing that draws; set it to null",
             )
+
+    def _weights_problems(self) -> Iterator[Problem]:
+        """Of the types in which weights are trained, and of shards."""
         if self.training.shard_optimizer and self.lora.enabled:
             yield Problem(
                 "training.shard_optimizer", "adapters are small, every process steps them whole; leave it out"
@@ -132,12 +151,6 @@ class Recipe(Section):
             )
         if self.lora.enabled and halved:
             yield Problem("training.deepspeed", "adapters are trained in float32; leave bf16 out")
-        if self.algorithm.tree.synthetic_fraction > 0 and not self.data.world:
-            yield Problem("algorithm.tree.synthetic_fraction", "only a world can draw nodes itself; set it to 0")
-        if self.pretrain is not None and not self.data.world:
-            yield Problem(
-                "data.kind", "pretraining needs a world, which makes its own examples; a file has prompts alone"
-            )
 
 
 def _nearest(number: int, divisor: int) -> str:
