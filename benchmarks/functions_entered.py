@@ -59,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from r3_rl.assemble import load_policy
-    from r3_rl.evaluate.run import build_trainer
+    from r3_rl.evaluate.build import build_trainer
     from r3_rl.recipe_io import load_recipe
 
     recipe = load_recipe("shapes_r3", [

@@ -192,7 +192,7 @@ def run_one(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     from r3_rl.assemble import load_policy, loop_settings
-    from r3_rl.evaluate.run import build_trainer
+    from r3_rl.evaluate.build import build_trainer
     from r3_rl.policy.adapters import adapter_merged
     from r3_rl.worlds.shapes.prompts import sample_prompts
 

@@ -83,7 +83,7 @@ def build(args: argparse.Namespace, weights: Path, scratch: Path) -> tuple[Any, 
     from timed_policy import EveryoneEdits, TimedPolicy
 
     from r3_rl.assemble import load_policy
-    from r3_rl.evaluate.run import build_trainer
+    from r3_rl.evaluate.build import build_trainer
     from r3_rl.recipe_io import load_recipe
 
     overrides = [

@@ -231,7 +231,7 @@ def tiny(mutant: Mutant) -> Recipe:
 def start(recipe: Recipe) -> None:
     """Assemble everything, prove it on its own samples, and take one step; raises what a run would."""
     from r3_rl.assemble import load_policy
-    from r3_rl.evaluate.run import build_trainer
+    from r3_rl.evaluate.build import build_trainer
     from r3_rl.observe.recorder import new_run_folder
 
     folder = new_run_folder(recipe.training.output_dir, "m")

@@ -62,7 +62,7 @@ ELSEWHERE = {
     "training.eval_steps": "evaluate/run.py",
     "training.eval_prompts": "evaluate/loop_bench.py",
     "training.output_dir": "evaluate/run.py",
-    "training.gradient_checkpointing": "evaluate/run.py",
+    "training.gradient_checkpointing": "evaluate/build.py",
     "training.num_threads": "cli/run_verbs.py",
     "observe.gallery": "evaluate/run.py",
     "observe.keep_trajectories": "evaluate/run.py",

@@ -18,9 +18,9 @@ import torch
 
 from r3_rl.assemble import LoadedPolicy, load_policy
 from r3_rl.errors import RunError
+from r3_rl.evaluate.build import build_trainer
 from r3_rl.evaluate.rehearsal import AGAIN, STAGES, Rehearsal
 from r3_rl.evaluate.rehearsed_step import Log, Rollouts, Stage, roll_out
-from r3_rl.evaluate.run import build_trainer
 from r3_rl.observe.memory import free_bytes, weighed
 from r3_rl.policy.adapters import adapted_layers
 from r3_rl.policy.base import Policy

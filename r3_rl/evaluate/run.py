@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -13,26 +12,19 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import torch
-
 from r3_rl import ranks
 from r3_rl.assemble import (
     LoadedPolicy,
-    adapter_settings,
-    build_panel,
     load_policy,
     loop_settings,
-    prompt_stream,
-    trainer_arguments,
-    world_tags,
 )
 from r3_rl.evaluate.base import SEED, Bench, bench_of
+from r3_rl.evaluate.build import build_trainer
 from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
 from r3_rl.evaluate.measured import Items, Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.resume import Resumed, find_place, record_changes
 from r3_rl.evaluate.resume import resume as resume_from
-from r3_rl.nodes import Node, given_image
 from r3_rl.observe.alarms import ratio_tolerance_of
 from r3_rl.observe.environment import environment
 from r3_rl.observe.evaluation import Evaluation
@@ -43,16 +35,12 @@ from r3_rl.observe.report import write_report
 from r3_rl.policy.adapters import adapted_layers, adapter_merged, save_adapter
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
-from r3_rl.scoring.batch import ScoreBatch, to_uint8
-from r3_rl.scoring.panel import Panel
 from r3_rl.training.callbacks import RecordCallback
 from r3_rl.training.manifest import Checkpoint
 from r3_rl.training.room import refuse_without_room, weights_bytes
 from r3_rl.training.schedules import Collected
 from r3_rl.training.signals import SignalCallback
 from r3_rl.training.trainer import R3Trainer
-from r3_rl.worlds.base import World, find_world
-from r3_rl.worlds.sets import wrong_drafts
 
 AGAIN = 1.3
 """How long the second measurement takes, over the first: it has the policy's own wrong drafts read by two critics."""
@@ -130,17 +118,7 @@ def _train(
     checkpoint = resumed.checkpoint if resumed else None
     if ranks.rank() > 0:
         return _follow(trainer, checkpoint, folder)
-    recorder = Recorder(
-        folder,
-        keep_trajectories=recipe.observe.keep_trajectories,
-        resume_step=checkpoint.step if checkpoint else None,
-    )
-    if resumed:
-        record_changes(recorder, recipe, resumed)
-    else:
-        recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
-        recorder.document("recipe.yaml", source or dump_resolved(recipe))
-    recorder.document("environment.json", environment(dtype=str(loaded.dtype).removeprefix("torch.")))
+    recorder = _recorder(recipe, folder, resumed, loaded, source)
     print(f"run folder {folder}")
     print(trainer.self_check())
     bench = bench or bench_of(recipe)
@@ -154,23 +132,15 @@ def _train(
     if limit_s is not None:
         measuring_s = time.monotonic() - begin - loading_s
         trainer.args.time_budget_s = max(limit_s - loading_s - (1 + AGAIN) * measuring_s, 0.0)
-    trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
-    progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
-    with closing(trainer), SignalCallback() as signals, progress:
-        tolerance = ratio_tolerance_of(str(loaded.dtype).removeprefix("torch."))
-        trainer.add_callback(RecordCallback(recorder, progress, ratio_tolerance=tolerance))
-        trainer.add_callback(signals)
-        if gallery.prompts:
-            trainer.add_callback(GalleryCallback(gallery, recipe.training.eval_steps))
-        trainer.train(resume_from_checkpoint=checkpoint)
+    stopped_by = _lead(trainer, recipe, loaded, gallery, checkpoint, folder)
     ranks.leave()
-    if signals.asked is not None:
-        name = Signals(signals.asked).name
+    if stopped_by is not None:
+        name = Signals(stopped_by).name
         print(
             f"stopped by {name} at step {trainer.state.global_step}; "
             f"go on with: r3 train --resume {shlex.quote(str(folder))}"
         )
-        return RunResult(folder=folder, before=before, after=None, stopped_by=signals.asked)
+        return RunResult(folder=folder, before=before, after=None, stopped_by=stopped_by)
     _save_result(recipe, loaded, folder)
     after = evaluation = None
     if bench and before and before.items:
@@ -189,6 +159,46 @@ def _train(
     if evaluation and headline:
         print_headline(evaluation)
     return RunResult(folder=folder, before=before, after=after, evaluation=evaluation)
+
+
+def _recorder(
+    recipe: Recipe, folder: Path, resumed: Resumed | None, loaded: LoadedPolicy, source: str | None
+) -> Recorder:
+    """Of the run folder, which says from the start what the run is and where it runs."""
+    recorder = Recorder(
+        folder,
+        keep_trajectories=recipe.observe.keep_trajectories,
+        resume_step=resumed.checkpoint.step if resumed else None,
+    )
+    if resumed:
+        record_changes(recorder, recipe, resumed)
+    else:
+        recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
+        recorder.document("recipe.yaml", source or dump_resolved(recipe))
+    recorder.document("environment.json", environment(dtype=str(loaded.dtype).removeprefix("torch.")))
+    return recorder
+
+
+def _lead(
+    trainer: R3Trainer,
+    recipe: Recipe,
+    loaded: LoadedPolicy,
+    gallery: Gallery,
+    checkpoint: Checkpoint | None,
+    folder: Path,
+) -> int | None:
+    """The steps of the first process, which records them and draws the gallery; the signal that stopped them."""
+    recorder = gallery.recorder
+    trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
+    progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
+    with closing(trainer), SignalCallback() as signals, progress:
+        tolerance = ratio_tolerance_of(str(loaded.dtype).removeprefix("torch."))
+        trainer.add_callback(RecordCallback(recorder, progress, ratio_tolerance=tolerance))
+        trainer.add_callback(signals)
+        if gallery.prompts:
+            trainer.add_callback(GalleryCallback(gallery, recipe.training.eval_steps))
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return signals.asked
 
 
 def _follow(trainer: R3Trainer, checkpoint: Checkpoint | None, folder: Path) -> RunResult:
@@ -245,46 +255,6 @@ def _gallery(
         verdicts=by_judge(bench.judge) if bench else by_panel(trainer.panel),
         recorder=recorder,
     )
-
-
-def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, processes: int | None = None) -> R3Trainer:
-    """The trainer of a recipe. processes: of the run, where this one rehearses it alone."""
-    panel = build_panel(recipe, recipe.rewards, base=Path.cwd())
-    held_out = build_panel(recipe, recipe.eval_rewards, base=Path.cwd(), held_out=True) if recipe.eval_rewards else None
-    loaded.policy.checkpoint_activations(recipe.training.gradient_checkpointing)
-    peft_config = adapter_settings(recipe.lora)
-    if peft_config is None:
-        for parameter_name, parameter in loaded.policy.module.named_parameters():
-            parameter.requires_grad_(re.fullmatch(loaded.policy.spec.layers, parameter_name) is not None)
-    world, tags = (find_world(recipe.data.world), world_tags(recipe.data)) if recipe.data.world else (None, ())
-    return R3Trainer(
-        model=loaded.policy,
-        reward_funcs=panel,
-        args=trainer_arguments(recipe, folder, processes=processes),
-        train_dataset=prompt_stream(recipe),
-        processing_class=loop_settings(recipe.rollout),
-        peft_config=peft_config,
-        eval_reward_funcs=held_out,
-        base_fingerprint=loaded.fingerprint,
-        synthetic=partial(_synthetic, world, panel=panel, tags=tags) if world else None,
-    )
-
-
-def _synthetic(world: World[Any], count: int, seed: int, *, panel: Panel, tags: Sequence[str]) -> list[Node]:
-    """Scored by the panel that scores their refinements: a gain is a difference of what one judge says."""
-    drawn = wrong_drafts(world, count, split="train", tags=tags, seed=seed)
-    images = [torch.from_numpy(this.image) for this in drawn]
-    batch = ScoreBatch(
-        prompts=[this.prompt for this in drawn],
-        images=[to_uint8(image) for image in images],
-        texts=[""] * len(drawn),
-        groups=range(len(drawn)),
-    )
-    return [
-        given_image(this.prompt, image, verdict=verdict)
-        for this, image, verdict in zip(drawn, images, panel.score(batch, counted=False), strict=True)
-        if verdict.total is not None
-    ]
 
 
 def _measure(

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from r3_rl.errors import InputError, RunError
 from r3_rl.evaluate import run as runs
 from r3_rl.evaluate.base import bench_of
+from r3_rl.evaluate.build import synthetic_nodes
 from r3_rl.evaluate.resume import CHANGES
 from r3_rl.evaluate.run import train
 from r3_rl.observe.compare import compare
@@ -287,7 +288,7 @@ def test_nodes_that_the_world_draws_are_scored_by_the_panel():
         return [None if i == 2 else 0.25 + i / 100 for i in range(len(images))]
 
     with Panel([ScorerSpec(name="partly", scorer=partly)]) as panel:
-        nodes = runs._synthetic(find_world(), 4, 0, panel=panel, tags=find_world().tags)
+        nodes = synthetic_nodes(find_world(), 4, 0, panel=panel, tags=find_world().tags)
         panel.score(ScoreBatch(prompts=[Prompt(text="a red circle")], images=[np.zeros((36, 36, 3), np.uint8)]))
         numbers = panel.metrics()
     assert [node.score for node in nodes] == [0.25, 0.26, 0.28], "without a score an image is no node"

@@ -1,0 +1,69 @@
+"""A recipe's trainer: its panels, prompts, adapter, and the images that its world draws for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r3_rl.assemble import (
+    LoadedPolicy,
+    adapter_settings,
+    build_panel,
+    loop_settings,
+    prompt_stream,
+    trainer_arguments,
+    world_tags,
+)
+from r3_rl.nodes import Node, given_image
+from r3_rl.recipe import Recipe
+from r3_rl.scoring.batch import ScoreBatch, to_uint8
+from r3_rl.scoring.panel import Panel
+from r3_rl.training.trainer import R3Trainer
+from r3_rl.worlds.base import World, find_world
+from r3_rl.worlds.sets import wrong_drafts
+
+
+def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, processes: int | None = None) -> R3Trainer:
+    """The trainer of a recipe. processes: of the run, where this one rehearses it alone."""
+    panel = build_panel(recipe, recipe.rewards, base=Path.cwd())
+    held_out = build_panel(recipe, recipe.eval_rewards, base=Path.cwd(), held_out=True) if recipe.eval_rewards else None
+    loaded.policy.checkpoint_activations(recipe.training.gradient_checkpointing)
+    peft_config = adapter_settings(recipe.lora)
+    if peft_config is None:
+        for parameter_name, parameter in loaded.policy.module.named_parameters():
+            parameter.requires_grad_(re.fullmatch(loaded.policy.spec.layers, parameter_name) is not None)
+    world, tags = (find_world(recipe.data.world), world_tags(recipe.data)) if recipe.data.world else (None, ())
+    return R3Trainer(
+        model=loaded.policy,
+        reward_funcs=panel,
+        args=trainer_arguments(recipe, folder, processes=processes),
+        train_dataset=prompt_stream(recipe),
+        processing_class=loop_settings(recipe.rollout),
+        peft_config=peft_config,
+        eval_reward_funcs=held_out,
+        base_fingerprint=loaded.fingerprint,
+        synthetic=partial(synthetic_nodes, world, panel=panel, tags=tags) if world else None,
+    )
+
+
+def synthetic_nodes(world: World[Any], count: int, seed: int, *, panel: Panel, tags: Sequence[str]) -> list[Node]:
+    """Images that the world draws, as nodes. They are scored by the panel that scores their refinements: a gain is a
+    difference of what one judge says."""
+    drawn = wrong_drafts(world, count, split="train", tags=tags, seed=seed)
+    images = [torch.from_numpy(this.image) for this in drawn]
+    batch = ScoreBatch(
+        prompts=[this.prompt for this in drawn],
+        images=[to_uint8(image) for image in images],
+        texts=[""] * len(drawn),
+        groups=range(len(drawn)),
+    )
+    return [
+        given_image(this.prompt, image, verdict=verdict)
+        for this, image, verdict in zip(drawn, images, panel.score(batch, counted=False), strict=True)
+        if verdict.total is not None
+    ]
