@@ -40,8 +40,9 @@ def from_picture(picture: Image.Image) -> torch.Tensor:
     """
     import torch
 
-    levels = torch.from_numpy(np.array(flat_rgb(picture)))
-    return (levels.permute(2, 0, 1).float() / 255).contiguous()
+    # numpy, since a server calls this from many threads, and torch would start a pool of its own in each
+    levels = np.asarray(flat_rgb(picture), dtype=np.float32) / np.float32(255)
+    return torch.from_numpy(np.ascontiguousarray(levels.transpose(2, 0, 1)))
 
 
 def flat_rgb(picture: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
@@ -44,7 +45,7 @@ class _Row:
     made: Future[Any] = field(default_factory=Future)
     """The segment, or why there is none."""
 
-    @property
+    @cached_property
     def key(self) -> Hashable:
         """Rows of equal keys go into one call of the policy."""
         how = replace(self.how, sde_steps=()) if isinstance(self.how, Drawing) else self.how
