@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from r3_rl.errors import InputError
 from r3_rl.evaluate.loading import load
 from r3_rl.nodes import given_critique, given_image, image_roots
+from r3_rl.observe.notebook import notebook_html
 from r3_rl.observe.strip import round_name, strip
 from r3_rl.observe.trajectories import to_pixels
 from r3_rl.pixels import from_picture
@@ -45,6 +46,10 @@ class RefinerOutput:
     """Rounds after which the critique asked for no further edit; None where they ran out or it was malformed."""
     trajectories: list[Trajectory] = field(repr=False)
     """Everything, for `r3_rl.observe.strip` and for scorers."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: every image and critique, in HTML that needs nothing else."""
+        return notebook_html(self.trajectories)
 
 
 class Refiner:

@@ -251,3 +251,9 @@ def test_several_edits_differ_and_the_first_is_the_one_alone(pipe):
 def test_an_edit_that_is_none_is_refused(pipe, arguments, problem):
     with pytest.raises(InputError, match=problem):
         pipe.edit(Image.new("RGB", (36, 36)), **arguments)
+
+
+def test_a_result_displays_itself_in_a_notebook(pipe):
+    shown = scripted(pipe, [EDIT])("a red circle", num_rounds=1, seed=0)._repr_html_()
+    assert shown.count("data:image/png;base64,") == 2 and "a red circle" in shown
+    assert EDIT.replace("<", "&lt;").replace(">", "&gt;") in shown
