@@ -83,20 +83,32 @@ def load_checkpoint(
     return TrainerState.load_from_json(str(found.folder / STATE))
 
 
-def keep_newest(newest: Path, count: int | None, *, resumed: bool = False) -> None:
+def keep_newest(newest: Path, count: int | None) -> None:
     """Remove the checkpoints of a run but the newest, and what a crash left of one that was being saved.
 
     Args:
-        newest: the checkpoint that was just saved.
-        count: how many to keep; None keeps all up to this one.
-        resumed: checkpoints of later steps are damaged, or of the run before it went back to an earlier one: they go.
+        newest: the checkpoint that was just saved; those of later steps are not this run's, and stay.
+        count: how many to keep; None keeps all.
     """
-    there = numbered(newest.parent)
-    later = {folder for folder in there if step_of(folder) > step_of(newest)}
-    earlier = [folder for folder in there if folder not in later]
+    earlier = [folder for folder in numbered(newest.parent) if step_of(folder) <= step_of(newest)]
     old = earlier[:-count] if count is not None else []
-    for folder in [*old, *(later if resumed else ()), *newest.parent.glob(".checkpoint-*.partial")]:
+    for folder in [*old, *newest.parent.glob(".checkpoint-*.partial")]:
         shutil.rmtree(folder)
+
+
+def pass_over(found: Checkpoint, run: Path) -> None:
+    """Rename the checkpoints of later steps in a run's folder of checkpoints, if the run goes on from an earlier one.
+
+    They are damaged, or of a course that was given up; a run that is resumed once more must not go on from them.
+    """
+    if found.folder.resolve().parent != run.resolve():
+        return
+    for folder in numbered(run):
+        if step_of(folder) > found.step:
+            kept = folder.with_name(f"passed-over-{folder.name}")
+            shutil.rmtree(kept, ignore_errors=True)
+            folder.rename(kept)
+            print(f"{folder} is later, and kept as {kept.name} until you remove it")
 
 
 @contextmanager

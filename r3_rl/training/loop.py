@@ -32,7 +32,7 @@ from r3_rl.scoring.panel import Panel
 from r3_rl.training.arguments import refuse_training, settings_of
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import TimeBudgetCallback
-from r3_rl.training.checkpoint import keep_newest, load_checkpoint, save_checkpoint
+from r3_rl.training.checkpoint import keep_newest, load_checkpoint, pass_over, save_checkpoint
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
 from r3_rl.training.manifest import Checkpoint, checked
@@ -129,7 +129,7 @@ class Loop:
                 folder = Path(args.output_dir) / f"checkpoint-{self.state.global_step}"
                 save_checkpoint(folder, learner=self.learner, state=self.state, **self._saved())
                 if ranks.rank() == 0:
-                    keep_newest(folder, args.save_total_limit, resumed=resume_from_checkpoint is not None)
+                    keep_newest(folder, args.save_total_limit)
                 self._tell("on_save")
         seconds = time.perf_counter() - begin
         found = {
@@ -244,6 +244,8 @@ class Loop:
             if not isinstance(checkpoint, Checkpoint):
                 checkpoint = ranks.of_first(partial(checked, Path(checkpoint)))
             self.state = load_checkpoint(checkpoint, learner=self.learner, **self._saved())
+            if ranks.rank() == 0:
+                pass_over(checkpoint, Path(self.args.output_dir))
         self.state.max_steps, self.state.is_world_process_zero = self.args.max_steps, ranks.rank() == 0
         self.state.is_local_process_zero = ranks.local_rank() == 0
 

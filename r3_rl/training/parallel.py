@@ -113,6 +113,8 @@ class Learner:
         return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def _restore(self, file: Path) -> None:
+        if not file.is_file():
+            raise CheckpointError(f"{file.parent} holds no {file.name}", hint="was the optimiser in shards, or whole?")
         stored = torch.load(file, map_location="cpu", weights_only=True)
         groups, own = stored["optimizer"]["param_groups"], self.optimizer.param_groups
         if len(groups) != len(own):

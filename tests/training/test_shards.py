@@ -155,6 +155,11 @@ def test_parts_that_are_nobodys_are_refused(tmp_path):
     sharded = make(tmp_path, policy=whole_policy("float32"), lora=None, optimizer_parts=1)
     with pytest.raises(CheckpointError, match=r"was not saved with training\.shard_optimizer"):
         sharded.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-1"))
+    options = {"lora": None, "save_steps": 1, "max_steps": 1}
+    make(tmp_path / "parts", policy=whole_policy("float32"), optimizer_parts=1, **options).train()
+    whole = make(tmp_path, policy=whole_policy("float32"), **options)
+    with pytest.raises(CheckpointError, match=r"checkpoint-1 holds no optimizer\.pt; was the optimiser in shards"):
+        whole.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-1"))
 
 
 def test_a_reference_without_a_base_is_refused(tmp_path):

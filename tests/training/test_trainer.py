@@ -286,6 +286,25 @@ def test_a_rate_more_than_the_checkpoint_has_is_a_line(tmp_path):
         again.train(resume_from_checkpoint=tmp_path / "checkpoint-1")
 
 
+def test_later_checkpoints_are_kept_aside_when_a_run_goes_back(tmp_path, capsys):
+    """Else a run that is killed before its next checkpoint would go on from a course that was given up."""
+    run(make(tmp_path, max_steps=4, save_steps=1, save_total_limit=4, schedule="draft_only"))
+    again = make(tmp_path, max_steps=3, save_steps=1, save_total_limit=2, schedule="draft_only")
+    again.on_collected = lambda step, collected: names.append({path.name for path in tmp_path.iterdir()})
+    names = []
+    run(again, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    aside = {"passed-over-checkpoint-3", "passed-over-checkpoint-4"}
+    assert names == [{"checkpoint-1", "checkpoint-2", *aside}]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-3", *aside}
+    assert "checkpoint-4 is later, and kept as passed-over-checkpoint-4 until you remove it" in capsys.readouterr().out
+
+
+def test_checkpoints_that_were_there_before_a_run_stay(tmp_path):
+    run(make(tmp_path, max_steps=3, save_steps=3, schedule="draft_only"))
+    run(make(tmp_path, max_steps=2, save_steps=1, save_total_limit=1, schedule="draft_only"))
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+
+
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     run(make(tmp_path / "a", max_steps=1, save_steps=1))
     full = make(tmp_path / "b", lora=None)
