@@ -92,7 +92,8 @@ def other_value(path: str, default: Any, field: Any) -> Any:
         return default + 1
     if isinstance(default, float):
         return default / 2 if default else 0.5
-    choices = [choice for choice in get_args(field.annotation) if choice != default]
+    parts = get_args(field.annotation)  # of `Literal[...] | None`: the Literal and NoneType
+    choices = [choice for part in parts for choice in get_args(part) or (part,) if choice != default]
     assert choices, f"{path}: say in CHANGED what else it can be"
     return choices[0]
 
