@@ -19,7 +19,7 @@ from r3_rl.policy.registry import backbone_of
 from r3_rl.policy.weights import digest_of
 from r3_rl.recipe import Recipe, RewardSection
 from r3_rl.recipe.learning import LoraSection
-from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection, WritingSection
+from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection
 from r3_rl.rollout.prompts import PromptStream, load_prompts
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.isolated import START_S, load_isolated
@@ -79,53 +79,28 @@ def loop_settings(rollout: RolloutSection) -> LoopSettings:
     """How the policy writes and draws."""
     return LoopSettings(
         protocol=protocol_named(rollout.protocol),
-        plan=_sampling(rollout.plan) if rollout.plan.enabled else None,
-        critique=_sampling(rollout.critique),
+        plan=rollout.plan.build(Sampling) if rollout.plan.enabled else None,
+        critique=rollout.critique.build(Sampling),
         draft=_drawing(rollout.draft, rollout.draft.size),
         refine=_drawing(rollout.refine, rollout.draft.size),
         show_prompt=rollout.refine.context == "instruction+prompt",
     )
 
 
-def _sampling(section: WritingSection) -> Sampling:
-    return Sampling(max_new_tokens=section.max_new_tokens, temperature=section.temperature, top_p=section.top_p)
-
-
 def _drawing(section: DrawingSection, size: tuple[int, int]) -> DrawingPlan:
-    guidance = section.guidance
-    return DrawingPlan(
-        drawing=Drawing(
-            num_steps=section.num_steps,
-            shift=section.timestep_shift,
-            convention=section.sde,
-            eta=section.eta,
-            guidance=Guidance(
-                text=guidance.text,
-                image=guidance.image,
-                interval=guidance.interval,
-                renorm=guidance.renorm,
-                renorm_min=guidance.renorm_min,
-            ),
-            size=(size[0], size[1]),
-        ),
-        window=section.window,
-        num_sde_steps=section.num_sde_steps,
-        window_size=section.window_size,
-        shared_noise=section.shared_noise,
+    drawing = section.build(
+        Drawing,
+        shift=section.timestep_shift,
+        convention=section.sde,
+        guidance=section.guidance.build(Guidance),
+        size=(size[0], size[1]),
     )
+    return section.build(DrawingPlan, drawing=drawing)
 
 
 def adapter_settings(lora: LoraSection) -> AdapterSettings | None:
     """None trains the full weights."""
-    if not lora.enabled:
-        return None
-    return AdapterSettings(
-        rank=lora.rank,
-        rank_generation=lora.rank_generation,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        branches=lora.branches,
-    )
+    return lora.build(AdapterSettings) if lora.enabled else None
 
 
 def build_panel(recipe: Recipe, rewards: Sequence[RewardSection], *, base: Path, held_out: bool = False) -> Panel:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, Self
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Owner = TypeVar("Owner", bound="DataclassInstance")
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -29,6 +34,22 @@ class Section(BaseModel):
     def problems(self) -> Iterator[Problem]:
         """Mistakes that only show when several fields are read together."""
         return iter(())
+
+    def build(self, owner: type[Owner], **others: Any) -> Owner:
+        """Return the settings of an owner, whose fields have the names of this section's keys.
+
+        Args:
+            owner: a dataclass. The section does not import it: recipes load no torch.
+            others: fields that the section has under another name, or not at all.
+
+        >>> from dataclasses import make_dataclass
+        >>> class Range(Section):
+        ...     low: int = 1
+        >>> Range(low=2).build(make_dataclass("Limits", ["low", "high"]), high=3)
+        Limits(low=2, high=3)
+        """
+        names = {field.name for field in fields(owner)}
+        return owner(**{key: value for key, value in self if key in names and key not in others}, **others)
 
     @model_validator(mode="after")
     def _read_together(self) -> Self:
