@@ -1,15 +1,16 @@
 """Throughput of `r3 serve` against the process itself, and what it answers under overload.
 
-    python benchmarks/serving.py [--num 64] [--senders 16]
+    python benchmarks/serving.py [--num 32] [--senders 16] [--repeat 3]
 
 Measured with the embedded model and its shipped adapter: images (a draft and at most one round) and answers to a
-question about an image. The process makes them one by one, then in one batch; the server gets them one by one, then
-from many senders together. Then four times as many senders as the server takes ask at once.
+question about an image, in the process and over HTTP, one by one and many at once, in turns. Then four times as many
+senders as the server takes ask at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -55,47 +56,34 @@ class Server:
         return self.post(client, "chat/completions", {"messages": [{"role": "user", "content": parts}], "seed": seed})
 
 
-def rate(what: str, count: int, work: Callable[[], object]) -> None:
-    """Print how many a second."""
-    start = time.perf_counter()
-    work()
-    print(f"{what:44} {count / (time.perf_counter() - start):7.1f} /s", flush=True)
-
-
-def in_the_process(pipe: Refiner, image: Image.Image, num: int, batch: int) -> None:
-    """Images and answers without a server."""
-    context = (ImagePiece(image=from_picture(image)), TextPiece(text=QUESTION))
+def works(pipe: Refiner, server: Server, client: httpx.Client, num: int, senders: int) -> dict[str, Callable[[], None]]:
+    """What is measured, by name: each makes `num` images or answers."""
+    context = (ImagePiece(image=from_picture(server.image)), TextPiece(text=QUESTION))
     sampling = Sampling(max_new_tokens=512, temperature=0.0)
-    for size in (1, batch):
-        calls = num // size
-        rate(
-            f"process: images, {size} together",
-            calls * size,
-            lambda size=size, calls=calls: [pipe([PROMPT] * size, num_rounds=1, seed=seed) for seed in range(calls)],
-        )
-        rate(
-            f"process: answers, {size} together",
-            calls * size,
-            lambda size=size, calls=calls: [
-                pipe.policy.write([context] * size, sampling, row_seeds(seed, 0, size)) for seed in range(calls)
-            ],
-        )
+
+    def draw(size: int) -> None:
+        for seed in range(num // size):
+            pipe([PROMPT] * size, num_rounds=1, seed=seed)
+
+    @torch.no_grad()
+    def answer(size: int) -> None:
+        for seed in range(num // size):
+            pipe.policy.write([context] * size, sampling, row_seeds(seed, 0, size))
+
+    found: dict[str, Callable[[], None]] = {}
+    for size in (1, senders):
+        found[f"images, process, {size} together"] = partial(draw, size)
+        found[f"images, server, {size} at once"] = partial(all_of, size, partial(server.draw, client), num)
+        found[f"answers, process, {size} together"] = partial(answer, size)
+        found[f"answers, server, {size} at once"] = partial(all_of, size, partial(server.ask, client), num)
+    return found
 
 
-def behind_the_server(server: Server, num: int, senders: int) -> None:
-    """The same over HTTP, from one sender and from many."""
-    with httpx.Client(timeout=600) as client:
-        for name, ask in (("images", server.draw), ("answers", server.ask)):
-            for many in (1, senders):
-                with ThreadPoolExecutor(many) as pool:
-                    work = partial(all_of, pool, partial(ask, client), num)
-                    rate(f"server: {name}, {many} sender{'s' * (many > 1)}", num, work)
-
-
-def all_of(pool: ThreadPoolExecutor, ask: Callable[[int], httpx.Response], num: int) -> None:
-    """Ask `num` times, with other seeds; everything must be answered."""
-    for answer in pool.map(ask, range(num)):
-        answer.raise_for_status()
+def all_of(senders: int, ask: Callable[[int], httpx.Response], num: int) -> None:
+    """Ask `num` times, with other seeds, from so many senders; everything must be answered."""
+    with ThreadPoolExecutor(senders) as pool:
+        for answer in pool.map(ask, range(num)):
+            answer.raise_for_status()
 
 
 def overloaded(server: Server, room: int) -> None:
@@ -113,19 +101,26 @@ def overloaded(server: Server, room: int) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--num", type=int, default=64, help="images and answers of a measurement")
+    parser.add_argument(
+        "--num", type=int, default=32, help="images and answers of a measurement, a multiple of --senders"
+    )
     parser.add_argument("--senders", type=int, default=16)
+    parser.add_argument("--repeat", type=int, default=3, help="turns; medians are shown, and the range")
     chosen = parser.parse_args()
     loaded = load(None, SHIPPED)
     pipe = Refiner(loaded.policy, loaded.loop, tokenizer=loaded.policy.tokenizer)
     image = pipe(PROMPT, num_rounds=1, seed=0).images[0]
-    print(f"embedded model, {torch.get_num_threads()} threads, n = {chosen.num} each")
-    with torch.no_grad():
-        in_the_process(pipe, image, chosen.num, chosen.senders)
-    studio = Studio(loaded, StudioSettings())
-    with running(studio) as url:
-        behind_the_server(Server(url=url, image=image), chosen.num, chosen.senders)
-        print(f"  mean batch {studio.worker.num_rows / studio.worker.num_calls:.1f} rows")
+    print(f"embedded model, {torch.get_num_threads()} threads, n = {chosen.num}, {chosen.repeat} turns")
+    with running(Studio(loaded, StudioSettings())) as url, httpx.Client(timeout=600) as client:
+        measured = works(pipe, Server(url=url, image=image), client, chosen.num, chosen.senders)
+        rates: dict[str, list[float]] = {name: [] for name in measured}
+        for _ in range(chosen.repeat):
+            for name, work in measured.items():
+                start = time.perf_counter()
+                work()
+                rates[name].append(chosen.num / (time.perf_counter() - start))
+    for name, found in rates.items():
+        print(f"{name:34} {statistics.median(found):6.1f} /s   ({min(found):.1f} to {max(found):.1f})", flush=True)
     with running(Studio(loaded, StudioSettings(limits=ServeLimits(max_waiting=8)))) as url:
         overloaded(Server(url=url, image=image), 8)
 
