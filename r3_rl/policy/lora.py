@@ -105,7 +105,9 @@ class AdaptedLinear(LoraLinear):
         return self.base_layer.weight if self.total is None or self.disable_adapters else self.total
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.total is None or self.disable_adapters:
+        if self.disable_adapters:
+            return self.base_layer(x)  # type: ignore[no-any-return]  # without PEFT's looks at what else might be on
+        if self.total is None:
             return super().forward(x, *args, **kwargs)
         if not torch.is_grad_enabled():
             return linear(x, self.total, self.base_layer.bias)
