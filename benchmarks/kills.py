@@ -1,0 +1,95 @@
+"""Whether a run that is killed again and again ends as one that nobody disturbed, bit for bit.
+
+A tiny run is killed with SIGKILL: at a random moment, while a checkpoint is being saved, and just after it was resumed.
+It is resumed after each kill, until it ends; then its adapter, its optimiser and its metrics are compared with those of
+an undisturbed run.
+
+    python benchmarks/kills.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from machine import Report
+from tiny_run import TinyRun, same_run
+
+STEPS, SAVE_STEPS = 6, 1
+KINDS = ("at a random moment", "while saving", "while resuming")
+LOOK_S = 0.0005
+"""How often the folder is looked at for a save that has begun."""
+
+
+def kill(tiny: TinyRun, run: Path, kind: str, seconds: float, rng: random.Random) -> bool:
+    """Start or resume the run and kill it; returns whether it was still running. seconds: of an undisturbed run."""
+    resume = any((run / "checkpoints").glob("checkpoint-*"))
+    if not resume:
+        shutil.rmtree(run, ignore_errors=True)  # nothing was saved: it starts again
+    pid = tiny.start(run, resume=resume)
+    begin = time.monotonic()
+    moment = rng.uniform(0.0, 0.25 * seconds if kind == "while resuming" else seconds)
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        partial = next((run / "checkpoints").glob(".checkpoint-*.partial"), None) if kind == "while saving" else None
+        if partial or (kind != "while saving" and time.monotonic() - begin > moment):
+            time.sleep(rng.uniform(0, 0.01) if partial else 0)  # some files are there, or all but the manifest
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return True
+        time.sleep(LOOK_S)
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="how many in all")
+    parser.add_argument("--each", type=int, default=3, help="of one run, one of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", help="file for the numbers as JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = TinyRun(Path(folder), steps=STEPS, save_steps=SAVE_STEPS)
+        report = measure(tiny, options.kills, options.each, random.Random(options.seed))
+    report.show(options.out)
+
+
+def measure(tiny: TinyRun, kills: int, each: int, rng: random.Random) -> Report:
+    """One row a run."""
+    whole = tiny.place / "runs" / "whole"
+    begin = time.monotonic()
+    assert tiny.run(whole).code == 0
+    seconds = time.monotonic() - begin
+    rows, found, total = [], Counter[str](), 0
+    while total < kills:
+        run = tiny.place / "runs" / f"killed-{len(rows)}"
+        killed = Counter[str]()
+        for index in range(min(each, kills - total)):
+            kind = KINDS[(total + index) % len(KINDS)]
+            killed[kind] += kill(tiny, run, kind, seconds, rng)
+        resumable = any((run / "checkpoints").glob("checkpoint-*"))
+        ended = tiny.run(run, resume=resumable)
+        word = "traceback" if ended.traceback else f"code {ended.code}" if ended.code else "other"
+        word = "bit-equal" if ended.code == 0 and same_run(run, whole) else word
+        left = sorted(path.name for path in (run / "checkpoints").glob(".*"))
+        found[word] += 1
+        total += max(killed.total(), 1)
+        rows.append((run.name, ", ".join(f"{n} {kind}" for kind, n in killed.items() if n), word, ", ".join(left)))
+        shutil.rmtree(run, ignore_errors=True)
+    return Report(
+        title=f"runs killed with SIGKILL, {total} kills",
+        columns=("run", "killed", "outcome", "left behind"),
+        rows=rows,
+        notes=[", ".join(f"{word} {count}" for word, count in sorted(found.items()))],
+        numbers={"outcomes": dict(found), "kills": total, "runs": [list(row) for row in rows]},
+    )
+
+
+if __name__ == "__main__":
+    main()
