@@ -98,7 +98,7 @@ def test_check_names_the_package_that_a_scorer_lacks(r3, workplace, monkeypatch)
     row = {"prompt": "a cup", "tag": "single_object", "include": [{"class": "cup", "count": 1}]}
     (workplace / "geneval_train.jsonl").write_text(json.dumps(row) + "\n")
     assert r3("check", "bagel_geneval_lora").code == 0
-    monkeypatch.setattr(base, "find_spec", lambda name: None if name == "open_clip" else object())
+    monkeypatch.setattr(base, "is_installed", lambda name: name != "open_clip")
     done = r3("check", "bagel_geneval_lora")
     assert done.code == 2 and len(done.err.splitlines()) == 1
     assert "rewards.0.scorer: scorer 'geneval' needs the package open_clip; pip install 'r3-rl[train,clip]'" in done.err

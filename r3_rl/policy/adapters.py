@@ -227,7 +227,7 @@ def load_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str | No
                 f"{folder}: the adapter sits on layers that this model does not have, such as {first}",
                 hint="load the base that the adapter was trained on",
             ) from error
-    if problems := describe_mismatch(_shapes(_tensors(module)), _shapes(stored)):
+    if problems := describe_mismatch(_sizes(_tensors(module)), _sizes(stored)):
         if not prepared:
             _unload(module)
         raise CheckpointError(f"{folder}: {len(problems)} tensors do not fit the model:\n  " + "\n  ".join(problems))
@@ -282,7 +282,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items() if name.startswith(own)}
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 

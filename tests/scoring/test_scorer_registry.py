@@ -1,6 +1,5 @@
 """Finding scorers: installed names, modules, files, factories; and what the user reads when one is wrong."""
 
-import importlib.util
 import os
 import sys
 
@@ -176,8 +175,7 @@ JUDGE = {"base_urls": ["http://localhost:1/v1"], "model": "m"}
 )
 def test_a_package_that_a_scorer_declares_is_looked_for(scorer, params, package, install, monkeypatch):
     assert check_scorer(scorer, params) == []
-    here = importlib.util.find_spec
-    monkeypatch.setattr(base, "find_spec", lambda name: None if name == package else here(name))
+    monkeypatch.setattr(base, "is_installed", lambda name: name != package)
     (problem,) = check_scorer(scorer, params)
     assert problem.endswith(f"needs the package {package}; pip install 'r3-rl[{install}]'")
 
