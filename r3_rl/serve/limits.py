@@ -12,6 +12,7 @@ class ServeLimits:
     """The most that is taken in one request, and by all of them together."""
 
     body_bytes: int = 20 * MIB
+    """Of one request."""
     image_pixels: int = 4096 * 4096
     """Of one image, as its header claims them: they are checked before a pixel is unpacked."""
     held_pixels: int = 4 * 4096 * 4096
@@ -25,6 +26,7 @@ class ServeLimits:
     n: int = 8
     """Images or answers of one request."""
     rounds: int = 8
+    """Refinements of an image."""
     max_tokens: int = 4096
     """Tokens of an answer."""
     max_waiting: int = 128
