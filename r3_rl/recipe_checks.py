@@ -11,10 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path as FilePath
 from typing import Any
 
+from r3_rl import registered
+from r3_rl.errors import InputError
 from r3_rl.model_checks import model_problems
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.files import folder_problem, name_problem, paths_written
+from r3_rl.recipe.files import LOSSES, folder_problem, name_problem, paths_written, texts
 from r3_rl.recipe.learning import MOST_SCORERS
 from r3_rl.recipe.pretraining import OF_THE_WORLD
 from r3_rl.recipe.tree import Path, unfilled
@@ -44,6 +46,9 @@ def pointed_to(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
         yield from ((("pretrain", "start"), message) for message in _weights(start, "pretrain.start"))
     for where, folder in paths_written(values):
         if folder and (why := folder_problem(folder)):
+            yield where, why
+    for where, name in texts(values, LOSSES):
+        if why := _loss_problem(name):
             yield where, why
     for section in ("rewards", "eval_rewards"):
         listed = values.get(section)
@@ -130,6 +135,17 @@ def _package_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     lacking = {path: (package, install) for path, package, install in reversed(wanted) if find_spec(package) is None}
     for path, (package, install) in lacking.items():
         yield path, f"needs the package {package}; {install}"
+
+
+def _loss_problem(name: str) -> str:
+    # a name that is not in a file is known without importing what it stands for
+    if ":" not in name and name in registered.names(registered.LOSSES):
+        return ""
+    try:
+        registered.find(registered.LOSSES, name)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _scorer_problems(scorer: str, params: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a recipe or a command names: worlds, benches and backbones, ours and those of installed packages.
+"""What a recipe or a command names: worlds, benches, backbones and losses, ours and those of installed packages.
 
 Names are known without importing what they stand for. Ours are listed here; a package adds its own under
 `[project.entry-points."r3_rl.worlds"]` (or another group) in its pyproject.toml.
@@ -6,19 +6,26 @@ Names are known without importing what they stand for. Ours are listed here; a p
 
 from __future__ import annotations
 
-import difflib
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from r3_rl.errors import InputError, one_line
+from r3_rl.importing import closest, imported, reason
 
 WORLDS = "r3_rl.worlds"
 BACKBONES = "r3_rl.backbones"
 BENCHES = "r3_rl.benches"
+LOSSES = "r3_rl.losses"
 BUILT_IN = {
     BACKBONES: {"bagel": "r3_rl.policy.bagel.backbone:BAGEL"},
     WORLDS: {"shapes": "r3_rl.worlds.shapes.world:WORLD"},
     BENCHES: {"loop": "r3_rl.evaluate.loop_bench:LoopBench.of"},
+    LOSSES: {
+        "clip": "r3_rl.algorithm.surrogates:clip",
+        "gspo": "r3_rl.algorithm.surrogates:gspo",
+        "cispo": "r3_rl.algorithm.surrogates:cispo",
+    },
 }
 """By group: `module:attribute` of each name. The first name of a group is its default."""
 
@@ -37,31 +44,32 @@ def names(group: str) -> tuple[str, ...]:
     return tuple(_points(group))
 
 
-def find(group: str, name: str) -> Any:
+def find(group: str, name: str, folder: str | Path = ".") -> Any:
     """Import what a name stands for.
 
     Args:
         group: such as `WORLDS`.
-        name: one of `names(group)`.
+        name: one of `names(group)`, `package.module:name`, or `./file.py:name`.
+        folder: where a file's path begins.
 
     Raises:
-        InputError: an unknown name, with the closest one, or a package that fails to import.
+        InputError: an unknown name, with the closest one, or a file or package that fails to import.
 
     >>> find(WORLDS, "nowhere")
     Traceback (most recent call last):
     ...
     r3_rl.errors.InputError: 'nowhere' is not in r3_rl.worlds; known: ...
     """
+    if ":" in name:
+        return imported(f"{group} '{one_line(name, 80)}'", name, folder)
     points = _points(group)
     if name not in points:
-        close = difflib.get_close_matches(name, points, n=1, cutoff=0.6)
-        question = f"did you mean '{close[0]}'? " if close else ""
-        raise InputError(f"'{one_line(name, 80)}' is not in {group}", hint=f"{question}known: {', '.join(points)}")
+        raise InputError(f"'{one_line(name, 80)}' is not in {group}", hint=closest(name, points))
     try:
         return points[name].load()
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything
-        why, place = one_line(f"{type(error).__name__}: {error}"), one_line(points[name].value, 80)
-        raise InputError(f"{group}: '{name}' ({place}) fails to import: {why}") from error
+        place = one_line(points[name].value, 80)
+        raise InputError(f"{group}: '{name}' ({place}) fails to import: {reason(error)}") from error
 
 
 def _points(group: str) -> dict[str, EntryPoint]:

@@ -51,6 +51,27 @@ def check(r3, workplace):
 
 
 @pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gpso", "m.yaml:5: algorithm.text_loss: 'gpso' is not in r3_rl.losses; did you mean 'gspo'?"),
+        ("./absent.py:loss", "no file "),
+        ("./m.py:absent", "no 'absent' in it; known: loss"),
+        ("./m.py:loss", ""),
+        ("r3_rl.nowhere:loss", "'r3_rl.nowhere' fails to import: ModuleNotFoundError"),
+        ("./" + "n" * 300 + ".py:loss", "file name too long"),
+        ('"\\0:loss"', "m.yaml:5:"),
+    ],
+)
+def test_a_loss_is_looked_up_before_anything_starts(r3, workplace, name, said):
+    Path("m.py").write_text("def loss(inputs):\n    return inputs\n", encoding="utf-8")
+    Path("m.yaml").write_text(f"{GOOD}algorithm:\n  text_loss: {name}\n", encoding="utf-8")
+    done = r3("check", "m.yaml", "model.path=shapes", "data.world=shapes")
+    assert said in done.err and len(done.err.splitlines()) <= 3 and "Traceback" not in done.err
+    assert all(len(line) < 200 for line in done.err.splitlines())
+    assert bool(said) == ("text_loss" in done.err)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("deep: " + "[" * DEEP + "]" * DEEP, "m.yaml:4: nested deeper than 100"),

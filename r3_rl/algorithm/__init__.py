@@ -2,21 +2,22 @@
 
 from r3_rl.algorithm.advantage import Advantages, advantages
 from r3_rl.algorithm.gain import GAINS, Gains, gains
-from r3_rl.algorithm.loss import LossStatistics, PolicyLoss, clipped_surrogate, image_loss, k3, text_loss
+from r3_rl.algorithm.loss import LossStatistics, PolicyLoss, k3, policy_loss
 from r3_rl.algorithm.rewards import Format, text_reward
+from r3_rl.algorithm.surrogates import LossInputs, LossOutputs
 
 __all__ = [
     "GAINS",
     "Advantages",
     "Format",
     "Gains",
+    "LossInputs",
+    "LossOutputs",
     "LossStatistics",
     "PolicyLoss",
     "advantages",
-    "clipped_surrogate",
     "gains",
-    "image_loss",
     "k3",
-    "text_loss",
+    "policy_loss",
     "text_reward",
 ]

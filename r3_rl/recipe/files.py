@@ -13,6 +13,8 @@ from r3_rl.recipe.tree import Path, text_problem
 _PACKAGE = FilePath(__file__).resolve().parents[1]
 READ = (("data", "path"), ("model", "path"), ("pretrain", "start"))
 """Settings that name a file or folder to be read; a relative one is looked for beside the recipe that names it."""
+LOSSES = (("algorithm", "text_loss"), ("algorithm", "image_loss"))
+"""Settings that name a loss."""
 WRITTEN = (("training", "output_dir"), ("training", "score_cache"))
 """Settings that name a folder to be written; a relative one is made in the working directory."""
 
@@ -29,8 +31,11 @@ def is_shipped(file: FilePath) -> bool:
 
 
 def paths_read(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Where a recipe names what is read, and how; of a scorer's `file.py:name` the file."""
-    yield from _texts(values, READ)
+    """Where a recipe names what is read, and how; of a scorer's or a loss's `file.py:name` the file."""
+    yield from texts(values, READ)
+    for place, name in texts(values, LOSSES):
+        if (path := name.rpartition(":")[0]).endswith(".py"):
+            yield place, path
     for section in ("rewards", "eval_rewards"):
         listed = values.get(section)
         for index, reward in enumerate(listed if isinstance(listed, list) else []):
@@ -41,10 +46,11 @@ def paths_read(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
 
 def paths_written(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     """Where a recipe names folders that are written, and how."""
-    yield from _texts(values, WRITTEN)
+    yield from texts(values, WRITTEN)
 
 
-def _texts(values: dict[str, Any], places: tuple[tuple[str, str], ...]) -> Iterator[tuple[Path, str]]:
+def texts(values: dict[str, Any], places: tuple[tuple[str, str], ...]) -> Iterator[tuple[Path, str]]:
+    """What a recipe says at these places, where it says a text."""
     for section, key in places:
         below = values.get(section)
         if isinstance(below, dict) and isinstance(path := below.get(key), str):

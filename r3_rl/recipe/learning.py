@@ -103,6 +103,13 @@ class AlgorithmSection(Section):
     max_zero_variance_steps: int = Field(
         20, ge=1, le=MOST_STEPS, description="So many steps in a row without any spread in any group stop the run."
     )
+    text_loss: str = Field(
+        "clip",
+        min_length=1,
+        description="Surrogate of texts: `clip` (PPO, GRPO), `gspo` (one ratio a text), `cispo` (every token keeps its "
+        "gradient), or your own as `package.module:name` or `./file.py:name`.",
+    )
+    image_loss: str = Field("clip", min_length=1, description="The same of denoising steps or image tokens.")
     epsilon: float = Field(
         0.2, gt=0, lt=1, description="Clip range of the text ratio, below 1 (and above, see epsilon_high)."
     )

@@ -6,24 +6,19 @@ No scorer is listed here: ours come through the entry point group `r3_rl.scorers
 
 from __future__ import annotations
 
-import difflib
 import functools
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import json
-import sys
 import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from r3_rl.errors import InputError, R3Error, ScorerError, one_line
+from r3_rl.importing import closest, imported, reason
 from r3_rl.scoring.base import STANDARD_ARGUMENTS, ScorerInfo, declared_info, info_of, missing_packages
 
 GROUP = "r3_rl.scorers"
@@ -86,20 +81,14 @@ def _found(scorer: str, folder: Path) -> Any:
                 f"scorer '{scorer}': the name of the function or class is missing", hint=f"write '{scorer}:NAME'"
             )
         return _from_entry_point(scorer, folder)
-    if place.endswith(".py") or "/" in place:
-        module = _import_file(scorer, folder / Path(place).expanduser())
-    elif place == "trl":
-        if importlib.util.find_spec("trl") is None:
+    if place == "trl":
+        if find_spec("trl") is None:
             raise ScorerInputError(f"scorer '{scorer}' needs the package trl", hint="pip install 'r3-rl[train]'")
-        module = _import_module(scorer, "trl.rewards", folder)
-    else:
-        module = _import_module(scorer, place, folder)
-    if not hasattr(module, attribute):
-        raise ScorerInputError(f"scorer '{scorer}': no '{attribute}' in it", hint=_suggest(attribute, _public(module)))
-    found = getattr(module, attribute)
-    if not callable(found):
-        raise ScorerInputError(f"scorer '{scorer}': '{attribute}' is a {type(found).__name__}, not a function or class")
-    return found
+        place = "trl.rewards"
+    try:
+        return imported(f"scorer '{one_line(scorer, 80)}'", f"{place}:{attribute}", folder)
+    except InputError as error:
+        raise ScorerInputError(error.message, hint=error.hint) from error
 
 
 def load_scorer(scorer: str, params: Mapping[str, Any] | None = None, base_folder: str | Path = ".") -> Any:
@@ -162,7 +151,7 @@ def _entry(point: EntryPoint) -> ScorerEntry:
     try:
         return ScorerEntry(name=point.name, origin=origin, info=info_of(point.load()))
     except (Exception, SystemExit) as error:  # a stranger's module may raise anything; the list goes on without it
-        return ScorerEntry(name=point.name, origin=origin, info=None, error=_one_line(error))
+        return ScorerEntry(name=point.name, origin=origin, info=None, error=reason(error))
 
 
 def _from_entry_point(name: str, folder: Path) -> Any:
@@ -171,62 +160,15 @@ def _from_entry_point(name: str, folder: Path) -> Any:
         if (folder / f"{name}.py").is_file():
             hint = f"for the file write './{name}.py:{name}'"
         else:
-            hint = f"{_suggest(name, list(points))}; {_OTHER_WAYS}"
+            hint = f"{closest(name, points)}; {_OTHER_WAYS}"
         raise ScorerInputError(f"no scorer is called '{name}'", hint=hint)
     try:
         return points[name].load()
     except (Exception, SystemExit) as error:
-        raise ScorerInputError(f"scorer '{name}' ({points[name].value}) fails to import: {_one_line(error)}") from error
+        raise ScorerInputError(f"scorer '{name}' ({points[name].value}) fails to import: {reason(error)}") from error
 
 
 _OTHER_WAYS = "a scorer of your own is './file.py:name' or 'package.module:name'"
-
-
-def _import_module(scorer: str, name: str, folder: Path) -> ModuleType:
-    try:
-        # `python -m` looks into the working folder and `r3` does not: one name should mean one thing.
-        with _found_in(folder, Path.cwd()):
-            return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        asked, module = one_line(scorer, 80), one_line(name, 80)
-        raise ScorerInputError(f"scorer '{asked}': '{module}' fails to import: {_one_line(error)}") from error
-
-
-def _import_file(scorer: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        near = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        hint = _suggest(path.name, near) if near else "the path is relative to the recipe's folder"
-        raise ScorerInputError(f"scorer '{scorer}': no file {path}", hint=hint)
-    # Checking and then loading a recipe runs the file once; a changed file is read again.
-    stamp = hashlib.sha256(f"{path.resolve()}:{path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
-    name = f"r3_scorer_{path.stem}_{stamp}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ScorerInputError(f"scorer '{scorer}': {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses look their own module up
-    try:
-        with _found_in(path.parent):  # a helper beside the file, as for a script
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise ScorerInputError(f"scorer '{scorer}': {path} fails to import: {_one_line(error)}") from error
-    return module
-
-
-@contextmanager
-def _found_in(*folders: Path) -> Iterator[None]:
-    """Look for modules in these folders last, for the time of an import."""
-    added = [place for folder in folders if (place := str(folder.resolve())) not in sys.path]
-    sys.path += added
-    try:
-        yield
-    finally:
-        for place in added:
-            with suppress(ValueError):  # the module may have changed the list itself
-                sys.path.remove(place)
 
 
 def is_factory(found: Any) -> bool:
@@ -255,7 +197,7 @@ def _param_problems(scorer: str, found: Any, params: dict[str, Any]) -> list[str
     problems = []
     for name in params:
         if name not in named and not takes_all:
-            problems.append(f"scorer '{scorer}' takes no parameter '{name}'; {_suggest(name, offered, 'it takes')}")
+            problems.append(f"scorer '{scorer}' takes no parameter '{name}'; {closest(name, offered, 'it takes')}")
     if builds:
         for name, parameter in named.items():
             if parameter.default is inspect.Parameter.empty and name not in params:
@@ -302,28 +244,7 @@ def _key_problem(kind: str, place: tuple[int | str, ...], message: str, annotati
     types = [annotation, *typing.get_args(annotation)]
     known = next(([field.name for field in fields(each)] for each in types if is_dataclass(each)), [])
     if kind == "unexpected_keyword_argument" and len(place) == 1 and known:
-        return f"no key '{place[0]}'; {_suggest(str(place[0]), known, 'it takes')}"
+        return f"no key '{place[0]}'; {closest(str(place[0]), known, 'it takes')}"
     if kind == "missing":
         return f"the key '{'.'.join(map(str, place))}' is missing"
     return f"{'.'.join(map(str, place))}: {message}"
-
-
-def _public(module: ModuleType) -> list[str]:
-    own = [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
-    ]
-    return own or [name for name in dir(module) if not name.startswith("_")]  # one that hands on what others define
-
-
-def _suggest(name: str, known: list[str], lead: str = "known") -> str:
-    if not known:
-        return f"{lead}: none"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    question = f"did you mean '{close[0]}'? " if close else ""
-    return f"{question}{lead}: {', '.join(sorted(known))}"
-
-
-def _one_line(error: BaseException) -> str:
-    return one_line(f"{type(error).__name__}: {error}")

@@ -84,6 +84,8 @@ class R3Config:
     multi_objective_aggregation: str = _key(AlgorithmSection, "multi_objective_aggregation")
     max_failed_fraction: float = _key(AlgorithmSection, "max_failed_fraction")
     max_zero_variance_steps: int = _key(AlgorithmSection, "max_zero_variance_steps")
+    text_loss: str = _key(AlgorithmSection, "text_loss")
+    image_loss: str = _key(AlgorithmSection, "image_loss")
     epsilon: float = _key(AlgorithmSection, "epsilon")
     epsilon_high: float | None = _key(AlgorithmSection, "epsilon_high")
     image_epsilon: float = _key(AlgorithmSection, "image_epsilon")

@@ -19,6 +19,8 @@ _SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _ELSEWHERE = {*_SIZES, "generation_batch_size", "bf16", "use_cpu", "gradient_checkpointing"}
 """Of a `GRPOConfig`: how many rollouts a step has, which is taken; how they are cut, and where and in which type they
 are computed, which the token budget and the loaded model say here."""
+_LOSSES = {("importance_sampling_level", "sequence"): "gspo", ("loss_type", "cispo"): "cispo"}
+"""Of a `GRPOConfig`: what it calls a loss of texts, and what we do."""
 _WHOLE = ("max_steps", "warmup_steps", "save_steps", "logging_steps")
 _TAKEN = {"r", "lora_alpha", "lora_dropout"}
 _SAYS_NOTHING = {"task_type", "inference_mode", "peft_version", "base_model_name_or_path", "auto_mapping", "revision"}
@@ -120,7 +122,8 @@ def config_of(args: Any) -> R3Config:
     shared = {f.name for f in fields(R3Config)} & {f.name for f in fields(args)}
     same = {name: getattr(args, name) for name in (*_SIZES, "bf16", "use_cpu", "output_dir", "num_generations")}
     plain = GRPOConfig(**same)
-    left = [f.name for f in fields(args) if f.init and f.name not in shared and f.name not in _ELSEWHERE]
+    losses = {name: loss for (name, value), loss in _LOSSES.items() if getattr(args, name) == value}
+    left = {f.name for f in fields(args) if f.init} - shared - _ELSEWHERE - set(losses)
     moved = sorted(name for name in left if getattr(args, name) != getattr(plain, name))
     if moved:
         raise InputError(
@@ -128,6 +131,10 @@ def config_of(args: Any) -> R3Config:
             hint="leave it out; how texts are sampled is said by processing_class=LoopSettings(...)",
         )
     taken = {name: _plain_value(name, getattr(args, name)) for name in shared}
+    if len(losses) == 1:
+        taken["text_loss"] = next(iter(losses.values()))
+    elif losses:
+        raise InputError(f"GRPOConfig sets {' and '.join(losses)}: two losses of texts", hint="leave one of them out")
     return R3Config(**taken, num_prompts=args.generation_batch_size // args.num_generations)
 
 

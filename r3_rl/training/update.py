@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from r3_rl import ranks
-from r3_rl.algorithm.loss import PolicyLoss, image_loss, k3, text_loss
+from r3_rl import ranks, registered
+from r3_rl.algorithm.loss import PolicyLoss, k3, policy_loss
+from r3_rl.algorithm.surrogates import LossInputs, Surrogate
 from r3_rl.errors import RunError
 from r3_rl.flow.sde import kl_mean, kl_velocity
 from r3_rl.observe.metrics import Numbers, combine
@@ -27,8 +29,10 @@ DEVIATIONS = ("ratio/text_deviation", "ratio/image_deviation")
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """Clip ranges, KL coefficients and weights (the `algorithm` section of a recipe)."""
+    """Surrogates, clip ranges, KL coefficients and weights (the `algorithm` section of a recipe)."""
 
+    text_loss: str = "clip"
+    image_loss: str = "clip"
     epsilon: float = 0.2
     epsilon_high: float | None = None
     image_epsilon: float = 0.2
@@ -37,6 +41,16 @@ class LossSettings:
     image_kl: Literal["mean", "velocity"] = "mean"
     text_loss_weight: float = 1.0
     image_loss_weight: float = 2.0
+
+    def beta_of(self, segment: Segment) -> float:
+        """The KL coefficient of a text or an image."""
+        return self.beta if isinstance(segment, TextSegment) else self.image_beta
+
+    @cached_property
+    def surrogates(self) -> dict[str, Surrogate]:
+        """By objective. Raises InputError for a name that stands for no loss."""
+        named = {"understanding": self.text_loss, "generation": self.image_loss}
+        return {objective: registered.find(registered.LOSSES, name) for objective, name in named.items()}
 
 
 def accumulate(
@@ -80,8 +94,8 @@ def accumulate(
         if batch.dummy:
             backward(_weightless(results))
             continue
-        text = _text_part(batch.credits, results, reference, settings, num_text)
-        image = _image_part(batch.credits, results, reference, settings, num_image)
+        text = _part("understanding", batch.credits, results, reference, settings, num_text)
+        image = _part("generation", batch.credits, results, reference, settings, num_image)
         parts = [(settings.text_loss_weight, text), (settings.image_loss_weight, image)]
         loss = torch.stack([weight * part.loss for weight, part in parts if part is not None]).sum()
         if not torch.isfinite(loss):
@@ -96,7 +110,11 @@ def accumulate(
 
 def _weightless(results: Sequence[Tensor | ImageReplay]) -> Tensor:
     """A loss of 0 whose gradient reaches what the results do."""
-    return 0.0 * torch.stack([(r if isinstance(r, Tensor) else r.log_probs).sum() for r in results]).sum()
+    return 0.0 * torch.stack([_log_probs(r).sum() for r in results]).sum()
+
+
+def _log_probs(result: Tensor | ImageReplay) -> Tensor:
+    return result if isinstance(result, Tensor) else result.log_probs
 
 
 def _numbers(loss: Tensor, text: PolicyLoss | None, image: PolicyLoss | None) -> Numbers:
@@ -129,67 +147,51 @@ def step_sizes(credits: Sequence[Credit]) -> tuple[float, float]:
 
 def _reference(policy: Policy, segments: Sequence[Segment], settings: LossSettings) -> dict[int, Tensor | ImageReplay]:
     """The reference policy's view of the segments that have a KL term, by their place; empty without one."""
-    wanted = [
-        i for i, s in enumerate(segments) if (settings.beta if isinstance(s, TextSegment) else settings.image_beta)
-    ]
+    wanted = [i for i, segment in enumerate(segments) if settings.beta_of(segment)]
     if not wanted:
         return {}
     with torch.no_grad(), policy.reference():
         return dict(zip(wanted, policy.replay([segments[i] for i in wanted]), strict=True))
 
 
-def _text_part(
+def _part(
+    objective: str,
     batch: Sequence[Credit],
     results: Sequence[Tensor | ImageReplay],
     reference: Mapping[int, Tensor | ImageReplay],
     settings: LossSettings,
     normaliser: float,
 ) -> PolicyLoss | None:
-    new = {i: r for i, r in enumerate(results) if isinstance(r, Tensor)}
+    """The loss of a micro-batch's texts or of its images; None if it has none."""
+    new = {i: _log_probs(result) for i, result in enumerate(results) if batch[i].objective == objective}
     if not new:
         return None
     log_probs = torch.cat(list(new.values()))
-    base = [r for i in new if isinstance(r := reference.get(i), Tensor)]
-    return text_loss(
-        log_probs,
-        torch.cat([batch[i].segment.log_probs for i in new]).to(log_probs.device),
-        torch.cat([torch.full_like(r, batch[i].advantage, requires_grad=False) for i, r in new.items()]),
+    texts = objective == "understanding"
+    lengths = torch.tensor([len(values) for values in new.values()])
+    inputs = LossInputs(
+        log_probs=log_probs,
+        old_log_probs=torch.cat([batch[i].segment.log_probs for i in new]).to(log_probs.device),
+        advantages=torch.cat([torch.full_like(v, batch[i].advantage, requires_grad=False) for i, v in new.items()]),
+        owner=torch.arange(len(new)).repeat_interleave(lengths).to(log_probs.device),
+        epsilon=settings.epsilon if texts else settings.image_epsilon,
+        epsilon_high=settings.epsilon_high if texts else None,
+    )
+    divergences = [_divergence(results[i], reference[i], settings.image_kl) for i in new if i in reference]
+    return policy_loss(
+        inputs,
         normaliser=normaliser,
-        epsilon=settings.epsilon,
-        epsilon_high=settings.epsilon_high,
-        beta=settings.beta,
-        reference_log_probs=torch.cat(base) if base else None,
+        surrogate=settings.surrogates[objective],
+        beta=settings.beta if texts else settings.image_beta,
+        kl=torch.cat(divergences) if divergences else None,
     )
 
 
-def _image_part(
-    batch: Sequence[Credit],
-    results: Sequence[Tensor | ImageReplay],
-    reference: Mapping[int, Tensor | ImageReplay],
-    settings: LossSettings,
-    normaliser: float,
-) -> PolicyLoss | None:
-    new = {i: r for i, r in enumerate(results) if isinstance(r, ImageReplay)}
-    if not new:
-        return None
-    log_probs = torch.cat([r.log_probs for r in new.values()])
-    base = [(new[i], r) for i in new if isinstance(r := reference.get(i), ImageReplay)]
-    return image_loss(
-        log_probs,
-        torch.cat([batch[i].segment.log_probs for i in new]).to(log_probs.device),
-        torch.cat([torch.full_like(r.log_probs, batch[i].advantage, requires_grad=False) for i, r in new.items()]),
-        normaliser=normaliser,
-        epsilon=settings.image_epsilon,
-        beta=settings.image_beta,
-        kl=torch.cat([_divergence(a, b, settings.image_kl) for a, b in base]) if base else None,
-    )
-
-
-def _divergence(replay: ImageReplay, base: ImageReplay, kind: str) -> Tensor:
-    """Of each step from the reference policy's, [S]: of the means over the variance, or of the velocities. Of image
-    tokens it is estimated, as that of texts is."""
+def _divergence(replay: Tensor | ImageReplay, base: Tensor | ImageReplay, kind: str) -> Tensor:
+    """Of each element from the reference policy's, [S]: of denoising steps that of the means over the variance, or of
+    the velocities; of words and image tokens it is estimated."""
     if not isinstance(replay, FlowReplay) or not isinstance(base, FlowReplay):
-        return k3(replay.log_probs, base.log_probs)
+        return k3(_log_probs(replay), _log_probs(base))
     if kind == "velocity":
         return kl_velocity(replay.velocity, base.velocity)
     return kl_mean(replay.mean, base.mean, replay.std)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from r3_rl.algorithm.advantage import advantages as group_advantages
-from r3_rl.algorithm.loss import clipped_surrogate
+from r3_rl.algorithm.surrogates import LossInputs, clip
 from r3_rl.flow import StepDistribution, log_prob, sample, stochastic_step
 from tests.policy.golden_checks import Row, compare
 from tests.policy.golden_set import arrays, golden_folder
@@ -102,5 +102,8 @@ def advantages() -> Iterator[Row]:
         yield _scaled(f"flow_grpo advantages {i}", ours.values, torch.tensor(case["advantages"]))
     for i, case in enumerate(recorded.get("losses", [])):
         new, old, gain = (torch.tensor(case[key]) for key in ("logp_new", "logp_old", "advantages"))
-        loss = clipped_surrogate(new, old, gain, case["clip"]).mean()
+        inputs = LossInputs(
+            log_probs=new, old_log_probs=old, advantages=gain, owner=torch.arange(len(new)), epsilon=case["clip"]
+        )
+        loss = clip(inputs).values.mean()
         yield _scaled(f"clipped loss {i}", loss, torch.tensor(case["mixgrpo_flow_loss"]))

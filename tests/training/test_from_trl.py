@@ -131,6 +131,14 @@ def test_what_of_a_grpo_config_has_no_meaning_here_is_refused_by_name(options, n
         config_of(of_trl(**options))
 
 
+@OLD_NAMES
+def test_losses_of_texts_keep_their_meaning():
+    assert config_of(of_trl(importance_sampling_level="sequence")).text_loss == "gspo"
+    assert config_of(of_trl(loss_type="cispo")).text_loss == "cispo"
+    with pytest.raises(InputError, match="two losses of texts"):
+        config_of(of_trl(importance_sampling_level="sequence", loss_type="cispo"))
+
+
 def test_other_arguments_are_refused():
     with pytest.raises(InputError, match="dict as args; give R3Config, or GRPOConfig"):
         config_of({"max_steps": 2})

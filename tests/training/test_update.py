@@ -38,16 +38,36 @@ def updated(policy, credits, settings=LOSSES, *, token_budget=WHOLE, **options):
     return numbers, gradient(policy)
 
 
+@pytest.mark.parametrize("loss", ["clip", "gspo", "cispo"])
 @pytest.mark.parametrize("budget", [64, 150, 400])
-def test_any_packing_gives_the_gradient_of_one_batch(policy, credits, budget):
-    whole, expected = updated(policy, credits)
-    cut, got = updated(policy, credits, token_budget=budget)
+def test_any_packing_gives_the_gradient_of_one_batch(policy, credits, budget, loss):
+    settings = replace(LOSSES, text_loss=loss, image_loss=loss)
+    whole, expected = updated(policy, credits, settings)
+    cut, got = updated(policy, credits, settings, token_budget=budget)
     assert len(micro_batches(policy, credits, WHOLE)) == 1 < len(micro_batches(policy, credits, budget))
     assert expected.norm() > 0
     torch.testing.assert_close(got, expected, atol=2e-5 * float(expected.norm()), rtol=0)
     assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-3, abs=1e-5)
     for name, value in whole.items():
         assert cut[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+def test_a_loss_of_the_users_takes_the_place_of_ours(policy, credits, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from r3_rl.algorithm import LossOutputs\n"
+        "from r3_rl.algorithm.surrogates import clip\n\n\n"
+        "def halved(inputs):\n"
+        "    found = clip(inputs)\n"
+        "    return LossOutputs(values=found.values / 2, ratio=found.ratio)\n"
+    )
+    named = f"{own}:halved"
+    _, expected = updated(policy, credits)
+    _, got = updated(policy, credits, replace(LOSSES, text_loss=named, image_loss=named))
+    torch.testing.assert_close(got, expected / 2)
+    texts = [c for c in credits if c.objective == "understanding"]
+    _, of_texts = updated(policy, texts, replace(LOSSES, image_loss=named))
+    torch.testing.assert_close(of_texts, updated(policy, texts)[1])
 
 
 def test_packing_with_guidance_and_kl_too(policy):
