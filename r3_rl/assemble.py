@@ -20,7 +20,7 @@ from r3_rl.policy.weights import digest_of
 from r3_rl.recipe import Recipe, RewardSection
 from r3_rl.recipe.learning import LoraSection
 from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection
-from r3_rl.rollout.prompts import PromptStream, load_prompts
+from r3_rl.rollout.prompts import PromptStream
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.isolated import START_S, load_isolated
 from r3_rl.scoring.panel import Panel, ScorerSpec
@@ -29,6 +29,7 @@ from r3_rl.stages.protocol import protocol_named
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.config import R3Config
 from r3_rl.worlds.base import chosen_tags, find_world
+from r3_rl.worlds.files.load import load_prompts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

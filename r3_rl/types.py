@@ -15,6 +15,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch takes more than a second to import and the verbs that only read recipes need none of it
     import torch
 
+STANDARD_ARGUMENTS = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "images",
+    "draft_images",
+    "critiques",
+    "trainer_state",
+    "log_metric",
+    "log_extra",
+)
+"""Keywords that every call of a scorer offers, before the data set's columns."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:

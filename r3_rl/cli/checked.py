@@ -37,7 +37,7 @@ def prompt_columns(recipe: Recipe) -> list[str]:
         prompts = find_world(data.world).prompts(1, split="train", seed=0)
         rows: Iterable[Mapping[str, Any]] = [prompt.columns for prompt in prompts]
     else:
-        from r3_rl.rollout.prompts import load_prompts
+        from r3_rl.worlds.files.load import load_prompts
 
         assert data.path is not None, "the recipe asks for the path of every other kind"
         found = load_prompts(
@@ -74,8 +74,9 @@ def _lacking(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     """Scorers that need columns which no prompt has."""
     if recipe.pretrain is not None:
         return
-    from r3_rl.scoring.base import STANDARD_ARGUMENTS, declared_info
+    from r3_rl.scoring.base import declared_info
     from r3_rl.scoring.registry import find_scorer, short_name
+    from r3_rl.types import STANDARD_ARGUMENTS
 
     columns = prompt_columns(recipe)
     have = {*columns, *STANDARD_ARGUMENTS}

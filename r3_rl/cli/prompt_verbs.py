@@ -22,7 +22,7 @@ def geneval(
     """
     import json
 
-    from r3_rl.rollout.geneval_prompts import geneval_prompts
+    from r3_rl.worlds.files.geneval_prompts import geneval_prompts
 
     style = "geneval_plus" if plus else "geneval"
     for row in geneval_prompts(num, seed=seed, style=style, tags=tags or (), exclude=exclude or ()):

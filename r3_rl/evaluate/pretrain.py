@@ -23,10 +23,10 @@ from r3_rl.policy.adapters import RECIPE_FILE
 from r3_rl.policy.backbone import Backbone
 from r3_rl.policy.base import Policy
 from r3_rl.policy.registry import pretrained_backbone
+from r3_rl.pretraining.steps import Average, run_pretraining
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.recipe_io import dump_resolved
-from r3_rl.training.pretrain import Average, run_pretraining
 from r3_rl.worlds.base import World, find_world
 
 SAVE_EVERY = 100

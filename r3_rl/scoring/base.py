@@ -31,19 +31,6 @@ from typing import Any, Protocol, TypeVar
 
 from r3_rl.torchvision_guard import is_installed
 
-STANDARD_ARGUMENTS = (
-    "prompts",
-    "completions",
-    "completion_ids",
-    "images",
-    "draft_images",
-    "critiques",
-    "trainer_state",
-    "log_metric",
-    "log_extra",
-)
-"""Keywords every call offers, before the data set's columns."""
-
 _NOT_IN_EVERY_BATCH = ("images", "draft_images", "critiques", "completion_ids")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r3_rl.pixels import to_uint8
-from r3_rl.scoring.base import STANDARD_ARGUMENTS, RunProgress, ScorerInfo
-from r3_rl.types import Prompt
+from r3_rl.scoring.base import RunProgress, ScorerInfo
+from r3_rl.types import STANDARD_ARGUMENTS, Prompt
 
 if TYPE_CHECKING:
     pass

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from r3_rl.errors import DataError, InputError
 from r3_rl.pixels import flat_rgb
-from r3_rl.scoring.base import STANDARD_ARGUMENTS, info_of
+from r3_rl.scoring.base import info_of
 from r3_rl.scoring.registry import ScorerEntry, list_scorers, load_scorer, short_name
+from r3_rl.types import STANDARD_ARGUMENTS
 
 if TYPE_CHECKING:
     from r3_rl.scoring.batch import Image

@@ -19,7 +19,8 @@ from typing import Any
 
 from r3_rl.errors import InputError, R3Error, ScorerError, one_line
 from r3_rl.importing import closest, imported, reason
-from r3_rl.scoring.base import STANDARD_ARGUMENTS, ScorerInfo, declared_info, info_of, missing_packages
+from r3_rl.scoring.base import ScorerInfo, declared_info, info_of, missing_packages
+from r3_rl.types import STANDARD_ARGUMENTS
 
 GROUP = "r3_rl.scorers"
 _SAMPLE_ARGUMENTS = frozenset(STANDARD_ARGUMENTS) - {"log_metric", "log_extra", "trainer_state"}

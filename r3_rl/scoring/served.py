@@ -20,11 +20,12 @@ from r3_rl.errors import DataError
 from r3_rl.scoring.answers import BrokenContract
 from r3_rl.scoring.asked import MAX_WORDS, ScorerSpec, cause_of
 from r3_rl.scoring.asking import Memory, ask_scorer, scorer_identity
-from r3_rl.scoring.base import STANDARD_ARGUMENTS, RunProgress, call_parameters, info_of
+from r3_rl.scoring.base import RunProgress, call_parameters, info_of
 from r3_rl.scoring.cache import ScoreCache
 from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.png import decode_png
 from r3_rl.scoring.wire import IMAGE_ARGUMENTS, Answer, Limits, Request, ScorerCard, WireError
+from r3_rl.types import STANDARD_ARGUMENTS
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,9 +16,7 @@ from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.base import Example
-from r3_rl.recipe.sampling import ModelSection
-from r3_rl.recipe_io import load_recipe
-from r3_rl.training.pretrain import (
+from r3_rl.pretraining.steps import (
     GENERATION,
     UNDERSTANDING,
     Average,
@@ -27,6 +25,8 @@ from r3_rl.training.pretrain import (
     rate,
     run_pretraining,
 )
+from r3_rl.recipe.sampling import ModelSection
+from r3_rl.recipe_io import load_recipe
 from r3_rl.types import ImagePiece, TextPiece
 from r3_rl.worlds.base import find_world
 from r3_rl.worlds.shapes.prompts import TAGS, all_prompts

@@ -60,7 +60,7 @@ def test_images_are_the_same_by_their_values_shape_and_use():
 
 
 def test_a_key_is_computed_once():
-    """That it is the same in another process is seen in tests/rollout/test_transport.py."""
+    """That it is the same in another process is seen in tests/test_nodes_io.py."""
     piece = ImagePiece(image=torch.zeros(3, 4, 4))
     assert piece.key is piece.key
 

@@ -14,12 +14,12 @@ from r3_rl.evaluate.pretrain import pretrain
 from r3_rl.evaluate.run import train
 from r3_rl.export import export
 from r3_rl.nodes import Node
+from r3_rl.nodes_io import from_bytes, to_bytes
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.recipe_io import json_schema, load_recipe
 from r3_rl.rollout.engine import Engine
-from r3_rl.rollout.transport import from_bytes, to_bytes
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.batcher import Batcher
 from r3_rl.types import ImagePiece, ImageTokenSegment, Prompt, TextPiece

@@ -2,7 +2,7 @@
 
 A prompt has a key of its words and, where it has GenEval's column `include`, a key of its content, which other wording,
 another order of the objects or the mirrored relation leave the same. `geneval_test_keys.py` holds the keys of GenEval's
-553 and GenEval++'s 280 test prompts; `python -m r3_rl.rollout.held_out FILE...` writes such a list from prompt files.
+553 and GenEval++'s 280 test prompts; `python -m r3_rl.worlds.files.held_out FILE...` writes such a list from files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from r3_rl.rollout.geneval_words import REGIONS, RELATIONS
+from r3_rl.worlds.files.geneval_words import REGIONS, RELATIONS
 
 KEY_DIGITS = 12
 """Hexadecimal digits of a key: among a million prompts a wrong match is less likely than one in a hundred thousand."""
@@ -78,7 +78,7 @@ def _module(keys: Iterable[str], width: int = 8) -> str:
     lines = [" ".join(ordered[i : i + width]) for i in range(0, len(ordered), width)]
     return "\n".join(
         [
-            '"""Keys of the test prompts of GenEval and GenEval++, written by `python -m r3_rl.rollout.held_out`."""',
+            '"""Keys of the test prompts of GenEval and GenEval++, written by `r3_rl.worlds.files.held_out`."""',
             "",
             '_KEYS = """',
             *lines,
@@ -91,7 +91,7 @@ def _module(keys: Iterable[str], width: int = 8) -> str:
 
 def main(files: Sequence[str]) -> None:
     """Print the module that holds the keys of some GenEval files."""
-    from r3_rl.rollout.prompts import load_prompts
+    from r3_rl.worlds.files.load import load_prompts
 
     prompts = [prompt for file in files for prompt in load_prompts("geneval", Path(file))]
     print(_module(key for prompt in prompts for key in keys_of(prompt.text, prompt.columns)), end="")

@@ -8,12 +8,12 @@ import random
 import pytest
 
 from r3_rl.errors import InputError
-from r3_rl.rollout import held_out
-from r3_rl.rollout.geneval_prompts import KINDS, geneval_prompts
-from r3_rl.rollout.geneval_test_keys import TEST_KEYS
-from r3_rl.rollout.geneval_words import CLASSES
-from r3_rl.rollout.held_out import KEY_DIGITS, keys_of
-from r3_rl.rollout.prompts import load_prompts
+from r3_rl.worlds.files import held_out
+from r3_rl.worlds.files.geneval_prompts import KINDS, geneval_prompts
+from r3_rl.worlds.files.geneval_test_keys import TEST_KEYS
+from r3_rl.worlds.files.geneval_words import CLASSES
+from r3_rl.worlds.files.held_out import KEY_DIGITS, keys_of
+from r3_rl.worlds.files.load import load_prompts
 
 
 def cup(**described):

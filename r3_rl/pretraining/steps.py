@@ -16,8 +16,8 @@ from torch import nn
 
 from r3_rl.balance.progressive import joint_share
 from r3_rl.policy.base import Example, Policy, SupervisedNoise
+from r3_rl.pretraining.muon import Muon
 from r3_rl.recipe.pretraining import PretrainSection
-from r3_rl.training.muon import Muon
 from r3_rl.types import Context, ImagePiece, TextPiece
 
 GENERATION = ("text_to_image", "edit")

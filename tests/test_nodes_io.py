@@ -12,9 +12,9 @@ import torch
 
 from r3_rl.errors import InputError
 from r3_rl.nodes import given_image, trajectory
+from r3_rl.nodes_io import from_bytes, to_bytes
 from r3_rl.policy.base import Sampling
 from r3_rl.rollout.engine import Engine
-from r3_rl.rollout.transport import from_bytes, to_bytes
 from r3_rl.stages.settings import DrawingPlan
 from r3_rl.types import Verdict
 from tests.policy.test_policy import FAITHFUL, GUIDED, log_probs
@@ -83,8 +83,8 @@ def test_another_process_replays_them_to_the_same_log_probs(tmp_path):
     (tmp_path / "rollouts").write_bytes(to_bytes(nodes))
     here = torch.cat([log_probs(x).detach().flatten() for x in tiny_policy().replay(samples(nodes))])
     script = (
-        "import sys, torch\nfrom pathlib import Path\nfrom r3_rl.rollout.transport import from_bytes\n"
-        "from tests.rollout.test_transport import log_probs, samples, tiny_policy\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom r3_rl.nodes_io import from_bytes\n"
+        "from tests.test_nodes_io import log_probs, samples, tiny_policy\n"
         "nodes = from_bytes(Path(sys.argv[1]).read_bytes())\n"
         "found = torch.cat([log_probs(x).detach().flatten() for x in tiny_policy().replay(samples(nodes))])\n"
         "torch.save(found, sys.argv[2])\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from r3_rl.training.muon import Muon, orthogonalise
+from r3_rl.pretraining.muon import Muon, orthogonalise
 
 
 def test_updates_are_nearly_orthogonal_whatever_the_scale_and_shape():

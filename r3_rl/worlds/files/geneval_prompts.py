@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from r3_rl.errors import InputError
-from r3_rl.rollout.geneval_test_keys import TEST_KEYS
-from r3_rl.rollout.geneval_words import CLASSES, COLORS, NUMBERS, REGIONS, RELATIONS, plural, with_article
-from r3_rl.rollout.held_out import keys_of
-from r3_rl.rollout.prompt_checks import geneval_problems
-from r3_rl.rollout.prompts import load_prompts
+from r3_rl.worlds.files.checks import geneval_problems
+from r3_rl.worlds.files.geneval_test_keys import TEST_KEYS
+from r3_rl.worlds.files.geneval_words import CLASSES, COLORS, NUMBERS, REGIONS, RELATIONS, plural, with_article
+from r3_rl.worlds.files.held_out import keys_of
+from r3_rl.worlds.files.load import load_prompts
 
 Row = dict[str, Any]
 _MOST_TRIES = 3000

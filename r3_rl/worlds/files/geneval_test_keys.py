@@ -1,4 +1,4 @@
-"""Keys of the test prompts of GenEval and GenEval++, written by `python -m r3_rl.rollout.held_out`."""
+"""Keys of the test prompts of GenEval and GenEval++, written by `r3_rl.worlds.files.held_out`."""
 
 _KEYS = """
 0002f6b084e4 00322d2c083b 0067f092d3e3 00c7119514f3 00e91c30c91b 012a34ad602f 015bd68b0e3b 015d71938030
