@@ -16,7 +16,7 @@ from r3_rl.errors import InputError
 from r3_rl.model_checks import model_problems
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.files import LOSSES, folder_problem, name_problem, paths_written, texts
+from r3_rl.recipe.files import FUNCTIONS, folder_problem, name_problem, paths_written, texts
 from r3_rl.recipe.learning import MOST_SCORERS
 from r3_rl.recipe.pretraining import OF_THE_WORLD
 from r3_rl.recipe.tree import Path, unfilled
@@ -28,8 +28,9 @@ _PER_WEIGHT = {
     "paged_adamw_32bit": ("bitsandbytes", "pip install bitsandbytes"),
     "paged_adamw_8bit": ("bitsandbytes", "pip install bitsandbytes"),
 }
-_SOLVERS = {"upgrad": ("qpsolvers", "quadprog"), "cagrad": ("cvxpy",)}
+_SOLVERS = {"upgrad": ("qpsolvers", "quadprog"), "dual_proj": ("qpsolvers", "quadprog"), "cagrad": ("cvxpy",)}
 """What torchjd's aggregators solve their problems with; it does not install these by itself."""
+_OF_TORCHJD = ("pcgrad", "gradvac", "mgda", "aligned_mtl", "imtl_g", *_SOLVERS)
 _TRACKERS = {"tensorboard": "pip install 'r3-rl[track]'", "wandb": "pip install wandb"}
 
 
@@ -47,8 +48,8 @@ def pointed_to(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     for where, folder in paths_written(values):
         if folder and (why := folder_problem(folder)):
             yield where, why
-    for where, name in texts(values, LOSSES):
-        if why := _loss_problem(name):
+    for where, name in texts(values, FUNCTIONS):
+        if why := _function_problem(FUNCTIONS[where], name):
             yield where, why
     for section in ("rewards", "eval_rewards"):
         listed = values.get(section)
@@ -127,7 +128,7 @@ def _package_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         wanted.append((("training", "optim"), *_PER_WEIGHT[training.optim]))
     if training.deepspeed is not None:
         wanted.append((("training", "deepspeed"), "deepspeed", "pip install 'r3-rl[deepspeed]'"))
-    if (aggregator := recipe.balance.aggregator) != "sum":
+    if (aggregator := recipe.balance.aggregator) in _OF_TORCHJD:
         for package in ("torchjd", *_SOLVERS.get(aggregator, ())):
             wanted.append((("balance", "aggregator"), package, "pip install 'r3-rl[balance]'"))
     for index, tracker in enumerate(recipe.observe.trackers):
@@ -137,12 +138,12 @@ def _package_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
         yield path, f"needs the package {package}; {install}"
 
 
-def _loss_problem(name: str) -> str:
+def _function_problem(group: str, name: str) -> str:
     # a name that is not in a file is known without importing what it stands for
-    if ":" not in name and name in registered.names(registered.LOSSES):
+    if ":" not in name and name in registered.names(group):
         return ""
     try:
-        registered.find(registered.LOSSES, name)
+        registered.find(group, name)
     except InputError as error:
         return str(error)
     return ""

@@ -17,7 +17,7 @@ from r3_rl.model_checks import with_sizes
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.files import (
-    LOSSES,
+    FUNCTIONS,
     anchored,
     holder,
     name_problem,
@@ -214,7 +214,7 @@ def _anchor(tree: Tree, file: FilePath) -> None:
         if not _can_be_named(tree, where, path, named_in.parent if named_in else FilePath()):
             continue
         leads = str(anchored(path, named_in, file))
-        if where[-1] == "scorer" or where in LOSSES:
+        if where[-1] == "scorer" or where in FUNCTIONS:
             values[key] = f"{leads}:{values[key].rpartition(':')[2]}"
         elif not (where[0] == "model" and is_hub_id(path) and not FilePath(leads).is_dir()):
             values[key] = leads

@@ -1,4 +1,4 @@
-"""What a recipe or a command names: worlds, benches, backbones and losses, ours and those of installed packages.
+"""What a recipe or a command names: worlds, benches, backbones, losses, aggregators, ours and those of other packages.
 
 Names are known without importing what they stand for. Ours are listed here; a package adds its own under
 `[project.entry-points."r3_rl.worlds"]` (or another group) in its pyproject.toml.
@@ -17,6 +17,7 @@ WORLDS = "r3_rl.worlds"
 BACKBONES = "r3_rl.backbones"
 BENCHES = "r3_rl.benches"
 LOSSES = "r3_rl.losses"
+AGGREGATORS = "r3_rl.aggregators"
 BUILT_IN = {
     BACKBONES: {"bagel": "r3_rl.policy.bagel.backbone:BAGEL"},
     WORLDS: {"shapes": "r3_rl.worlds.shapes.world:WORLD"},
@@ -25,6 +26,19 @@ BUILT_IN = {
         "clip": "r3_rl.algorithm.surrogates:clip",
         "gspo": "r3_rl.algorithm.surrogates:gspo",
         "cispo": "r3_rl.algorithm.surrogates:cispo",
+    },
+    AGGREGATORS: {
+        "sum": "r3_rl.balance.aggregators:total",
+        "equal_norms": "r3_rl.balance.aggregators:equal_norms",
+        "pcgrad": "r3_rl.balance.aggregators:pcgrad",
+        "gradvac": "r3_rl.balance.aggregators:GradVac",
+        "mgda": "r3_rl.balance.aggregators:mgda",
+        "upgrad": "r3_rl.balance.aggregators:upgrad",
+        "dual_proj": "r3_rl.balance.aggregators:dual_proj",
+        "cagrad": "r3_rl.balance.aggregators:cagrad",
+        "config": "r3_rl.balance.aggregators:config",
+        "aligned_mtl": "r3_rl.balance.aggregators:aligned_mtl",
+        "imtl_g": "r3_rl.balance.aggregators:imtl_g",
     },
 }
 """By group: `module:attribute` of each name. The first name of a group is its default."""

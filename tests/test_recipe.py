@@ -71,14 +71,6 @@ def test_recipe_is_frozen_and_values_are_not_converted():
         ({"training": {"deepspeed": ZERO}, "lora": {"enabled": False}, "model": {"dtype": "auto"}}, "in float32"),
         ({"training": {"shard_optimizer": True}}, "adapters are small"),
         ({"training": {"shard_optimizer": True, "deepspeed": ZERO}, "lora": {"enabled": False}}, "use one of them"),
-        (
-            {
-                "training": {"shard_optimizer": True},
-                "lora": {"enabled": False},
-                "balance": {"aggregator": "mgda"},
-            },
-            "leaves no whole gradients",
-        ),
         ({"pretrain": {"apart_fraction": 0.6, "ramp_fraction": 0.6}}, "their sum passes 1"),
     ],
 )

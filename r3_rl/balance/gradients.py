@@ -1,61 +1,77 @@
-"""Understanding and generation as two objectives: their gradients measured, and combined where they conflict.
+"""Understanding and generation as objectives of their own: their gradients measured, and combined where they conflict.
 
 Every `probe_every` steps (every step with an aggregator) each objective's gradient of the trained parameters is
-accumulated apart: cosine and norms are logged; an aggregator of torchjd may replace the plain sum.
+accumulated apart. Norms and cosines are logged; an aggregator may replace the plain sum (`aggregators.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from r3_rl import ranks
-from r3_rl.errors import MissingPackageError
+from r3_rl import ranks, registered
+from r3_rl.balance.conflict import KINDS, Conflict, grams_by_place
 from r3_rl.observe.metrics import Numbers, combine
+
+STAGES = ("plan", "draft", "critique", "refinement")
+SUM = "sum"
 
 
 class HasObjective(Protocol):
     """A credit, as far as balancing sees it."""
 
     @property
+    def stage(self) -> str:
+        """One of `STAGES`."""
+        ...
+
+    @property
     def objective(self) -> str:
-        """understanding or generation."""
+        """One of `KINDS`."""
         ...
 
 
 CreditT = TypeVar("CreditT", bound=HasObjective)
 
-OBJECTIVES = ("understanding", "generation")
-AGGREGATORS = {
-    "pcgrad": "PCGrad",
-    "mgda": "MGDA",
-    "upgrad": "UPGrad",
-    "cagrad": "CAGrad",
-    "config": "ConFIG",
-    "aligned_mtl": "AlignedMTL",
-}
-_CAGRAD_RADIUS = 0.5
-_AVERAGED = {"mgda": 1.0, "upgrad": 1.0, "cagrad": 1 + _CAGRAD_RADIUS, "aligned_mtl": 1.0}
-"""Aggregators that average: what they make of equal gradients, in units of one of them. The others add up."""
-_INSTALL = "pip install 'r3-rl[balance]'"
-
 
 class Balancer:
-    """Accumulates a step's gradient, objective by objective where that is asked for."""
+    """Accumulates a step's gradient, objective by objective where that is asked for.
+
+    Args:
+        places: what is trained, and where each of its parameters counts (`conflict.place_of`).
+        aggregator: `sum`, or as `balance.aggregator` of a recipe says it.
+        probe_every: steps between two measurements; 0 is never.
+        seed: of the run, for aggregators that draw.
+        by_stage: objectives are stages (plan, draft, critique, refinement), not kinds (understanding, generation).
+        in_parts: the parameters are this process's parts of what is trained, and `run` leaves gradients in them that
+            are added up over the processes already.
+
+    Raises:
+        InputError: an aggregator that is not to be found.
+    """
 
     def __init__(
-        self, module: nn.Module, *, aggregator: str, probe_every: int, seed: int, shards: Sequence[nn.Parameter] = ()
+        self,
+        places: Mapping[nn.Parameter, str],
+        *,
+        aggregator: str,
+        probe_every: int,
+        seed: int,
+        by_stage: bool = False,
+        in_parts: bool = False,
     ) -> None:
-        """shards: this process's parts of what is trained, where `run` leaves gradients that are added up already."""
-        assert not shards or aggregator == "sum", "an aggregator sees whole gradients"
-        self.sharded = bool(shards)
-        self.parameters = list(shards) or [p for p in module.parameters() if p.requires_grad]
-        self.probe_every = probe_every
-        self.aggregate = None if aggregator == "sum" else load_aggregator(aggregator)
-        self.generator_seed = seed
+        self.places, self.probe_every, self.seed = places, probe_every, seed
+        self.by_stage, self.in_parts = by_stage, in_parts
+        self.on_probe: Callable[[Conflict], None] | None = None
+        """Called with what a step found that told objectives apart."""
+        found: Any = registered.find(registered.AGGREGATORS, aggregator)
+        self.aggregate: Any = found() if inspect.isclass(found) else found
+        """An `Aggregate`, which may also have `state` and `load`."""
+        self.always = aggregator != SUM
 
     def accumulate(
         self,
@@ -66,74 +82,65 @@ class Balancer:
     ) -> Numbers:
         """Leaves the combined gradient in the parameters, added up over the processes. `run` accumulates the gradient
         of some of this process's credits and returns their numbers; those of a probed step have the gradients' too."""
-        due = self.probe_every > 0 and step % self.probe_every == 0
-        parts = {o: [c for c in credits if c.objective == o] for o in OBJECTIVES}
-        both = (due or self.aggregate) and all(ranks.total(*(float(len(part)) for part in parts.values())))
-        if not both:
+        apart = self.always or (self.probe_every > 0 and step % self.probe_every == 0)
+        parts = self._parts(credits) if apart else {}
+        if len(parts) < 2:
             numbers = run(credits, normalisers)
-            if not self.sharded:
-                ranks.add_gradients(self.parameters)
+            if not self.in_parts:
+                ranks.add_gradients(list(self.places))
             return numbers
-        rows, numbers_of_parts = [], []
+        vectors, numbers_of_parts = [], []
         for part in parts.values():
             before = self._take()
             numbers_of_parts.append(run(part, normalisers))
-            rows.append(self._take() if self.sharded else ranks.add_up(self._take()))
+            vectors.append(self._take() if self.in_parts else ranks.add_up(self._take()))
             self._give(before)
-        compared = compare(*rows, sharded=self.sharded)
-        if self.aggregate is None:
-            combined = rows[0] + rows[1]
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.generator_seed + step)  # PCGrad draws an order
-                combined = self.aggregate(torch.stack(rows))
-        self._give(combined)
-        return combine(numbers_of_parts, over="batches") | compared
+        conflict = self._combined(step, tuple(parts), vectors)
+        if self.on_probe is not None:
+            self.on_probe(conflict)
+        return combine(numbers_of_parts, over="batches") | conflict.numbers()
+
+    def state(self) -> dict[str, Any]:
+        """What the aggregator remembers from step to step, for a checkpoint."""
+        return self.aggregate.state() if hasattr(self.aggregate, "state") else {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        if hasattr(self.aggregate, "load"):
+            self.aggregate.load(dict(state))
+
+    def _parts(self, credits: Sequence[CreditT]) -> dict[str, list[CreditT]]:
+        """Credits by objective; an objective that no process has credits of is none."""
+        names = STAGES if self.by_stage else KINDS
+        parts = {n: [c for c in credits if (c.stage if self.by_stage else c.objective) == n] for n in names}
+        counts = ranks.total(*(float(len(part)) for part in parts.values()))
+        return {name: part for (name, part), count in zip(parts.items(), counts, strict=True) if count}
+
+    def _combined(self, step: int, objectives: tuple[str, ...], vectors: Sequence[Tensor]) -> Conflict:
+        """Gives the parameters the weighted sum of the objectives' gradients."""
+        grams = grams_by_place(vectors, [p.numel() for p in self.places], list(self.places.values()))
+        if self.in_parts:
+            grams = dict(zip(grams, ranks.add_up(torch.stack(list(grams.values()))), strict=True))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + step)  # PCGrad draws an order
+            weights = self.aggregate(torch.stack(list(grams.values())).sum(dim=0))
+        found = Conflict(step=step, objectives=objectives, grams=grams, weights=tuple(weights.tolist()))
+        combined = [v if weight == 1 else weight * v for v, weight in zip(vectors, found.weights, strict=True)]
+        self._give(torch.stack(combined).sum(dim=0) if len(combined) > 2 else combined[0] + combined[1])
+        return found
 
     def _take(self) -> Tensor:
         """The gradient as one vector, and the parameters without it."""
-        flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.parameters]
-        for p in self.parameters:
+        flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.places]
+        for p in self.places:
             p.grad = None
         return torch.cat(flat)
 
     def _give(self, vector: Tensor) -> None:
-        at = 0
-        for p in self.parameters:
-            part = vector[at : at + p.numel()].view_as(p)
-            p.grad = part.clone() if p.grad is None else p.grad + part
-            at += p.numel()
-
-
-def compare(understanding: Tensor, generation: Tensor, *, sharded: bool = False) -> dict[str, float]:
-    """Cosine and norms of two gradients, or of this process's parts of them.
-
-    >>> compare(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.0]))["grad/cosine"]
-    -1.0
-    """
-    a, b, dot = understanding.norm(), generation.norm(), understanding @ generation
-    if sharded:
-        squares = ranks.add_up(torch.stack([a.square(), b.square(), dot]))
-        (a, b), dot = squares[:2].sqrt(), squares[2]
-    product = float(a * b)
-    return {
-        **({"grad/cosine": float(dot) / product} if product > 0 else {}),
-        "grad/norm_understanding": float(a),
-        "grad/norm_generation": float(b),
-    }
-
-
-def load_aggregator(name: str) -> Callable[[Tensor], Tensor]:
-    """An aggregator of torchjd: [objectives, n] -> [n], scaled so that gradients without conflict give their sum."""
-    try:
-        import torchjd.aggregation as aggregation
-    except ImportError as error:
-        raise MissingPackageError(f"balance.aggregator '{name}' needs torchjd", hint=_INSTALL) from error
-    options: dict[str, Any] = {"c": _CAGRAD_RADIUS} if name == "cagrad" else {}
-    try:
-        aggregator = getattr(aggregation, AGGREGATORS[name])(**options)
-    except ImportError as error:
-        raise MissingPackageError(f"aggregator '{name}': {error}", hint=_INSTALL) from error
-    if name in _AVERAGED:
-        return lambda rows: aggregator(rows) * (rows.shape[0] / _AVERAGED[name])
-    return aggregator  # type: ignore[no-any-return]
+        """Adds a vector to the gradient. What nobody learned from keeps none: an optimiser would go on by its
+        momentum."""
+        for p, part in zip(self.places, vector.split([p.numel() for p in self.places]), strict=True):
+            if p.grad is not None:
+                p.grad = p.grad + part.view_as(p)
+            elif self.in_parts or part.any():
+                p.grad = part.view_as(p).clone()

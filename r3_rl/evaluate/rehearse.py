@@ -139,7 +139,7 @@ def _update(trainer: R3Trainer, rollouts: Rollouts, names: Sequence[str], log: L
         trainer.learner.zero_grad()
         most = max(most, taken.peak_bytes)
     # gradients are made by the update and are listed by themselves
-    return max(most - _bytes(trainer.balancer.parameters), 0)
+    return max(most - _bytes(trainer.balancer.places), 0)
 
 
 def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:

@@ -190,6 +190,7 @@ def _lead(
     """The steps of the first process, which records them and draws the gallery; the signal that stopped them."""
     recorder = gallery.recorder
     trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
+    trainer.balancer.on_probe = lambda found: recorder.conflict(found.step + 1, found.row())
     progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
     with closing(trainer), SignalCallback() as signals, progress:
         tolerance = ratio_tolerance_of(str(loaded.dtype).removeprefix("torch."))

@@ -138,8 +138,14 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     ),
     "Gradient": (
         _metric("grad/cosine", "1", "Cosine of the understanding and the generation gradient; below 0 they conflict."),
-        _metric("grad/norm_understanding", "1", "Norm of the gradient of the text losses."),
-        _metric("grad/norm_generation", "1", "Norm of the gradient of the image losses."),
+        _metric("grad/cosine/{stage}", "1", "Cosine of the gradients of two stages, such as `plan_draft`."),
+        _metric(
+            "grad/norm_{objective}",
+            "1",
+            "Norm of the gradient of an objective: understanding (texts), generation "
+            "(images), or a stage (`balance.objectives`).",
+        ),
+        _metric("grad/weight_{objective}", "1", "What the aggregator multiplied an objective's gradient with."),
         _metric("grad_norm", "1", "Norm of the whole gradient before clipping."),
         _metric(
             "grad/over_epsilon",

@@ -125,7 +125,7 @@ class Recorder:
             raise InputError(f"no run folder at {run_folder}", hint="give the folder that `r3 train` printed")
         with _clear_errors(self.run_folder):
             (self.run_folder / "images").mkdir(exist_ok=True)
-        for name in ("metrics.jsonl", "trajectories.jsonl"):
+        for name in ("metrics.jsonl", "trajectories.jsonl", "conflict.jsonl"):
             self._tidy(self.run_folder / name, resume_step)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +149,10 @@ class Recorder:
             row["not_finite"] = broken
         self._append("metrics.jsonl", row)
         return row
+
+    def conflict(self, step: int, found: Mapping[str, Any]) -> None:
+        """Append how the objectives' gradients stood to each other in a step, counted from 1 (`balance.conflict`)."""
+        self._append("conflict.jsonl", {"step": int(step), **found})
 
     def trajectories(self, step: int, trajectories: Sequence[Trajectory], phase: str = "train") -> None:
         """Keep the best, the worst and some random ones of a step (`keep_trajectories` in all)."""

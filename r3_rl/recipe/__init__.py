@@ -133,8 +133,6 @@ class Recipe(Section):
             yield Problem(
                 "training.shard_optimizer", "adapters are small, every process steps them whole; leave it out"
             )
-        if self.training.shard_optimizer and self.balance.aggregator != "sum":
-            yield Problem("balance.aggregator", "training.shard_optimizer leaves no whole gradients; use 'sum'")
         halved = self.training.trains_in_bfloat16
         if (
             not self.lora.enabled

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
+from r3_rl import registered
 from r3_rl.recipe.tree import Path, text_problem
 
 _PACKAGE = FilePath(__file__).resolve().parents[1]
-READ = (("data", "path"), ("model", "path"), ("pretrain", "start"))
+READ: tuple[Path, ...] = (("data", "path"), ("model", "path"), ("pretrain", "start"))
 """Settings that name a file or folder to be read; a relative one is looked for beside the recipe that names it."""
-LOSSES = (("algorithm", "text_loss"), ("algorithm", "image_loss"))
-"""Settings that name a loss."""
-WRITTEN = (("training", "output_dir"), ("training", "score_cache"))
+FUNCTIONS: dict[Path, str] = {
+    ("algorithm", "text_loss"): registered.LOSSES,
+    ("algorithm", "image_loss"): registered.LOSSES,
+    ("balance", "aggregator"): registered.AGGREGATORS,
+}
+"""Settings that name a function, of ours or the user's, and where ours are registered."""
+WRITTEN: tuple[Path, ...] = (("training", "output_dir"), ("training", "score_cache"))
 """Settings that name a folder to be written; a relative one is made in the working directory."""
 
 
@@ -31,9 +36,9 @@ def is_shipped(file: FilePath) -> bool:
 
 
 def paths_read(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Where a recipe names what is read, and how; of a scorer's or a loss's `file.py:name` the file."""
+    """Where a recipe names what is read, and how; of a function's or a scorer's `file.py:name` the file."""
     yield from texts(values, READ)
-    for place, name in texts(values, LOSSES):
+    for place, name in texts(values, FUNCTIONS):
         if (path := name.rpartition(":")[0]).endswith(".py"):
             yield place, path
     for section in ("rewards", "eval_rewards"):
@@ -49,10 +54,10 @@ def paths_written(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     yield from texts(values, WRITTEN)
 
 
-def texts(values: dict[str, Any], places: tuple[tuple[str, str], ...]) -> Iterator[tuple[Path, str]]:
-    """What a recipe says at these places, where it says a text."""
+def texts(values: dict[str, Any], places: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """What a recipe says at these places (section, key), where it says a text."""
     for section, key in places:
-        below = values.get(section)
+        below = values.get(str(section))
         if isinstance(below, dict) and isinstance(path := below.get(key), str):
             yield (section, key), path
 

@@ -143,8 +143,16 @@ class AlgorithmSection(Section):
 class BalanceSection(Section):
     """Understanding and generation as two objectives."""
 
-    aggregator: Literal["sum", "pcgrad", "mgda", "upgrad", "cagrad", "config", "aligned_mtl"] = Field(
-        "sum", description="How the objectives' gradients become one; all but `sum` need the package torchjd."
+    objectives: Literal["kind", "stage"] = Field(
+        "kind",
+        description="Whose gradients are told apart: those of texts and of images (`kind`), or those of each stage.",
+    )
+    aggregator: str = Field(
+        "sum",
+        min_length=1,
+        description="How the objectives' gradients become one: `sum`, `equal_norms`, `config`; with torchjd "
+        "`pcgrad`, `gradvac`, `mgda`, `upgrad`, `dual_proj`, `cagrad`, `aligned_mtl`, `imtl_g`; or your own as "
+        "`package.module:name` or `./file.py:name`.",
     )
     probe_every: int = Field(
         10, ge=0, le=MOST_STEPS, description="Steps between two measurements of the gradients' cosine; 0 is never."

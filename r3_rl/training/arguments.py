@@ -44,10 +44,8 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
             f"save_steps {args.save_steps} falls between the {args.num_iterations} updates on the same rollouts",
             hint="make it a multiple of num_iterations",
         )
-    if args.optimizer_parts and (lora is not None or args.deepspeed or args.aggregator != "sum"):
-        raise InputError(
-            "optimizer_parts is for full weights, without DeepSpeed and with the aggregator 'sum'", hint="set it to 0"
-        )
+    if args.optimizer_parts and (lora is not None or args.deepspeed):
+        raise InputError("optimizer_parts is for full weights, without DeepSpeed", hint="set it to 0")
     needed = {"adamw_torch": "torch", "adamw_torch_8bit": "torchao"}.get(args.optim, "bitsandbytes")
     if find_spec(needed) is None:
         raise MissingPackageError(f"optim '{args.optim}' needs {needed}", hint=f"pip install {needed}")

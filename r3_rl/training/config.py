@@ -95,6 +95,7 @@ class R3Config:
     text_loss_weight: float = _key(AlgorithmSection, "text_loss_weight")
     image_loss_weight: float = _key(AlgorithmSection, "image_loss_weight")
     num_iterations: int = _key(AlgorithmSection, "num_iterations")
+    objectives: str = _key(BalanceSection, "objectives")
     aggregator: str = _key(BalanceSection, "aggregator")
     probe_every: int = _key(BalanceSection, "probe_every")
 

@@ -19,11 +19,13 @@ from transformers.trainer_callback import CallbackHandler, TrainerControl, Train
 from transformers.trainer_utils import TrainOutput
 
 from r3_rl import ranks
+from r3_rl.balance.conflict import place_of
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.adapters import adapter_merged, drops, training_mode
+from r3_rl.policy.backbone import branch_of
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.rollout.stopwatch import Stopwatch
@@ -81,12 +83,14 @@ class Loop:
         self.panel, self.held_out, self.prompts, self.schedule = panel, held_out, prompts, schedule
         self.batcher, self.watch, self.losses = batcher, watch, settings_of(LossSettings, args)
         self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
+        branches = policy.spec.branches
         self.balancer = Balancer(
-            policy.module,
+            {p: place_of(name, branch_of(name, branches)) for p, name in learner.names.items()},
             aggregator=args.aggregator,
             probe_every=args.probe_every,
             seed=args.seed,
-            shards=list(learner.names) if learner.shards else [],
+            by_stage=args.objectives == "stage",
+            in_parts=learner.shards is not None,
         )
         self.time_budget = TimeBudgetCallback()
         room = RoomCallback(self._checkpoint_bytes)
@@ -127,6 +131,7 @@ class Loop:
                 lines.clear()
             if self.control.should_save:
                 folder = Path(args.output_dir) / f"checkpoint-{self.state.global_step}"
+                self.state.stateful_callbacks["balancer"] = self.balancer.state()
                 save_checkpoint(folder, learner=self.learner, state=self.state, **self._saved())
                 if ranks.rank() == 0:
                     keep_newest(folder, args.save_total_limit)
@@ -244,6 +249,7 @@ class Loop:
             if not isinstance(checkpoint, Checkpoint):
                 checkpoint = ranks.of_first(partial(checked, Path(checkpoint)))
             self.state = load_checkpoint(checkpoint, learner=self.learner, **self._saved())
+            self.balancer.load(self.state.stateful_callbacks.get("balancer", {}))
             if ranks.rank() == 0:
                 pass_over(checkpoint, Path(self.args.output_dir))
         self.state.max_steps, self.state.is_world_process_zero = self.args.max_steps, ranks.rank() == 0

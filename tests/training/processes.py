@@ -112,7 +112,9 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, s
     stages = SHARES[share][ranks.rank()] if ranks.count() > 1 else sum(SHARES[share], ())
     credits = [c for c in step_credits(policy) if c.stage in stages]
     masters = list(shards.masters.values()) if shards else []
-    balancer = Balancer(policy.module, aggregator=aggregator, probe_every=probe_every, seed=0, shards=masters)
+    held = masters or [p for p in policy.module.parameters() if p.requires_grad]
+    places = {p: f"all/{i % 3}" for i, p in enumerate(held)}
+    balancer = Balancer(places, aggregator=aggregator, probe_every=probe_every, seed=0, in_parts=sharded)
     settings = LossSettings(beta=0.1, image_beta=0.1)
     batcher, passes, replay = Batcher(policy=policy, token_budget=64), [], policy.replay
 
@@ -130,7 +132,6 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, s
             )
 
     numbers = balancer.accumulate(0, credits, run, step_sizes(credits))
-    held = masters or [p for p in policy.module.parameters() if p.requires_grad]
     seen = {
         "numbers": dict(combine(ranks.everyone(numbers), over="ranks")),
         "passes": len(passes),

@@ -159,7 +159,7 @@ def test_a_resumed_run_of_two_is_the_uninterrupted_one(tmp_path):
     ("share", "aggregator", "probe_every"),
     [
         *(("texts_and_images", *how) for how in (("sum", 0), ("sum", 1), ("mgda", 0))),
-        *(("none", *how) for how in (("sum", 0), ("mgda", 0))),
+        *(("none", *how) for how in (("sum", 0), ("mgda", 0), ("gradvac", 0))),
         ("texts", "sum", 0),
     ],
 )
