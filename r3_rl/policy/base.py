@@ -183,8 +183,9 @@ class Policy(Sampler, Protocol):
         """Scores segments under the current weights, with gradient: a tensor [T] a text, an `ImageReplay` an image."""
         ...
 
-    def num_tokens(self, segment: Segment) -> int:
-        """Tokens that replaying the segment costs, its context included (micro-batches are packed by it)."""
+    def num_tokens(self, segments: Sequence[Segment]) -> int:
+        """Tokens that replaying the segments together reads, contexts included and what they share as often as `replay`
+        reads it: once, if it can (micro-batches are packed by it)."""
         ...
 
     def supervised(

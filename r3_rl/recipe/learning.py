@@ -187,7 +187,10 @@ class TrainingSection(Section):
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
     token_budget: int = Field(
-        4096, ge=64, le=2**24, description="Tokens in a micro-batch at most: the lever for memory."
+        4096,
+        ge=64,
+        le=2**24,
+        description="Tokens in a micro-batch at most, shared ones counted once: the lever for memory.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Layers are computed again in the backward pass instead of kept: slower, far less memory."

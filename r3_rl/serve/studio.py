@@ -118,7 +118,7 @@ class Studio:
         return Answers(
             model=asked.model or self.names[0],
             answers=[answer_of(text) for text in texts],
-            prompt_tokens=self.policy.num_tokens(texts[0]) - len(texts[0].token_ids),
+            prompt_tokens=self.policy.num_tokens(texts[:1]) - len(texts[0].token_ids),
             completion_tokens=written,
         )
 

@@ -113,20 +113,22 @@ def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) 
     they share once; the longest come first, so that like lengths share a pass."""
     groups: dict[Hashable, list[tuple[int, list[Credit]]]] = {}
     for bundle in _bundles(credits):
-        size = sum(policy.num_tokens(c.segment) for c in bundle)
+        size = policy.num_tokens([c.segment for c in bundle])
         groups.setdefault(_peers_key(bundle[0].segment.context), []).append((size, bundle))
     for peers in groups.values():
         peers.sort(key=lambda pair: -pair[0])
     batches: list[list[Credit]] = []
-    room: list[int] = []
+    most = 0  # tokens of the newest batch, counted too high while it fits all the same
     for size, bundle in (pair for peers in sorted(groups.values(), key=lambda peers: -peers[0][0]) for pair in peers):
         # like lengths lie side by side: only the newest batch is tried
-        if batches and room[-1] >= size:
+        if batches and most + size > token_budget:
+            most = policy.num_tokens([c.segment for c in (*batches[-1], *bundle)]) - size
+        if batches and most + size <= token_budget:
             batches[-1].extend(bundle)
-            room[-1] -= size
+            most += size
         else:
             batches.append(list(bundle))
-            room.append(max(token_budget - size, 0))
+            most = size
     return batches
 
 

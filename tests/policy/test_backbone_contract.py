@@ -148,7 +148,7 @@ def test_an_update_reads_no_less_than_a_check_counts(backbone, folder, policy):
     stages = rolled_out(policy)
     assert counted.keys() == {"draft", "critique", "refinement"}
     for name, fewest in counted.items():
-        assert 0 < fewest <= min(policy.num_tokens(segment) for segment in stages[name]), name
+        assert 0 < fewest <= min(policy.num_tokens([segment]) for segment in stages[name]), name
     for segment in [*stages["draft"], *stages["refinement"]]:
         assert isinstance(segment, ImageTokenSegment) == (backbone.spec.draws == "tokens")
 
@@ -165,7 +165,7 @@ def test_samples_are_scored_as_they_were_drawn(policy, guidance):
             new = log_probs(result).detach()
             assert new.shape == segment.log_probs.shape and len(new) > 0
             assert float(((new - segment.log_probs).exp() - 1).abs().max()) < 1e-4, type(segment)
-    assert all(policy.num_tokens(segment) >= 1 for segment in together)
+    assert 1 <= policy.num_tokens(together) <= sum(policy.num_tokens([segment]) for segment in together)
 
 
 def test_a_batch_gives_what_its_rows_give_alone(policy):

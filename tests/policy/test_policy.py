@@ -475,17 +475,18 @@ def test_edit_contexts_take_the_mean_of_an_autoencoder_that_has_a_spread(policy,
 
 
 @pytest.mark.parametrize("drawing", [FAITHFUL, GUIDED], ids=["plain", "guided"])
-def test_num_tokens_is_what_a_replay_costs(policy, drawing):
-    for segments in one_of_each(policy, drawing).values():
-        for segment in segments[:2]:
-            seen = []
-            handle = policy.model.register_forward_pre_hook(
-                lambda _, args, seen=seen: seen.append(args[0].layout.position.shape[0])
-            )
-            policy.replay([segment])
-            handle.remove()
-            # what the branches of one image share is read once
-            assert [policy.num_tokens(segment)] == seen if len(seen) == 1 else policy.num_tokens(segment) > sum(seen)
+def test_num_tokens_is_what_a_replay_reads(policy, drawing):
+    stages = one_of_each(policy, drawing)
+    together = [segment for segments in stages.values() for segment in segments]
+    for segments in [*([s] for s in together), *stages.values(), together, together[::-1]]:
+        seen = []
+        handle = policy.model.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(args[0].layout.position.shape[0])
+        )
+        policy.replay(segments)
+        handle.remove()
+        assert policy.num_tokens(segments) == sum(seen)
+    assert policy.num_tokens(together) < sum(policy.num_tokens([segment]) for segment in together)
 
 
 def test_supervised_text_loss_is_the_replayed_log_prob(policy):

@@ -120,8 +120,8 @@ class ToyPolicy(Policy):
             return self.log_probs(s.context, s.token_ids, temperature=s.temperature, cutoff=s.cutoff)
         return ImageReplay(log_probs=self.log_probs(s.context, s.token_ids, s.drawing.guidance))
 
-    def num_tokens(self, segment):
-        return len(self.ids(segment.context)) + len(segment.token_ids)
+    def num_tokens(self, segments):
+        return sum(len(self.ids(s.context)) + len(s.token_ids) for s in segments)
 
     def targets(self, examples):
         shown = [e for e in examples if e.image is not None]

@@ -93,7 +93,7 @@ def test_a_question_about_an_image_is_answered_by_the_policy(client, loaded, dra
     assert (message.content, message.model_extra["reasoning_content"]) == (word.strip(), thought.strip())
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage.completion_tokens == len(text.token_ids)
-    assert answer.usage.prompt_tokens == loaded.policy.num_tokens(text) - len(text.token_ids) > 9  # 9 of the image
+    assert answer.usage.prompt_tokens == loaded.policy.num_tokens([text]) - len(text.token_ids) > 9  # 9 of the image
 
 
 def test_max_tokens_ends_an_answer_and_temperature_with_a_seed_is_repeated(client, drawn):

@@ -89,7 +89,14 @@ def test_micro_batches_keep_the_budget_and_everything(policy, credits):
     batches = micro_batches(policy, credits, 200)
     assert sorted(id(c) for b in batches for c in b) == sorted(id(c) for c in credits)
     for batch in batches:
-        assert sum(policy.num_tokens(c.segment) for c in batch) <= 200 or len(batch) <= 2
+        assert policy.num_tokens([c.segment for c in batch]) <= 200 or len(batch) <= 2
+
+
+def test_what_peers_share_is_counted_once_in_a_micro_batch(policy, credits):
+    segments = [[c.segment for c in batch] for batch in micro_batches(policy, credits, WHOLE)]
+    exact = policy.num_tokens(segments[0])
+    assert exact < sum(policy.num_tokens([segment]) for segment in segments[0])
+    assert [len(micro_batches(policy, credits, exact + more)) for more in (-1, 0)] == [2, 1]
 
 
 def test_peers_lie_side_by_side_in_a_micro_batch(policy, credits):

@@ -5,6 +5,7 @@ Inside the toolkit an image is float32 [3, H, W] in [0, 1]; at its borders uint8
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -19,6 +20,7 @@ from r3_rl.policy.bagel.config import ResizeRule
 ImageLike: TypeAlias = Tensor | np.ndarray | Image.Image
 
 
+@cache  # of few sizes, asked for every image of every context
 def resized_size(height: int, width: int, rule: ResizeRule) -> tuple[int, int]:
     """The size (height, width) that an image is brought to.
 

@@ -117,9 +117,9 @@ class BagelPolicy:
         tokens += sum(self.reader.num_tokens(span.pieces) for level in spans(contexts) for span in level)
         return a_token * tokens
 
-    def num_tokens(self, segment: Segment) -> int:
-        """Tokens that replaying the segment costs."""
-        return _replay.segment_tokens(self.reader, segment)
+    def num_tokens(self, segments: Sequence[Segment]) -> int:
+        """Tokens that replaying the segments together reads."""
+        return _replay.replayed_tokens(self.reader, segments)
 
     def remember_base(self, *, on_host: bool = False) -> None:
         """Keeps a copy of the weights that are about to be trained."""

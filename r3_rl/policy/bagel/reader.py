@@ -116,10 +116,10 @@ class Reader:
             out.append(self.look_block(piece.image))
         return out
 
-    def num_tokens(self, context: Context, *, drop: str = "") -> int:
+    def num_tokens(self, context: Context) -> int:
         """Tokens of `blocks`, counted without reading any image."""
         total = 0
-        for piece in kept_pieces(context, drop):
+        for piece in context:
             if isinstance(piece, TextPiece):
                 total += len(self.text_block(piece.text, piece.token_ids).ids)
                 continue

@@ -25,6 +25,7 @@ from r3_rl.policy.bagel.model import Bagel, BagelOutput
 from r3_rl.policy.bagel.packing import Block, LatentBlock, Packed, TextBlock, num_tokens, pack
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
 from r3_rl.policy.base import FlowReplay, ImageReplay
+from r3_rl.policy.prefixes import spans
 from r3_rl.policy.tokens import token_log_probs
 from r3_rl.types import Context, FlowSegment, ImagePiece, Segment, TextSegment, context_key, written_before
 
@@ -94,25 +95,25 @@ def _text_log_probs(
     segments: Sequence[Segment], texts: Sequence[int], out: BagelOutput, packed: Packed
 ) -> dict[int, Tensor]:
     """Of the texts in the order of their logits; texts sampled alike in one operation."""
-    spans: dict[int, tuple[int, int]] = {}
+    places: dict[int, tuple[int, int]] = {}
     alike: dict[tuple[float, bool], list[int]] = {}
     at = 0
     for index in texts:
         segment = segments[index]
         assert isinstance(segment, TextSegment)
-        spans[index] = (at, at + len(segment.token_ids))
-        at = spans[index][1]
+        places[index] = (at, at + len(segment.token_ids))
+        at = places[index][1]
         alike.setdefault((segment.temperature, segment.cutoff is not None), []).append(index)
     results: dict[int, Tensor] = {}
     for (temperature, truncated), indices in alike.items():
         logits, targets = out.logits, packed.targets
         if len(indices) < len(texts):
-            own = torch.cat([torch.arange(*spans[i]) for i in indices]).to(logits.device)
+            own = torch.cat([torch.arange(*places[i]) for i in indices]).to(logits.device)
             logits, targets = logits[own], targets[own]
         cutoffs = [c for i in indices if isinstance(s := segments[i], TextSegment) and (c := s.cutoff) is not None]
         cutoff = torch.cat(cutoffs).to(logits.device) if truncated else None
         log_probs = token_log_probs(logits, targets, temperature=temperature, cutoff=cutoff)
-        sizes = [spans[i][1] - spans[i][0] for i in indices]
+        sizes = [places[i][1] - places[i][0] for i in indices]
         results |= dict(zip(indices, log_probs.split(sizes), strict=True))
     return results
 
@@ -205,14 +206,10 @@ def _image_replay(
     return FlowReplay(log_probs=log_probs, mean=step.mean, std=step.std, velocity=velocity)
 
 
-def segment_tokens(reader: Reader, segment: Segment) -> int:
-    """Tokens that replaying the segment costs, the dropped branches of guidance included."""
-    if isinstance(segment, TextSegment):
-        return reader.num_tokens(segment.context) + num_tokens(replace(_scored(reader, segment), last=True))
-    assert isinstance(segment, FlowSegment), "only drawn images are replayed"
-    step = segment.states.shape[1] + 2
-    return sum(
-        reader.num_tokens(segment.context, drop="" if branch == "full" else branch) + steps * step
-        for branch in ("full", *_dropped(segment))
-        if (steps := len(_replayed_steps(segment, branch)))
-    )
+def replayed_tokens(reader: Reader, segments: Sequence[Segment]) -> int:
+    """Tokens that `replay` reads, without padding: prefixes that rows share once, a plan and its image in one row."""
+    rows = _rows(reader, segments)
+    contexts = [row.context for row in rows]
+    alone = sum(map(reader.num_tokens, contexts)) + sum(num_tokens(block) for row in rows for block in row.blocks)
+    shared = [span for level in spans(contexts, least=2) for span in level]
+    return alone - sum((len(span.rows) - 1) * reader.num_tokens(span.pieces) for span in shared)
