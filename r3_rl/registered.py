@@ -18,6 +18,7 @@ BACKBONES = "r3_rl.backbones"
 BENCHES = "r3_rl.benches"
 LOSSES = "r3_rl.losses"
 AGGREGATORS = "r3_rl.aggregators"
+ITEM_BENCHES = "r3_rl.item_benches"
 BUILT_IN = {
     BACKBONES: {"bagel": "r3_rl.policy.bagel.backbone:BAGEL"},
     WORLDS: {"shapes": "r3_rl.worlds.shapes.world:WORLD"},
@@ -40,6 +41,7 @@ BUILT_IN = {
         "aligned_mtl": "r3_rl.balance.aggregators:aligned_mtl",
         "imtl_g": "r3_rl.balance.aggregators:imtl_g",
     },
+    ITEM_BENCHES: {},
 }
 """By group: `module:attribute` of each name. The first name of a group is its default."""
 

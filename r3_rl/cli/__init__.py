@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from r3_rl import __version__
+from r3_rl.cli.eval_verb import eval_
 from r3_rl.cli.look_verbs import check, doctor, schema
 from r3_rl.cli.prompt_verbs import prompts
 from r3_rl.cli.recipe_verbs import recipes
@@ -32,6 +33,7 @@ for verb in (demo, train, pretrain, refine, serve, export, report, compare):
     app.command(verb)
 for lookup in (check, schema, doctor, recipes, rewards, prompts):
     app.command(lookup)
+app.command(eval_, name="eval")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from pydantic import ValidationError
 
 from r3_rl.assemble import load_policy, loop_settings
@@ -33,6 +35,10 @@ class Loaded:
     loop: LoopSettings
     adapted: bool
     """Whether it has an adapter, so that `policy.reference()` is another model."""
+    marks: str = ""
+    """Of its weights: the base's fingerprint and, after a `+`, that of the adapter."""
+    sections: Mapping[str, Any] = field(default_factory=dict)
+    """Of the recipe that was found beside it, unchecked; empty without one."""
 
 
 def load(
@@ -44,29 +50,42 @@ def load(
     section = _model_section(sections.get("model"), model, dtype)
     loaded = load_policy(section, world=world_named_in(sections), device=device)
     tokenizer = loaded.policy.tokenizer
+    marks = loaded.fingerprint
     if adapter_folder is not None:
         load_adapter(loaded.policy.module, adapter_folder, fingerprint=loaded.fingerprint)
+        marks += f"+{_digest(adapter_folder)}"
     speaks = world_speaking(tokenizer.get_vocab())
     stored = sections.get("rollout") or (loaded.policy.spec.rollout if speaks is None else {})
     # how a policy was trained is not asked: an adapter may be older than a key's name
     rollout = {key: value for key, value in stored.items() if key in _READ}
     loop = loop_settings(_checked(RolloutSection, rollout))
-    return Loaded(policy=loaded.policy, loop=loop, adapted=adapter_folder is not None)
+    return Loaded(policy=loaded.policy, loop=loop, adapted=adapter_folder is not None, marks=marks, sections=sections)
+
+
+def find_adapter(folder: Path) -> Path | None:
+    """Return the folder of an adapter: a run's, an adapter's own, or the one that ships; None if there is none."""
+    if str(folder) == SHIPPED and not folder.exists():
+        return find_world().adapter_folder()
+    places = (folder, folder / "adapter")
+    return next((place for place in places if (place / "adapter_config.json").is_file()), None)
+
+
+def _digest(adapter: Path) -> str:
+    """Of the adapter's weights."""
+    with (adapter / SAFETENSORS_WEIGHTS_NAME).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _adapter_folder(folder: Path) -> Path:
-    if str(folder) == SHIPPED and not folder.exists():
-        return find_world().adapter_folder()
-    for place in (folder, folder / "adapter"):
-        if (place / "adapter_config.json").is_file():
-            return place
+    if found := find_adapter(folder):
+        return found
     what = "holds no adapter" if folder.is_dir() else "no such folder"
     raise InputError(f"{folder}: {what}", hint=f"give the adapter/ folder of a run, or '{SHIPPED}'")
 
 
 def _recipe_beside(adapter: Path | None, model: Path | None) -> Mapping[str, Any]:
     """The sections of the first recipe found; its scorers may not be installed here, so only what is needed is read."""
-    places = [*([adapter, adapter.parent] if adapter else []), *([model] if model else [])]
+    places = [*([adapter, adapter.parent] if adapter else []), *([model, model.parent] if model else [])]
     file = next((place / RECIPE_FILE for place in places if (place / RECIPE_FILE).is_file()), None)
     if file is None:
         return {}

@@ -122,18 +122,19 @@ def _card(group: Sequence[Mapping[str, Any]], images: Path) -> Html:
             continue
         label = str(row.get("phase")) if row.get("phase") in ("before", "after") else f"step {row['step']}"
         header = header or _header(seen, label if len(group) == 1 else "")
-        outcome = element("div", element("span", label, class_="phase"), _outcome(seen), class_="outcome")
-        bodies += [outcome if len(group) > 1 else Html(), _trajectory(seen)]
+        outcome = element("div", element("span", label, class_="phase"), shown_outcome(seen), class_="outcome")
+        bodies += [outcome if len(group) > 1 else Html(), shown_trajectory(seen)]
     return element("article", header, bodies, class_="card")
 
 
 def _header(seen: SeenTrajectory, label: str) -> Html:
     tag = element("span", words_of(seen.tag), class_="tag") if seen.tag else None
-    outcome = [element("span", label, class_="phase"), _outcome(seen)] if label else None
+    outcome = [element("span", label, class_="phase"), shown_outcome(seen)] if label else None
     return element("header", element("h3", seen.prompt), tag, outcome)
 
 
-def _outcome(seen: SeenTrajectory) -> Html:
+def shown_outcome(seen: SeenTrajectory) -> Html:
+    """What the rounds did, in words."""
     first, last = seen.rounds[0].score, seen.rounds[-1].score
     if first is None or last is None:
         return element("span", "score missing", class_="verdict quiet")
@@ -147,7 +148,8 @@ def _outcome(seen: SeenTrajectory) -> Html:
     return element("span", change, class_="verdict down")
 
 
-def _trajectory(seen: SeenTrajectory) -> Html:
+def shown_trajectory(seen: SeenTrajectory) -> Html:
+    """Its images from left to right, each with its score and what was said about it."""
     return element("div", [_round(this, number, seen) for number, this in enumerate(seen.rounds)], class_="rounds")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +13,16 @@ from ruamel.yaml.error import YAMLError
 
 from r3_rl.errors import InputError
 from r3_rl.observe.alarms import CHECKS, find_alarms, ratio_tolerance_of
-from r3_rl.observe.charts import NUM_COLOURS
 from r3_rl.observe.curves import curves_section, scorers_section, time_section
 from r3_rl.observe.evaluation import Evaluation, words_of
 from r3_rl.observe.gallery import gallery
 from r3_rl.observe.markup import Html, element, join
+from r3_rl.observe.page import page
 from r3_rl.observe.progress import duration
 from r3_rl.observe.recorder import Lines, read_lines, write_document
-from r3_rl.observe.style import SCRIPT, STYLE, colour_rules, tab_rules
 from r3_rl.observe.tables import before_after_table, headline
 from r3_rl.recipe.branching import BranchSection
 
-NUM_TABS = 5
 WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError)
 FACTS = (
     ("model", "kind", "{} model"),
@@ -115,22 +111,6 @@ def read_run(folder: Path) -> RunFiles:
 
 def render(run: RunFiles) -> Html:
     """The whole page."""
-    style = Html(STYLE + colour_rules(NUM_COLOURS) + tab_rules(NUM_TABS))
-    script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
-    # The page carries texts from strangers (prompts, critiques). Escaping keeps them text; this policy is the second
-    # lock: no request leaves the page and no script runs but ours.
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{run.name} - r3-rl report"),
-        element("style", style),
-    )
     sections = (
         _title(run),
         _section("alarms", "Alarms", _alarms(run)),
@@ -143,8 +123,7 @@ def render(run: RunFiles) -> Html:
         _section("environment", "Environment", _environment(run)),
     )
     footer = element("footer", "Made by r3-rl from the files beside it. This page is complete in itself.")
-    body = element("body", element("main", sections, footer), element("script", Html(SCRIPT)))
-    return Html("<!doctype html>\n" + element("html", head, body, lang="en") + "\n")
+    return page(f"{run.name} - r3-rl report", [*sections, footer])
 
 
 def _section(identity: str, title: str, *content: Any) -> Html:
