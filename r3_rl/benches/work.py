@@ -67,15 +67,20 @@ def measure(todo: Sequence[Batch], folder: Path, *, rounds: int, title: str) -> 
     """Measure the batches that are not finished yet; each process takes its turn, the first one shows how it goes."""
     missing = set(ranks.of_first(lambda: [b.file for b in todo if not (folder / b.file).is_file()]))
     own = [batch for batch in todo if batch.file in missing][ranks.rank() :: ranks.count()]
-    with RunProgress(title, total_steps=len(own)) as progress:
-        progress.begin(0)
-        for number, batch in enumerate(own, start=1):
+    with RunProgress(title, total_steps=sum(_count(batch) for batch in own), unit="sample") as progress:
+        progress.begin(done := 0)
+        for batch in own:
             with batch.subject.policy() as policy:
                 samples = batch.bench.measure(batch.job(policy, rounds), batch.items)
             _keep(folder, batch, samples)
+            done += _count(batch)
             if ranks.rank() == 0:
-                progress.update(number, {})
+                progress.update(done, {})
     ranks.everyone(len(own))  # nobody reads before everybody has written
+
+
+def _count(batch: Batch) -> int:
+    return batch.items.stop - batch.items.start
 
 
 def kept_samples(folder: Path, batch: Batch) -> Iterator[dict[str, Any]]:

@@ -28,13 +28,16 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
 """Metric, its label and its format, in the order in which they are shown; a metric that never came is left out."""
 
 
-def fields(metrics: Mapping[str, Any], *, seconds_per_step: float | None, left_s: float) -> dict[str, str]:
+def fields(
+    metrics: Mapping[str, Any], *, seconds_per_step: float | None, left_s: float, unit: str = "step"
+) -> dict[str, str]:
     """The label -> text pairs that both the live line and the plain line are made of.
 
     Args:
         metrics: the latest value of each metric.
         seconds_per_step: running mean; None before the first step is done.
         left_s: seconds still to go.
+        unit: what a step is called.
 
     >>> fields({"refine/draft_score": 0.5, "refine/gain_mean": 0.1}, seconds_per_step=1.5, left_s=150)
     {'draft': '0.500', 'gain': '+0.100', 's/step': '1.50', 'left': '2 min 30 s'}
@@ -45,7 +48,7 @@ def fields(metrics: Mapping[str, Any], *, seconds_per_step: float | None, left_s
         if value is not None:
             shown[label] = how.format(float(value)) if math.isfinite(float(value)) else "not finite"
     if seconds_per_step is not None:
-        shown["s/step"] = f"{seconds_per_step:.2f}"
+        shown[f"s/{unit}"] = f"{seconds_per_step:.2f}"
         shown["left"] = duration(left_s)
     return shown
 
@@ -70,6 +73,7 @@ class RunProgress:
     Args:
         title: what runs, such as the recipe's name.
         total_steps: steps of the whole run.
+        unit: what a step is called.
         console: where to print; None prints to standard output.
         clock: seconds that only rise.
 
@@ -85,10 +89,11 @@ class RunProgress:
         title: str,
         *,
         total_steps: int,
+        unit: str = "step",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.title, self.total_steps = title, total_steps
+        self.title, self.total_steps, self.unit = title, total_steps, unit
         self.console = console or Console()
         self._clock = clock
         self._latest: dict[str, Any] = {}
@@ -137,7 +142,7 @@ class RunProgress:
         self._latest.update({name: value for name, value in metrics.items() if value is not None})
         by_steps = (self._seconds_per_step or 0.0) * max(0, self.total_steps - step)
         left_s = min(by_steps, max(0.0, self._ends_at - now))
-        shown = fields(self._latest, seconds_per_step=self._seconds_per_step, left_s=left_s)
+        shown = fields(self._latest, seconds_per_step=self._seconds_per_step, left_s=left_s, unit=self.unit)
         if self._bar is not None and self._live is not None:
             numbers = Text("   ").join(Text.assemble((label, "dim"), " ", text) for label, text in shown.items())
             self._bar.update(self._bar.task_ids[0], completed=step)
@@ -145,7 +150,7 @@ class RunProgress:
         elif now - self._printed_at >= PLAIN_LINE_EVERY_S or step == self.total_steps:
             self._printed_at = now
             words = "  ".join(f"{label} {text}" for label, text in shown.items())
-            self._plain(f"{self.title}  step {step}/{self.total_steps}  {words}")
+            self._plain(f"{self.title}  {self.unit} {step}/{self.total_steps}  {words}")
 
     def note(self, text: str) -> None:
         """Print a line that stays, such as an alarm, above the live line."""
