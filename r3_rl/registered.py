@@ -41,7 +41,14 @@ BUILT_IN = {
         "aligned_mtl": "r3_rl.balance.aggregators:aligned_mtl",
         "imtl_g": "r3_rl.balance.aggregators:imtl_g",
     },
-    ITEM_BENCHES: {},
+    ITEM_BENCHES: {
+        "vqav2": "r3_rl.benches.vqa:vqav2",
+        "okvqa": "r3_rl.benches.vqa:okvqa",
+        "pope": "r3_rl.benches.yes_no:pope",
+        "mme": "r3_rl.benches.yes_no:mme",
+        "choice": "r3_rl.benches.choice:choice",
+        "ita": "r3_rl.benches.ita:ita",
+    },
 }
 """By group: `module:attribute` of each name. The first name of a group is its default."""
 
