@@ -16,7 +16,8 @@ from r3_rl.policy.bagel.size import SizeSection
 from r3_rl.policy.base import Policy
 from r3_rl.recipe_io import load_recipe
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.worlds.shapes.drawing import BACKGROUND, IMAGE_SIZE
+from r3_rl.worlds.shapes.board import NINE
+from r3_rl.worlds.shapes.drawing import BACKGROUND
 from r3_rl.worlds.shapes.language import build_tokenizer
 from r3_rl.worlds.shapes.shipped import weights_folder
 
@@ -30,7 +31,9 @@ def find_weights(model: str | None, scratch: Path) -> tuple[Path, str]:
     settings = load_recipe("shapes_pretrain").pretrain
     assert settings is not None
     tokenizer = build_tokenizer()
-    config = embedded_config(SizeSection(**settings.model), tokenizer, image_size=IMAGE_SIZE, background=BACKGROUND)
+    config = embedded_config(
+        SizeSection(**settings.model), tokenizer, image_size=NINE.image_size, background=BACKGROUND
+    )
     save_bagel(random_bagel(config), Autoencoder(config.autoencoder), tokenizer, scratch / "random")
     return scratch / "random", "random weights of shapes_pretrain's sizes"
 

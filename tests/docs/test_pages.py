@@ -10,7 +10,8 @@ from r3_rl.cli import app
 from r3_rl.observe.metrics import metrics_page
 from r3_rl.recipe.page import recipes_page
 from r3_rl.recipe_io import shipped_recipes
-from r3_rl.worlds.shapes.language import WORDS
+from r3_rl.worlds.shapes.board import NINE
+from r3_rl.worlds.shapes.language import vocabulary
 from tests.docs.documents import REPOSITORY, anchors, documents, links
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -50,7 +51,7 @@ def test_the_readme_lists_every_recipe():
 
 
 def test_the_readme_counts_the_words_of_the_embedded_model():
-    assert f"The embedded model knows {len(WORDS)} words" in README
+    assert f"The embedded model knows {len(vocabulary(NINE))} words" in README
 
 
 def test_the_changelog_names_the_version_or_says_that_it_is_not_released():

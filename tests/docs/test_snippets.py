@@ -29,7 +29,7 @@ TARGETS = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(encoding="u
 def place(workplace, tmp_path_factory, monkeypatch):
     """A folder with what the documents take for granted: weights, a prompt file, a picture."""
     world = world_folder(tmp_path_factory.mktemp("weights"))
-    monkeypatch.setattr(shipped, "weights_folder", lambda: world)
+    monkeypatch.setattr(shipped, "weights_folder", lambda *_, **__: world)
     BagelConfig().to_folder(workplace / "BAGEL-7B-MoT")  # checked, not loaded: the sizes are the real ones
     (workplace / "prompts.jsonl").write_text(json.dumps({"prompt": "a red cup"}) + "\n")
     Image.fromarray(np.full((8, 8, 3), (255, 0, 0), dtype=np.uint8)).save(workplace / "picture.png")

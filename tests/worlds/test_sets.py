@@ -9,7 +9,8 @@ import torch
 from r3_rl.worlds import sets
 from r3_rl.worlds.base import find_world
 from r3_rl.worlds.sets import right_drafts, verdicts, wrong_drafts
-from r3_rl.worlds.shapes.prompts import ALWAYS_TRAINED, TAGS, is_held_out
+from r3_rl.worlds.shapes.board import NINE
+from r3_rl.worlds.shapes.prompts import TAGS, is_held_out
 
 WORLD = find_world("shapes")
 
@@ -36,7 +37,7 @@ def test_the_images_show_the_scenes(pairs):
 
 def test_pairs_are_of_held_out_prompts_and_stay_the_same(pairs):
     prompts = [p.right.prompt for p in pairs]
-    assert all(is_held_out(p) for p in prompts if p.columns["tag"] not in ALWAYS_TRAINED)
+    assert all(is_held_out(p) or NINE.kinds[p.columns["tag"]].always_trained for p in prompts)
     assert {p.columns["tag"] for p in prompts} == set(TAGS)
     again = sets.pairs(WORLD, 200)
     assert all(np.array_equal(a.near_miss.image, b.near_miss.image) for a, b in zip(pairs, again, strict=True))
@@ -48,7 +49,7 @@ def test_wrong_drafts_are_wrong_held_out_and_fixed():
     drafts, again = wrong_drafts(WORLD, 200), wrong_drafts(WORLD, 200)
     assert [d.prompt.text for d in drafts] == [d.prompt.text for d in again]
     assert all(np.array_equal(a.image, b.image) for a, b in zip(drafts, again, strict=True))
-    assert all(is_held_out(d.prompt) or d.prompt.columns["tag"] in ALWAYS_TRAINED for d in drafts)
+    assert all(is_held_out(d.prompt) or NINE.kinds[d.prompt.columns["tag"]].always_trained for d in drafts)
     assert not any(WORLD.judge(d.scene, d.prompt).total == 1 for d in drafts)
     found = verdicts(WORLD, [torch.from_numpy(d.image) for d in drafts], [d.prompt for d in drafts])
     assert np.mean([v.total == 0 for v in found]) >= 0.97

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from r3_rl.errors import InputError
+from r3_rl.worlds.shapes.board import NINE
 from r3_rl.worlds.shapes.data import corrupt, wrong_scene
 from r3_rl.worlds.shapes.judging import edits_needed, judge, useful_edits
 from r3_rl.worlds.shapes.prompts import (
-    ALWAYS_TRAINED,
     TAGS,
     Group,
     all_prompts,
@@ -68,7 +68,7 @@ def test_kinds_read_as_they_should(tag, text):
 def test_no_prompt_is_in_both_splits(tag):
     train, held_out = (set(p.text for p in prompt_pool(tag, split)) for split in ("train", "held_out"))
     assert all(p.columns["tag"] == tag for p in prompt_pool(tag, "train"))
-    if tag in ALWAYS_TRAINED:
+    if NINE.kinds[tag].always_trained:
         assert train == held_out
     else:
         assert not train & held_out

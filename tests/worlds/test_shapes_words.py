@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from r3_rl.worlds.shapes.board import NINE
 from r3_rl.worlds.shapes.data import ShapesStream
 from r3_rl.worlds.shapes.language import (
     STOP,
-    WORDS,
     apply_instruction,
     build_tokenizer,
     instruction_text,
@@ -17,6 +17,7 @@ from r3_rl.worlds.shapes.language import (
     parse_listing,
     parse_plan,
     plan_text,
+    vocabulary,
 )
 from r3_rl.worlds.shapes.prompts import TAGS, all_prompts
 from r3_rl.worlds.shapes.scene import Obj, apply_edit, random_edit, random_scene, roughen
@@ -122,7 +123,7 @@ def test_the_tokenizer_knows_every_word_the_world_says(tmp_path):
         ids = tokenizer.encode(text).ids
         assert unknown not in ids, text
         assert tokenizer.decode(ids) == text
-    assert tokenizer.get_vocab_size() == len(WORDS) + 6
+    assert tokenizer.get_vocab_size() == len(vocabulary(NINE)) + 6
 
 
 def test_the_tokenizer_reads_as_people_write():

@@ -10,10 +10,10 @@ from functools import cache
 
 import numpy as np
 
-from r3_rl.worlds.shapes.scene import COLORS, ROUGH_KINDS, SHAPES, Scene
+from r3_rl.worlds.shapes.board import CELL_SIZE, NINE, Board
+from r3_rl.worlds.shapes.scene import ROUGH_KINDS, Scene
+from r3_rl.worlds.shapes.terms import COLORS, SHAPES
 
-IMAGE_SIZE = 36
-CELL_SIZE = 12
 BACKGROUND = 0.04
 PALETTE = np.array(
     [
@@ -67,14 +67,16 @@ def coverage(shape: np.ndarray, dx: np.ndarray, dy: np.ndarray, radius: np.ndarr
     return out
 
 
-def render(scenes: Sequence[Scene]) -> np.ndarray:
-    """Draw scenes: float32 [B, 3, 36, 36] in [0, 1]. Rough objects are drawn as their `rough` and `wear` say.
+def render(scenes: Sequence[Scene], board: Board = NINE) -> np.ndarray:
+    """Draw scenes: float32 [B, 3, H, W] in [0, 1], H = W = `board.image_size`. Rough objects are drawn as their `rough`
+    and `wear` say.
 
     >>> from r3_rl.worlds.shapes.scene import Obj
     >>> render([(Obj("red", "circle", 0, 0),), ()]).shape
     (2, 3, 36, 36)
     """
-    cells = np.full((len(scenes), 3, 3, 3, CELL_SIZE, CELL_SIZE), BACKGROUND, np.float32)
+    side = board.side
+    cells = np.full((len(scenes), side, side, 3, CELL_SIZE, CELL_SIZE), BACKGROUND, np.float32)
     numbers = [
         (b, o.row, o.col, COLOR_INDEX[o.color], SHAPE_INDEX[o.shape], *o[4:7], _ROUGH_INDEX[o.rough], o.wear)
         for b, scene in enumerate(scenes)
@@ -88,7 +90,7 @@ def render(scenes: Sequence[Scene]) -> np.ndarray:
         if len(worn):
             patches[worn] = _rough_patches(shape[worn], color[worn], table[worn, 5:8], rough[worn], table[worn, 9])
         cells[image, row, col] = patches
-    return cells.transpose(0, 3, 1, 4, 2, 5).reshape(len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE)
+    return cells.transpose(0, 3, 1, 4, 2, 5).reshape(len(scenes), 3, board.image_size, board.image_size)
 
 
 def _paint(under: np.ndarray | np.floating, alpha: np.ndarray, rgb: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The shapes world's supervised examples for a backbone: contexts, answers and images to learn."""
+"""A world of shapes as supervised examples for a backbone: contexts, answers and images to learn."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from r3_rl.policy.base import Example
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.types import ImagePiece, TextPiece
 from r3_rl.worlds.base import Batches, Tags
+from r3_rl.worlds.shapes.board import Board
 from r3_rl.worlds.shapes.data import ShapesStream
-from r3_rl.worlds.shapes.prompts import TAGS
 
 CHECK = "check {prompt}"
 """What stands before a critique; the protocol `compact` uses the same words."""
 
 
-def batches(settings: PretrainSection, *, seed: int) -> Batches:
-    """The examples of a leg of pretraining: kinds of prompts are weighed as the settings say."""
-    stream = ShapesStream(seed=seed + 1)
-    tags = {tag: settings.prompt_weights.get(tag, 1.0) for tag in TAGS}
+def batches(settings: PretrainSection, board: Board, *, seed: int) -> Batches:
+    """The examples of a leg of pretraining: kinds of prompts are weighed as the settings and the board say."""
+    stream = ShapesStream(seed=seed + 1, board=board)
+    tags = {tag: settings.prompt_weights.get(tag, 1.0) for tag in board.kinds}
     draw_tags = {tag: weight * settings.draw_weights.get(tag, 1.0) for tag, weight in tags.items()}
-    # words alone teach relations slowly and cost little, so most of the plans without image are about positions
-    plan_tags = {tag: settings.draw_weights.get(tag, 1.0) * (4.0 if tag == "position" else 0.4) for tag in TAGS}
+    plan_tags = {tag: settings.draw_weights.get(tag, 1.0) * kind.plan_weight for tag, kind in board.kinds.items()}
     tags_of = {"text_to_image": draw_tags, "plan": plan_tags}
 
     def next_ones(kind: str, count: int) -> list[Example]:

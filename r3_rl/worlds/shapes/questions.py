@@ -1,14 +1,16 @@
-"""Questions about a scene and their answers: count, exists, colour, shape at a cell, relation."""
+"""Questions about a scene and their answers: count, exists, colour, shape and size at a cell, relation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from r3_rl.worlds.shapes.board import NINE, Board
 from r3_rl.worlds.shapes.language import cell_words
-from r3_rl.worlds.shapes.prompts import NUMBERS, RELATIONS, holds, plural
-from r3_rl.worlds.shapes.scene import CELLS, COLORS, SHAPES, Scene, pick
+from r3_rl.worlds.shapes.scene import Scene
+from r3_rl.worlds.shapes.terms import COLORS, NUMBERS, RELATIONS, SHAPES, holds, pick, plural
 
 KINDS_IN_WORDS = {
     "count": "how many",
@@ -19,6 +21,12 @@ KINDS_IN_WORDS = {
 }
 """What tables call each kind."""
 QUESTION_KINDS = tuple(KINDS_IN_WORDS)
+_SIZE_KIND = {"size": "which size"}
+
+
+def kinds_in_words(board: Board) -> Mapping[str, str]:
+    """What tables call each kind of questions about a board."""
+    return KINDS_IN_WORDS | _SIZE_KIND if board.is_sized else KINDS_IN_WORDS
 
 
 class Asked(NamedTuple):
@@ -27,9 +35,11 @@ class Asked(NamedTuple):
     kind: str
     text: str
     answer: str
+    about: Scene
+    """The objects that the answer follows from."""
 
 
-def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Asked:
+def ask(scene: Scene, kind: str, rng: np.random.Generator, board: Board = NINE) -> Asked:
     """A question of one kind about the scene. Where the answer is yes or no, each has about half of the questions.
 
     A relation needs two objects unlike all others; a scene without them is asked for a count.
@@ -46,31 +56,37 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Asked:
             fitting = [r for r in RELATIONS if holds(r, a.cell, b.cell) == wanted] or list(RELATIONS)
             relation = pick(fitting, rng)
             text = f"is the {a.color} {a.shape} {relation} the {b.color} {b.shape}"
-            return Asked(kind, text, "yes" if holds(relation, a.cell, b.cell) else "no")
+            return Asked(kind, text, "yes" if holds(relation, a.cell, b.cell) else "no", (a, b))
         kind = "count"
     if kind == "count":
-        return _count(scene, rng)
+        return _count(scene, rng, board)
     if kind == "exists":
         return _exists(scene, rng)
     o = pick(scene, rng) if scene and rng.random() < 0.85 else None
-    row, col = o.cell if o else pick(CELLS, rng)
+    row, col = o.cell if o else pick(board.cells, rng)
     there = next((x for x in scene if x.cell == (row, col)), None)
+    about = (there,) if there else ()
+    where = cell_words(row, col, board)
     if kind == "shape":
-        return Asked(kind, f"what shape is {cell_words(row, col)}", there.shape if there else "none")
+        return Asked(kind, f"what shape is {where}", there.shape if there else "none", about)
     shape = o.shape if o else pick(SHAPES, rng)
-    answer = there.color if there and there.shape == shape else "none"
-    return Asked(kind, f"what color is the {shape} {cell_words(row, col)}", answer)
+    fits = there is not None and there.shape == shape
+    answer = getattr(there, kind) if fits else "none"  # its color or size
+    return Asked(kind, f"what {kind} is the {shape} {where}", answer, about)
 
 
-def _count(scene: Scene, rng: np.random.Generator) -> Asked:
+def _count(scene: Scene, rng: np.random.Generator, board: Board) -> Asked:
     """Half of the time about something that is there."""
     o = pick(scene, rng) if scene and rng.random() < 0.5 else None
     color, shape = (o.color, o.shape) if o else (pick(COLORS, rng), pick(SHAPES, rng))
-    form = int(rng.random() * 3)
-    color, shape = (color, "") if form == 0 else ("", shape) if form == 1 else (color, shape)
-    number = sum(color in ("", x.color) and shape in ("", x.shape) for x in scene)
-    what = " ".join(word for word in (color, plural(shape) if shape else "") if word)
-    return Asked("count", f"how many {what}", NUMBERS[number])
+    form, size = int(rng.random() * (3 + board.is_sized)), ""
+    if form == 3:
+        color, size = "", o.size if o else board.any_size(rng)
+    elif form < 2:
+        color, shape = (color, "") if form == 0 else ("", shape)
+    about = tuple(x for x in scene if color in ("", x.color) and shape in ("", x.shape) and size in ("", x.size))
+    what = " ".join(word for word in (size, color, plural(shape) if shape else "") if word)
+    return Asked("count", f"how many {what}", NUMBERS[len(about)], about)
 
 
 def _exists(scene: Scene, rng: np.random.Generator) -> Asked:
@@ -82,4 +98,5 @@ def _exists(scene: Scene, rng: np.random.Generator) -> Asked:
         near = [(a, b) for a in {o.color for o in scene} for b in {o.shape for o in scene} if (a, b) not in present]
         anything = [(a, b) for a in COLORS for b in SHAPES if (a, b) not in present]
         color, shape = pick(sorted(near) if near and rng.random() < 0.6 else anything, rng)
-    return Asked("exists", f"is there a {color} {shape}", "yes" if (color, shape) in present else "no")
+    about = tuple(o for o in scene if (o.color, o.shape) == (color, shape))
+    return Asked("exists", f"is there a {color} {shape}", "yes" if about else "no", about)

@@ -1,25 +1,18 @@
-"""What is in a picture of the shapes world: objects on a 3 x 3 grid, and the five edits that change a scene."""
+"""What is in a picture: objects on a board, and the edits that change a scene."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
-T = TypeVar("T")
+from r3_rl.worlds.shapes.board import NINE, Board
+from r3_rl.worlds.shapes.terms import COLORS, SHAPES, pick
 
-COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
-SHAPES = ("circle", "square", "triangle", "cross")
-ROWS = ("top", "middle", "bottom")
-COLUMNS = ("left", "center", "right")
-CELLS = tuple((row, col) for row in range(3) for col in range(3))
 ROUGH_KINDS = ("faded", "half", "merged", "tinted", "smeared")
 UNCLEAR = "unclear"
 """`Obj.rough` of an object that was read from pixels or words and found malformed, whatever the cause."""
-
-JITTER = 1.3
-RADIUS_RANGE = (3.6, 4.4)
 
 
 class Obj(NamedTuple):
@@ -42,6 +35,8 @@ class Obj(NamedTuple):
     """How it is malformed: one of ROUGH_KINDS when drawn so, UNCLEAR when seen so, empty for a clean object."""
     wear: float = 0.0
     """In [0, 1): fixes the details of a rough drawing, so that it can be drawn again exactly."""
+    size: str = ""
+    """The word for its size; empty on boards with one."""
 
     @property
     def malformed(self) -> bool:
@@ -67,30 +62,37 @@ def reading_order(objects: Iterable[Obj]) -> Scene:
     return tuple(sorted(objects, key=lambda o: (o.row, o.col)))
 
 
-def free_cells(scene: Scene) -> list[tuple[int, int]]:
+def free_cells(scene: Scene, board: Board = NINE) -> list[tuple[int, int]]:
     """Cells without an object, in reading order."""
     taken = {(o.row, o.col) for o in scene}
-    return [cell for cell in CELLS if cell not in taken]
+    return [cell for cell in board.cells if cell not in taken]
 
 
-def pick(options: Sequence[T], rng: np.random.Generator) -> T:
-    """One of the options, uniformly. `Generator.choice` is twenty times slower and turns strings into numpy's."""
-    return options[int(rng.random() * len(options))]
-
-
-def new_object(color: str, shape: str, cell: tuple[int, int], rng: np.random.Generator | None = None) -> Obj:
-    """A clean object with a random place in its cell and a random size; centred and of mean size without `rng`."""
+def new_object(
+    color: str,
+    shape: str,
+    cell: tuple[int, int],
+    rng: np.random.Generator | None = None,
+    *,
+    size: str = "",
+    board: Board = NINE,
+) -> Obj:
+    """A clean object with a random place in its cell and a random radius; centred and of mean radius without `rng`."""
+    low, high = board.radius(size)
     if rng is None:
-        return Obj(color, shape, cell[0], cell[1])
+        return Obj(color, shape, *cell, radius=(low + high) / 2, size=size)
     a, b, c = rng.random(3)
-    low, high = RADIUS_RANGE
-    return Obj(color, shape, *cell, (2 * a - 1) * JITTER, (2 * b - 1) * JITTER, low + (high - low) * c)
+    dx, dy = (2 * a - 1) * board.jitter, (2 * b - 1) * board.jitter
+    return Obj(color, shape, *cell, dx, dy, low + (high - low) * c, size=size)
 
 
-def random_scene(num_objects: int, rng: np.random.Generator) -> Scene:
-    """Objects of any colour and shape in random cells, in reading order."""
-    cells = sorted(int(i) for i in rng.permutation(9)[:num_objects])
-    return tuple(new_object(pick(COLORS, rng), pick(SHAPES, rng), CELLS[i], rng) for i in cells)
+def random_scene(num_objects: int, rng: np.random.Generator, board: Board = NINE) -> Scene:
+    """Objects of any colour, shape and size in random cells, in reading order."""
+    cells = sorted(int(i) for i in rng.permutation(len(board.cells))[:num_objects])
+    return tuple(
+        new_object(pick(COLORS, rng), pick(SHAPES, rng), board.cells[i], rng, size=board.any_size(rng), board=board)
+        for i in cells
+    )
 
 
 def roughen(scene: Scene, index: int, rng: np.random.Generator) -> Scene:
@@ -100,9 +102,9 @@ def roughen(scene: Scene, index: int, rng: np.random.Generator) -> Scene:
 
 
 class Edit(NamedTuple):
-    """One change to a scene. `kind` is change (colour), turn (into a shape), add, remove or move.
+    """One change to a scene. `kind` is change (colour), turn (into a shape), make (of a size), add, remove or move.
 
-    For `add` the four first attributes say what comes where; otherwise they name the object that is there.
+    For `add` colour, shape, cell and size say what comes where; otherwise they name the object that is there.
     """
 
     kind: str
@@ -115,9 +117,12 @@ class Edit(NamedTuple):
     to_shape: str = ""
     to_row: int = -1
     to_col: int = -1
+    size: str = ""
+    """Empty where the words leave it out."""
+    to_size: str = ""
 
 
-def apply_edit(scene: Scene, edit: Edit, rng: np.random.Generator | None = None) -> Scene | None:
+def apply_edit(scene: Scene, edit: Edit, rng: np.random.Generator | None = None, board: Board = NINE) -> Scene | None:
     """The scene after one edit; None when the edit does not fit it.
 
     Whatever the edit names is drawn clean afterwards, so turning a malformed circle into a circle repairs it. All other
@@ -131,12 +136,14 @@ def apply_edit(scene: Scene, edit: Edit, rng: np.random.Generator | None = None)
     if edit.kind == "add":
         if at is not None:
             return None
-        return (*scene, new_object(edit.color, edit.shape, (edit.row, edit.col), rng))
+        cell = (edit.row, edit.col)
+        return (*scene, new_object(edit.color, edit.shape, cell, rng, size=edit.size, board=board))
     if at is None:
         return None
     old = scene[at]
     # What a malformed object is called is a guess, so its cell alone has to be right.
-    if not old.rough and (edit.shape != old.shape or edit.color not in ("", old.color)):
+    named = edit.shape == old.shape and edit.color in ("", old.color) and edit.size in ("", old.size)
+    if not old.rough and not named:
         return None
     if edit.kind == "remove":
         return scene[:at] + scene[at + 1 :]
@@ -144,6 +151,9 @@ def apply_edit(scene: Scene, edit: Edit, rng: np.random.Generator | None = None)
         new = old._replace(color=edit.to_color, rough="", wear=0.0)
     elif edit.kind == "turn":
         new = old._replace(shape=edit.to_shape, rough="", wear=0.0)
+    elif edit.kind == "make":
+        radius = new_object(old.color, old.shape, old.cell, rng, size=edit.to_size, board=board).radius
+        new = old._replace(size=edit.to_size, radius=radius, rough="", wear=0.0)
     else:
         if any((o.row, o.col) == (edit.to_row, edit.to_col) for o in scene):
             return None
@@ -151,19 +161,19 @@ def apply_edit(scene: Scene, edit: Edit, rng: np.random.Generator | None = None)
     return (*scene[:at], new, *scene[at + 1 :])
 
 
-def random_edit(scene: Scene, rng: np.random.Generator) -> Edit:
+def random_edit(scene: Scene, rng: np.random.Generator, board: Board = NINE) -> Edit:
     """An edit that fits the scene and changes it: any kind that the number of objects allows.
 
     Shape and cell name what is there. A colour in front of them made sampled words mix two objects ("the red circle top
     left" for a red cross and a circle top left), and tells nothing that the cell does not.
     """
-    free = free_cells(scene)
+    free = free_cells(scene, board)
     kinds = ["add"] if free else []
     if scene:
-        kinds += ["change", "turn", "remove"] + (["move"] if free else [])
+        kinds += ["change", "turn", "remove"] + (["move"] if free else []) + (["make"] if board.is_sized else [])
     kind = pick(kinds, rng)
     if kind == "add":
-        return Edit("add", pick(COLORS, rng), pick(SHAPES, rng), *pick(free, rng))
+        return Edit("add", pick(COLORS, rng), pick(SHAPES, rng), *pick(free, rng), size=board.any_size(rng))
     o = pick(scene, rng)
     if kind == "change":
         return Edit("change", "", o.shape, o.row, o.col, to_color=pick([c for c in COLORS if c != o.color], rng))
@@ -171,5 +181,7 @@ def random_edit(scene: Scene, rng: np.random.Generator) -> Edit:
         return Edit("turn", "", o.shape, o.row, o.col, to_shape=pick([s for s in SHAPES if s != o.shape], rng))
     if kind == "remove":
         return Edit("remove", "", o.shape, o.row, o.col)
+    if kind == "make":
+        return Edit("make", "", o.shape, o.row, o.col, to_size=pick([w for w in board.size_words if w != o.size], rng))
     row, col = pick(free, rng)
     return Edit("move", "", o.shape, o.row, o.col, to_row=row, to_col=col)

@@ -1,4 +1,4 @@
-"""Where the small pretrained model and an adapter of it lie that ship with the package."""
+"""Where the small pretrained models and adapters of them lie that ship with the package."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from pathlib import Path
 
 from r3_rl.errors import CheckpointError
 
+PLACE = Path(__file__).resolve().parent
 
-def weights_folder() -> Path:
-    """Folder of the shipped embedded model: configuration, weights and tokenizer. Raises CheckpointError without it."""
-    folder = Path(__file__).resolve().parent / "weights"
+
+def weights_folder(place: Path = PLACE, *, world: str = "shapes", base: str = "weights") -> Path:
+    """Folder of a shipped embedded model: configuration, weights and tokenizer. Raises CheckpointError without it."""
+    folder = place / base
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder} is missing", hint="make it with `r3 pretrain recipes/shapes_pretrain.yaml`, or reinstall r3-rl"
+            f"{folder} is missing", hint=f"make it with `r3 pretrain {world}_pretrain`, or reinstall r3-rl"
         )
     return folder
 
 
-def adapter_folder() -> Path:
-    """Folder of the adapter that `shapes_r3` trained on the embedded model, with its card.
+def adapter_folder(place: Path = PLACE, *, world: str = "shapes") -> Path:
+    """Folder of the adapter that the world's R3 recipe trained on the embedded model, with its card.
 
     Raises CheckpointError without it.
     """
-    folder = Path(__file__).resolve().parent / "adapter"
+    folder = place / "adapter"
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing", hint="make one with `r3 train shapes_r3`, or reinstall r3-rl")
+        raise CheckpointError(f"{folder} is missing", hint=f"make one with `r3 train {world}_r3`, or reinstall r3-rl")
     return folder
