@@ -21,7 +21,10 @@ AGGREGATORS = "r3_rl.aggregators"
 ITEM_BENCHES = "r3_rl.item_benches"
 BUILT_IN = {
     BACKBONES: {"bagel": "r3_rl.policy.bagel.backbone:BAGEL"},
-    WORLDS: {"shapes": "r3_rl.worlds.shapes.world:WORLD"},
+    WORLDS: {
+        "shapes": "r3_rl.worlds.shapes.world:WORLD",
+        "mosaic": "r3_rl.worlds.shapes.mosaic.world:WORLD",
+    },
     BENCHES: {"loop": "r3_rl.evaluate.loop_bench:LoopBench.of"},
     LOSSES: {
         "clip": "r3_rl.algorithm.surrogates:clip",
