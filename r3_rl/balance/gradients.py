@@ -83,22 +83,28 @@ class Balancer:
         """Leaves the combined gradient in the parameters, added up over the processes. `run` accumulates the gradient
         of some of this process's credits and returns their numbers; those of a probed step have the gradients' too."""
         apart = self.always or (self.probe_every > 0 and step % self.probe_every == 0)
-        parts = self._parts(credits) if apart else {}
+        parts = self.parts(credits) if apart else {}
         if len(parts) < 2:
             numbers = run(credits, normalisers)
             if not self.in_parts:
                 ranks.add_gradients(list(self.places))
             return numbers
-        vectors, numbers_of_parts = [], []
-        for part in parts.values():
-            before = self._take()
-            numbers_of_parts.append(run(part, normalisers))
-            vectors.append(self._take() if self.in_parts else ranks.add_up(self._take()))
-            self._give(before)
+        numbers_of_parts: list[Numbers] = []
+        vectors = self.apart(parts, lambda part: numbers_of_parts.append(run(part, normalisers)))
         conflict = self._combined(step, tuple(parts), vectors)
         if self.on_probe is not None:
             self.on_probe(conflict)
         return combine(numbers_of_parts, over="batches") | conflict.numbers()
+
+    def apart(self, parts: Mapping[str, Sequence[CreditT]], run: Callable[[Sequence[CreditT]], object]) -> list[Tensor]:
+        """The gradient of each part as a vector, over all processes; what the parameters hold stays as it is."""
+        vectors = []
+        for part in parts.values():
+            before = self._take()
+            run(part)
+            vectors.append(self._take() if self.in_parts else ranks.add_up(self._take()))
+            self._give(before)
+        return vectors
 
     def state(self) -> dict[str, Any]:
         """What the aggregator remembers from step to step, for a checkpoint."""
@@ -109,7 +115,7 @@ class Balancer:
         if hasattr(self.aggregate, "load"):
             self.aggregate.load(dict(state))
 
-    def _parts(self, credits: Sequence[CreditT]) -> dict[str, list[CreditT]]:
+    def parts(self, credits: Sequence[CreditT]) -> dict[str, list[CreditT]]:
         """Credits by objective; an objective that no process has credits of is none."""
         names = STAGES if self.by_stage else KINDS
         parts = {n: [c for c in credits if (c.stage if self.by_stage else c.objective) == n] for n in names}

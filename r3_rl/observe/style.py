@@ -49,6 +49,8 @@ table { border-collapse: collapse; width: 100%; }
 .results b { font-weight: 600; } .results .sampled { border-left: 1px solid var(--rule); }
 .results .group th { padding-top: 22px; font-size: 12px; font-weight: 600; color: var(--quiet); border: 0; }
 .results tbody tr:first-child th { padding-top: 8px; }
+.heat th, .heat td { text-align: left; padding: 5px 10px; white-space: nowrap; font-size: 13px; }
+.heat th[scope=row] { font-weight: 500; }
 .mark-cell { width: 96px; } .results thead .mark-cell { text-align: center; padding-right: 0; }
 .results td.count-cell { color: var(--quiet); font-size: 13px; width: 84px; white-space: normal; }
 .results tbody th[scope=row] { min-width: 218px; }

@@ -218,9 +218,10 @@ class Loop:
     def accumulate(self, number: int, credits: Sequence[Credit]) -> Numbers:
         """The gradient of a step, left in what the optimiser steps; only here the module is in training mode."""
         with training_mode(self.policy.module, seed=(self.args.seed, number, ranks.rank())):
-            return self.balancer.accumulate(number, credits, self._accumulate, step_sizes(credits))
+            return self.balancer.accumulate(number, credits, self.add_gradient, step_sizes(credits))
 
-    def _accumulate(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
+    def add_gradient(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
+        """Add the gradient of some of this process's credits to what the optimiser steps; return their numbers."""
         shards = self.learner.shards
         with adapter_merged(self.policy.module), self.learner.collecting():
             return accumulate(
