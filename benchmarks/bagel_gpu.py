@@ -210,8 +210,8 @@ def roll_out(
     rows = {
         "plan": plans,
         "draft": drafts,
-        "critique": [c.text for c in critiques],
-        "refinement": [node.drawn for node in refined if node is not None],
+        "critique": [c.sample for c in critiques],
+        "refinement": [node.sample for node in refined if node is not None],
     }
     return [
         Credit(segment=segment, advantage=1.0 if i % 2 else -1.0, stage=stage)

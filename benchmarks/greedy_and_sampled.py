@@ -113,8 +113,8 @@ def at_entropy(policy: Policy, bench: LoopBench, wanted: float) -> LoopSettings:
             plan=replace(settings.plan, temperature=middle),
             critique=replace(settings.critique, temperature=middle),
         )
-        plans = Engine(policy=policy, settings=tried).write(PLAN, prompt_roots(prompts), seed=5)
-        found = entropies([plan.text for plan in plans])
+        plans = Engine(policy=policy, settings=tried).write(PLAN, prompt_roots(prompts), tried.plan, seed=5)
+        found = entropies([plan.sample for plan in plans if plan.sample])
         low, high = (middle, high) if sum(found) / len(found) < wanted else (low, middle)
     return tried
 

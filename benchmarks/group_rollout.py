@@ -75,7 +75,8 @@ def first_image(model: Any, prompt: str) -> Any:
 
 def roll_out(model: Any, prompt: str, image: Any, rows: Sequence[int]) -> Rollouts:
     """Rows of one group; row r has the seeds of row r, whoever else is in the batch, and an instruction of its own."""
-    from r3_rl.stages.protocol import edit, look
+    from r3_rl.nodes import given_image
+    from r3_rl.stages import CRITIQUE
     from r3_rl.types import Prompt, TextPiece
 
     policy, settings, asked = model.policy, model.settings, Prompt(text=prompt)
@@ -94,9 +95,10 @@ def roll_out(model: Any, prompt: str, image: Any, rows: Sequence[int]) -> Rollou
     plans = timed("plan", lambda: policy.write(asking, settings.plan, seeds(0)))
     planned = [(*c, TextPiece(text=p.text, token_ids=p.token_ids)) for c, p in zip(asking, plans, strict=True)]
     drafts = timed("draft", lambda: policy.draw(planned, [settings.draft.drawing] * len(rows), seeds(1)))
-    looking = [(look(image), *settings.protocol.reflect_pieces(asked))] * len(rows)
+    given = given_image(asked, image)
+    looking = [CRITIQUE.context(given, settings)] * len(rows)
     critiques = timed("critique", lambda: policy.write(looking, settings.critique, seeds(2)))
-    seen = edit(image)
+    seen = given.edited
     redrawing = [(seen, TextPiece(text=instruction(row))) for row in rows]
     refined = timed("refinement", lambda: policy.draw(redrawing, [settings.refine.drawing] * len(rows), seeds(3)))
     return Rollouts(
@@ -126,16 +128,18 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
 
 def prefill(model: Any, prompt: str, image: Any, repeat: int) -> dict[str, list[float]]:
     """Seconds to encode a group's shared context, by what is read and by the group's size."""
+    from r3_rl.nodes import given_image
     from r3_rl.policy.bagel.encoder import encode
-    from r3_rl.stages.protocol import edit, look
+    from r3_rl.stages import CRITIQUE
     from r3_rl.types import Prompt
 
     protocol, policy = model.settings.protocol, model.policy
     asked = Prompt(text=prompt)
+    given = given_image(asked, image)
     contexts = {
         "prompt, before plans": protocol.reason_context(asked),
-        "image and prompt, before critiques": (look(image), *protocol.reflect_pieces(asked)),
-        "image, before refinements": (edit(image),),
+        "image and prompt, before critiques": CRITIQUE.context(given, model.settings),
+        "image, before refinements": (given.edited,),
     }
     costs: dict[str, list[float]] = {}
     for name, context in contexts.items():

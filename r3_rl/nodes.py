@@ -82,21 +82,10 @@ class Node:
         return self.parent if self.parent is not None and self.parent.num_rows > self.num_rows else self.root
 
     @property
-    def text(self) -> TextSegment:
-        """The sample of a text."""
-        assert isinstance(self.sample, TextSegment), self.stage
-        return self.sample
-
-    @property
-    def drawn(self) -> ImageSegment:
-        """The sample of an image."""
-        assert isinstance(self.sample, ImageSegment), self.stage
-        return self.sample
-
-    @property
     def image(self) -> torch.Tensor:
-        """float32 [3, H, W] in [0, 1]."""
-        return self.drawn.image
+        """float32 [3, H, W] in [0, 1], of an image."""
+        assert isinstance(self.sample, ImageSegment), self.stage
+        return self.sample.image
 
     @cached_property
     def looked_at(self) -> ImagePiece:
@@ -107,12 +96,6 @@ class Node:
     def edited(self) -> ImagePiece:
         """The image as something to redraw."""
         return ImagePiece(image=self.image, use="edit")
-
-    @property
-    def said(self) -> Critique:
-        """The critique, as read."""
-        assert self.critique is not None, self.stage
-        return self.critique
 
     @property
     def score(self) -> float | None:
@@ -180,7 +163,8 @@ def given_critique(image: Node, instruction: str) -> Node:
 def always_edits(critique: Node) -> Node:
     """The critique with its words taken as an instruction where it has none: for checks and rehearsals, in which a
     refinement is drawn whatever the policy thinks of the image."""
-    said = critique.said
+    said = critique.critique
+    assert said is not None, critique.stage
     return replace(critique, critique=replace(said, instruction=said.instruction or said.segment.text))
 
 
@@ -205,7 +189,7 @@ def trajectory(leaf: Node) -> Trajectory:
     for node in leaf.way:
         if isinstance(node.sample, ImageSegment):
             said = text.critique if text else None
-            plan = text.text if text and said is None else None
+            plan = text.sample if text and isinstance(text.sample, TextSegment) and said is None else None
             rounds.append(Round(image=node.sample, plan=plan, critique=said, verdict=node.verdict))
             text = None
         elif node.sample is not None:

@@ -62,7 +62,7 @@ def test_nothing_is_lost(drawing):
             )  # fmt: skip
             assert a.prompt == b.prompt and a.verdict == b.verdict and (a.parent is None) == (b.parent is None)
             if a.critique is not None:
-                assert (a.said.stop, a.said.instruction) == (b.said.stop, b.said.instruction)
+                assert (a.critique.stop, a.critique.instruction) == (b.critique.stop, b.critique.instruction)
             a, b = a.parent, b.parent
     for a, b in zip(samples(nodes), samples(again), strict=True):
         assert [p.key for p in a.context] == [p.key for p in b.context]

@@ -120,7 +120,7 @@ def read(policy: Policy, drafts: FixedDrafts, settings: LoopSettings, seed: int)
     engine, out = Engine(policy=policy, settings=settings), []
     for part in chunks(len(drafts.images)):
         read = engine.critiques(drafts.nodes(part), seed=seed + part.start)
-        out += [node.said for node in read]
+        out += [node.critique for node in read if node.critique is not None]
     return out
 
 
@@ -131,8 +131,9 @@ def refine_once(policy: Policy, drafts: FixedDrafts, settings: LoopSettings, *, 
         critiques = engine.critiques(drafts.nodes(part), seed=seed + part.start)
         drawn = engine.refinements(critiques, seed=seed + part.start)
         out += [
-            Refined(critique=critique.said, image=image.image if image is not None else None)
-            for critique, image in zip(critiques, drawn, strict=True)
+            Refined(critique=node.critique, image=image.image if image is not None else None)
+            for node, image in zip(critiques, drawn, strict=True)
+            if node.critique is not None
         ]
     return out
 

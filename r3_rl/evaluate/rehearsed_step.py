@@ -16,7 +16,6 @@ from r3_rl.observe.memory import weighed
 from r3_rl.policy.adapters import adapter_merged
 from r3_rl.rollout.engine import Engine, score_batch
 from r3_rl.rollout.rows import Parts
-from r3_rl.stages import DRAFT, REFINEMENT
 from r3_rl.training.credit import Credit
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import Prompt, Segment
@@ -103,19 +102,19 @@ def roll_out(
     engine = Engine(policy=trainer.policy, settings=trainer.loop, parts=parts, watch=log.watch)
     with torch.no_grad(), adapter_merged(trainer.policy.module):
         drafts = engine.drafts(prompts, seed=seed, num_rows=peers, progress=0.0)
-        log.run("score drafts", lambda: trainer.panel.score(score_batch(DRAFT, drafts)))
+        log.run("score drafts", lambda: trainer.panel.score(score_batch(drafts)))
         plans = [node.parent.sample for node in drafts if node.parent is not None]
         segments: dict[Stage, list[Segment]] = {
             "plan": [plan for plan in plans if plan is not None],
-            "draft": [node.drawn for node in drafts],
+            "draft": [node.sample for node in drafts if node.sample],
         }
         if "critique" in names:
             looked_at = [given_image(draft.prompt, draft.image) for draft in drafts[::peers]]
             critiques = engine.critiques(looked_at, seed=seed, num_rows=peers)
-            segments["critique"] = [node.text for node in critiques]
+            segments["critique"] = [node.sample for node in critiques if node.sample]
         if "refinement" in names:
             asked = [always_edits(critique) for critique in critiques]
             refined = [node for node in engine.refinements(asked, seed=seed, progress=0.0) if node is not None]
-            segments["refinement"] = [node.drawn for node in refined]
-            log.run("score refinements", lambda: trainer.panel.score(score_batch(REFINEMENT, refined)))
+            segments["refinement"] = [node.sample for node in refined if node.sample]
+            log.run("score refinements", lambda: trainer.panel.score(score_batch(refined)))
     return Rollouts(segments=segments)

@@ -12,7 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 How = Literal["mean", "sum", "max", "last", "per step"]
 """`mean`: weighted by the items behind each value, where their number is known. `per step`: the sum over the steps
@@ -40,10 +43,6 @@ class Metric:
     """Over the processes of a step."""
     steps: How = "mean"
     """Over the steps of a line, each of which counts alike; those without a value count only in `per step`."""
-
-    def how(self, over: Over) -> How:
-        """How the values combine over this."""
-        return {"batches": self.batches, "ranks": self.ranks, "steps": self.steps}[over]
 
 
 def _metric(
@@ -238,10 +237,19 @@ class Numbers(Mapping[str, float]):
     def __repr__(self) -> str:
         return f"Numbers({self._values}, {self.sizes})"
 
-    def without(self, names: Iterable[str]) -> Numbers:
-        """Return all but these."""
-        left_out = frozenset(names)
-        return Numbers({name: value for name, value in self.items() if name not in left_out}, self.sizes)
+
+def means(items: Mapping[str, torch.Tensor]) -> Numbers:
+    """The mean of every tensor over its items; nan is missing, and a mean of nothing is left out.
+
+    >>> import torch
+    >>> means({"reward": torch.tensor([0.5, math.nan, 1.0]), "kl": torch.tensor([])})
+    Numbers({'reward': 0.75}, {'reward': 2.0})
+    """
+    present = {name: values[~values.isnan()] for name, values in items.items()}
+    return Numbers(
+        {name: values.float().mean() for name, values in present.items() if len(values)},
+        {name: len(values) for name, values in present.items()},
+    )
 
 
 def combine(parts: Sequence[Numbers], *, over: Over) -> Numbers:
@@ -267,15 +275,12 @@ def combine(parts: Sequence[Numbers], *, over: Over) -> Numbers:
             if (size := part.sizes.get(name, 1.0)) > 0:
                 found.setdefault(name, []).append((value, 1.0 if over == "steps" else size))
     known = {name for part in parts for name in part.sizes}
+    rows = {name: find_metric(name) or Metric(name=name, unit="1", meaning="") for name in found}
+    how = {name: {"batches": row.batches, "ranks": row.ranks, "steps": row.steps}[over] for name, row in rows.items()}
     return Numbers(
-        {name: _combined(_how(name, over), pairs, len(parts)) for name, pairs in found.items()},
+        {name: _combined(how[name], pairs, len(parts)) for name, pairs in found.items()},
         {name: math.fsum(size for _, size in pairs) for name, pairs in found.items() if name in known},
     )
-
-
-def _how(name: str, over: Over) -> How:
-    metric = find_metric(name)
-    return metric.how(over) if metric else "mean"
 
 
 def _combined(how: How, pairs: Sequence[tuple[float, float]], num_parts: int) -> float:

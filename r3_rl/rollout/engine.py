@@ -7,18 +7,18 @@ and several processes draw what one would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from r3_rl.nodes import Node, image_roots, numbered, prompt_roots, trajectory
-from r3_rl.policy.base import Drawing, Sampler
+from r3_rl.policy.base import Sampler, Sampling
 from r3_rl.rollout.rows import Parts, round_seed, row_seeds
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.stages import CRITIQUE, DRAFT, PLAN, REFINEMENT
-from r3_rl.stages.base import DrawingStage, Stage, WritingStage
+from r3_rl.stages.base import Stage, WritingStage
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.types import Prompt, TextSegment, Trajectory, Verdict
 
@@ -26,11 +26,32 @@ Submit = Callable[[ScoreBatch], Future[list[Verdict]]]
 """The panel's `submit`."""
 Watch = Callable[[str, int], AbstractContextManager[None]]
 """Stage and its rows side by side -> a block around the work: for clocks and memory."""
-_T = TypeVar("_T")
+
+_COUNTS_AS = {"plan": "draft", "refinement": "refine"}
+"""Stage -> the name that its time has, if that is not its own: a plan is part of its draft."""
 
 
-def _unwatched(stage: str, rows: int) -> AbstractContextManager[None]:
-    return nullcontext()
+@dataclass(kw_only=True)
+class Stopwatch:
+    """Adds up the seconds of an engine's stages, as `time/*_s` names them.
+
+    >>> watch = Stopwatch()
+    >>> with watch("plan", 8), watch("score", 8):
+    ...     pass
+    >>> sorted(watch.seconds)
+    ['draft', 'score']
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str, rows: int) -> Iterator[None]:
+        """Adds the time of the block to a stage; `rows` is for watches that weigh."""
+        name, begin = _COUNTS_AS.get(stage, stage), time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
 @dataclass(kw_only=True)
@@ -46,23 +67,26 @@ class Engine:
     """Asked about every image; None leaves images without verdict."""
     parts: Parts = field(default_factory=Parts)
     """The batches in which a stage's images are drawn: scorers work on one while the next is drawn."""
-    watch: Watch = _unwatched
+    watch: Watch = lambda stage, rows: nullcontext()
     batches: list[ScoreBatch] = field(default_factory=list)
-    """What `submit` was asked since `take_batches`."""
+    """What `submit` was asked, for whoever asks other scorers the same."""
     first_group: int = 0
     """Roots that the processes before this one have."""
 
     def __post_init__(self) -> None:
         self.settings = replace(self.settings, refines=self.policy.spec.refines)
 
-    def write(self, stage: WritingStage, parents: Sequence[Node], *, seed: int, each: int = 1) -> list[Node]:
-        """`each` texts below every parent."""
-        children = [child for parent in parents for child in parent.children(stage.name, each)]
-        contexts = {parent: stage.context(parent, self.settings) for parent in parents}
+    def write(
+        self, stage: WritingStage, parents: Sequence[Node], sampling: Sampling, *, seed: int, each: int = 1
+    ) -> list[Node]:
+        """`each` texts below every parent that asks for one."""
+        contexts = {p: context for p in parents if (context := stage.context(p, self.settings)) is not None}
+        children = [child for parent in contexts for child in parent.children(stage.name, each)]
+        if not children:
+            return []
+        seeds = _seeds(seed, stage, children)
         with self.watch(stage.name, len(children)):
-            texts = self.policy.write(
-                [contexts[c.above] for c in children], stage.sampling(self.settings), _seeds(seed, stage, children)
-            )
+            texts = self.policy.write([contexts[child.above] for child in children], sampling, seeds)
         read = [stage.read(text, self.settings) for text in texts]
         return [
             replace(child, sample=text, critique=found.critique, well_formed=found.well_formed)
@@ -71,8 +95,9 @@ class Engine:
 
     def draw(
         self,
-        stage: DrawingStage,
+        stage: Stage,
         parents: Sequence[Node],
+        plan: DrawingPlan,
         *,
         seed: int,
         each: int = 1,
@@ -83,18 +108,21 @@ class Engine:
         Args:
             stage: draft or refinement.
             parents: plans, prompts or critiques.
+            plan: how they are drawn.
             seed: of the turn.
             each: images of a parent.
             progress: share of the run that is over, of a training step, whose steps are partly stochastic; None draws
                 by the ODE alone.
         """
+        contexts = {p: context for p in parents if (context := stage.context(p, self.settings)) is not None}
         children = [child for parent in parents for child in parent.children(stage.name, each)]
         roots = [child.root for child in children]
-        drawings = self._drawings(stage, roots, seed, progress)
-        seeds = _seeds(seed, stage, children)
-        groups = numbered(roots)
-        noise = _noise_seeds(stage.drawing(self.settings), seeds, groups)
-        contexts = {parent: stage.context(parent, self.settings) for parent in parents if stage.asked(parent)}
+        groups, seeds, drawings = numbered(roots), _seeds(seed, stage, children), [plan.drawing] * len(children)
+        if progress is not None:
+            # by the root's place among those of all processes, whichever of them are drawn from now
+            drawings = plan.rows([root.id.row // root.num_rows for root in roots], seed=seed, progress=progress)
+        first: dict[int, int] = {}
+        noise = [first.setdefault(g, s) for g, s in zip(groups, seeds, strict=True)] if plan.shared_noise else seeds
         out: list[Node | None] = [None] * len(children)
         waiting: list[tuple[list[int], list[Node], Future[list[Verdict]]]] = []
         for part in self.parts.of(groups):
@@ -104,15 +132,15 @@ class Engine:
             with self.watch(stage.name, len(asked)):
                 images = self.policy.draw(
                     [contexts[children[i].above] for i in asked],
-                    _at(asked, drawings),
-                    _at(asked, seeds),
-                    _at(asked, noise),
+                    [drawings[i] for i in asked],
+                    [seeds[i] for i in asked],
+                    [noise[i] for i in asked],
                 )
             made = [replace(children[i], sample=image) for i, image in zip(asked, images, strict=True)]
             for i, node in zip(asked, made, strict=True):
                 out[i] = node
             if self.submit is not None:
-                batch = score_batch(stage, made)
+                batch = score_batch(made)
                 self.batches.append(batch)
                 waiting.append((asked, made, self.submit(batch)))
         with self.watch("score", len(children)) if waiting else nullcontext():
@@ -136,8 +164,10 @@ class Engine:
         above = prompt_roots(prompts, num_rows=num_rows, first_row=self.first_group * num_rows)
         each = num_rows // per_draft
         if self.settings.plan is not None:
-            above, each = self.write(PLAN, above, seed=seed, each=each // per_plan), per_plan
-        return _all(self.draw(DRAFT, above, seed=seed, each=each, progress=progress))
+            above = self.write(PLAN, above, self.settings.plan, seed=seed, each=each // per_plan)
+            each = per_plan
+        drawn = self.draw(DRAFT, above, self.settings.draft, seed=seed, each=each, progress=progress)
+        return [draft for draft in drawn if draft is not None]
 
     def roots(self, images: Sequence[Node], *, num_rows: int = 1) -> list[Node]:
         """Given images from which `num_rows` rollouts each go on."""
@@ -145,12 +175,13 @@ class Engine:
 
     def critiques(self, images: Sequence[Node], *, seed: int, num_rows: int = 1, per_critique: int = 1) -> list[Node]:
         """Critiques of given images, each a root of `num_rows` refinements, `per_critique` of them by each critique."""
-        return self.write(CRITIQUE, self.roots(images, num_rows=num_rows), seed=seed, each=num_rows // per_critique)
+        roots, each = self.roots(images, num_rows=num_rows), num_rows // per_critique
+        return self.write(CRITIQUE, roots, self.settings.critique, seed=seed, each=each)
 
     def refinements(self, critiques: Sequence[Node], *, seed: int, progress: float | None = None) -> list[Node | None]:
         """An image for every row of the critiques that ask for one; None for the rows of the others."""
         each = critiques[0].num_rows if critiques else 1
-        return self.draw(REFINEMENT, critiques, seed=seed, each=each, progress=progress)
+        return self.draw(REFINEMENT, critiques, self.settings.refine, seed=seed, each=each, progress=progress)
 
     def round(
         self,
@@ -173,11 +204,8 @@ class Engine:
         Returns:
             Where they end now; a critique that ends the loop once for each refinement that it does without.
         """
-        going_on = [end for end in ends if CRITIQUE.asked(end)]
-        if not going_on:
-            return list(ends)
-        said = self.write(CRITIQUE, going_on, seed=seed, each=critiques)
-        drawn = self.draw(REFINEMENT, said, seed=seed, each=refinements, progress=progress)
+        said = self.write(CRITIQUE, ends, self.settings.critique, seed=seed, each=critiques)
+        drawn = self.draw(REFINEMENT, said, self.settings.refine, seed=seed, each=refinements, progress=progress)
         below: dict[Node, list[Node]] = {}
         for i, image in enumerate(drawn):
             critique = said[i // refinements]
@@ -190,18 +218,6 @@ class Engine:
         for number in range(1, rounds + 1):
             ends = self.round(ends, seed=round_seed(seed, number))
         return [trajectory(end) for end in ends]
-
-    def _drawings(self, stage: DrawingStage, roots: Sequence[Node], seed: int, progress: float | None) -> list[Drawing]:
-        plan = stage.drawing(self.settings)
-        if progress is None:
-            return [plan.drawing] * len(roots)
-        # by the root's place among those of all processes, whichever of them are drawn from now
-        return plan.rows([root.id.row // root.num_rows for root in roots], seed=seed, progress=progress)
-
-    def take_batches(self) -> list[ScoreBatch]:
-        """What the scorers were asked since the last call."""
-        taken, self.batches = self.batches, []
-        return taken
 
 
 def run_loop(
@@ -216,40 +232,18 @@ def _seeds(seed: int, stage: Stage, children: Sequence[Node]) -> list[int]:
     return [all_rows[c.id.row] for c in children]
 
 
-def _noise_seeds(plan: DrawingPlan, seeds: Sequence[int], groups: Sequence[int]) -> list[int]:
-    """Of the initial noise: each row's own, or that of the first of its peers."""
-    if not plan.shared_noise:
-        return list(seeds)
-    first: dict[int, int] = {}
-    return [first.setdefault(group, seed) for group, seed in zip(groups, seeds, strict=True)]
-
-
-def _at(rows: Sequence[int], values: Sequence[_T]) -> list[_T]:
-    return [values[row] for row in rows]
-
-
-def _all(nodes: Sequence[Node | None]) -> list[Node]:
-    found = [node for node in nodes if node is not None]
-    assert len(found) == len(nodes), "a draft is always drawn"
-    return found
-
-
-def _ids_of(node: Node | None) -> tuple[int, ...]:
-    """Of the text that an image was drawn after; none after a prompt."""
-    return node.sample.token_ids if node is not None and isinstance(node.sample, TextSegment) else ()
-
-
-def score_batch(stage: DrawingStage, images: Sequence[Node]) -> ScoreBatch:
-    """What scorers are asked about images of a stage; peers, which they may compare, are those of a root."""
-    shown = [stage.shown(node.parent) for node in images if node.parent is not None]
-    refined_from = [s.before for s in shown if s.before is not None]
-    texts = [s.text for s in shown]
+def score_batch(images: Sequence[Node]) -> ScoreBatch:
+    """What scorers are asked about images of a stage: each with the text that led to it and the image that it was
+    refined from; peers, which they may compare, are those of a root."""
+    led = [node.parent.sample if node.parent is not None else None for node in images]
+    texts = [text.text if isinstance(text, TextSegment) else "" for text in led]
+    before = [to_uint8(node.above.above.image) for node in images if node.above.critique is not None]
     return ScoreBatch(
         prompts=[node.prompt for node in images],
         images=[to_uint8(node.image) for node in images],
         texts=texts,
-        token_ids=[_ids_of(node.parent) for node in images],
-        draft_images=[to_uint8(node.image) for node in refined_from] if refined_from else None,
-        critiques=texts if refined_from else None,
+        token_ids=[text.token_ids if isinstance(text, TextSegment) else () for text in led],
+        draft_images=before or None,
+        critiques=texts if before else None,
         groups=[node.root.id.row for node in images],
     )

@@ -1,13 +1,11 @@
-"""The stages of the loop: what each reads, how its answer is read, what scorers see of it.
+"""The stages of the loop: what each reads and how its answer is read.
 
 >>> [stage.name for stage in (PLAN, DRAFT, CRITIQUE, REFINEMENT)]
 ['plan', 'draft', 'critique', 'refinement']
 """
 
-from r3_rl.stages.base import DrawingStage, Stage, WritingStage
-from r3_rl.stages.critique import CRITIQUE
-from r3_rl.stages.draft import DRAFT
-from r3_rl.stages.plan import PLAN
-from r3_rl.stages.refinement import REFINEMENT
+from r3_rl.stages.base import Stage, WritingStage
+from r3_rl.stages.reason import DRAFT, PLAN
+from r3_rl.stages.reflect import CRITIQUE, REFINEMENT
 
-__all__ = ["CRITIQUE", "DRAFT", "PLAN", "REFINEMENT", "DrawingStage", "Stage", "WritingStage"]
+__all__ = ["CRITIQUE", "DRAFT", "PLAN", "REFINEMENT", "Stage", "WritingStage"]

@@ -1,7 +1,7 @@
 """What a stage is: one kind of text or image of the loop, always made below one kind of node.
 
-A stage knows its context, how its answer is read, and what scorers see of it. Who runs stages, and in which order, is
-`rollout.engine`; what a stage earns is `training.earned`.
+A stage knows its context and how its answer is read. Who runs stages, in which order and with which settings, is
+`rollout.engine`; what a stage earns is `training.credit`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from r3_rl.nodes import Node
-from r3_rl.policy.base import Sampling
-from r3_rl.stages.settings import DrawingPlan, LoopSettings
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Context, Critique, TextSegment
 
 
 class Stage(Protocol):
-    """What stages of both kinds have."""
+    """A stage whose nodes are images; `WritingStage` is one whose nodes are texts."""
 
     @property
     def name(self) -> str:
@@ -28,12 +27,8 @@ class Stage(Protocol):
         """Keeps the stage's seeds apart from those of others."""
         ...
 
-    def asked(self, parent: Node) -> bool:
-        """Whether anything is made below this node."""
-        ...
-
-    def context(self, parent: Node, settings: LoopSettings) -> Context:
-        """What the policy reads first."""
+    def context(self, parent: Node, settings: LoopSettings) -> Context | None:
+        """What the policy reads first; None if nothing is made below this node."""
         ...
 
 
@@ -48,32 +43,6 @@ class Reading:
 class WritingStage(Stage, Protocol):
     """A stage whose nodes are texts."""
 
-    def sampling(self, settings: LoopSettings) -> Sampling:
-        """How the text is sampled."""
-        ...
-
     def read(self, text: TextSegment, settings: LoopSettings) -> Reading:
         """What the text says."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Shown:
-    """What scorers see beside an image."""
-
-    text: str
-    """The plan or the critique that led to it; empty without one."""
-    before: Node | None = None
-    """The image that it was refined from."""
-
-
-class DrawingStage(Stage, Protocol):
-    """A stage whose nodes are images."""
-
-    def drawing(self, settings: LoopSettings) -> DrawingPlan:
-        """How the image is drawn."""
-        ...
-
-    def shown(self, parent: Node) -> Shown:
-        """What scorers see beside the image."""
         ...

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from r3_rl.errors import InputError
 from r3_rl.policy.registry import find
-from r3_rl.types import Context, Critique, ImagePiece, Prompt, TextPiece, TextSegment
+from r3_rl.types import Context, Critique, Prompt, TextPiece, TextSegment
 
 THINK, END_THINK = "<think>", "</think>"
 
@@ -47,15 +45,6 @@ class Protocol:
         """What a plan is written from."""
         system = (TextPiece(text=self.reason_system, keep=True),) if self.reason_system else ()
         return (*system, TextPiece(text=prompt.text))
-
-    def reflect_pieces(self, prompt: Prompt) -> Context:
-        """What follows the image when it is looked at."""
-        return (TextPiece(text=self.reflect_template.format(prompt=prompt.text)),)
-
-    def refine_pieces(self, critique: Critique, prompt: Prompt, *, show_prompt: bool) -> Context:
-        """What follows the image when it is refined: the instruction, before it the prompt where that is asked for."""
-        shown = (TextPiece(text=prompt.text),) if show_prompt else ()
-        return (*shown, TextPiece(text=critique.instruction))
 
 
 def split_thought(text: str) -> tuple[str, str]:
@@ -91,13 +80,3 @@ def protocol_named(name: str) -> Protocol:
     if templates is None:
         raise InputError(f"the backbone '{name}' has no templates", hint=f"protocols: {', '.join(PROTOCOLS)}")
     return Protocol(reason_system=templates.reason_system, reflect_template=templates.reflect)
-
-
-def look(image: Tensor) -> ImagePiece:
-    """The image as something to look at."""
-    return ImagePiece(image=image, use="look")
-
-
-def edit(image: Tensor) -> ImagePiece:
-    """The image as something to redraw."""
-    return ImagePiece(image=image, use="edit")

@@ -17,8 +17,7 @@ from r3_rl.algorithm.advantage import advantages
 from r3_rl.algorithm.peers import peer_statistics
 from r3_rl.algorithm.rewards import Format, text_reward
 from r3_rl.nodes import Node, numbered
-from r3_rl.observe.metrics import Numbers
-from r3_rl.training.figures import means
+from r3_rl.observe.metrics import Numbers, means
 from r3_rl.types import ImageSegment, Segment, TextSegment
 
 
@@ -30,11 +29,6 @@ class CreditSettings:
     format_mode: Literal["gate", "add"] = "gate"
     format_weight: float = 0.1
     scale_rewards: Literal["none", "group", "batch"] = "none"
-
-    @property
-    def form(self) -> Format:
-        """The format part of the reward."""
-        return Format(mode=self.format_mode, weight=self.format_weight)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,27 +110,27 @@ def credit(
     Returns:
         Credits in the order of the ends, each text before its images.
     """
-    said = [_text_of(end) for end in ends]
-    texts = [text for text in dict.fromkeys(said) if text is not None]
     drawn = [i for i, end in enumerate(ends) if isinstance(end.sample, ImageSegment)]
     of_image = worth if image_worth is None else image_worth
     images = compare([ends[i] for i in drawn], of_image[drawn].float(), settings)
+    # the end itself if it is a text, else the text that it was drawn after
+    above = [end if end.parent is None or isinstance(end.sample, TextSegment) else end.parent for end in ends]
+    said = [text for text in above if isinstance(text.sample, TextSegment)]
     compared = [images]
-    if texts:
+    if texts := list(dict.fromkeys(said)):
         # without plans there is no text above any draft; else there is one above, or in the place of, every end
-        mean = peer_statistics(worth, torch.tensor(numbered([text for text in said if text is not None]))).mean.float()
-        reward = text_reward(mean, torch.tensor([text.well_formed for text in texts]), settings.form)
-        compared = [compare(texts, reward, settings), images]
+        mean = peer_statistics(worth, torch.tensor(numbered(said))).mean.float()
+        compared = [compare(texts, with_form(mean, texts, settings), settings), images]
     value = {node: float(a) for kind in compared for node, a in zip(kind.nodes, kind.advantage, strict=True)}
-    in_order = dict.fromkeys(node for text, end in zip(said, ends, strict=True) for node in (text, end) if node)
+    in_order = dict.fromkeys(node for pair in zip(above, ends, strict=True) for node in pair if node in value)
     logged = {**items, "reward": compared[0].reward, "reward_std": compared[0].spread}
     return finish({node: value[node] for node in in_order}, compared, logged)
 
 
-def _text_of(end: Node) -> Node | None:
-    """The end itself where it is a text, else the text that it was drawn after."""
-    text = end if isinstance(end.sample, TextSegment) else end.parent
-    return text if text is not None and isinstance(text.sample, TextSegment) else None
+def with_form(value: torch.Tensor, texts: Sequence[Node], settings: CreditSettings) -> torch.Tensor:
+    """The rewards [N] of N texts that led to `value` [N] and have good form or not."""
+    well_formed = torch.tensor([text.well_formed for text in texts], dtype=torch.bool)
+    return text_reward(value, well_formed, Format(mode=settings.format_mode, weight=settings.format_weight))
 
 
 def finish(
@@ -145,12 +139,12 @@ def finish(
     """Close a step's credit: leave out what teaches nothing, count the groups, take the means of `items`."""
     with_reward, learning = set(), set()
     for kind in compared:
-        present = kind.reward.isfinite()
-        with_reward |= {node.root for node, there in zip(kind.nodes, present, strict=True) if there}
-        learning |= {node.root for node, value in zip(kind.nodes, kind.advantage, strict=True) if value != 0}
+        for node, there, value in zip(kind.nodes, kind.reward.isfinite(), kind.advantage, strict=True):
+            with_reward |= {node.root} if there else set()
+            learning |= {node.root} if value != 0 else set()
     flat = len(with_reward) - len(learning)
     texts = [node.sample for node in advantage if isinstance(node.sample, TextSegment)]
-    images = sum(isinstance(node.sample, ImageSegment) for node in advantage)
+    num_images = len(advantage) - len(texts)
     lengths = torch.tensor([float(len(text.token_ids)) for text in texts])
     found = means(
         {
@@ -161,21 +155,15 @@ def finish(
         }
     )
     counted = {
-        **({"image/count": float(images)} if images else {}),
+        **({"image/count": float(num_images)} if num_images else {}),
         **({"completions/max_length": float(lengths.max())} if texts else {}),
     }
-    return StageCredit(
-        credits=tuple(_credit(node, value) for node, value in advantage.items() if value != 0 and _trainable(node)),
-        metrics=found | counted,
-        num_groups=len(with_reward),
-        num_flat_groups=flat,
+    credits = (
+        Credit(segment=node.sample, advantage=value, stage=node.stage)
+        for node, value in advantage.items()
+        # an image by the ODE alone has nothing to score again
+        if value != 0 and node.sample is not None and len(node.sample.log_probs) > 0
     )
-
-
-def _credit(node: Node, advantage: float) -> Credit:
-    assert node.sample is not None
-    return Credit(segment=node.sample, advantage=advantage, stage=node.stage)
-
-
-def _trainable(node: Node) -> bool:
-    return not isinstance(node.sample, ImageSegment) or len(node.sample.log_probs) > 0
+    return StageCredit(
+        credits=tuple(credits), metrics=found | counted, num_groups=len(with_reward), num_flat_groups=flat
+    )

@@ -1,18 +1,17 @@
 """What the rollouts of each kind of step earn: drafts their score, critiques and refinements the gain, episodes what
-their last image scores, critiques by themselves whether their decision is right."""
+their last image scores, critiques by themselves whether their decision is right. And what is logged of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 
 from r3_rl.algorithm.gain import gains
-from r3_rl.algorithm.rewards import text_reward
 from r3_rl.nodes import Node, numbered
-from r3_rl.training.credit import CreditSettings, StageCredit, compare, credit, finish
-from r3_rl.training.figures import draft_scores, of_critiques, scores, tensor
-from r3_rl.types import Verdict
+from r3_rl.training.credit import CreditSettings, StageCredit, compare, credit, finish, with_form
+from r3_rl.types import Trajectory, Verdict
 
 Rewards = Callable[[Sequence[Verdict], Sequence[int]], Sequence[float | None]]
 """The panel's `rewards`: verdicts and their groups -> one number each, None where it is missing."""
@@ -32,18 +31,18 @@ def credit_drafts(drafts: Sequence[Node], settings: CreditSettings, rewards: Rew
         rewards: how the verdicts become rewards, given the prompts' numbers.
     """
     verdicts = [node.verdict or Verdict(total=None) for node in drafts]
-    worth = tensor(rewards(verdicts, numbered([node.root for node in drafts])))
-    plans = dict.fromkeys(node.above for node in drafts)
+    worth = _tensor(rewards(verdicts, numbered([node.root for node in drafts])))
+    drawn, plans = scores(drafts), dict.fromkeys(node.above for node in drafts)
     items = {
-        **draft_scores(drafts),
+        "refine/draft_score": drawn,
         "refine/frac_well_formed": torch.tensor([plan.well_formed for plan in plans]),
-        "frac_reward_missing": scores(drafts).isnan(),
+        "frac_reward_missing": drawn.isnan(),
     }
     return credit(drafts, worth, settings, items=items)
 
 
 def credit_refinements(ends: Sequence[Node], settings: CreditSettings) -> StageCredit:
-    """Refinements earn their gain over the image looked at, a critique the mean of its refinements' gains or that of
+    """Refinements earn the gain over the image looked at, a critique the mean of its refinements' gains or that of
     its stop.
 
     Args:
@@ -55,12 +54,12 @@ def credit_refinements(ends: Sequence[Node], settings: CreditSettings) -> StageC
     before, drawn = scores(looked_at), torch.tensor([end.critique is None for end in ends], dtype=torch.bool)
     # a malformed critique drew nothing and is no stop: its image is unchanged
     after = torch.where(drawn, scores(ends), before)
-    stopped = torch.tensor([critique.said.stop for critique in critiques], dtype=torch.bool)
+    decisions = of_critiques(critiques)
     perfect = torch.tensor([image.perfect for image in looked_at], dtype=torch.bool)
     peers = torch.tensor(numbered([critique.group for critique in critiques]))
-    gained = gains(settings.gain, before, after, stopped, peers, perfect=perfect)
+    gained = gains(settings.gain, before, after, decisions["refine/frac_stopped"], peers, perfect=perfect)
     items = {
-        **of_critiques(critiques),
+        **decisions,
         "refine/gain_mean": after - before,
         "refine/final_score": after,
         "refine/frac_improved": gained.improved,
@@ -75,9 +74,10 @@ def credit_refinements(ends: Sequence[Node], settings: CreditSettings) -> StageC
 def credit_critiques(critiques: Sequence[Node], settings: CreditSettings) -> StageCredit:
     """Critiques without refinement earn 1 for a decision that agrees with the panel (stop when the image is perfect, an
     edit when it is not), else 0: the understanding-only baseline."""
-    looked_at = [critique.above for critique in critiques]
-    agrees = torch.tensor([float(c.said.stop == c.above.perfect) for c in critiques])
-    items = {**of_critiques(critiques), "frac_reward_missing": scores(looked_at).isnan()}
+    looked_at, decisions = [critique.above for critique in critiques], of_critiques(critiques)
+    perfect = torch.tensor([image.perfect for image in looked_at], dtype=torch.bool)
+    agrees = (decisions["refine/frac_stopped"] == perfect).float()
+    items = {**decisions, "frac_reward_missing": scores(looked_at).isnan()}
     return credit(critiques, agrees, settings, items=items)
 
 
@@ -92,9 +92,8 @@ def credit_trajectories(ends: Sequence[Node], settings: CreditSettings) -> Stage
         ends: where each trajectory ends: an image, or a critique that ended the loop.
         settings: how rewards become advantages.
     """
-    last = [next(node for node in reversed(end.way) if node.verdict is not None) for end in ends]
-    well_formed = torch.tensor([end.well_formed for end in ends], dtype=torch.bool)
-    found = compare([end.root for end in ends], text_reward(scores(last), well_formed, settings.form), settings)
+    last = scores([next(node for node in reversed(end.way) if node.verdict is not None) for end in ends])
+    found = compare([end.root for end in ends], with_form(last, ends, settings), settings)
     through: dict[Node, list[torch.Tensor]] = {}
     for end, value in zip(ends, found.advantage, strict=True):
         for node in end.way[1:]:
@@ -102,9 +101,51 @@ def credit_trajectories(ends: Sequence[Node], settings: CreditSettings) -> Stage
     items = {
         **of_critiques([node for node in through if node.critique is not None]),
         "tree/frac_perfect": torch.tensor([end.root.perfect for end in ends]),
-        "frac_reward_missing": scores(last).isnan(),
+        "frac_reward_missing": last.isnan(),
         "reward": found.reward,
         "reward_std": found.spread,
     }
     advantage = {node: float(torch.stack(values).mean()) for node, values in through.items()}
     return finish(advantage, [found], items)
+
+
+def of_critiques(critiques: Sequence[Node]) -> dict[str, torch.Tensor]:
+    """How critiques decided: whether each wrong image is to be edited, and whether each right one is left alone.
+
+    Args:
+        critiques: one a rollout; those of one image in any order.
+    """
+    right = torch.tensor([node.above.perfect for node in critiques], dtype=torch.bool)
+    read = [node.critique for node in critiques if node.critique is not None]
+    stopped = torch.tensor([critique.stop for critique in read], dtype=torch.bool)
+    edits = torch.tensor([bool(critique.instruction) for critique in read], dtype=torch.bool)
+    return {
+        "refine/frac_well_formed": torch.tensor([node.well_formed for node in critiques], dtype=torch.bool),
+        "refine/frac_stopped": stopped,
+        "refine/frac_wrong_edited": edits[~right],
+        "refine/frac_right_kept": stopped[right],
+    }
+
+
+def whole_trajectories(trajectories: Sequence[Trajectory]) -> dict[str, torch.Tensor]:
+    """From the draft to the last image drawn, however many rounds lie between; a missing score is missing."""
+    first, last = (
+        _tensor([r.verdict.total if r.verdict else None for r in rounds])
+        for rounds in ([t.rounds[0] for t in trajectories], [t.final for t in trajectories])
+    )
+    gain = (last - first)[~(last - first).isnan()]
+    return {
+        "refine/gain_mean": gain,
+        "refine/final_score": last,
+        "refine/frac_improved": gain > 0,
+        "refine/frac_regressed": gain < 0,
+    }
+
+
+def scores(images: Sequence[Node]) -> torch.Tensor:
+    """The panel's totals of images, float32 [R]; nan where one is missing."""
+    return _tensor([image.score for image in images])
+
+
+def _tensor(values: Sequence[float | None]) -> torch.Tensor:
+    return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float32)

@@ -27,8 +27,8 @@ from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.adapters import adapter_merged, drops, training_mode
 from r3_rl.policy.backbone import branch_of
 from r3_rl.policy.base import Policy
+from r3_rl.rollout.engine import Stopwatch
 from r3_rl.rollout.prompts import PromptStream
-from r3_rl.rollout.stopwatch import Stopwatch
 from r3_rl.scoring.base import RunProgress
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.arguments import refuse_training, settings_of
@@ -149,16 +149,20 @@ class Loop:
     def step(self, number: int) -> Numbers:
         """One step, counted from 0: its numbers, of all processes."""
         begin = time.perf_counter()
+        self.watch.seconds.clear()
         collected = self.roll_out(number)
         rolled_out = time.perf_counter()
         learned = self.learn(number, collected.credits)
         updated = time.perf_counter()
-        held_out = self._held_out_numbers()
+        asked, self._asked = self._asked, []
+        for answer in asked:
+            answer.result()
+        held_out = self.held_out.metrics() if self.held_out is not None and asked else Numbers()
         collected.metrics |= held_out
         done = time.perf_counter()
         texts = [c.segment for c in collected.credits if isinstance(c.segment, TextSegment)]
         measured = {
-            **{f"time/{name}_s": value for name, value in self.watch.take().items()},
+            **{f"time/{name}_s": value for name, value in self.watch.seconds.items()},
             "num_tokens": sum(len(text.token_ids) for text in texts),
             "memory/peak_bytes": peak_bytes(next(self.policy.module.parameters()).device),
             "time/update_s": updated - rolled_out,
@@ -166,7 +170,7 @@ class Loop:
             "time/step_s": done - begin,
             "tree/pool_size": sum(map(len, self.schedule.pool.groups)),
         }
-        own = collected.metrics | learned | collected.likelihoods() | measured
+        own = collected.metrics | learned | measured
         numbers = combine(ranks.everyone(own), over="ranks")
         self.state.num_input_tokens_seen += int(numbers["num_tokens"])  # since the start: the state outlives a resume
         return numbers | {"num_tokens": self.state.num_input_tokens_seen}
@@ -189,9 +193,15 @@ class Loop:
             )
         collected.metrics |= self.panel.metrics()
         # held-out scorers see what the others saw, while the weights are updated: nothing of the update waits
-        batches = self.schedule.engine.take_batches()
+        batches, self.schedule.engine.batches = self.schedule.engine.batches, []
         self._asked = [self.held_out.submit(batch) for batch in batches] if self.held_out is not None else []
-        self._refuse_flat(collected)
+        flat = all(stage.num_flat_groups == stage.num_groups for stage in collected.stages)
+        self._flat_steps.append(all(ranks.everyone(flat)))
+        if len(self._flat_steps) == self._flat_steps.maxlen and all(self._flat_steps):
+            raise RunError(
+                f"all groups had equal rewards for {len(self._flat_steps)} steps: there is nothing to learn",
+                hint="use a scorer with finer scores, harder prompts, more peers or a higher temperature",
+            )
         if self.on_collected is not None:
             self.on_collected(number, collected)
         self._collected = collected
@@ -199,9 +209,10 @@ class Loop:
 
     def learn(self, number: int, credits: Sequence[Credit]) -> Numbers:
         """One update of the weights from this process's credits and those of the others."""
+        numbers = self.accumulate(number, credits)
         # with dropout the ratio of a first pass is not 1, and its deviation says nothing about rollout and replay
-        first_pass = number % self.args.num_iterations == 0 and not drops(self.policy.module)
-        numbers = self.accumulate(number, credits).without(() if first_pass else DEVIATIONS)
+        if number % self.args.num_iterations or drops(self.policy.module):
+            numbers = Numbers({n: v for n, v in numbers.items() if n not in DEVIATIONS}, numbers.sizes)
         norm = self.learner.norm()
         if not torch.isfinite(norm):
             raise RunError(
@@ -268,19 +279,3 @@ class Loop:
 
     def _tell(self, event: str, **more: Any) -> None:
         self.control = getattr(self.handler, event)(self.args, self.state, self.control, **more)
-
-    def _held_out_numbers(self) -> Numbers:
-        asked, self._asked = self._asked, []
-        if self.held_out is None or not asked:
-            return Numbers()
-        for answer in asked:
-            answer.result()
-        return self.held_out.metrics()
-
-    def _refuse_flat(self, collected: Collected) -> None:
-        self._flat_steps.append(all(ranks.everyone(collected.all_flat)))
-        if len(self._flat_steps) == self._flat_steps.maxlen and all(self._flat_steps):
-            raise RunError(
-                f"all groups had equal rewards for {len(self._flat_steps)} steps: there is nothing to learn",
-                hint="use a scorer with finer scores, harder prompts, more peers or a higher temperature",
-            )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from r3_rl.balance.progressive import joint_share
 from r3_rl.nodes import Node, given_image, trajectory
-from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.observe.metrics import Numbers, combine, means
 from r3_rl.recipe.branching import PHASES, BranchSection
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.pool import NodePool
@@ -29,9 +30,10 @@ from r3_rl.training.earned import (
     credit_drafts,
     credit_refinements,
     credit_trajectories,
+    scores,
     totals,
+    whole_trajectories,
 )
-from r3_rl.training.figures import draft_scores, means, whole_trajectories
 from r3_rl.types import ImageSegment, Prompt, TextSegment, Trajectory
 
 SyntheticNodes = Callable[[int, int], list[Node]]
@@ -49,7 +51,7 @@ class Collected:
     stages: list[StageCredit]
     metrics: Numbers
 
-    @property
+    @cached_property
     def credits(self) -> list[Credit]:
         """Of all stages."""
         return [credit for stage in self.stages for credit in stage.credits]
@@ -57,18 +59,6 @@ class Collected:
     def trajectories(self) -> list[Trajectory]:
         """What was rolled out, to look at."""
         return [trajectory(leaf) for leaf in self.leaves]
-
-    def likelihoods(self) -> Numbers:
-        """`entropy`: mean -log p of the sampled text tokens, an unbiased estimate of it; mean log p of the steps."""
-        texts = [c.segment.log_probs for c in self.credits if isinstance(c.segment, TextSegment)]
-        images = [c.segment.log_probs for c in self.credits if isinstance(c.segment, ImageSegment)]
-        found = {"entropy": -torch.cat(texts)} if texts else {}
-        return means(found | ({"image/log_prob_mean": torch.cat(images)} if images else {}))
-
-    @property
-    def all_flat(self) -> bool:
-        """No group has any spread: nothing can be learned from this step."""
-        return all(stage.num_flat_groups == stage.num_groups for stage in self.stages)
 
 
 @dataclass(kw_only=True)
@@ -95,17 +85,24 @@ class Schedule:
 
     def collect(self, step: int, prompts: Sequence[Prompt], *, seed: int, progress: float) -> Collected:
         """Rollouts and credits of one turn. `step` counts turns from 0."""
-        phase = self._phase(step, seed, progress)
-        if phase == "refine":
-            images = self._images(len(prompts), seed)
-            return self._refine(images, seed, progress) if images else self._reason(prompts, seed, progress)
-        run = {
-            "reason": self._reason,
-            "full": self._full,
-            "episode": self._episode,
-            "critique": self._critique,
-        }[phase]
-        return run(prompts, seed, progress)
+        phase, first = self._phase(step, seed, progress), self.engine.first_group
+        # every process has a pool of its own and chooses by itself
+        rng = np.random.default_rng((seed, first) if first else seed)
+        if phase == "full":
+            return self._full(prompts, seed, progress)
+        if phase == "episode":
+            return self._episode(prompts, seed, progress)
+        images = self._images(len(prompts), seed, rng) if phase == "refine" else []
+        if images:
+            roots = self.engine.roots(images, num_rows=self.branch.critique * self.branch.refinement)
+            ends = self._branched(roots, seed, progress)
+            self.pool.add(ends)
+            return _collected("refine", ends, [credit_refinements(ends, self.credit)])
+        drafts = self._drafts(prompts, seed, progress)
+        if phase == "critique":
+            return self._critique(drafts, len(prompts), seed, rng)
+        self.pool.add(drafts)
+        return _collected("reason", drafts, [credit_drafts(drafts, self.credit, self.rewards)])
 
     def _phase(self, step: int, seed: int, progress: float) -> str:
         """The phase of a turn, in every process alike."""
@@ -116,24 +113,22 @@ class Schedule:
         phases = PHASES[name]
         return phases[-1] if step % (self.reason_steps + 1) == self.reason_steps else phases[0]
 
+    def _images(self, count: int, seed: int, rng: np.random.Generator) -> list[Node]:
+        """What a refine phase starts from: nodes of the pool, and images that a world draws."""
+        num_synthetic = round(count * self.synthetic_fraction) if self.synthetic else 0
+        images = self.pool.choose(count - num_synthetic, rng)
+        if self.synthetic and num_synthetic:
+            images += self.synthetic(num_synthetic, int(rng.integers(2**31)) if self.engine.first_group else seed)
+        return images
+
     def _drafts(self, prompts: Sequence[Prompt], seed: int, progress: float, rounds: int = 0) -> list[Node]:
         """As many of each prompt as it branches; `rounds`: in which they will branch further."""
-        per_draft = self.branch.rollouts("refine") ** rounds
-        num_rows = self.branch.rollouts("reason") * per_draft
+        b = self.branch
+        per_draft = (b.critique * b.refinement) ** rounds
+        num_rows = b.plan * b.draft * per_draft
         return self.engine.drafts(
-            prompts, seed=seed, num_rows=num_rows, per_plan=self.branch.draft, per_draft=per_draft, progress=progress
+            prompts, seed=seed, num_rows=num_rows, per_plan=b.draft, per_draft=per_draft, progress=progress
         )
-
-    def _reason(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
-        drafts = self._drafts(prompts, seed, progress)
-        self.pool.add(drafts)
-        return _collected("reason", drafts, [credit_drafts(drafts, self.credit, self.rewards)])
-
-    def _refine(self, images: Sequence[Node], seed: int, progress: float) -> Collected:
-        roots = self.engine.roots(images, num_rows=self.branch.rollouts("refine"))
-        ends = self._branched(roots, seed, progress)
-        self.pool.add(ends)
-        return _collected("refine", ends, [credit_refinements(ends, self.credit)])
 
     def _branched(self, ends: Sequence[Node], seed: int, progress: float) -> list[Node]:
         critiques, refinements = self.branch.critique, self.branch.refinement
@@ -153,38 +148,25 @@ class Schedule:
         """One draft a prompt, not trained on, branches; what is drawn from it goes on alone."""
         drafts = [draft for draft in self.engine.drafts(prompts, seed=seed) if draft.score is not None]
         given = [given_image(draft.prompt, draft.image, verdict=draft.verdict) for draft in drafts]
-        roots = self.engine.roots(given, num_rows=self.branch.rollouts("episode"))
+        roots = self.engine.roots(given, num_rows=self.branch.critique * self.branch.refinement)
         ends = self._branched(roots, round_seed(seed, 1), progress)
         for number in range(2, self.rounds + 1):
             ends = self.engine.round(ends, seed=round_seed(seed, number), progress=progress)
-        items = {**draft_scores(drafts), **whole_trajectories([trajectory(end) for end in ends])}
+        items = {"refine/draft_score": scores(drafts), **whole_trajectories([trajectory(end) for end in ends])}
         return _collected("episode", ends, [credit_trajectories(ends, self.credit)], items=items)
 
-    def _critique(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
-        """Fresh drafts, not trained on, one of each group is critiqued by G peers."""
-        drafts = self._drafts(prompts, seed, progress)
+    def _critique(self, drafts: list[Node], count: int, seed: int, rng: np.random.Generator) -> Collected:
+        """Of fresh drafts, not trained on, one of each group is critiqued by G peers."""
         self.pool.groups.clear()
         self.pool.add(drafts)
-        rng = self._rng(seed)
-        images = self.pool.choose(len(prompts), rng) or [
-            group[int(rng.integers(len(group)))] for group in self.pool.groups
-        ]
+        images = self.pool.choose(count, rng) or [group[int(rng.integers(len(group)))] for group in self.pool.groups]
         critiques = self.engine.critiques(images, seed=seed, num_rows=self.branch.critique)
-        stage = credit_critiques(critiques, self.credit)
-        return _collected("critique", critiques, [stage], items=draft_scores(drafts))
-
-    def _images(self, count: int, seed: int) -> list[Node]:
-        rng = self._rng(seed)
-        num_synthetic = round(count * self.synthetic_fraction) if self.synthetic else 0
-        images = self.pool.choose(count - num_synthetic, rng)
-        if self.synthetic and num_synthetic:
-            images += self.synthetic(num_synthetic, int(rng.integers(2**31)) if self.engine.first_group else seed)
-        return images
-
-    def _rng(self, seed: int) -> np.random.Generator:
-        """Of the choice of images: every process has a pool of its own and chooses by itself."""
-        first = self.engine.first_group
-        return np.random.default_rng((seed, first) if first else seed)
+        return _collected(
+            "critique",
+            critiques,
+            [credit_critiques(critiques, self.credit)],
+            items={"refine/draft_score": scores(drafts)},
+        )
 
 
 def _collected(
@@ -195,5 +177,10 @@ def _collected(
     items: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Collected:
     """Stages joined as the table of metrics says. `items`: what is measured over the whole step instead."""
-    metrics = combine([stage.metrics for stage in stages], over="batches") | means(items)
+    texts = [c.segment.log_probs for stage in stages for c in stage.credits if isinstance(c.segment, TextSegment)]
+    images = [c.segment.log_probs for stage in stages for c in stage.credits if isinstance(c.segment, ImageSegment)]
+    # mean -log p of the sampled tokens is an unbiased estimate of their entropy
+    log_probs = {"entropy": -torch.cat(texts)} if texts else {}
+    log_probs |= {"image/log_prob_mean": torch.cat(images)} if images else {}
+    metrics = combine([stage.metrics for stage in stages], over="batches") | means({**log_probs, **items})
     return Collected(phase=phase, leaves=leaves, stages=stages, metrics=metrics)

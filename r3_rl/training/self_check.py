@@ -108,9 +108,9 @@ def _rollouts(policy: Policy, prompts: list[Prompt], settings: LoopSettings, see
     plans = [node.parent for node in drafts]
     return {
         "plan": [plan.sample for plan in plans if plan and plan.sample],
-        "draft": [node.drawn for node in drafts],
-        "critique": [node.text for node in critiques],
-        "refinement": [node.drawn for node in refined if node],
+        "draft": [node.sample for node in drafts if node.sample],
+        "critique": [node.sample for node in critiques if node.sample],
+        "refinement": [node.sample for node in refined if node and node.sample],
     }
 
 

@@ -12,7 +12,7 @@ from transformers import ProgressCallback, TrainerCallback
 from r3_rl import ranks
 from r3_rl.policy.adapters import adapted_layers, adapter_merged, attach
 from r3_rl.policy.base import Policy
-from r3_rl.rollout.stopwatch import Stopwatch
+from r3_rl.rollout.engine import Stopwatch
 from r3_rl.scoring.panel import Panel
 from r3_rl.stages.protocol import PROTOCOLS
 from r3_rl.stages.settings import LoopSettings

@@ -49,7 +49,7 @@ def combined(aggregator, *pulls, probe_every=1, step=0, before=None):
 
     numbers = balancer.accumulate(step, pulls, run, (3.0, 4.0))
     assert numbers["image/count"] == len(pulls)
-    return module.weight.grad[0], dict(numbers.without(["image/count"]))
+    return module.weight.grad[0], {name: value for name, value in numbers.items() if name != "image/count"}
 
 
 def understanding(*direction):

@@ -163,7 +163,7 @@ def test_the_swap_test_reads_with_the_base():
     assert 0 < len(wrong.images) < 9
     for name, critic in (("own", trained), ("base", base)):
         said = Engine(policy=critic, settings=loop()).critiques(wrong.nodes(slice(None)), seed=5)
-        assert values[f"swap_{name}_critic_edits"] == [float(bool(c.said.instruction)) for c in said], name
+        assert values[f"swap_{name}_critic_edits"] == [float(bool(c.critique.instruction)) for c in said], name
 
 
 def test_own_drafts_are_chosen_by_their_verdict():

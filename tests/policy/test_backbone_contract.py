@@ -88,10 +88,10 @@ def rolled_out(policy, guidance=Guidance(), top_p=1.0):  # noqa: B008 - frozen
     critiques = engine.critiques([given_image(node.prompt, node.image) for node in drafts], seed=5, num_rows=2)
     refined = [node for node in engine.refinements(critiques, seed=6) if node is not None]
     return {
-        "plan": [node.parent.text for node in drafts],
-        "draft": [node.drawn for node in drafts],
-        "critique": [node.text for node in critiques],
-        "refinement": [node.drawn for node in refined],
+        "plan": [node.parent.sample for node in drafts],
+        "draft": [node.sample for node in drafts],
+        "critique": [node.sample for node in critiques],
+        "refinement": [node.sample for node in refined],
     }
 
 

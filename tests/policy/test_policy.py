@@ -39,10 +39,10 @@ def one_of_each(policy, drawing, *, plan=Sampling(max_new_tokens=6), critique=Sa
     critiques = engine.critiques([given_image(d.prompt, d.image) for d in drafts], seed=5)
     refined = engine.refinements(critiques, seed=5)
     found = {
-        "plan": [d.parent.text for d in drafts],
-        "draft": [d.drawn for d in drafts],
-        "critique": [c.text for c in critiques],
-        "refinement": [node.drawn for node in refined if node is not None],
+        "plan": [d.parent.sample for d in drafts],
+        "draft": [d.sample for d in drafts],
+        "critique": [c.sample for c in critiques],
+        "refinement": [node.sample for node in refined if node is not None],
     }
     assert all(found.values())
     return found
@@ -51,7 +51,7 @@ def one_of_each(policy, drawing, *, plan=Sampling(max_new_tokens=6), critique=Sa
 def critiques_of(policy, images):
     """Two critiques of each image."""
     nodes = [given_image(p, i) for p, i in zip(PROMPTS, images, strict=True)]
-    return [c.text for c in Engine(policy=policy, settings=loop()).critiques(nodes, seed=5, num_rows=2)]
+    return [c.sample for c in Engine(policy=policy, settings=loop()).critiques(nodes, seed=5, num_rows=2)]
 
 
 @pytest.fixture(scope="module")

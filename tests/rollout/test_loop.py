@@ -11,9 +11,8 @@ import torch
 from r3_rl.errors import InputError
 from r3_rl.nodes import always_edits, given_image, prompt_roots, trajectory
 from r3_rl.policy.base import Drawing, Sampling
-from r3_rl.rollout.engine import Engine, run_loop
+from r3_rl.rollout.engine import Engine, Stopwatch, run_loop
 from r3_rl.rollout.rows import Parts, row_seeds
-from r3_rl.rollout.stopwatch import Stopwatch
 from r3_rl.stages.settings import DrawingPlan
 from r3_rl.types import Prompt, Verdict
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
@@ -84,12 +83,14 @@ def test_several_images_are_drawn_from_one_plan(policy):
     assert counting.written == [6] and counting.drawn == [12]
     for i in range(0, 12, 2):
         assert drafts[i].parent is drafts[i + 1].parent, "one text, one credit"
-        assert drafts[i].drawn.context[-1] is drafts[i + 1].drawn.context[-1]
+        assert drafts[i].sample.context[-1] is drafts[i + 1].sample.context[-1]
         assert not torch.equal(drafts[i].image, drafts[i + 1].image), "the painter's noise differs"
-    assert drafts[0].parent.text.text != drafts[2].parent.text.text
+    assert drafts[0].parent.sample.text != drafts[2].parent.sample.text
     single = Engine(policy=policy, settings=loop()).drafts(PROMPTS, seed=3, num_rows=4)
     for i in range(0, 12, 2):
-        assert drafts[i].parent.text.token_ids == single[i].parent.text.token_ids, "a row's seed follows from its place"
+        assert drafts[i].parent.sample.token_ids == single[i].parent.sample.token_ids, (
+            "a row's seed follows from its place"
+        )
         torch.testing.assert_close(drafts[i].image, single[i].image, atol=1e-5, rtol=0)
 
 
@@ -101,10 +102,10 @@ def test_several_refinements_are_drawn_by_one_critique(policy):
     assert counting.written == [6] and len(critiques) == 6 and len(refined) == 12
     for i, critique in enumerate(critiques):
         first, second = refined[2 * i : 2 * i + 2]
-        assert (first is None) == (second is None) == (not critique.said.instruction)
+        assert (first is None) == (second is None) == (not critique.critique.instruction)
         if first is not None:
             assert first.parent is second.parent is critique
-            assert first.drawn.context[-1] is second.drawn.context[-1], "one instruction, encoded once"
+            assert first.sample.context[-1] is second.sample.context[-1], "one instruction, encoded once"
             assert not torch.equal(first.image, second.image)
     assert any(refined), "some critiques ask for an edit"
 
@@ -159,7 +160,7 @@ def test_without_a_plan_the_prompt_is_drawn(policy):
     (draft, *others) = Engine(policy=counting, settings=settings).drafts(PROMPTS, seed=1, num_rows=2)
     assert counting.written == [] and len(others) == 5
     assert draft.parent is draft.root and trajectory(draft).rounds[0].plan is None
-    assert [p.text for p in draft.drawn.context] == [PROMPTS[0].text]
+    assert [p.text for p in draft.sample.context] == [PROMPTS[0].text]
 
 
 def test_seeds_of_rows_differ_by_row_stage_and_step():
@@ -206,11 +207,11 @@ def test_shared_noise_starts_peers_alike(policy):
     settings = replace(settings, draft=replace(settings.draft, shared_noise=True, num_sde_steps=2, window="all"))
     settings = replace(settings, refine=settings.draft)
     engine = Engine(policy=policy, settings=settings)
-    a, b, c, _ = (node.drawn for node in engine.drafts(PROMPTS[:2], seed=1, num_rows=2, progress=0.0))
+    a, b, c, _ = (node.sample for node in engine.drafts(PROMPTS[:2], seed=1, num_rows=2, progress=0.0))
     assert torch.equal(a.states[0], b.states[0]) and not torch.equal(a.states[0], c.states[0])
     critiques = engine.critiques(given_images()[:2], seed=3, num_rows=2)
     drawn = engine.refinements([always_edits(k) for k in critiques], seed=1, progress=0.0)
-    x, y, z, _ = (node.drawn for node in drawn)
+    x, y, z, _ = (node.sample for node in drawn)
     assert torch.equal(x.states[0], y.states[0]) and not torch.equal(x.states[0], z.states[0])
 
 
@@ -223,7 +224,7 @@ def test_drafts_keep_their_peers_and_missing_scores(policy):
     assert [node.root.id.row for node in drafts] == [0, 0, 0, 3, 3, 3, 6, 6, 6]
     assert [node.prompt.text for node in drafts] == [p.text for p in PROMPTS for _ in range(3)]
     assert [i for i, node in enumerate(drafts) if node.score is None] == [4]
-    assert all(len(node.drawn.times) == 2 for node in drafts)
+    assert all(len(node.sample.times) == 2 for node in drafts)
 
 
 @pytest.mark.parametrize("per_plan", [1, 2, 4])
@@ -245,12 +246,12 @@ def test_refinements_branch_from_one_image(policy):
     critiques = engine.critiques(images, seed=2, num_rows=3)
     refined = engine.refinements(critiques, seed=2, progress=0.0)
     for i, (critique, image) in enumerate(zip(critiques, refined, strict=True)):
-        assert critique.text.context[0].image is images[i // 3].image and critique.root.id.row == i - i % 3
-        assert (image is None) == (not critique.said.instruction)
+        assert critique.sample.context[0].image is images[i // 3].image and critique.root.id.row == i - i % 3
+        assert (image is None) == (not critique.critique.instruction)
         if image is not None:
             assert image.verdict is not None and image.num_refinements == 1
-            assert image.drawn.context[0].image is images[i // 3].image and image.drawn.context[0].use == "edit"
-            assert image.drawn.context[1].text == critique.said.instruction
+            assert image.sample.context[0].image is images[i // 3].image and image.sample.context[0].use == "edit"
+            assert image.sample.context[1].text == critique.critique.instruction
 
 
 def test_further_rounds_keep_their_rows_and_their_stochastic_steps(policy):
@@ -261,14 +262,14 @@ def test_further_rounds_keep_their_rows_and_their_stochastic_steps(policy):
     critiques = [end if end.critique else end.above for end in ends]
     refined = [None if end.critique else end for end in ends]
     assert [c.parent for c in critiques] == drafts and [c.id.row for c in critiques] == list(range(4))
-    steps = [{node.drawn.drawing.sde_steps for node in refined[i : i + 3] if node} for i in (0, 3)]
+    steps = [{node.sample.drawing.sde_steps for node in refined[i : i + 3] if node} for i in (0, 3)]
     assert all(len(found) <= 1 for found in steps), "peers share them"
     assert all(node.num_refinements == 1 and node.id.depth == 4 for node in refined if node)
     walked = [trajectory(image or critique) for image, critique in zip(refined, critiques, strict=True)]
     for draft, critique, image, t in zip(drafts, critiques, refined, walked, strict=True):
-        assert t.rounds[0].image is draft.drawn and t.rounds[0].plan is draft.parent.text
+        assert t.rounds[0].image is draft.sample and t.rounds[0].plan is draft.parent.sample
         assert t.rounds[0].verdict is draft.verdict and len(t.rounds) == (2 if image else 1)
-        assert (t.rounds[1].critique if image else t.last_critique) is critique.said
+        assert (t.rounds[1].critique if image else t.last_critique) is critique.critique
         assert t.last_critique is None or image is None
 
 
@@ -308,7 +309,7 @@ def test_a_part_is_scored_before_the_next_is_drawn(policy, whole):
     groups = [node.root.id.row for node in in_parts]
     assert seen == [(groups[: counting.drawn[0]], 1), (groups[counting.drawn[0] :], 2)]
     for a, b in zip(whole_batch, in_parts, strict=True):
-        assert a.parent.text.token_ids == b.parent.text.token_ids and a.prompt is b.prompt
+        assert a.parent.sample.token_ids == b.parent.sample.token_ids and a.prompt is b.prompt
         torch.testing.assert_close(a.image, b.image, atol=1e-5, rtol=0)
 
     a, b = (e.refinements(e.critiques(given_images(), seed=2, num_rows=3), seed=2, progress=0.0) for e in (one, many))
@@ -326,4 +327,4 @@ def test_a_stopwatch_adds_up_even_when_the_stage_fails():
         raise ValueError
     with watch("draft", 1):
         pass
-    assert set(watch.take()) == {"draft", "score"} and watch.take() == {}
+    assert set(watch.seconds) == {"draft", "score"}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from r3_rl.stages.protocol import PROTOCOLS, Protocol, edit, look, protocol_named, split_thought
+from r3_rl.nodes import given_critique, given_image
+from r3_rl.stages import CRITIQUE, REFINEMENT
+from r3_rl.stages.protocol import PROTOCOLS, Protocol, protocol_named, split_thought
+from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, TextSegment
 
 COMPACT, BAGEL = PROTOCOLS["compact"], protocol_named("bagel")
@@ -70,14 +75,16 @@ def test_what_stands_in_the_contexts():
     assert [p.text for p in COMPACT.reason_context(prompt)] == ["a {curly} circle"]
     system, asked = BAGEL.reason_context(prompt)
     assert system.keep and "<think>" in system.text and not asked.keep
-    (template,) = COMPACT.reflect_pieces(prompt)
-    assert template.text == "check a {curly} circle"
-    assert "a {curly} circle" in BAGEL.reflect_pieces(prompt)[0].text
-    critique = COMPACT.read_critique(said("<think> x </think> add a cross"))
-    shown = [[p.text for p in COMPACT.refine_pieces(critique, prompt, show_prompt=s)] for s in (False, True)]
-    assert shown == [["add a cross"], ["a {curly} circle", "add a cross"]]
-    image = torch.zeros(3, 2, 2)
-    assert (look(image).use, edit(image).use) == ("look", "edit")
+    image = given_image(prompt, torch.zeros(3, 2, 2))
+    plain = LoopSettings(protocol=COMPACT)
+    looked, template = CRITIQUE.context(image, plain)
+    assert looked.use == "look" and template.text == "check a {curly} circle"
+    assert "a {curly} circle" in CRITIQUE.context(image, LoopSettings(protocol=BAGEL))[1].text
+    critique = given_critique(image, "add a cross")
+    for settings, words in ((plain, []), (replace(plain, show_prompt=True), ["a {curly} circle"])):
+        seen, *shown = REFINEMENT.context(critique, settings)
+        assert seen.use == "edit" and [p.text for p in shown] == [*words, "add a cross"]
+    assert CRITIQUE.context(critique, plain) is None and REFINEMENT.context(given_critique(image, ""), plain) is None
 
 
 def test_a_thought_is_split_once():

@@ -52,17 +52,17 @@ def test_the_engine_regenerates_and_its_nodes_cross_a_process_border(folder):
     engine = Engine(policy=policy, settings=LOOP)
     drafts = engine.drafts(PROMPTS, seed=1, num_rows=4)
     refined = [node for node in engine.round(drafts, seed=2) if node.stage == "refinement"]
-    assert refined and all(isinstance(node.drawn, ImageTokenSegment) for node in [*drafts, *refined])
+    assert refined and all(isinstance(node.sample, ImageTokenSegment) for node in [*drafts, *refined])
     for node in refined:
         assert isinstance(node.parent, Node) and isinstance(node.parent.parent, Node)
-        prompt, looked, edit = node.drawn.context
+        prompt, looked, edit = node.sample.context
         assert isinstance(prompt, TextPiece) and prompt.text == node.prompt.text
         assert isinstance(looked, ImagePiece) and looked.use == "look"
         assert torch.equal(looked.image, node.parent.parent.image)
-        assert isinstance(edit, TextPiece) and edit.text == node.parent.said.instruction
+        assert isinstance(edit, TextPiece) and edit.text == node.parent.critique.instruction
     again = from_bytes(to_bytes(refined))
     for ours, theirs in zip(
-        policy.replay([n.drawn for n in refined]), policy.replay([n.drawn for n in again]), strict=True
+        policy.replay([n.sample for n in refined]), policy.replay([n.sample for n in again]), strict=True
     ):
         assert torch.equal(ours.log_probs, theirs.log_probs)
 
