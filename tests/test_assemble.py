@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, fields, is_dataclass
-from inspect import signature
+from dataclasses import fields, is_dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -12,24 +11,12 @@ import pytest
 from pydantic import BaseModel
 
 from r3_rl import assemble
-from r3_rl.algorithm.rewards import Format
 from r3_rl.assemble import adapter_settings, build_panel, loop_settings, prompt_stream, trainer_arguments, world_tags
-from r3_rl.bridges.trl import as_trl_reward
 from r3_rl.errors import InputError
-from r3_rl.flow.guidance import Guidance
-from r3_rl.observe.recorder import Recorder
-from r3_rl.policy.adapters import AdapterSettings
-from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.recipe import Recipe
 from r3_rl.scoring.batch import ScoreBatch
-from r3_rl.scoring.panel import Panel
 from r3_rl.stages.protocol import Protocol, protocol_named
-from r3_rl.stages.settings import DrawingPlan
-from r3_rl.training.batcher import Batcher
 from r3_rl.training.config import R3Config
-from r3_rl.training.credit import CreditSettings
-from r3_rl.training.schedules import Schedule
-from r3_rl.training.update import LossSettings
 from r3_rl.types import Prompt
 
 DRAWING = {"window_size": 4, "guidance": {"text": 2.0}}
@@ -185,45 +172,6 @@ def test_the_trainers_own_defaults_are_the_recipes(tmp_path):
 def test_arguments_that_a_recipe_could_not_have_are_refused_by_name(given, named):
     with pytest.raises(InputError, match=f"R3Config {named}" if "=" in named else named):
         R3Config("out", **given)
-
-
-def defaults(owner: Any) -> dict[str, Any]:
-    """The defaults of a dataclass, or of a function's keywords."""
-    if is_dataclass(owner):
-        return {f.name: f.default for f in fields(owner) if f.default is not MISSING}
-    return {n: p.default for n, p in signature(owner).parameters.items() if p.default is not p.empty}
-
-
-EMPTY = Recipe.model_validate({"version": 1, "rewards": [{"scorer": "shapes"}]})
-ALGORITHM, DRAFT = EMPTY.algorithm, EMPTY.rollout.draft
-
-
-@pytest.mark.parametrize(
-    ("owner", "section", "other_names"),
-    [
-        (CreditSettings, ALGORITHM, {}),
-        (LossSettings, ALGORITHM, {}),
-        (Batcher, EMPTY.training, {}),
-        (Format, ALGORITHM, {"mode": "format_mode", "weight": "format_weight"}),
-        (Panel, ALGORITHM, {"aggregate": "multi_objective_aggregation"}),
-        (as_trl_reward, ALGORITHM, {"gain": "of two pictures"}),
-        (Sampling, EMPTY.rollout.plan, {}),
-        (Sampling, EMPTY.rollout.critique, {}),
-        (Drawing, DRAFT, {"shift": "timestep_shift", "convention": "sde"}),
-        (Guidance, DRAFT.guidance, {}),
-        (DrawingPlan, DRAFT, {}),
-        (AdapterSettings, EMPTY.lora, {}),
-        (Schedule, EMPTY.rollout, {}),
-        (Schedule, ALGORITHM.tree, {}),
-        (Recorder, EMPTY.observe, {}),
-    ],
-)
-def test_every_default_is_the_recipes(owner, section, other_names):
-    """One default each: what is built by hand, or without a key, is what a recipe without settings builds."""
-    found = {other_names.get(name, name): value for name, value in defaults(owner).items()}
-    shared = {name: value for name, value in found.items() if name in type(section).model_fields}
-    assert shared, "a name was changed: say so in the table"
-    assert shared == {name: getattr(section, name) for name in shared}
 
 
 def test_prompts_of_the_world_keep_to_the_kinds_asked_for():

@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 
 from r3_rl.errors import InputError
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import AlgorithmSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +32,9 @@ class Format:
     0.1
     """
 
-    mode: Literal["gate", "add"] = "gate"
+    mode: Literal["gate", "add"] = default(AlgorithmSection, "format_mode")
     """`gate`: malformed texts earn 0 (released code). `add`: form earns its weight beside the value (paper)."""
-    weight: float = 0.1
+    weight: float = default(AlgorithmSection, "format_weight")
     """w, 0 or more."""
 
     def __post_init__(self) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from r3_rl.errors import InputError
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import AlgorithmSection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,9 +28,9 @@ class LossInputs:
     """[M], each text's or image's advantage repeated over its elements."""
     owner: torch.Tensor
     """int64 [M], the number of the text or image that an element belongs to: 0, 1, ... within the micro-batch."""
-    epsilon: float = 0.2
+    epsilon: float = default(AlgorithmSection, "epsilon")
     """Clip range below 1, in [0, 1]."""
-    epsilon_high: float | None = None
+    epsilon_high: float | None = default(AlgorithmSection, "epsilon_high")
     """Clip range above 1, 0 or more; None takes `epsilon`."""
 
     @property

@@ -18,7 +18,7 @@ from r3_rl.errors import InputError, ScorerError
 from r3_rl.scoring.base import RunProgress, accepted_arguments, info_of
 from r3_rl.scoring.batch import Image, ScoreBatch, applicable, call_parts
 from r3_rl.scoring.cache import ScoreCache
-from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.scoring.panel import MOST_FAILED, Panel, ScorerSpec
 from r3_rl.scoring.registry import load_scorer, short_name
 from r3_rl.types import Prompt, Verdict
 
@@ -33,8 +33,8 @@ def as_trl_reward(
     base_folder: str | Path = ".",
     num_generations: int | None = None,
     gain: bool = False,
-    max_failed_fraction: float = 0.25,
-    timeout_s: float = 300.0,
+    max_failed_fraction: float = MOST_FAILED,
+    timeout_s: float = ScorerSpec.timeout_s,
 ) -> TRLReward:
     """Make any scorer a reward function for `trl.GRPOTrainer(reward_funcs=...)`.
 

@@ -50,7 +50,7 @@ class Rehearsal:
     device: str
     schedule: str
     rounds: int
-    reason_steps: int = 1
+    reason_steps: int
     """Of `tree` and `cotrain`: steps of drafts before each of the other kind."""
     num_steps: int
     num_prompts: int

@@ -12,6 +12,8 @@ from typing import Literal, overload
 import torch
 
 from r3_rl.errors import InputError
+from r3_rl.recipe.base import default
+from r3_rl.recipe.drawing import GuidanceSection
 
 RENORMS = ("global", "channel", "text_channel")
 _NORM_FLOOR = 1e-8
@@ -25,16 +27,16 @@ class Guidance:
     (True, False)
     """
 
-    text: float = 1.0
+    text: float = default(GuidanceSection, "text")
     """Text scale a; 1 or less switches guidance off altogether, the image scale included."""
-    image: float = 1.0
+    image: float = default(GuidanceSection, "image")
     """Image scale b; above 1 it adds a pull away from the image-dropped velocity."""
-    interval: tuple[float, float] = (0.4, 1.0)
+    interval: tuple[float, float] = default(GuidanceSection, "interval")
     """Guidance acts while low < t <= high."""
-    renorm: Literal["global", "channel", "text_channel"] = "global"
+    renorm: Literal["global", "channel", "text_channel"] = default(GuidanceSection, "renorm")
     """What keeps the length of the plain velocity: the image as a whole, each token, or each token after the text
     pull only."""
-    renorm_min: float = 0.0
+    renorm_min: float = default(GuidanceSection, "renorm_min")
     """Lower bound of the length factor, 0 .. 1; 1 switches renormalisation off."""
 
     def __post_init__(self) -> None:

@@ -20,8 +20,11 @@ from PIL import Image
 
 from r3_rl.errors import InputError, RunError
 from r3_rl.observe.trajectories import SeenRound, pick_trajectories, see
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import ObserveSection
 from r3_rl.types import Trajectory
 
+KEPT_TRAJECTORIES: int = default(ObserveSection, "keep_trajectories")
 KEPT_IMAGE_PX = 384
 """Longest side of a kept image; larger ones are scaled down, since a run may keep thousands."""
 PHASES = ("train", "before", "during", "after")
@@ -118,7 +121,9 @@ class Recorder:
         InputError: when the folder does not exist.
     """
 
-    def __init__(self, run_folder: str | Path, *, keep_trajectories: int = 16, resume_step: int | None = None) -> None:
+    def __init__(
+        self, run_folder: str | Path, *, keep_trajectories: int = KEPT_TRAJECTORIES, resume_step: int | None = None
+    ) -> None:
         self.run_folder = Path(run_folder)
         self.keep_trajectories = keep_trajectories
         if not self.run_folder.is_dir():

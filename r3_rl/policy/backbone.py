@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from r3_rl.recipe.base import Problem, Section
+from r3_rl.recipe.base import Problem, Section, default
+from r3_rl.recipe.sampling import ModelSection
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 GENERATION = "generation"
 """The branch that draws, in backbones that have one of its own."""
+ATTENTION: str = default(ModelSection, "attention")
+"""What `Backbone.load` takes for `attention` unless it is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ class Backbone(Protocol):
         ...
 
     def load(
-        self, folder: Path, *, dtype: torch.dtype, device: str, random_init: bool = False, attention: str = "auto"
+        self, folder: Path, *, dtype: torch.dtype, device: str, random_init: bool = False, attention: str = ATTENTION
     ) -> Policy:
         """Return the folder's policy, frozen.
 

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from r3_rl.errors import InputError
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.backbone import BackboneSpec
+from r3_rl.recipe.base import default
+from r3_rl.recipe.drawing import DraftSection, DrawingSection
+from r3_rl.recipe.sampling import WritingSection
 from r3_rl.types import Context, ImageSegment, Segment, TextSegment
 
 if TYPE_CHECKING:
@@ -29,11 +32,11 @@ class Sampling:
     True
     """
 
-    max_new_tokens: int = 48
+    max_new_tokens: int = default(WritingSection, "max_new_tokens")
     """Most tokens to write, end token included."""
-    temperature: float = 1.0
+    temperature: float = default(WritingSection, "temperature")
     """>= 0; 0 takes the likeliest token."""
-    top_p: float = 1.0
+    top_p: float = default(WritingSection, "top_p")
     """Share of probability kept, (0, 1]."""
 
     @property
@@ -46,18 +49,18 @@ class Sampling:
 class Drawing:
     """How an image is drawn. A backbone of image tokens has no noise: it reads guidance and size alone."""
 
-    num_steps: int = 8
+    num_steps: int = default(DrawingSection, "num_steps")
     """Network steps (a schedule of one point more)."""
-    shift: float = 1.0
+    shift: float = default(DrawingSection, "timestep_shift")
     """Time shift of the schedule, > 0."""
-    convention: str = "r3_monotonic"
+    convention: str = default(DrawingSection, "sde")
     """SDE convention, a name in `flow.sde.CONVENTIONS`."""
-    eta: float = 0.7
+    eta: float = default(DrawingSection, "eta")
     """Noise level of stochastic steps."""
     sde_steps: tuple[int, ...] = ()
     """Which steps are stochastic and scored; the others follow the ODE."""
     guidance: Guidance = field(default_factory=Guidance)
-    size: tuple[int, int] = (36, 36)
+    size: tuple[int, int] = default(DraftSection, "size")
     """Height, width in pixels."""
 
 
@@ -110,11 +113,11 @@ class SupervisedLoss:
 class SupervisedNoise:
     """At which noise levels images are learned; a backbone that draws no noise passes it over."""
 
-    times_per_image: int = 1
+    times_per_image: int
     """Noise levels of each image in a step."""
-    time_mean: float = 0.0
+    time_mean: float
     """m in t = sigmoid(m + N(0, 1))."""
-    soften_below: float = 0.0
+    soften_below: float
     """s: the loss at t < s weighs (t / s)^2; 0 leaves it unchanged."""
 
 

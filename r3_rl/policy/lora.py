@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from r3_rl.errors import InputError
 from r3_rl.policy.backbone import GENERATION, Branch, Branches
 from r3_rl.policy.linear import linear
-from r3_rl.recipe.learning import EVERY_BRANCH
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import EVERY_BRANCH, LoraSection
 
 NAME = "default"
 """PEFT's name for a module's only adapter."""
@@ -30,15 +31,15 @@ class AdapterSettings:
     2.0
     """
 
-    rank: int = 16
+    rank: int = default(LoraSection, "rank")
     """>= 1."""
-    rank_generation: int | None = None
+    rank_generation: int | None = default(LoraSection, "rank_generation")
     """Rank on the generation branch; None takes `rank`."""
-    alpha: float = 32.0
+    alpha: float = default(LoraSection, "alpha")
     """The adapter is scaled by alpha / rank, on both branches alike."""
-    dropout: float = 0.0
+    dropout: float = default(LoraSection, "dropout")
     """[0, 1), of the adapter's input; acts in training mode, that is in updates only."""
-    branches: str = EVERY_BRANCH
+    branches: str = default(LoraSection, "branches")
     """The branch of the backbone that gets adapters, such as `understanding` or `generation`; `both`: all of them."""
 
     @property

@@ -147,9 +147,7 @@ def _backward(
     Micro-batches hold examples of like length (they come sorted by kind) and stay small enough for the processor's
     cache, which on a CPU matters more than the size of the matrix products.
     """
-    noise = SupervisedNoise(
-        times_per_image=settings.times_per_image, time_mean=settings.time_mean, soften_below=settings.soften_below
-    )
+    noise = settings.build(SupervisedNoise)
     num_flow, num_text = policy.supervised_sizes(examples, noise)
     flow = text = 0.0
     for start in range(0, len(examples), settings.micro_batch):

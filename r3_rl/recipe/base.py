@@ -60,6 +60,17 @@ class Section(BaseModel):
         return self
 
 
+def default(section: type[Section], key: str) -> Any:
+    """Return the default of a key, for its owner's field of the same meaning: it is written in the section only.
+
+    >>> class Range(Section):
+    ...     low: int = 1
+    >>> default(Range, "low")
+    1
+    """
+    return section.model_fields[key].default
+
+
 def section(description: str) -> Any:
     """A section that may be left out: then all of its defaults hold."""
     return Field(default_factory=dict, validate_default=True, description=description)

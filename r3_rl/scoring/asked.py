@@ -9,6 +9,8 @@ from itertools import islice
 from typing import Any
 
 from r3_rl.errors import R3Error
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import RewardSection
 from r3_rl.scoring.answers import BrokenContract, check_answer, check_words
 from r3_rl.scoring.base import ScorerInfo, accepted_arguments, call_parameters
 from r3_rl.scoring.inputs import Inputs
@@ -28,13 +30,13 @@ class ScorerSpec:
     """What metrics and verdicts call it."""
     scorer: Any
     """Ready to be called, as `load_scorer` returns it."""
-    weight: float = 1.0
+    weight: float = default(RewardSection, "weight")
     """Factor in the total, any sign; 0 means logged only."""
     info: ScorerInfo | None = None
     """None takes what the scorer declares."""
     params: Mapping[str, Any] | None = None
     """What it was built with: part of the cache key. None means unknown, and nothing of it is cached."""
-    timeout_s: float = 300.0
+    timeout_s: float = default(RewardSection, "timeout_s")
     """Seconds that one call may run."""
 
 

@@ -15,6 +15,8 @@ from typing import Literal
 
 from r3_rl.errors import ScorerError
 from r3_rl.observe.metrics import Numbers
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import AlgorithmSection
 from r3_rl.scoring.asked import ScorerSpec, cause_of
 from r3_rl.scoring.base import RunProgress
 from r3_rl.scoring.batch import ScoreBatch
@@ -27,6 +29,8 @@ from r3_rl.types import Verdict
 __all__ = ["Aggregate", "Panel", "ScoreBatch", "ScorerSpec"]
 
 Aggregate = Literal["sum_then_normalize", "normalize_then_sum"]
+AGGREGATE: Aggregate = default(AlgorithmSection, "multi_objective_aggregation")
+MOST_FAILED: float = default(AlgorithmSection, "max_failed_fraction")
 _EPSILON = 1e-4  # TRL's, so that equal settings give equal rewards
 
 
@@ -49,8 +53,8 @@ class Panel:
         self,
         specs: Sequence[ScorerSpec],
         *,
-        aggregate: Aggregate = "sum_then_normalize",
-        max_failed_fraction: float = 0.25,
+        aggregate: Aggregate = AGGREGATE,
+        max_failed_fraction: float = MOST_FAILED,
         num_workers: int = 2,
         cache: ScoreCache | None = None,
         held_out: bool = False,

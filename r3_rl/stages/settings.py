@@ -10,6 +10,8 @@ import numpy as np
 
 from r3_rl.flow.windows import choose_steps
 from r3_rl.policy.base import Drawing, Sampling
+from r3_rl.recipe.base import default
+from r3_rl.recipe.drawing import DrawingSection
 from r3_rl.stages.protocol import Protocol
 
 
@@ -19,10 +21,10 @@ class DrawingPlan:
 
     drawing: Drawing
     """Everything but the stochastic steps."""
-    window: str = "random"
-    num_sde_steps: int = 2
-    window_size: int | None = None
-    shared_noise: bool = False
+    window: str = default(DrawingSection, "window")
+    num_sde_steps: int = default(DrawingSection, "num_sde_steps")
+    window_size: int | None = default(DrawingSection, "window_size")
+    shared_noise: bool = default(DrawingSection, "shared_noise")
     """Peers start from the same noise."""
 
     @property

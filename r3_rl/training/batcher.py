@@ -22,6 +22,8 @@ import torch
 from r3_rl import ranks
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.base import Drawing, Policy, Sampling
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import TrainingSection
 from r3_rl.training.credit import Credit
 from r3_rl.types import (
     Context,
@@ -60,7 +62,7 @@ class Batcher:
     """
 
     policy: Policy
-    token_budget: int = 4096
+    token_budget: int = default(TrainingSection, "token_budget")
     """Tokens of a micro-batch at most, contexts included; what does not fit is one by itself."""
     drawing: Drawing = field(default_factory=Drawing)
     """How the run draws: a dummy image is a token of one of its images."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from r3_rl.errors import InputError
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.base import Section
+from r3_rl.recipe.base import Section, default
 from r3_rl.recipe.branching import BranchSection
 from r3_rl.recipe.learning import (
     AlgorithmSection,
@@ -40,7 +40,7 @@ _PLACES: dict[type[Section], str] = {
 
 def _key(section: type[Section], name: str) -> Any:
     """A key of a recipe: its default is the recipe's."""
-    return field(default=section.model_fields[name].default, metadata={"section": section, "name": name})
+    return field(default=default(section, name), metadata={"section": section, "name": name})
 
 
 @dataclass(kw_only=True)

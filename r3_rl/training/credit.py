@@ -18,6 +18,8 @@ from r3_rl.algorithm.peers import peer_statistics
 from r3_rl.algorithm.rewards import Format, text_reward
 from r3_rl.nodes import Node, numbered
 from r3_rl.observe.metrics import Numbers, means
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import AlgorithmSection
 from r3_rl.types import ImageSegment, Segment, TextSegment
 
 
@@ -25,10 +27,10 @@ from r3_rl.types import ImageSegment, Segment, TextSegment
 class CreditSettings:
     """How scores become advantages (the `algorithm` section of a recipe)."""
 
-    gain: str = "paper"
-    format_mode: Literal["gate", "add"] = "gate"
-    format_weight: float = 0.1
-    scale_rewards: Literal["none", "group", "batch"] = "none"
+    gain: str = default(AlgorithmSection, "gain")
+    format_mode: Literal["gate", "add"] = default(AlgorithmSection, "format_mode")
+    format_weight: float = default(AlgorithmSection, "format_weight")
+    scale_rewards: Literal["none", "group", "batch"] = default(AlgorithmSection, "scale_rewards")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

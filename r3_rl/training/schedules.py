@@ -73,14 +73,14 @@ class Schedule:
     """Children of every node."""
     rewards: Rewards = totals
     """How verdicts of drafts become rewards; gains are always differences of totals."""
-    rounds: int = 1
-    reason_steps: int = 1
+    rounds: int
+    reason_steps: int
     """First phases before each second one."""
     synthetic: SyntheticNodes | None = None
-    synthetic_fraction: float = 0.0
+    synthetic_fraction: float
     """Share of the images that a world draws, where it can."""
-    apart: float = 0.0
-    ramp: float = 0.0
+    apart: float
+    ramp: float
     """Of `progressive`: shares of the run, as `joint_share` takes them."""
 
     def collect(self, step: int, prompts: Sequence[Prompt], *, seed: int, progress: float) -> Collected:

@@ -19,6 +19,8 @@ from r3_rl.errors import RunError
 from r3_rl.flow.sde import kl_mean, kl_velocity
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.base import FlowReplay, ImageReplay, Policy
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import AlgorithmSection
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.credit import Credit
 from r3_rl.types import ImageSegment, Segment, TextSegment
@@ -31,16 +33,16 @@ DEVIATIONS = ("ratio/text_deviation", "ratio/image_deviation")
 class LossSettings:
     """Surrogates, clip ranges, KL coefficients and weights (the `algorithm` section of a recipe)."""
 
-    text_loss: str = "clip"
-    image_loss: str = "clip"
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
-    image_epsilon: float = 0.2
-    beta: float = 0.0
-    image_beta: float = 0.0
-    image_kl: Literal["mean", "velocity"] = "mean"
-    text_loss_weight: float = 1.0
-    image_loss_weight: float = 2.0
+    text_loss: str = default(AlgorithmSection, "text_loss")
+    image_loss: str = default(AlgorithmSection, "image_loss")
+    epsilon: float = default(AlgorithmSection, "epsilon")
+    epsilon_high: float | None = default(AlgorithmSection, "epsilon_high")
+    image_epsilon: float = default(AlgorithmSection, "image_epsilon")
+    beta: float = default(AlgorithmSection, "beta")
+    image_beta: float = default(AlgorithmSection, "image_beta")
+    image_kl: Literal["mean", "velocity"] = default(AlgorithmSection, "image_kl")
+    text_loss_weight: float = default(AlgorithmSection, "text_loss_weight")
+    image_loss_weight: float = default(AlgorithmSection, "image_loss_weight")
 
     def beta_of(self, segment: Segment) -> float:
         """The KL coefficient of a text or an image."""

@@ -41,7 +41,7 @@ def rehearsed(base, *overrides) -> Rehearsal:
 
 def plan(**changed) -> Rehearsal:
     fields = dict(
-        device="cpu", schedule="tree", rounds=1, num_steps=100, num_prompts=2, num_peers=8, rows=16,
+        device="cpu", schedule="tree", rounds=1, reason_steps=1, num_steps=100, num_prompts=2, num_peers=8, rows=16,
         resident={"weights": 1000}, caches=10, update_bytes=500, free=3000,
         stages={
             "draft": Spent(seconds=2.0, peaks=((2, 100), (4, 200))),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r3_rl.errors import CheckpointError
-from r3_rl.policy.backbone import BackboneSpec, Branch, ImageSizes, Templates
+from r3_rl.policy.backbone import ATTENTION, BackboneSpec, Branch, ImageSizes, Templates
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.size import SizeSection
 from r3_rl.recipe.base import Problem
@@ -95,7 +95,7 @@ class BagelBackbone:
         )
 
     def load(
-        self, folder: Path, *, dtype: torch.dtype, device: str, random_init: bool = False, attention: str = "auto"
+        self, folder: Path, *, dtype: torch.dtype, device: str, random_init: bool = False, attention: str = ATTENTION
     ) -> BagelPolicy:
         """The autoencoder stays float32, whatever the decoder's type."""
         from r3_rl.policy.bagel.checkpoint import load_autoencoder, load_bagel

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from r3_rl.recipe.base import default
+from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.types import Prompt
 from r3_rl.worlds.base import Edited, Question, Seed, Tags
 from r3_rl.worlds.shapes.board import NINE, Board
@@ -17,6 +19,8 @@ from r3_rl.worlds.shapes.prompts import sample_prompts, sample_scene
 from r3_rl.worlds.shapes.questions import Asked, ask, kinds_in_words
 from r3_rl.worlds.shapes.scene import Edit, Scene, apply_edit, random_edit, random_scene, roughen
 from r3_rl.worlds.shapes.terms import pick
+
+PLAN_ERRORS: int = default(PretrainSection, "plan_errors")
 
 
 class Drawn(NamedTuple):
@@ -52,7 +56,13 @@ class ShapesStream:
         self.tags = tags
 
     def text_to_image(
-        self, n: int, *, plan_noise: float = 0.0, plan_errors: int = 4, image_noise: float = 0.0, tags: Tags = None
+        self,
+        n: int,
+        *,
+        plan_noise: float = 0.0,
+        plan_errors: int = PLAN_ERRORS,
+        image_noise: float = 0.0,
+        tags: Tags = None,
     ) -> list[Drawn]:
         """Prompt, plan, image; with `plan_noise` or `image_noise` partly wrong on purpose, as for the first base.
 

@@ -44,12 +44,12 @@ def examples(
     kind: str,
     count: int,
     *,
-    plan_noise: float = 0.0,
-    plan_errors: int = 4,
-    image_noise: float = 0.0,
-    edit_noise: float = 0.0,
-    critique_noise: float = 0.0,
-    tags: Tags = None,
+    plan_noise: float,
+    plan_errors: int,
+    image_noise: float,
+    edit_noise: float,
+    critique_noise: float,
+    tags: Tags,
 ) -> list[Example]:
     """`count` examples of one kind; `plan` is text to image without the image (cheap, for what words alone teach).
 
