@@ -154,5 +154,6 @@ def trainer_arguments(recipe: Recipe, run_folder: Path, *, processes: int | None
         optimizer_parts=(processes or ranks.count()) if recipe.training.shard_optimizer else 0,
         save_total_limit=2,
         run_name=run_folder.name,
+        guards=recipe.guards,
         disable_tqdm=True,
     )

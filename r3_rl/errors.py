@@ -78,4 +78,4 @@ class MissingPackageError(InputError):
 
 
 class RunError(R3Error):
-    """The run cannot go on: numbers went wrong or a guard stopped it."""
+    """The run cannot go on: numbers went wrong, or the machine lacks what it needs."""

@@ -143,10 +143,6 @@ class Balancer:
         return torch.cat(flat)
 
     def _give(self, vector: Tensor) -> None:
-        """Adds a vector to the gradient. What nobody learned from keeps none: an optimiser would go on by its
-        momentum."""
+        """Adds a vector to the gradient."""
         for p, part in zip(self.places, vector.split([p.numel() for p in self.places]), strict=True):
-            if p.grad is not None:
-                p.grad = p.grad + part.view_as(p)
-            elif self.in_parts or part.any():
-                p.grad = part.view_as(p).clone()
+            p.grad = part.view_as(p).clone() if p.grad is None else p.grad + part.view_as(p)

@@ -38,8 +38,8 @@ app.command(eval_, name="eval")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb and leave with its exit code: 0 ok, 1 the run failed, 2 the input was wrong, 128 + N signal N
-    stopped it (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP)."""
+    """Run a verb and leave with its exit code: 0 ok, 1 the run failed, 2 the input was wrong, 3 a guard
+    stopped the run, 128 + N signal N stopped it (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP)."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

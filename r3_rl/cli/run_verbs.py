@@ -9,7 +9,7 @@ from pathlib import Path
 from r3_rl.errors import InputError
 
 
-def demo(*, world: str | None = None, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> None:
+def demo(*, world: str | None = None, out: str = "runs/demo", seed: int = 0, minutes: float = 6.0) -> int:
     """Train the model of a world with R3 for a few minutes and show before and after.
 
     Args:
@@ -23,7 +23,7 @@ def demo(*, world: str | None = None, out: str = "runs/demo", seed: int = 0, min
     prepare_process()
     from r3_rl.evaluate.demo import demo as run_demo
 
-    run_demo(world=world, out=out, seed=seed, minutes=minutes)
+    return run_demo(world=world, out=out, seed=seed, minutes=minutes).exit_code
 
 
 def train(
@@ -80,7 +80,7 @@ def train(
     source += find_recipe(recipe).read_text(encoding="utf-8")
     with redirect_stdout(io.StringIO()) if rank else nullcontext():  # the first process speaks for all
         done = run_training(checked, name=Path(recipe).stem, resume=resume, allow_changes=allow_changes, source=source)
-    return 128 + done.stopped_by if done.stopped_by else 0
+    return done.exit_code
 
 
 def _recipe_of(resume: str) -> tuple[str, str]:

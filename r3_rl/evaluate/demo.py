@@ -48,6 +48,8 @@ def demo(*, world: str | None = None, out: str = "runs/demo", seed: int = 0, min
         headline=False,
         limit_s=60 * minutes,
     )
+    if result.exit_code:
+        return result
     print(f"adapter {result.folder / 'adapter'}")
     print(f"demo done in {duration(time.monotonic() - begin)}: open {result.folder / 'report.html'}")
     if result.evaluation:

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from r3_rl.errors import CheckpointError, InputError
+from r3_rl.observe.ending import Ending, read_ending
+from r3_rl.observe.recipe_changes import CHANGES
 from r3_rl.observe.recorder import Recorder, read_lines
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.changes import Change, changes, refuse_changes
@@ -19,7 +21,6 @@ from r3_rl.recipe_io import dump_resolved
 from r3_rl.training.manifest import Checkpoint, checked, newest_whole
 
 LATEST = "latest"
-CHANGES = "recipe.changes.jsonl"
 _FIRST = "recipe.resolved.yaml"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
@@ -40,6 +41,8 @@ class Resumed:
     checkpoint: Checkpoint
     changes: Sequence[Change]
     """Of the recipe, since the run began or was last changed."""
+    finished: bool = False
+    """Whether the run is done: nothing is left to train or to measure."""
 
 
 def find_place(where: str, *, runs: Path, name: str | None = None) -> Place:
@@ -78,12 +81,29 @@ def resume(place: Place, recipe: Recipe, *, allow_changes: bool = False) -> Resu
     Raises:
         RecipeError: the recipe changes what it may not.
         CheckpointError: the checkpoint that was named is damaged, or none is whole.
-        InputError: the run has no checkpoint, or nothing says what it was made with.
+        InputError: the run has no checkpoint, nothing says what it was made with, or its recipe has fewer steps than
+            the checkpoint.
     """
     old = _parsed(recorded(place.run))
     found = changes(old.model_dump(mode="json"), recipe.model_dump(mode="json"))
     refuse_changes(found, deepspeed=recipe.training.deepspeed is not None, allowed=allow_changes)
     checkpoint = _checkpoint(place)
+    if checkpoint.step > recipe.training.max_steps:
+        raise InputError(
+            f"{place.run} is at step {checkpoint.step}, so of training.max_steps {recipe.training.max_steps} nothing "
+            "is left to do",
+            hint="give more steps, or name an earlier checkpoint",
+        )
+    ending = read_ending(place.run)
+    if checkpoint.step == recipe.training.max_steps and ending == Ending(
+        step=checkpoint.step, num_steps=checkpoint.step, why="done"
+    ):
+        print(
+            f"nothing is left to do: {place.run} has done its {checkpoint.step} steps and is measured; "
+            "a larger training.max_steps goes on"
+        )
+        return Resumed(checkpoint=checkpoint, changes=(), finished=True)
+    print(f"resuming from {checkpoint.folder}: weights, optimiser, schedule, random state, node pool, step")
     if found:
         print("\n".join([f"changed from step {checkpoint.step} on:", *(f"  {change}" for change in found)]))
     return Resumed(checkpoint=checkpoint, changes=found)
@@ -136,7 +156,6 @@ def _checkpoint(place: Place) -> Checkpoint:
         for problem in problems:
             print(f"{problem}; the checkpoint before it is used")
         found = newest
-    print(f"resuming from {found.folder}: weights, optimiser, schedule, random state, node pool, step")
     return found
 
 

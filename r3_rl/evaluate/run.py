@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -20,12 +19,14 @@ from r3_rl.assemble import (
 )
 from r3_rl.evaluate.base import SEED, Bench, bench_of
 from r3_rl.evaluate.build import build_trainer
+from r3_rl.evaluate.early import Pace, ending_of, how_to_go_on
 from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
 from r3_rl.evaluate.measured import Items, Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.resume import Resumed, find_place, record_changes
 from r3_rl.evaluate.resume import resume as resume_from
-from r3_rl.observe.alarms import ratio_tolerance_of
+from r3_rl.observe.ending import FILE as ENDING
+from r3_rl.observe.ending import Ending
 from r3_rl.observe.environment import environment
 from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.lock import sole_writer
@@ -42,6 +43,8 @@ from r3_rl.training.schedules import Collected
 from r3_rl.training.signals import SignalCallback
 from r3_rl.training.trainer import R3Trainer
 
+GUARD_STOPPED = 3
+"""Exit code of a run that a guard stopped."""
 AGAIN = 1.3
 """How long the second measurement takes, over the first: it has the policy's own wrong drafts read by two critics."""
 
@@ -53,10 +56,17 @@ class RunResult:
     folder: Path
     before: Measured | None
     after: Measured | None
+    ending: Ending
+    """How it ended."""
     stopped_by: int | None = None
     """Number of the signal that ended it before its last step; None for a finished run."""
     evaluation: Evaluation | None = None
-    """What was measured before and after; None without a bench, and for a run that a signal stopped."""
+    """What was measured before and after; None without a bench, and for a run that a signal or a guard stopped."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process: 0, 3 if a guard stopped the run, 128 + N if signal N did."""
+        return 128 + self.stopped_by if self.stopped_by else GUARD_STOPPED if self.ending.why == "guard" else 0
 
 
 def train(
@@ -87,23 +97,37 @@ def train(
     if resume is not None:
         place = ranks.of_first(partial(find_place, resume, runs=runs, name=name))
     run_folder = place.run if place else folder or ranks.of_first(partial(new_run_folder, runs, name))
-    with ExitStack() as held:
+    with SignalCallback(warning_signal=recipe.training.warning_signal) as signals, ExitStack() as held:
         ranks.of_first(lambda: held.enter_context(sole_writer(run_folder)))
-        return _train(
-            recipe,
-            run_folder,
-            resumed=ranks.of_first(partial(resume_from, place, recipe, allow_changes=allow_changes)) if place else None,
-            bench=bench,
-            source=source,
-            headline=headline,
-            limit_s=limit_s,
-            begin=begin,
-        )
+        try:
+            resumed = None
+            if place is not None:
+                resumed = ranks.of_first(partial(resume_from, place, recipe, allow_changes=allow_changes))
+            if resumed is not None and resumed.finished:
+                step = resumed.checkpoint.step
+                done = Ending(step=step, num_steps=step, why="done")
+                return RunResult(folder=run_folder, before=None, after=None, ending=done)
+            return _train(
+                recipe,
+                run_folder,
+                signals,
+                resumed=resumed,
+                bench=bench,
+                source=source,
+                headline=headline,
+                limit_s=limit_s,
+                begin=begin,
+            )
+        except KeyboardInterrupt as stopped:
+            name = Signals(stopped.args[0] if stopped.args else Signals.SIGINT).name
+            print(f"stopped by {name}; {how_to_go_on(run_folder)}", flush=True)
+            raise
 
 
 def _train(
     recipe: Recipe,
     folder: Path,
+    signals: SignalCallback,
     *,
     resumed: Resumed | None,
     bench: Bench[Any] | None,
@@ -117,7 +141,7 @@ def _train(
     trainer = build_trainer(recipe, loaded, folder)
     checkpoint = resumed.checkpoint if resumed else None
     if ranks.rank() > 0:
-        return _follow(trainer, checkpoint, folder)
+        return _follow(trainer, signals, checkpoint, folder)
     recorder = _recorder(recipe, folder, resumed, loaded, source)
     print(f"run folder {folder}")
     print(trainer.self_check())
@@ -129,18 +153,21 @@ def _train(
     gallery = _gallery(recipe, loaded, trainer, bench, items, recorder)
     loading_s = time.monotonic() - begin
     before = _measure(bench, items, loaded, gallery, "before", 0, base=True) if bench else None
+    around_s = loading_s + (1 + AGAIN) * (time.monotonic() - begin - loading_s)
     if limit_s is not None:
-        measuring_s = time.monotonic() - begin - loading_s
-        trainer.args.time_budget_s = max(limit_s - loading_s - (1 + AGAIN) * measuring_s, 0.0)
-    stopped_by = _lead(trainer, recipe, loaded, gallery, checkpoint, folder)
+        trainer.args.time_budget_s = max(limit_s - around_s, 0.0)
+    training_s = _lead(trainer, recipe, signals, gallery, checkpoint, folder)
     ranks.leave()
-    if stopped_by is not None:
-        name = Signals(stopped_by).name
-        print(
-            f"stopped by {name} at step {trainer.state.global_step}; "
-            f"go on with: r3 train --resume {shlex.quote(str(folder))}"
-        )
-        return RunResult(folder=folder, before=before, after=None, stopped_by=stopped_by)
+    pace = Pace(
+        steps=trainer.state.global_step - (checkpoint.step if checkpoint else 0),
+        training_s=training_s,
+        around_s=around_s,
+        minutes=limit_s is not None,
+    )
+    ending = ending_of(trainer, folder, pace, stopped_by=signals.asked)
+    if ending.why in ("signal", "guard"):
+        _stop(trainer, recorder, ending)
+        return RunResult(folder=folder, before=before, after=None, ending=ending, stopped_by=signals.asked)
     _save_result(recipe, loaded, folder)
     after = evaluation = None
     if bench and before and before.items:
@@ -155,10 +182,24 @@ def _train(
             values={"before": before.values, "after": after.values},
         )
         print_table(evaluation)
+    recorder.document(ENDING, ending.document())
+    if ending.early:
+        print(ending.words)
     print(f"report {write_report(folder)}")
     if evaluation and headline:
         print_headline(evaluation)
-    return RunResult(folder=folder, before=before, after=after, evaluation=evaluation)
+    return RunResult(folder=folder, before=before, after=after, ending=ending, evaluation=evaluation)
+
+
+def _stop(trainer: R3Trainer, recorder: Recorder, ending: Ending) -> None:
+    """What is left of a run that a signal or a guard stopped: it is not measured; a guard's is reported."""
+    recorder.document(ENDING, ending.document())
+    said = trainer.guards.stopped
+    if ending.why == "signal" or said is None:
+        print(ending.words)
+        return
+    print(f"stopped by guard {said.finding.name} at step {ending.step}; {how_to_go_on(recorder.run_folder)}")
+    print(f"report {write_report(recorder.run_folder)}")
 
 
 def _recorder(
@@ -171,6 +212,7 @@ def _recorder(
         resume_step=resumed.checkpoint.step if resumed else None,
     )
     if resumed:
+        (folder / ENDING).unlink(missing_ok=True)
         record_changes(recorder, recipe, resumed)
     else:
         recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
@@ -182,34 +224,35 @@ def _recorder(
 def _lead(
     trainer: R3Trainer,
     recipe: Recipe,
-    loaded: LoadedPolicy,
+    signals: SignalCallback,
     gallery: Gallery,
     checkpoint: Checkpoint | None,
     folder: Path,
-) -> int | None:
-    """The steps of the first process, which records them and draws the gallery; the signal that stopped them."""
+) -> float:
+    """The steps of the first process, which records them and draws the gallery; the seconds that they took."""
     recorder = gallery.recorder
     trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
     trainer.balancer.on_probe = lambda found: recorder.conflict(found.step + 1, found.row())
     progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
-    with closing(trainer), SignalCallback() as signals, progress:
-        tolerance = ratio_tolerance_of(str(loaded.dtype).removeprefix("torch."))
-        trainer.add_callback(RecordCallback(recorder, progress, ratio_tolerance=tolerance))
+    with closing(trainer), progress:
+        trainer.guards.say = progress.note
+        trainer.add_callback(RecordCallback(recorder, progress))
         trainer.add_callback(signals)
         if gallery.prompts:
             trainer.add_callback(GalleryCallback(gallery, recipe.training.eval_steps))
-        trainer.train(resume_from_checkpoint=checkpoint)
-    return signals.asked
+        return float(trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"])
 
 
-def _follow(trainer: R3Trainer, checkpoint: Checkpoint | None, folder: Path) -> RunResult:
+def _follow(trainer: R3Trainer, signals: SignalCallback, checkpoint: Checkpoint | None, folder: Path) -> RunResult:
     """What every process but the first one does: its share of every step."""
     trainer.self_check()
-    with closing(trainer), SignalCallback() as signals:
+    with closing(trainer):
         trainer.add_callback(signals)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        done = trainer.train(resume_from_checkpoint=checkpoint)
     ranks.leave()
-    return RunResult(folder=folder, before=None, after=None, stopped_by=signals.asked)
+    pace = Pace(steps=done.global_step, training_s=done.metrics["train_runtime"], around_s=0.0, minutes=False)
+    ending = ending_of(trainer, folder, pace, stopped_by=signals.asked)
+    return RunResult(folder=folder, before=None, after=None, ending=ending, stopped_by=signals.asked)
 
 
 def _keep_rollouts(recorder: Recorder, every: int) -> Callable[[int, Collected], None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r3_rl.observe.alarms import Series
+from r3_rl.observe.history import Series
 from r3_rl.observe.markup import Html, element
 from r3_rl.observe.statistics import Interval
 

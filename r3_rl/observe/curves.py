@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from r3_rl.observe.alarms import series
 from r3_rl.observe.charts import WIDE, Axis, Curve, line_chart, stacked_bar
 from r3_rl.observe.evaluation import words_of
+from r3_rl.observe.history import series
 from r3_rl.observe.markup import Html, element
 from r3_rl.observe.metrics import find_metric
 

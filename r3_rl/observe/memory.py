@@ -82,6 +82,17 @@ def _storages(tree: Any) -> list[Any]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
+def held_bytes(device: torch.device | str = "cpu") -> int:
+    """Memory held now: on a GPU by tensors, else by the process.
+
+    >>> held_bytes() > 10_000_000
+    True
+    """
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
 def free_bytes(device: torch.device | str = "cpu") -> int:
     """Memory that may still be taken on the device: as its driver or the system says.
 

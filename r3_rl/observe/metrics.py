@@ -111,7 +111,7 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     ),
     "Text": (
         _metric("kl", "nats", "Text tokens: k3 estimate of the KL divergence from the reference policy."),
-        _metric("entropy", "nats", "Mean -log p of the sampled text tokens: an unbiased estimate of their entropy."),
+        _metric("entropy", "nats", "Mean -log p of all sampled text tokens: an unbiased estimate of their entropy."),
         _metric("clip_ratio/low_mean", "share", "Text tokens clipped from below."),
         _metric("clip_ratio/high_mean", "share", "Text tokens clipped from above."),
         _metric("clip_ratio/region_mean", "share", "Text tokens clipped on either side."),
@@ -153,6 +153,11 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "lowers the rate if it is below 10.",
         ),
         _loss("loss", "Weighted sum that was differentiated."),
+        _metric(
+            "weights/step_size",
+            "1",
+            "Norm of the step over that of the trained weights, from at most 1,024 elements of each tensor.",
+        ),
         _metric("learning_rate", "1", "Learning rate of the step.", steps="last"),
         _metric(
             "num_tokens",
@@ -169,6 +174,10 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _seconds("time/held_out_s", "Seconds that the step waited for held-out scorers after its update."),
         _seconds("time/step_s", "Seconds of the whole step."),
         _peak("memory/peak_bytes", "bytes", "Largest memory that one process held so far."),
+        _peak("memory/held_bytes", "bytes", "Memory that a process held at the end of the step, the largest of them."),
+        _metric(
+            "ranks/shared_noise", "share", "Rollouts of a process whose noise another one drew too (several ranks)."
+        ),
     ),
 }
 

@@ -153,7 +153,7 @@ class RunProgress:
             self._plain(f"{self.title}  {self.unit} {step}/{self.total_steps}  {words}")
 
     def note(self, text: str) -> None:
-        """Print a line that stays, such as an alarm, above the live line."""
+        """Print a line that stays, such as what a guard says, above the live line."""
         self._plain(text)
 
     def _plain(self, text: str) -> None:

@@ -86,6 +86,23 @@ def read_lines(path: str | Path) -> Lines:
     return Lines(rows=rows, num_broken=num_broken)
 
 
+def row_of(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a line of `metrics.jsonl`: a value that is not finite becomes null and its name joins the `not_finite` list.
+
+    Args:
+        step: counts from 1.
+        values: numbers, or tensors of one element; None is left out.
+
+    >>> row_of(1, {"kl": math.nan, "loss": 0.5, "reward": None})
+    {'step': 1, 'kl': None, 'loss': 0.5, 'not_finite': ['kl']}
+    """
+    assert "step" not in values and "not_finite" not in values
+    numbers = {name: _plain(value) for name, value in values.items() if value is not None}
+    broken = sorted(name for name, value in numbers.items() if not math.isfinite(value))
+    row: dict[str, Any] = {"step": int(step), **numbers, **dict.fromkeys(broken)}
+    return {**row, "not_finite": broken} if broken else row
+
+
 def write_document(path: str | Path, content: Mapping[str, Any] | str) -> None:
     """Write a whole file aside, then rename: a crash leaves the old file or the new one, never half of one.
 
@@ -134,7 +151,7 @@ class Recorder:
             self._tidy(self.run_folder / name, resume_step)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Append one line; a value that is not finite becomes null and its name joins the `not_finite` list.
+        """Append one line, as `row_of` makes it.
 
         Args:
             step: counts from 1.
@@ -146,12 +163,7 @@ class Recorder:
         Raises:
             RunError: when the disk is full.
         """
-        assert "step" not in values and "not_finite" not in values
-        numbers = {name: _plain(value) for name, value in values.items() if value is not None}
-        broken = sorted(name for name, value in numbers.items() if not math.isfinite(value))
-        row: dict[str, Any] = {"step": int(step), **numbers, **dict.fromkeys(broken)}
-        if broken:
-            row["not_finite"] = broken
+        row = row_of(step, values)
         self._append("metrics.jsonl", row)
         return row
 

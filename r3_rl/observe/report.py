@@ -12,16 +12,19 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from r3_rl.errors import InputError
-from r3_rl.observe.alarms import CHECKS, find_alarms, ratio_tolerance_of
 from r3_rl.observe.curves import curves_section, scorers_section, time_section
+from r3_rl.observe.ending import Ending, read_ending
 from r3_rl.observe.evaluation import Evaluation, words_of
 from r3_rl.observe.gallery import gallery
+from r3_rl.observe.guards import DEFAULTS, GUARDS, look, ratio_tolerance_of
 from r3_rl.observe.markup import Html, element, join
 from r3_rl.observe.page import page
 from r3_rl.observe.progress import duration
+from r3_rl.observe.recipe_changes import RecipeChange, read_changes
 from r3_rl.observe.recorder import Lines, read_lines, write_document
 from r3_rl.observe.tables import before_after_table, headline
 from r3_rl.recipe.branching import BranchSection
+from r3_rl.recipe.guarding import Action
 
 WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError)
 FACTS = (
@@ -48,7 +51,17 @@ class RunFiles:
     environment: Mapping[str, Any]
     recipe: str
     resolved: str
+    changes: Sequence[RecipeChange]
+    """Of the recipe, when the run was resumed."""
+    ending: Ending | None
+    """None while the run goes on, and after a kill."""
     faults: Sequence[str]
+
+    @property
+    def guards(self) -> Mapping[str, Action]:
+        """What each guard does in this run."""
+        given = _parsed(self.resolved).get("guards")
+        return {**DEFAULTS, **(given if isinstance(given, Mapping) else {})}
 
     @property
     def ratio_tolerance(self) -> float:
@@ -105,6 +118,8 @@ def read_run(folder: Path) -> RunFiles:
         environment=environment,
         recipe=_text(folder / "recipe.yaml", faults),
         resolved=_text(folder / "recipe.resolved.yaml", faults),
+        changes=read_changes(folder),
+        ending=read_ending(folder),
         faults=faults,
     )
 
@@ -113,7 +128,7 @@ def render(run: RunFiles) -> Html:
     """The whole page."""
     sections = (
         _title(run),
-        _section("alarms", "Alarms", _alarms(run)),
+        _section("guards", "Guards", _guards(run)),
         _section("results", "Before and after training", _results(run)),
         _section("curves", "Curves", curves_section(run.metrics.rows, run.ratio_tolerance)),
         _section("scorers", "Scorers", scorers_section(run.metrics.rows)),
@@ -160,23 +175,32 @@ def _facts(run: RunFiles) -> list[str]:
         facts.append(f"Measured on {run.summary['num_prompts']} held-out prompts")
     if isinstance(run.summary.get("wall_s"), int | float):
         facts.append(f"Took {duration(run.summary['wall_s'])}")
-    if not run.summary:
-        facts.append("No summary.json: the run is still going, or it ended early")
+    if run.ending is not None and run.ending.early:
+        facts.append(f"Ended early, at step {run.ending.step} of {run.ending.num_steps}")
+    elif run.ending is None and not run.summary:
+        facts.append("No summary.json: the run is still going, or it was killed")
     return [fact[0].upper() + fact[1:] for fact in facts]
 
 
-def _alarms(run: RunFiles) -> list[Html]:
-    parts = [
-        element("div", element("p", element("b", f"{CHECKS[alarm.name].capitalize()}. "), alarm.message),
-                element("p", _with_code(alarm.advice)), class_="alarm")
-        for alarm in find_alarms(run.metrics.rows, ratio_tolerance=run.ratio_tolerance)
-    ]  # fmt: skip
-    parts += [element("div", element("p", fault), class_="alarm") for fault in run.faults]
-    checks = "; ".join(CHECKS.values())
+def _guards(run: RunFiles) -> list[Html]:
+    parts = []
+    if run.ending is not None and run.ending.early:
+        parts.append(_box("Ended early", run.ending.words))
+    parts += [
+        _box(finding.guard.words.capitalize(), finding.sentence)
+        for finding in look(run.metrics.rows, actions=run.guards, ratio_tolerance=run.ratio_tolerance)
+    ]
+    parts += [element("div", element("p", fault), class_="guard") for fault in run.faults]
+    checks = "; ".join(guard.words for guard in GUARDS.values() if run.guards.get(guard.name) != "off")
     if not run.metrics.rows:
         return [*parts, element("p", "No metrics, so nothing could be checked.", class_="note")]
     quiet = "" if parts else "None. "
     return [*parts, element("p", f"{quiet}Looked for: {checks}.", class_="note")]
+
+
+def _box(title: str, sentence: str) -> Html:
+    text = f"{sentence[0].upper()}{sentence[1:]}."
+    return element("div", element("p", element("b", f"{title}. "), _with_code(text)), class_="guard")
 
 
 def _with_code(text: str) -> list[Html | str]:
@@ -215,6 +239,9 @@ def _recipe(run: RunFiles) -> list[Html]:
     if run.resolved:
         title = element("summary", "Resolved recipe: every value, defaults included")
         parts.append(element("details", title, element("pre", run.resolved), class_="fold"))
+    if run.changes:
+        items = [element("li", str(change)) for change in run.changes]
+        parts.append(element("p", "Changed when the run was resumed:", element("ul", items)))
     return parts
 
 

@@ -54,13 +54,13 @@ table { border-collapse: collapse; width: 100%; }
 .mark-cell { width: 96px; } .results thead .mark-cell { text-align: center; padding-right: 0; }
 .results td.count-cell { color: var(--quiet); font-size: 13px; width: 84px; white-space: normal; }
 .results tbody th[scope=row] { min-width: 218px; }
-.alarm + .note { margin-top: 12px; }
+.guard + .note { margin-top: 12px; }
 .mark { width: 84px; height: 16px; display: block; margin: 4px 0 0 8px; }
 .mark .tick { stroke: var(--line); } .mark .whisker { stroke-width: 2; stroke-linecap: round; }
 .mark .before { fill: var(--past); stroke: var(--past); } .mark .after { fill: var(--accent); stroke: var(--accent); }
-.alarm { background: var(--warn); border: 1px solid var(--line); border-left: 4px solid var(--partly);
+.guard { background: var(--warn); border: 1px solid var(--line); border-left: 4px solid var(--partly);
   border-radius: 8px; padding: 12px 16px; margin-top: 12px; }
-.alarm b { font-weight: 620; } .alarm p + p { color: var(--quiet); font-size: 14px; margin-top: 2px; }
+.guard b { font-weight: 620; } .guard p + p { color: var(--quiet); font-size: 14px; margin-top: 2px; }
 .charts { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 12px; margin-top: 14px; }
 .charts.pair { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .chart { padding: 14px 14px 8px; min-width: 0; display: flex; flex-direction: column; }

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from r3_rl.recipe.base import Problem, Section, section
 from r3_rl.recipe.geometry import geometry, misfit
+from r3_rl.recipe.guarding import GuardsSection
 from r3_rl.recipe.learning import (
     MOST_SCORERS,
     AlgorithmSection,
@@ -58,6 +59,10 @@ class Recipe(Section):
     training: TrainingSection = section("The optimiser and the run.")
     lora: LoraSection = section("Low-rank adapters.")
     observe: ObserveSection = section("What a run leaves behind.")
+    guards: GuardsSection = section(
+        "What is looked for while a run goes on: `warn` says it once, live and in the report; `stop` also saves a "
+        "checkpoint and ends the run with exit code 3; `off` does not look. Thresholds: [guards.md](guards.md)."
+    )
     pretrain: PretrainSection | None = Field(
         None, description="Supervised pretraining; such a recipe is run by `r3 pretrain` and needs no rewards."
     )

@@ -12,9 +12,8 @@ from transformers import DefaultFlowCallback, TrainerCallback, TrainerControl, T
 
 from r3_rl import ranks
 from r3_rl.errors import MissingPackageError
-from r3_rl.observe.alarms import RATIO_TOLERANCE, LiveAlarms
 from r3_rl.observe.progress import RunProgress
-from r3_rl.observe.recorder import Recorder, read_lines
+from r3_rl.observe.recorder import Recorder
 
 
 class FlowCallback(DefaultFlowCallback):
@@ -76,12 +75,10 @@ class TrackerCallback(TrainerCallback):
 
 
 class RecordCallback(TrainerCallback):
-    """Every log goes to `metrics.jsonl` and to the progress line, and a new alarm is said when it first fires."""
+    """Every log goes to `metrics.jsonl` and to the progress line."""
 
-    def __init__(self, recorder: Recorder, progress: RunProgress, *, ratio_tolerance: float = RATIO_TOLERANCE) -> None:
+    def __init__(self, recorder: Recorder, progress: RunProgress) -> None:
         self.recorder, self.progress = recorder, progress
-        logged = read_lines(recorder.run_folder / "metrics.jsonl").rows
-        self.alarms = LiveAlarms(logged, ratio_tolerance=ratio_tolerance)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Steps that a resumed run has done took none of this run's time."""
@@ -92,10 +89,8 @@ class RecordCallback(TrainerCallback):
     ) -> None:
         """After every `logging_steps` steps, and once at the end with totals (left out)."""
         if logs and "train_runtime" not in logs:
-            row = self.recorder.metrics(state.global_step, {k: v for k, v in logs.items() if k != "step"})
+            self.recorder.metrics(state.global_step, {k: v for k, v in logs.items() if k != "step"})
             self.progress.update(state.global_step, logs)
-            for sentence in self.alarms.add(row):
-                self.progress.note(sentence)
 
 
 class TimeBudgetCallback(TrainerCallback):

@@ -6,7 +6,7 @@ Types are written here, everything else about a key (default, bounds, descriptio
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import Any
@@ -17,6 +17,7 @@ from r3_rl.errors import InputError
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.base import Section, default
 from r3_rl.recipe.branching import BranchSection
+from r3_rl.recipe.guarding import GuardsSection
 from r3_rl.recipe.learning import (
     AlgorithmSection,
     BalanceSection,
@@ -136,6 +137,8 @@ class R3Config:
     """What trackers call the run; None takes the output folder."""
     disable_tqdm: bool = False
     """True shows no progress bar."""
+    guards: Any = field(default_factory=GuardsSection)
+    """What each guard does: a mapping of their names to `warn`, `stop` or `off`; a `GuardsSection` afterwards."""
     hub_model_id: str | None = None
     """Where `push_to_hub` sends the model; None takes the output folder's name."""
 
@@ -152,6 +155,11 @@ class R3Config:
             except ValidationError as error:
                 raise _refusal(error, keys) from error
         self.branch = _branch(self.branch, self.num_generations)
+        try:
+            self.guards = GuardsSection.model_validate(self.guards)
+        except ValidationError as error:
+            places = (str(found["loc"][0]) for found in error.errors() if found["loc"])
+            raise _refusal(error, {name: f"guards.{name}" for name in places}, known=GuardsSection) from error
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, output_dir: str, **others: Any) -> R3Config:
@@ -162,7 +170,10 @@ class R3Config:
 
     def to_dict(self) -> dict[str, Any]:
         """All arguments by name, for trackers and callbacks."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"branch": self.branch.model_dump()}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {
+            "branch": self.branch.model_dump(),
+            "guards": self.guards.model_dump(),
+        }
 
     def to_json_string(self) -> str:
         """The same as JSON."""
@@ -179,11 +190,11 @@ def _branch(branch: Any, num_generations: int | None) -> BranchSection:
     return of_trl
 
 
-def _refusal(error: ValidationError, keys: dict[str, str]) -> InputError:
-    """Of the first problem; keys: the arguments' names by those of a recipe."""
+def _refusal(error: ValidationError, keys: Mapping[str, str], known: type[Section] = BranchSection) -> InputError:
+    """Of the first problem; keys: the arguments' names by those of a recipe; known: the section of an unknown key."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return InputError(f"R3Config {first['msg']}")
     place, *below = map(str, first["loc"])
-    hint = f"known: {', '.join(BranchSection.model_fields)}" if first["type"] == "extra_forbidden" else ""
+    hint = f"known: {', '.join(known.model_fields)}" if first["type"] == "extra_forbidden" else ""
     return InputError(f"R3Config {'.'.join((keys[place], *below))}={first['input']!r}: {first['msg']}", hint=hint)

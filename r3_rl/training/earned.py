@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from r3_rl import ranks
 from r3_rl.algorithm.gain import gains
 from r3_rl.nodes import Node, numbered
 from r3_rl.training.credit import CreditSettings, StageCredit, compare, credit, finish, with_form
@@ -149,3 +150,13 @@ def scores(images: Sequence[Node]) -> torch.Tensor:
 
 def _tensor(values: Sequence[float | None]) -> torch.Tensor:
     return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float32)
+
+
+def shared_noise(leaves: Sequence[Node]) -> dict[str, float]:
+    """`ranks/shared_noise`: share of this process's rollouts whose random numbers another process draws too, since they
+    have one row's name in both. Nothing in a single process. All processes call it together."""
+    if ranks.count() == 1:
+        return {}
+    rows = [{leaf.id.row for leaf in leaves}, *map(set, ranks.everyone([leaf.id.row for leaf in leaves]))]
+    own, others = rows[0], set().union(*(other for rank, other in enumerate(rows[1:]) if rank != ranks.rank()))
+    return {"ranks/shared_noise": len(own & others) / max(len(own), 1)}

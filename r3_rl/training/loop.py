@@ -23,6 +23,7 @@ from r3_rl.balance.conflict import place_of
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.environment import peak_bytes
+from r3_rl.observe.memory import held_bytes
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.adapters import adapter_merged, drops, training_mode
 from r3_rl.policy.backbone import branch_of
@@ -37,11 +38,13 @@ from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.checkpoint import keep_newest, load_checkpoint, pass_over, save_checkpoint
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
+from r3_rl.training.earned import shared_noise
 from r3_rl.training.manifest import Checkpoint, checked
 from r3_rl.training.parallel import Learner
 from r3_rl.training.rates import over_epsilon_of
 from r3_rl.training.room import RoomCallback, weights_bytes
 from r3_rl.training.schedules import Collected, Schedule
+from r3_rl.training.step_size import step_size
 from r3_rl.training.update import DEVIATIONS, LossSettings, accumulate, step_sizes
 from r3_rl.types import TextSegment, Verdict
 
@@ -161,16 +164,18 @@ class Loop:
         collected.metrics |= held_out
         done = time.perf_counter()
         texts = [c.segment for c in collected.credits if isinstance(c.segment, TextSegment)]
+        device = next(self.policy.module.parameters()).device
         measured = {
             **{f"time/{name}_s": value for name, value in self.watch.seconds.items()},
             "num_tokens": sum(len(text.token_ids) for text in texts),
-            "memory/peak_bytes": peak_bytes(next(self.policy.module.parameters()).device),
+            "memory/peak_bytes": peak_bytes(device),
+            "memory/held_bytes": held_bytes(device),
             "time/update_s": updated - rolled_out,
             **({"time/held_out_s": done - updated} if held_out else {}),
             "time/step_s": done - begin,
             "tree/pool_size": sum(map(len, self.schedule.pool.groups)),
         }
-        own = collected.metrics | learned | measured
+        own = collected.metrics | learned | shared_noise(collected.leaves) | measured
         numbers = combine(ranks.everyone(own), over="ranks")
         self.state.num_input_tokens_seen += int(numbers["num_tokens"])  # since the start: the state outlives a resume
         return numbers | {"num_tokens": self.state.num_input_tokens_seen}
@@ -222,9 +227,10 @@ class Loop:
         over_epsilon = over_epsilon_of(self.learner.names, self.policy.spec.branches, self.args.adam_epsilon)
         measured = {"grad_norm": float(norm), "learning_rate": self.learner.rate, **over_epsilon}
         self._tell("on_pre_optimizer_step")
-        self.learner.step(norm)
+        with step_size(self.policy.module) as moved:
+            self.learner.step(norm)
         self._tell("on_optimizer_step")
-        return numbers | measured
+        return numbers | measured | moved
 
     def accumulate(self, number: int, credits: Sequence[Credit]) -> Numbers:
         """The gradient of a step, left in what the optimiser steps; only here the module is in training mode."""

@@ -177,7 +177,9 @@ def _collected(
     items: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Collected:
     """Stages joined as the table of metrics says. `items`: what is measured over the whole step instead."""
-    texts = [c.segment.log_probs for stage in stages for c in stage.credits if isinstance(c.segment, TextSegment)]
+    # texts that earned nothing too: all do where entropy is gone
+    made = dict.fromkeys(node for leaf in leaves for node in leaf.way)
+    texts = [node.sample.log_probs for node in made if isinstance(node.sample, TextSegment)]
     images = [c.segment.log_probs for stage in stages for c in stage.credits if isinstance(c.segment, ImageSegment)]
     # mean -log p of the sampled tokens is an unbiased estimate of their entropy
     log_probs = {"entropy": -torch.cat(texts)} if texts else {}

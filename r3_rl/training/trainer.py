@@ -21,6 +21,7 @@ from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import FlowCallback, TrackerCallback
 from r3_rl.training.checkpoint import save_weights
 from r3_rl.training.from_trl import adapter_of, config_of
+from r3_rl.training.guarding import GuardCallback
 from r3_rl.training.loop import Loop
 from r3_rl.training.parallel import DeepSpeedLearner, Learner, ShardLearner
 from r3_rl.training.schedules import Collected, SyntheticNodes
@@ -82,7 +83,7 @@ class R3Trainer(Loop):
             learner = DeepSpeedLearner(model, args)
         else:
             learner = Learner(model, args, optimizers)
-        watch = Stopwatch()
+        watch, self.guards = Stopwatch(), GuardCallback()
         super().__init__(
             policy=model,
             learner=learner,
@@ -96,6 +97,7 @@ class R3Trainer(Loop):
             base_fingerprint=base_fingerprint,
             callbacks=[
                 FlowCallback(),
+                self.guards,
                 *([] if args.disable_tqdm else [ProgressCallback()]),
                 *([TrackerCallback(args.report_to)] if args.report_to else []),
                 *(callbacks or []),

@@ -161,7 +161,7 @@ def test_an_empty_run_folder_says_what_is_missing(tmp_path):
     for words in (
         "metrics.jsonl is missing", "trajectories.jsonl is missing", "No evaluation.json", "No metrics.jsonl",
         "No seconds by stage", "No trajectories were kept", "No recipe.yaml", "No environment.json", "No step logged",
-        "ended early",
+        "it was killed",
     ):  # fmt: skip
         assert words in text, words
 

@@ -463,23 +463,22 @@ def test_numbers_are_recorded_line_by_line(tmp_path):
         assert unknown_names(line.keys() - {"step", "not_finite"}) == []
 
 
-def test_an_alarm_is_said_once_when_it_first_fires(tmp_path):
+def test_a_guard_speaks_once_when_it_first_finds_something(tmp_path):
     """While the run goes on, with what to try; and not again by a resumed run."""
 
     def sometimes(images, **columns):
         return [None if i == 0 else value for i, value in enumerate(red(images))]
 
-    folder, said = new_run_folder(tmp_path, "run"), []
-    options = {"schedule": "draft_only", "save_steps": 2}
+    said, options = [], {"schedule": "draft_only", "save_steps": 2}
     for max_steps, more in ((2, {}), (3, {"resume_from_checkpoint": str(tmp_path / "c" / "checkpoint-2")})):
         out = io.StringIO()
         panel = Panel([ScorerSpec(name="sometimes", scorer=sometimes)], max_failed_fraction=0.5)
         trainer = make(tmp_path / "c", panel, max_steps=max_steps, **options)
         with RunProgress("r", total_steps=3, console=Console(file=out, width=200)) as progress:
-            trainer.add_callback(RecordCallback(Recorder(folder), progress))
+            trainer.guards.say = progress.note
             run(trainer, **more)
-        said.append([line for line in out.getvalue().split("\n") if "alarm" in line])
-    sentence = "alarm at step 1: missing scores; try the scorer alone with `r3 rewards test`; a remote one may be slow"
+        said.append([line for line in out.getvalue().split("\n") if "guard" in line])
+    sentence = "guard missing_scores warns at step 1: scores were missing in 1 of 1 step, "
     assert [len(lines) for lines in said] == [1, 0] and said[0][0].startswith(sentence)
 
 
