@@ -57,6 +57,14 @@ def test_a_run_becomes_an_adapter_with_a_card_that_loads_as_it_says(run, base, c
     assert python(lines + "print(sum('lora' in name for name, _ in model.named_parameters()))") == "56\n"
 
 
+def test_the_card_says_what_was_changed_on_resume(run):
+    row = {"step": 4, "recipe": "recipe.change-1.yaml", "changes": {"training.learning_rate": [0.002, 0.001]}}
+    (run / "recipe.changes.jsonl").write_text(json.dumps(row) + "\n")
+    export(run)
+    card = (run / "adapter" / "README.md").read_text()
+    assert "- changed when it was resumed: from step 4 on training.learning\\_rate: 0.002 -\\> 0.001" in card
+
+
 def test_the_card_says_what_was_measured(run):
     export(run)
     card = (run / "adapter" / "README.md").read_text()

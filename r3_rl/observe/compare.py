@@ -20,9 +20,11 @@ from r3_rl.observe.common_items import (
     num_common,
     set_of,
 )
+from r3_rl.observe.ending import Ending
 from r3_rl.observe.evaluation import Evaluation, Figure
 from r3_rl.observe.measures import greedy, plain_names
 from r3_rl.observe.progress import duration
+from r3_rl.observe.recipe_changes import RecipeChange
 from r3_rl.observe.report import read_run
 from r3_rl.observe.statistics import over_seeds
 from r3_rl.observe.text_table import figure
@@ -44,6 +46,8 @@ class _Run:
     recipe: Mapping[str, Any]
     """Values by dotted key."""
     values: ItemValues
+    changes: Sequence[RecipeChange]
+    ending: Ending | None
 
 
 def compare(folders: Sequence[str | Path]) -> str:
@@ -97,6 +101,8 @@ def _read(folder: Path) -> _Run:
         summary=found.summary,
         recipe=dict(flat(recipe)),
         values=ItemValues.read(folder),
+        changes=found.changes,
+        ending=found.ending,
     )
 
 
@@ -120,9 +126,12 @@ def _differing(runs: Sequence[_Run]) -> dict[str, list[str]]:
 def _heads(runs: Sequence[_Run]) -> Iterator[str]:
     for number, run in enumerate(runs, start=1):
         facts = [f"seed {run.recipe.get(SEED, '?')}", f"{run.summary.get('num_prompts', '?')} held-out prompts"]
+        if run.ending is not None and run.ending.early:
+            facts.append(f"ended at step {run.ending.step} of {run.ending.num_steps}")
         if isinstance(seconds := run.summary.get("wall_s"), int | float):
             facts.append(duration(seconds))
         yield f"run {number}  {run.folder}  ({', '.join(facts)})"
+        yield from (f"       changed when it was resumed, {change}" for change in run.changes)
 
 
 def _settings(differing: Mapping[str, Sequence[str]], num_runs: int) -> Iterator[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 FILE = "ended.json"
+Way = Literal["done", "clock", "guard", "signal"]
+WAYS = get_args(Way)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class Ending:
     """The last one that was done."""
     num_steps: int
     """Steps of its recipe."""
-    why: Literal["done", "clock", "guard", "signal"]
+    why: Way
     words: str = ""
     """One sentence on an early end, with what to do."""
 
@@ -39,6 +41,10 @@ class Ending:
 def read_ending(run_folder: Path) -> Ending | None:
     """Return how a run ended, or None if nothing readable says so."""
     try:
-        return Ending(**json.loads((run_folder / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = json.loads((run_folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
+    types = {"step": int, "num_steps": int, "why": str, "words": str}
+    if not isinstance(found, dict) or {name: type(value) for name, value in found.items()} != types:
+        return None
+    return Ending(**found) if found["why"] in WAYS else None

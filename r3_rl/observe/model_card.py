@@ -174,6 +174,7 @@ def _training(recipe: Mapping[str, Any], run: RunFiles | None) -> str:
     }
     if run is not None and run.metrics.rows:
         facts["steps run"] = f"{run.metrics.rows[-1]['step']}"
+        facts["changed when it was resumed"] = ", ".join(map(str, run.changes))
     lines = [f"- {name}: {escape(text)}" for name, text in facts.items() if text]
     whole = "Every setting stands in `recipe.resolved.yaml`." if recipe else "No recipe lay beside the adapter."
     return "\n".join([*lines, "", whole]) if lines else whole

@@ -199,7 +199,7 @@ def _guards(run: RunFiles) -> list[Html]:
 
 
 def _box(title: str, sentence: str) -> Html:
-    text = f"{sentence[0].upper()}{sentence[1:]}."
+    text = f"{sentence[:1].upper()}{sentence[1:]}."
     return element("div", element("p", element("b", f"{title}. "), _with_code(text)), class_="guard")
 
 

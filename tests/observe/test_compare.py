@@ -10,6 +10,7 @@ import pytest
 
 from r3_rl.errors import InputError
 from r3_rl.observe.compare import compare
+from r3_rl.observe.ending import Ending
 from r3_rl.observe.statistics import over_seeds, share, unpaired_difference
 from tests.observe.runs import evaluation
 
@@ -41,6 +42,20 @@ def made(finished_run: Path, tmp_path: Path):
         return folder
 
     return run
+
+
+def test_a_recipe_that_was_changed_on_resume_is_shown(made, r3):
+    a, b = made("a"), made("b")
+    row = {"step": 40, "recipe": "recipe.change-1.yaml", "changes": {"training.learning_rate": [0.002, 0.001]}}
+    (b / "recipe.changes.jsonl").write_text(json.dumps(row) + "\n")
+    (b / "ended.json").write_text(json.dumps(Ending(step=60, num_steps=160, why="clock").document()))
+    lines = r3("compare", str(a), str(b)).out.splitlines()
+    assert lines[1].startswith(f"run 2  {b}  (seed 0, 320 held-out prompts, ended at step 60 of 160, ")
+    assert lines[2] == "       changed when it was resumed, from step 40 on training.learning_rate: 0.002 -> 0.001"
+    r3("report", str(b))
+    page = (b / "report.html").read_text()
+    assert "Changed when the run was resumed:" in page
+    assert "from step 40 on training.learning_rate: 0.002 -&gt; 0.001" in page
 
 
 def test_settings_and_figures_stand_side_by_side(made, r3):

@@ -114,7 +114,8 @@ def _dead_policy(history: History, ratio_tolerance: float) -> Found | None:
         return None
     return Found(
         message=f"every reward has been 0 for {steps_in_words(num_dead)} and was {before.mean():.3f} on average before",
-        advice=f"the policy is dead: resume from a checkpoint before step {begin} with a lower training.learning_rate",
+        advice=f"the policy is dead: resume from a checkpoint before step {begin}, or start again, with a lower "
+        "training.learning_rate",
     )
 
 
