@@ -19,6 +19,7 @@ from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe.sampling import ModelSection, RolloutSection, world_named_in
 from r3_rl.recipe.yaml_text import parse_tree
 from r3_rl.stages.settings import LoopSettings
+from r3_rl.training.manifest import MANIFEST, checked
 from r3_rl.worlds.base import find_world, world_speaking
 
 SHIPPED = "shipped"
@@ -77,6 +78,8 @@ def _digest(adapter: Path) -> str:
 
 
 def _adapter_folder(folder: Path) -> Path:
+    if (folder / MANIFEST).is_file():
+        checked(folder)  # a checkpoint: what has changed since it was saved is not loaded
     if found := find_adapter(folder):
         return found
     what = "holds no adapter" if folder.is_dir() else "no such folder"

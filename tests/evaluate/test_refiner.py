@@ -18,6 +18,7 @@ from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.rollout.rows import round_seed
+from r3_rl.training.manifest import aside, complete
 from tests.docs import world as tiny
 from tests.policy.tiny_bagel import tiny_folder
 
@@ -157,6 +158,18 @@ def test_an_adapter_changes_the_images_and_brings_its_settings_and_its_base(pipe
     assert (tuned.loop.draft.drawing.num_steps, tuned.loop.refine.drawing.num_steps) == (3, 4)
     bare = Refiner(pipe.policy, tuned.loop, tokenizer=pipe.tokenizer)
     assert pixels(tuned("a cross", num_rounds=0, seed=0).images) != pixels(bare("a cross", num_rounds=0, seed=0).images)
+
+
+def test_a_checkpoint_is_compared_with_its_manifest_before_it_is_loaded(world, tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint-4"
+    complete(adapted(world, aside(folder)), folder, step=4, num_processes=1)
+    assert Refiner.from_pretrained(world, folder).policy
+    file = folder / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 is damaged: adapter_model.safetensors has changed"):
+        Refiner.from_pretrained(world, folder)
 
 
 def test_how_an_adapter_was_trained_is_not_asked(world, tmp_path):
