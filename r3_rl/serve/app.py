@@ -18,7 +18,7 @@ from r3_rl.serve.forms import fields_of
 from r3_rl.serve.images import PixelRoom, file_in, opened
 from r3_rl.serve.requests import Asked, BadField, ChatAsked, EditAsked, GenerationAsked, parsed
 from r3_rl.serve.studio import Studio
-from r3_rl.serve.worker import Seat
+from r3_rl.serve.worker import WorkerClient
 from r3_rl.web.bodies import BodyLimits, check_token, read_body
 from r3_rl.web.places import Places
 from r3_rl.web.refusals import Refusal
@@ -42,7 +42,7 @@ class _Work:
     """A request that was read and checked: what is left to do in its thread."""
 
     asked: Asked
-    seat: Seat
+    client: WorkerClient
     run: Callable[[], Any]
     """Blocks until the model has answered."""
 
@@ -75,36 +75,36 @@ class Desk:
     def generation(self, fields: dict[str, Any]) -> _Work:
         """Check a request for images."""
         asked = parsed(GenerationAsked, fields)
-        seat = self.studio.seat(asked)
+        client = self.studio.client(asked)
         self.studio.check_image_request(asked)
-        return _Work(asked=asked, seat=seat, run=lambda: self.studio.generate(asked, seat))
+        return _Work(asked=asked, client=client, run=lambda: self.studio.generate(asked, client))
 
     def edit(self, fields: dict[str, Any]) -> _Work:
         """Check a request for an edit."""
         asked = parsed(EditAsked, fields)
-        seat = self.studio.seat(asked)
+        client = self.studio.client(asked)
         self.studio.check_image_request(asked)
         file = asked.image if isinstance(asked.image, bytes) else file_in(asked.image)
         image = opened(file, most=self.studio.limits.image_pixels)
 
         def run() -> dict[str, Any]:
             with self._room.hold([image]):
-                return self.studio.edit(asked, image, seat)
+                return self.studio.edit(asked, image, client)
 
-        return _Work(asked=asked, seat=seat, run=run)
+        return _Work(asked=asked, client=client, run=run)
 
     def chat(self, fields: dict[str, Any]) -> _Work:
         """Check a conversation."""
         asked = parsed(ChatAsked, fields)
-        seat = self.studio.seat(asked)
+        client = self.studio.client(asked)
         check_conversation(asked, self.studio.limits)
         images = images_of(asked, self.studio.limits)
 
         def run() -> Answers:
             with self._room.hold(images):
-                return self.studio.chat(asked, images, seat)
+                return self.studio.chat(asked, images, client)
 
-        return _Work(asked=asked, seat=seat, run=run)
+        return _Work(asked=asked, client=client, run=run)
 
     def close(self) -> None:
         """Refuse what waits and end the threads."""
@@ -126,7 +126,7 @@ class _Started:
         try:
             await asyncio.wait({self.done, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not self.done.done():
-                self.work.seat.cancel()
+                self.work.client.cancel()
                 raise Refusal("the sender hung up", status=499)
             return self.done.result()
         finally:
@@ -144,7 +144,7 @@ class _Started:
         except (Refusal, InputError) as error:
             yield f"data: {json.dumps(_error_body(error))}\n\n"
         finally:
-            self.work.seat.cancel()  # of no effect once it is done
+            self.work.client.cancel()  # of no effect once it is done
 
 
 def make_app(studio: Studio, *, token: str = "") -> FastAPI:

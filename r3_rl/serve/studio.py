@@ -27,7 +27,7 @@ from r3_rl.serve.requests import (
     check_at_most,
     check_text,
 )
-from r3_rl.serve.worker import ModelWorker, Seat
+from r3_rl.serve.worker import ModelWorker, WorkerClient
 
 BASE = "base"
 """Name of the model without its adapter."""
@@ -62,12 +62,12 @@ class Studio:
         self.worker = ModelWorker(loaded.policy, adapted=loaded.adapted, max_batch=self.limits.max_batch)
         self._refiner = Refiner(loaded.policy, loaded.loop, tokenizer=loaded.policy.tokenizer)
 
-    def seat(self, asked: Asked) -> Seat:
+    def client(self, asked: Asked) -> WorkerClient:
         """Return a place at the worker for a request. Raises `BadField` (404) for a model that is not served."""
         name = asked.model or self.names[0]
         if name not in self.names:
             raise BadField("model", f"no model is called '{name}'", status=404, hint=f"there are {self._listed}")
-        return self.worker.seat(base=name == BASE)
+        return self.worker.client(base=name == BASE)
 
     def check_image_request(self, asked: ImagesAsked) -> None:
         """Raise `Refusal` for a request that is beyond the limits or asks for another size."""
@@ -81,26 +81,26 @@ class Studio:
         if isinstance(asked, EditAsked) and asked.original_prompt is not None:
             check_text("original_prompt", asked.original_prompt, most=self.limits.prompt_letters)
 
-    def generate(self, asked: GenerationAsked, seat: Seat) -> dict[str, Any]:
+    def generate(self, asked: GenerationAsked, client: WorkerClient) -> dict[str, Any]:
         """Run the loop; returns the body of the answer."""
         seed, rounds = _seed(asked), self.settings.rounds if asked.rounds is None else asked.rounds
-        with seat:
-            output = self._refiner.with_policy(seat)(
+        with client:
+            output = self._refiner.with_policy(client)(
                 [asked.prompt] * asked.n, num_rounds=rounds, seed=seed, temperature=asked.temperature
             )
         data = [_generated(output, number, asked.intermediate) for number in range(asked.n)]
         return self._images(asked, data, {"seed": seed, "rounds": rounds})
 
-    def edit(self, asked: EditAsked, image: Image.Image, seat: Seat) -> dict[str, Any]:
+    def edit(self, asked: EditAsked, image: Image.Image, client: WorkerClient) -> dict[str, Any]:
         """Refine an image once; returns the body of the answer."""
         seed = _seed(asked)
-        with seat:
-            drawn = self._refiner.with_policy(seat).edit(
+        with client:
+            drawn = self._refiner.with_policy(client).edit(
                 unpacked(image), asked.prompt, prompt=asked.original_prompt, num_images=asked.n, seed=seed
             )
         return self._images(asked, [{"b64_json": png_base64(each)} for each in drawn], {"seed": seed})
 
-    def chat(self, asked: ChatAsked, images: list[Image.Image], seat: Seat) -> Answers:
+    def chat(self, asked: ChatAsked, images: list[Image.Image], client: WorkerClient) -> Answers:
         """Write the answers to a conversation."""
         context = context_of(asked, images)
         self._refiner.check(
@@ -112,8 +112,8 @@ class Studio:
             ]
         )
         sampling = Sampling(max_new_tokens=most_tokens(asked), temperature=asked.temperature, top_p=asked.top_p)
-        with seat:
-            texts = seat.write([context] * asked.n, sampling, row_seeds(_seed(asked), 0, asked.n))
+        with client:
+            texts = client.write([context] * asked.n, sampling, row_seeds(_seed(asked), 0, asked.n))
         written = sum(len(text.token_ids) for text in texts)
         return Answers(
             model=asked.model or self.names[0],

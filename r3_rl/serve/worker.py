@@ -1,8 +1,8 @@
 """The thread that owns the model: it takes the rows that wait, and writes or draws together those that go together.
 
 A request runs the loop in a thread of its own, with a policy whose `write` and `draw` put rows into the worker's queue
-(`Seat`). Rows are seeded one by one, so a row's answer does not depend on the rows next to it, up to the rounding of
-sums in a batch. So the loop is the engine's own, and requests at different rounds share batches.
+(`WorkerClient`). Rows are seeded one by one, so a row's answer does not depend on the rows next to it, up to the
+rounding of sums in a batch. So the loop is the engine's own, and requests at different rounds share batches.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Abandoned(Exception):
 class _Row:
     """One text or image that is asked for."""
 
-    seat: Seat
+    client: WorkerClient
     how: Sampling | Drawing
     context: Context
     seed: int
@@ -49,10 +49,10 @@ class _Row:
     def key(self) -> Hashable:
         """Rows of equal keys go into one call of the policy."""
         how = replace(self.how, sde_steps=()) if isinstance(self.how, Drawing) else self.how
-        return self.seat.base, how, any(isinstance(piece, ImagePiece) for piece in self.context)
+        return self.client.base, how, any(isinstance(piece, ImagePiece) for piece in self.context)
 
 
-class Seat:
+class WorkerClient:
     """A request at the worker: a policy that writes and draws with the others, until the request is over.
 
     Args:
@@ -72,7 +72,7 @@ class Seat:
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
         """One text a context. Raises `Refusal`, InputError, or `Abandoned` once the request has been given up."""
         rows = [
-            _Row(seat=self, how=sampling, context=context, seed=seed, noise_seed=seed)
+            _Row(client=self, how=sampling, context=context, seed=seed, noise_seed=seed)
             for context, seed in zip(contexts, seeds, strict=True)
         ]
         return self._ask(rows, TextSegment)
@@ -87,7 +87,7 @@ class Seat:
         """One image a context; errors as in `write`."""
         noise = seeds if noise_seeds is None else noise_seeds
         rows = [
-            _Row(seat=self, how=drawing, context=context, seed=seed, noise_seed=first)
+            _Row(client=self, how=drawing, context=context, seed=seed, noise_seed=first)
             for context, drawing, seed, first in zip(contexts, drawings, seeds, noise, strict=True)
         ]
         return self._ask(rows, ImageSegment)
@@ -103,12 +103,12 @@ class Seat:
         self.cancelled = True
         self._worker.drop(self)
 
-    def __enter__(self) -> Seat:
-        self._worker.seats_changed(self, seated=True)
+    def __enter__(self) -> WorkerClient:
+        self._worker.clients_changed(self, connected=True)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._worker.seats_changed(self, seated=False)
+        self._worker.clients_changed(self, connected=False)
 
 
 class ModelWorker:
@@ -127,35 +127,35 @@ class ModelWorker:
         self._adapted, self._linger_s = adapted, linger_s
         self._changed = threading.Condition()
         self._rows: list[_Row] = []
-        self._seats: set[Seat] = set()
+        self._clients: set[WorkerClient] = set()
         self._closing = False
         self.num_calls, self.num_rows = 0, 0
         """Calls of the policy so far, and rows in them: their quotient is the mean size of a batch."""
         self._thread = threading.Thread(target=self._run, name="r3-model", daemon=True)
         self._thread.start()
 
-    def seat(self, *, base: bool) -> Seat:
+    def client(self, *, base: bool) -> WorkerClient:
         """Return a place for a request; entering it tells the worker to expect rows from it."""
-        return Seat(self, base=base)
+        return WorkerClient(self, base=base)
 
     def put(self, rows: Sequence[_Row]) -> None:
-        """Queue rows of one seat. Raises `Abandoned` if the seat was given up, `Refusal` if the worker is closing."""
+        """Queue rows of one client. Raises `Abandoned` if it was given up, `Refusal` if the worker is closing."""
         with self._changed:
             if self._closing:
                 raise Refusal("the server is stopping", status=503, retry_after_s=10)
-            if any(row.seat.cancelled for row in rows):
+            if any(row.client.cancelled for row in rows):
                 raise Abandoned
             self._rows += rows
             self._changed.notify_all()
 
-    def drop(self, seat: Seat) -> None:
-        """Forget the rows of a seat that have not begun."""
-        self._take_out(lambda row: row.seat is seat, Abandoned())
+    def drop(self, client: WorkerClient) -> None:
+        """Forget the rows of a client that have not begun."""
+        self._take_out(lambda row: row.client is client, Abandoned())
 
-    def seats_changed(self, seat: Seat, *, seated: bool) -> None:
+    def clients_changed(self, client: WorkerClient, *, connected: bool) -> None:
         """A request begins to ask, or has ended."""
         with self._changed:
-            (self._seats.add if seated else self._seats.discard)(seat)
+            (self._clients.add if connected else self._clients.discard)(client)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ class ModelWorker:
         """Whether somebody who is inside has not asked yet, and there is room for more."""
         if not self._rows:
             return False
-        return len(self._first()) < self.max_batch and not self._seats <= {row.seat for row in self._rows}
+        return len(self._first()) < self.max_batch and not self._clients <= {row.client for row in self._rows}
 
     def _make(self, rows: Sequence[_Row]) -> None:
         """Write or draw the rows; where that fails they are made one at a time, so that one takes no other with it."""
@@ -225,7 +225,7 @@ class ModelWorker:
     @torch.no_grad()
     def _call(self, rows: Sequence[_Row]) -> Sequence[TextSegment | ImageSegment]:
         contexts, seeds = [row.context for row in rows], [row.seed for row in rows]
-        switched = self.policy.reference() if rows[0].seat.base and self._adapted else nullcontext()
+        switched = self.policy.reference() if rows[0].client.base and self._adapted else nullcontext()
         with switched:
             if isinstance(rows[0].how, Sampling):
                 return self.policy.write(contexts, rows[0].how, seeds)

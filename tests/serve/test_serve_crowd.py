@@ -194,12 +194,12 @@ def test_images_beyond_the_room_for_all_are_told_to_come_again(loaded):
 def test_what_waits_when_the_server_ends_is_refused(loaded):
     policy = Held(loaded.policy)
     studio = Studio(Loaded(policy=policy, loop=loaded.loop, adapted=False), StudioSettings())
-    seats = [studio.worker.seat(base=False) for _ in range(2)]
-    with ThreadPoolExecutor(2) as pool, seats[0], seats[1]:
+    clients = [studio.worker.client(base=False) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool, clients[0], clients[1]:
         pipe = Refiner(policy, loaded.loop, tokenizer=policy.tokenizer)
-        first = pool.submit(pipe.with_policy(seats[0]), "a cross", num_rounds=0, seed=0)
+        first = pool.submit(pipe.with_policy(clients[0]), "a cross", num_rounds=0, seed=0)
         assert policy.entered.acquire(timeout=60)
-        second = pool.submit(pipe.with_policy(seats[1]), "a circle", num_rounds=0, seed=0)
+        second = pool.submit(pipe.with_policy(clients[1]), "a circle", num_rounds=0, seed=0)
         time.sleep(0.2)
         closing = threading.Thread(target=studio.close)
         closing.start()
