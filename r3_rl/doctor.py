@@ -15,14 +15,25 @@ from r3_rl.observe.environment import installed_version
 from r3_rl.process import MALLOC, physical_cores
 
 PACKAGES = {
-    "train": ("torch", "transformers", "peft", "accelerate", "diffusers", "safetensors", "tokenizers", "trl", "scipy"),
+    "train": (
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "diffusers",
+        "safetensors",
+        "tokenizers",
+        "trl",
+        "scipy",
+        "psutil",
+    ),
     "balance": ("torchjd",),
     "clip": ("open_clip_torch", "torchvision"),
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
     "judge": ("openai",),
     "serve": ("fastapi", "uvicorn", "msgpack", "httpx"),
     "track": ("tensorboard",),
-    "deepspeed": ("deepspeed",),
+    "deepspeed": ("deepspeed", "ninja"),
 }
 """Optional packages by the extra that installs them."""
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
-from r3_rl.doctor import examine, matmul_gflops
+from r3_rl.doctor import PACKAGES, examine, matmul_gflops
 from r3_rl.process import MALLOC, MARKER, physical_cores, prepare_process
+from tests.conftest import REPOSITORY
 
 SCRIPT = """
 import os, sys
@@ -67,6 +70,14 @@ def test_doctor_names_versions_speed_and_no_person_or_place():
     }
     for secret in (os.path.expanduser("~"), os.getcwd(), os.uname().nodename, sys.prefix):
         assert len(secret) < 3 or secret not in report
+
+
+def test_doctor_looks_for_everything_that_an_extra_installs():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    looked_for = {name for names in PACKAGES.values() for name in names}
+    for extra in PACKAGES:
+        wanted = {re.split(r"[\[<>=]", line)[0] for line in project["optional-dependencies"][extra]}
+        assert wanted <= (set(PACKAGES[extra]) if extra == "train" else looked_for), extra
 
 
 def test_matrix_product_speed_is_measured():
