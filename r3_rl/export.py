@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from r3_rl.errors import InputError, RunError
+from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.model_card import CardFacts, write_model_card
 from r3_rl.observe.report import read_run
 from r3_rl.policy import adapters
@@ -93,6 +95,13 @@ def export(
     if merge and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: already there and not empty", hint="name another folder")
     print(f"{'merged weights' if merge else 'adapter'} of {source.adapter} -> {folder}")
+    inside = source.run is not None and source.run.resolve() in folder.resolve().parents
+    with sole_writer(source.run) if source.run is not None and inside else nullcontext():
+        return _export(source, folder, merge=merge)
+
+
+def _export(source: _Source, folder: Path, *, merge: bool) -> Exported:
+    """Into a folder that nobody else writes."""
     marks = source.backbone.fingerprint(source.base)
     remembered = adapters.base_fingerprint(source.adapter)
     if remembered is None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from r3_rl.errors import CheckpointError, InputError, RunError
 from r3_rl.export import export
+from r3_rl.observe.lock import LOCK
 from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.bagel.backbone import BAGEL
@@ -46,7 +47,7 @@ def run(tmp_path, base):
 
 def test_a_run_becomes_an_adapter_with_a_card_that_loads_as_it_says(run, base, capsys, python):
     done = export(run)
-    assert done.folder == run / "adapter"
+    assert done.folder == run / "adapter" and (run / LOCK).is_file(), "nobody else wrote the run"
     assert done.difference == 0 < done.change
     assert "largest difference from the policy 0; the adapter moves outputs by" in capsys.readouterr().out
     weights = {"adapter_config.json", "adapter_model.safetensors", "base.json"}

@@ -14,6 +14,7 @@ from r3_rl.evaluate.base import Bench, find_bench
 from r3_rl.evaluate.base_card import base_card
 from r3_rl.observe.environment import environment
 from r3_rl.observe.evaluation import Evaluation
+from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.measures import greedy, plain_names
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
@@ -63,6 +64,20 @@ def pretrain(recipe: Recipe, *, name: str = RECIPE_FILE, bench: Bench[Any] | Non
                 hint=f"kinds: {', '.join(world.tags)}",
             )
     folder = new_run_folder(recipe.training.output_dir, "pretrain")
+    with sole_writer(folder):
+        return _pretrain(recipe, settings, world, folder, name=name, bench=bench)
+
+
+def _pretrain(
+    recipe: Recipe,
+    settings: PretrainSection,
+    world: World[Any],
+    folder: Path,
+    *,
+    name: str,
+    bench: Bench[Any] | None,
+) -> Pretrained:
+    """The run itself, in a folder that nobody else writes."""
     recorder = Recorder(folder)
     recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
     machine = environment(dtype="float32")

@@ -12,6 +12,7 @@ from r3_rl.assemble import load_policy
 from r3_rl.errors import InputError, RecipeError
 from r3_rl.evaluate.base import bench_of
 from r3_rl.evaluate.pretrain import new_policy, pretrain
+from r3_rl.observe.lock import LOCK
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.backbone import BAGEL
@@ -60,7 +61,7 @@ def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) ->
     recipe = _recipe(tmp_path, "pretrain.steps=2", later)
     made = pretrain(recipe, name="mine", bench=bench_of(recipe, **FEW))
     rows = read_lines(made.folder.parent / "metrics.jsonl").rows
-    assert len(rows) == 3
+    assert len(rows) == 3 and (made.folder.parent / LOCK).is_file(), "nobody else wrote the run"
     first, last = (load_policy(ModelSection(path=str(made.folder.parent / f"leg-{n}"))).policy.model for n in (1, 2))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
     assert unknown_names(set(rows[0]) - {"step"}) == []
