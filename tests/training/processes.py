@@ -58,8 +58,11 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
     if "full" in options:
         options = {**options, "policy": whole_policy(options["full"]), "lora": None}
         del options["full"]
+    same_noise = options.pop("same_noise", False)
     stopped_rank, stopped_step, name = options.pop("stop", (-1, -1, "SIGTERM"))
     trainer = make(folder / "run", dataset=DISTINCT, **options)
+    if same_noise:
+        trainer.schedule.engine.first_group = 0
     seen: list[dict[str, Any]] = []
 
     def keep(step: int, collected: Any) -> None:
@@ -89,6 +92,7 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
         "rows": untimed(logged),
         "step_s": [row["time/step_s"] for row in logged],
         "own_s": own_s,
+        "stopped": trainer.guards.stopped.finding.name if trainer.guards.stopped else None,
         "seen": seen,
         "pool": [[n.score for n in group] for group in trainer.schedule.pool.groups],
     }

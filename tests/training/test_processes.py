@@ -83,6 +83,7 @@ def assert_same_run(two: Found, alone: Found) -> None:
     assert largest_gap(*two.tensors) == 0
     assert largest_gap(two.tensors[0], alone.tensors[0]) < 1e-4
     for ours, single in zip(two.numbers[0]["rows"], alone.numbers[0]["rows"], strict=True):
+        assert ours.pop("ranks/shared_noise") == 0, "each has its own noise"
         assert ours.keys() == single.keys()
         for name in ("loss", "grad_norm", "reward", "refine/draft_score", "kl", "num_tokens", "tree/pool_size",
                      "image/count", "completions/max_length", "completions/mean_length"):  # fmt: skip
@@ -103,6 +104,14 @@ def test_two_processes_are_the_run_of_one(tmp_path, alone):
             assert first[step][kind] + second[step][kind] == single[kind], "each has its part of one batch"
         assert first[step]["pixels"] + second[step]["pixels"] == pytest.approx(single["pixels"], abs=0.01)
         assert not set(first[step]["pixels"]) & set(second[step]["pixels"])
+
+
+def test_processes_that_draw_the_same_noise_are_stopped(tmp_path):
+    """Both end at the same step, though the first one alone looks."""
+    fork(2, tmp_path, "train", {**RUN, "max_steps": 6, "same_noise": True})
+    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [numbers["stopped"] for numbers in seen] == ["equal_noise", "equal_noise"]
+    assert [[row["ranks/shared_noise"] for row in numbers["rows"]] for numbers in seen] == [[1.0], [1.0]]
 
 
 def test_torchrun_trains_a_recipe(tmp_path):

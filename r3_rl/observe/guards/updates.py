@@ -9,7 +9,7 @@ from r3_rl.observe.history import History
 
 FAR = 1.0
 """Nats: k3 of a text token, and divergence of a denoising step, which healthy runs keep below 0.1."""
-PINNED = 0.5
+PINNED = 0.4
 NEAR_EPSILON = 10.0
 """Gradient elements over AdamW's epsilon below which the epsilon slows a branch by a tenth and more."""
 UNMOVED = 1e-6
