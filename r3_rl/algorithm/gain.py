@@ -1,18 +1,30 @@
-"""What a critique and its refinement earned: the gain C.
+"""What a critique and its refinement earned, the gain C, and what each text and image is rewarded with.
 
 Shapes: R rollouts, one critique each. V0 is the score of the image that was looked at, V1 that of the refinement,
-both in [0, 1]. A stop draws nothing, so V1 = V0 there and needs no score. nan is missing and stays missing.
+both in [0, 1]. A stop draws nothing, so V1 = V0 there and needs no score. nan is missing and stays missing. With V the
+panel's score of a draft, f = 1 where a text is well formed and w the weight of good form:
+
+    part              paper     released
+    draft image       V         V
+    plan text         V + w f   f (V + w)
+    critique text     C + w f   f (C + w)
+    refined image     C         V1; without a refinement (a stop) there is nothing to reward
+
+A text's V or C is the mean over its children (`training/credit.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from r3_rl.algorithm.peers import peer_statistics
+from r3_rl.algorithm.advantage import peer_statistics
 from r3_rl.errors import InputError
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import AlgorithmSection
 
 PERFECT_FROM = 1 - 1e-6
 """A weighted panel reaches 1 only up to rounding."""
@@ -78,8 +90,8 @@ def gains(
         raise InputError(f"unknown gain kind {kind!r}", hint=f"choose one of {', '.join(GAINS)}")
     if not score_before.shape == score_after.shape == stopped.shape == groups.shape or score_before.ndim != 1:
         raise InputError("scores, stops and groups are not vectors of one length", hint="one entry for each rollout")
-    before = _finite_or_missing(score_before)
-    difference = torch.where(stopped, before, _finite_or_missing(score_after)) - before
+    before, after = (torch.where(s.isfinite(), s.float(), torch.nan) for s in (score_before, score_after))
+    difference = torch.where(stopped, before, after) - before
     perfect = before >= PERFECT_FROM if perfect is None else perfect
     inputs = GainInputs(difference=difference, perfect=perfect, stopped=stopped, groups=groups)
     values = torch.where(difference.isnan(), torch.nan, rule(inputs))
@@ -129,6 +141,44 @@ GAINS: dict[str, Callable[[GainInputs], torch.Tensor]] = {"paper": paper, "relea
 """Gain kinds by their name in a recipe."""
 
 
-def _finite_or_missing(scores: torch.Tensor) -> torch.Tensor:
-    scores = scores.float()
-    return torch.where(scores.isfinite(), scores, torch.nan)
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How good form enters the reward of a text.
+
+    >>> Format(mode="add").weight
+    0.1
+    """
+
+    mode: Literal["gate", "add"] = default(AlgorithmSection, "format_mode")
+    """`gate`: malformed texts earn 0 (released code). `add`: form earns its weight beside the value (paper)."""
+    weight: float = default(AlgorithmSection, "format_weight")
+    """w, 0 or more."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("gate", "add"):
+            raise InputError(f"unknown format mode {self.mode!r}", hint="choose gate or add")
+        if not self.weight >= 0:
+            raise InputError(f"format weight {self.weight} rewards malformed texts", hint="give 0 or more")
+
+
+def text_reward(value: torch.Tensor, well_formed: torch.Tensor, form: Format) -> torch.Tensor:
+    """Join what a text led to with its form: f (value + w) for `gate`, value + w f for `add`.
+
+    Args:
+        value: [R], score or gain; nan is missing.
+        well_formed: bool [R], f.
+        form: mode and weight.
+
+    Returns:
+        float32 [R]; nan where the value is missing, except that a gated malformed text earns 0 whatever its value.
+
+    Source: R3; the table at the top of this file.
+
+    >>> value, form = torch.tensor([0.5, 0.5]), torch.tensor([True, False])
+    >>> text_reward(value, form, Format(mode="gate")), text_reward(value, form, Format(mode="add"))
+    (tensor([0.6000, 0.0000]), tensor([0.6000, 0.5000]))
+    """
+    value = value.float()
+    if form.mode == "gate":
+        return torch.where(well_formed, value + form.weight, 0.0)
+    return value + form.weight * well_formed.float()

@@ -89,7 +89,7 @@ class LoopBench:
             out.add({**found, "ita_base_drafts": base}, suffix)
         out.add(measure_drafts(policy, drafts, settings, rounds=self.rounds, seed=seed + 9))
         out.add(self._painter(policy, items))
-        if settings.plan is not None and not settings.plan.greedy:
+        if settings.plan is not None and settings.plan.temperature > 0:
             out.add({"entropy_plan": entropies([t.rounds[0].plan for t in walked])})
         out.items = replace(items, fixed=fixed)
         return out

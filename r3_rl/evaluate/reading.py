@@ -77,7 +77,7 @@ def measure_pairs(
         for name, hits in stops_if_right(said[: len(pairs)], said[len(pairs) :]).items()
     }
     values["listing"] = exact_listings(world, said, [drawn.scene for drawn in shown])
-    if not settings.critique.greedy:
+    if settings.critique.temperature > 0:
         values["entropy_critique"] = entropies([c.segment for c in said])
     return values
 

@@ -2,9 +2,8 @@
 
 from r3_rl.flow.conventions import CONVENTIONS, StepDistribution, can_be_stochastic
 from r3_rl.flow.guidance import Guidance, combine
-from r3_rl.flow.schedule import shifted_schedule
+from r3_rl.flow.schedule import WINDOWS, choose_steps, shifted_schedule
 from r3_rl.flow.sde import euler_step, kl_mean, kl_velocity, log_prob, sample, stochastic_step
-from r3_rl.flow.windows import WINDOWS, choose_steps
 
 __all__ = [
     "CONVENTIONS",

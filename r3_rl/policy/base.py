@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a text is sampled.
-
-    >>> Sampling(temperature=0.0).greedy
-    True
-    """
+    """How a text is sampled."""
 
     max_new_tokens: int = default(WritingSection, "max_new_tokens")
     """Most tokens to write, end token included."""
@@ -38,11 +34,6 @@ class Sampling:
     """>= 0; 0 takes the likeliest token."""
     top_p: float = default(WritingSection, "top_p")
     """Share of probability kept, (0, 1]."""
-
-    @property
-    def greedy(self) -> bool:
-        """Whether nothing is left to chance."""
-        return self.temperature == 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0]))
     tensor([[16.]])
     """
-    if not _suits(x, weight.shape[0]) or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    suits = (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() * weight.shape[0] >= _LEAST_PRODUCTS
+        and onednn_is_faster()
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
+    )
+    if not suits:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
@@ -59,16 +67,6 @@ def _processor() -> str:
         return Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor()
-
-
-def _suits(x: Tensor, num_out: int) -> bool:
-    return (
-        x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and x.numel() * num_out >= _LEAST_PRODUCTS
-        and onednn_is_faster()
-        and bool(torch.backends.mkldnn.enabled)
-    )
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

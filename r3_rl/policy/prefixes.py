@@ -6,7 +6,7 @@ drops, and replay. Shapes: B contexts.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from r3_rl.types import Context, context_key
@@ -38,33 +38,26 @@ def spans(contexts: Sequence[Context], *, least: int = 1) -> list[list[Span]]:
     """
     keys = [context_key(context) for context in contexts]
     levels: list[list[Span]] = []
-    heads = [(rows, 0) for rows in _branches(keys, range(len(keys)), 0, least)]
+    heads: list[tuple[Sequence[int], int]] = [(range(len(keys)), 0)]  # rows that have read the same, up to here
     while heads:
         level: list[Span] = []
-        following: list[tuple[tuple[int, ...], int]] = []
-        for rows, start in heads:
-            end = _end(keys, rows, start)
-            level.append(Span(pieces=contexts[rows[0]][start:end], rows=rows))
-            following += [(branch, end) for branch in _branches(keys, rows, end, least)]
-        levels.append(level)
+        following: list[tuple[Sequence[int], int]] = []
+        for parents, start in heads:
+            # by their next piece, in the order in which they come; rows that end here are left out
+            branches: dict[Hashable, list[int]] = {}
+            for row in parents:
+                if len(keys[row]) > start:
+                    branches.setdefault(keys[row][start], []).append(row)
+            for rows in branches.values():
+                if len(rows) < least:
+                    continue
+                # on until one of them ends or branches off
+                first, end = keys[rows[0]], start + 1
+                while all(len(keys[row]) > end and keys[row][end] == first[end] for row in rows):
+                    end += 1
+                level.append(Span(pieces=contexts[rows[0]][start:end], rows=tuple(rows)))
+                following.append((rows, end))
+        if level:
+            levels.append(level)
         heads = following
     return levels
-
-
-def _branches(
-    keys: Sequence[tuple[Hashable, ...]], rows: Iterable[int], depth: int, least: int
-) -> list[tuple[int, ...]]:
-    """The rows by their piece at `depth`, in the order in which they come; rows that end before it are left out."""
-    found: dict[Hashable, list[int]] = {}
-    for row in rows:
-        if len(keys[row]) > depth:
-            found.setdefault(keys[row][depth], []).append(row)
-    return [tuple(same) for same in found.values() if len(same) >= least]
-
-
-def _end(keys: Sequence[tuple[Hashable, ...]], rows: Sequence[int], start: int) -> int:
-    """Where rows that have one piece at `start` stop reading together: one of them ends there or branches off."""
-    first, end = keys[rows[0]], start + 1
-    while all(len(keys[row]) > end and keys[row][end] == first[end] for row in rows):
-        end += 1
-    return end

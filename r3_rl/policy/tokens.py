@@ -29,7 +29,7 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor,
     and with truncation the cut-offs float32 [B] (`TextSegment.cutoff`).
     """
     wide = logits.float()
-    if sampling.greedy:
+    if sampling.temperature == 0:
         best = wide.argmax(-1)
         return best, wide.log_softmax(-1).gather(1, best[:, None])[:, 0], None
     wide = wide / sampling.temperature

@@ -43,7 +43,13 @@ class NodePool:
         for node in images:
             if node is not None and node.score is not None and node.num_refinements < self.max_depth:
                 groups.setdefault(node.root, []).append(node)
-        self.groups.extend(tuple(_alone(node) for node in group) for group in groups.values())
+        for group in groups.values():
+            # the images and what is known of them, without the way to them
+            self.groups.append(
+                tuple(
+                    given_image(n.prompt, n.image, verdict=n.verdict, num_refinements=n.num_refinements) for n in group
+                )
+            )
 
     def choose(self, count: int, rng: np.random.Generator) -> list[Node]:
         """Draws `count` nodes, no group twice while there are others (then groups serve again); none when no group
@@ -84,11 +90,6 @@ class NodePool:
         self.groups.clear()
         for images, nodes in zip(state["images"], state["nodes"], strict=True):
             self.groups.append(tuple(_restored(image, n) for image, n in zip(images, nodes, strict=True)))
-
-
-def _alone(node: Node) -> Node:
-    """The image and what is known of it, without the way to it."""
-    return given_image(node.prompt, node.image, verdict=node.verdict, num_refinements=node.num_refinements)
 
 
 def _plain(node: Node) -> dict[str, Any]:

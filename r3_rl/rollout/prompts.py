@@ -35,6 +35,8 @@ class PromptStream:
             raise DataError("no prompts to draw from")
         self._prompts, self._num_prompts, self._seed = prompts, num_prompts, seed
         self._orders: dict[int, np.ndarray] = {}
+        if callable(prompts):
+            self.batch(0)  # a world's mistakes show, and its pools are made, before anything is loaded
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[Prompt]:
         """The prompts of one step (from 0 on) on one of `world_size` processes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from r3_rl.pixels import to_uint8
 from r3_rl.scoring.base import RunProgress, ScorerInfo
 from r3_rl.types import STANDARD_ARGUMENTS, Prompt
-
-if TYPE_CHECKING:
-    pass
 
 Image = NDArray[np.uint8]
 """uint8 [H, W, 3]."""
@@ -49,8 +46,12 @@ class ScoreBatch:
                 raise ValueError(f"ScoreBatch.{name} has {len(values)} entries for {self.count} prompts")
         for name in ("images", "draft_images"):
             for image in getattr(self, name) or ():
-                if image is not None:
-                    _check_image(name, image)
+                fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+                if image is not None and not (fits and image.shape[2] == 3):
+                    shape, kind = getattr(image, "shape", "no shape"), getattr(image, "dtype", type(image).__name__)
+                    raise ValueError(
+                        f"ScoreBatch.{name} takes uint8 arrays [H, W, 3], not {kind} {shape}; see to_uint8"
+                    )
 
     @property
     def count(self) -> int:
@@ -63,13 +64,6 @@ class ScoreBatch:
         for prompt in self.prompts:
             names.update(dict.fromkeys(prompt.columns))
         return {name: [prompt.columns.get(name) for prompt in self.prompts] for name in names}
-
-
-def _check_image(name: str, image: Any) -> None:
-    fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-    if not fits:
-        shape, kind = getattr(image, "shape", "no shape"), getattr(image, "dtype", type(image).__name__)
-        raise ValueError(f"ScoreBatch.{name} takes uint8 arrays [H, W, 3], not {kind} {shape}; see to_uint8")
 
 
 @dataclass(frozen=True, kw_only=True)

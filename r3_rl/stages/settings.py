@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from r3_rl.flow.windows import choose_steps
+from r3_rl.flow.schedule import choose_steps
 from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.recipe.base import default
 from r3_rl.recipe.drawing import DrawingSection

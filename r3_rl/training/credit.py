@@ -2,7 +2,7 @@
 
 A text earns the mean over its children, and its form. A node is compared with its siblings; without siblings, with the
 nodes of its stage below the same root. What ends are worth is `training/earned.py`; the reward table is in
-`algorithm/rewards.py`.
+`algorithm/gain.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Literal
 
 import torch
 
-from r3_rl.algorithm.advantage import advantages
-from r3_rl.algorithm.peers import peer_statistics
-from r3_rl.algorithm.rewards import Format, text_reward
+from r3_rl.algorithm.advantage import advantages, peer_statistics
+from r3_rl.algorithm.gain import Format, text_reward
 from r3_rl.nodes import Node, numbered
 from r3_rl.observe.metrics import Numbers, means
 from r3_rl.recipe.base import default

@@ -224,8 +224,9 @@ class Loop:
                 "the gradient is not finite",
                 hint="lower training.learning_rate or eta; the last checkpoint is good",
             )
-        over_epsilon = over_epsilon_of(self.learner.names, self.policy.spec.branches, self.args.adam_epsilon)
-        measured = {"grad_norm": float(norm), "learning_rate": self.learner.rate, **over_epsilon}
+        over_epsilon = over_epsilon_of(self.learner.branch_of, self.args.adam_epsilon)
+        rate = self.learner.scheduler.get_last_lr()[0]
+        measured = {"grad_norm": float(norm), "learning_rate": float(rate), **over_epsilon}
         self._tell("on_pre_optimizer_step")
         with step_size(self.policy.module) as moved:
             self.learner.step(norm)

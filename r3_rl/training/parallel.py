@@ -20,7 +20,7 @@ from transformers import get_scheduler
 
 from r3_rl import ranks
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError
-from r3_rl.policy.backbone import GENERATION
+from r3_rl.policy.backbone import GENERATION, branch_of
 from r3_rl.policy.base import Policy
 from r3_rl.training.config import R3Config
 from r3_rl.training.optimizer import make_optimizer
@@ -49,22 +49,20 @@ class Learner:
             p: name for name, p in policy.module.named_parameters() if p.requires_grad
         }
         """What the optimiser steps, with the names of the weights."""
-
-    @property
-    def rate(self) -> float:
-        """Learning rate of the next step."""
-        return float(self.scheduler.get_last_lr()[0])
+        self.branch_of: dict[nn.Parameter, str] = {}
+        """The same with the branches of the backbone, from `prepare` on."""
 
     def prepare(self, used: Callable[[], float]) -> None:
         """Makes the optimiser and the course of its rate. used: share of the run's time that has passed."""
         args, names = self.args, self.names
+        self.branch_of = {p: branch_of(name, self.policy.spec.branches) for p, name in names.items()}
         for parameter in names if self.shards is None else ():
             ranks.share_first(parameter.detach())
         if self.optimizer is None:
             weights = self.policy.module.named_parameters()
             self.optimizer = make_optimizer(names, frozenset(n for n, p in weights if p.ndim > 1), args)
             if args.image_learning_rate is not None:
-                set_branch_rate(self.optimizer, names, self.policy.spec.branches, GENERATION, args.image_learning_rate)
+                set_branch_rate(self.optimizer, self.branch_of, GENERATION, args.image_learning_rate)
         if self.scheduler is None:
             steps = {"num_warmup_steps": args.warmup_steps, "num_training_steps": args.max_steps}
             self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, **steps)

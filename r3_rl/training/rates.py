@@ -13,13 +13,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from r3_rl.errors import InputError
-from r3_rl.policy.backbone import Branches, branch_of
 
 
 def set_branch_rate(
     optimizer: torch.optim.Optimizer,
-    names: Mapping[nn.Parameter, str],
-    branches: Branches,
+    branch_of: Mapping[nn.Parameter, str],
     branch: str,
     rate: float,
 ) -> None:
@@ -27,27 +25,24 @@ def set_branch_rate(
 
     Args:
         optimizer: before its first step.
-        names: the name of each of its parameters within the policy's module.
-        branches: of the backbone.
+        branch_of: the branch of each of its parameters.
         branch: one of them.
         rate: above 0; a scheduler that is made later starts from it.
 
     Raises InputError where the branch has nothing that is trained.
 
-    >>> from r3_rl.policy.backbone import Branch
-    >>> branches = {"understanding": Branch(adapted="up"), "generation": Branch(adapted="up_gen", marks=("_gen",))}
-    >>> module = nn.ModuleDict({"up": nn.Linear(1, 1), "up_gen": nn.Linear(1, 1)})
-    >>> optimizer = torch.optim.AdamW(module.parameters(), lr=1.0)
-    >>> set_branch_rate(optimizer, {p: n for n, p in module.named_parameters()}, branches, "generation", 0.1)
+    >>> one, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    >>> optimizer = torch.optim.AdamW([one, other], lr=1.0)
+    >>> set_branch_rate(optimizer, {one: "understanding", other: "generation"}, "generation", 0.1)
     >>> [(group["lr"], len(group["params"])) for group in optimizer.param_groups]
-    [(1.0, 2), (0.1, 2)]
+    [(1.0, 1), (0.1, 1)]
     """
     moved = 0
     for group in list(optimizer.param_groups):
-        ours = [p for p in group["params"] if branch_of(names[p], branches) == branch]
+        ours = [p for p in group["params"] if branch_of[p] == branch]
         if not ours:
             continue
-        group["params"] = [p for p in group["params"] if branch_of(names[p], branches) != branch]
+        group["params"] = [p for p in group["params"] if branch_of[p] != branch]
         optimizer.add_param_group({**group, "params": ours, "lr": rate})
         moved += len(ours)
     if not moved:
@@ -77,32 +72,27 @@ def ending_in_time(scheduler: LambdaLR, used: Callable[[], float], *, total_step
     return LambdaLR(scheduler.optimizer, [hurried(course) for course in scheduler.lr_lambdas])
 
 
-def over_epsilon_of(names: Mapping[nn.Parameter, str], branches: Branches, epsilon: float) -> dict[str, float]:
+def over_epsilon_of(branch_of: Mapping[nn.Parameter, str], epsilon: float) -> dict[str, float]:
     """Compare gradient elements with AdamW's epsilon, branch by branch, and return the smallest ratio.
 
     sqrt(mean g^2) / epsilon over the elements of a branch; a branch without any gradient is left out.
 
     Args:
-        names: what is trained, with its name within the policy's module; gradients are accumulated.
-        branches: of the backbone.
+        branch_of: what is trained, with its branch; gradients are accumulated.
         epsilon: added to the root of AdamW's second moment, above 0.
 
     Returns:
         {"grad/over_epsilon": ratio}, or nothing when no branch has a gradient.
 
-    >>> from r3_rl.policy.backbone import Branch
-    >>> branches = {"understanding": Branch(adapted="up"), "generation": Branch(adapted="up_gen", marks=("_gen",))}
-    >>> module = nn.ModuleDict({"up": nn.Linear(1, 1), "up_gen": nn.Linear(1, 1)})
-    >>> for name, parameter in module.named_parameters():
-    ...     parameter.grad = torch.full_like(parameter, 1e-7 if "gen" in name else 1e-3)
-    >>> found = over_epsilon_of({p: n for n, p in module.named_parameters()}, branches, 1e-8)
-    >>> round(found["grad/over_epsilon"], 3)
+    >>> one, other = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    >>> one.grad, other.grad = torch.full_like(one, 1e-3), torch.full_like(other, 1e-7)
+    >>> round(over_epsilon_of({one: "understanding", other: "generation"}, 1e-8)["grad/over_epsilon"], 3)
     10.0
     """
     gradients: dict[str, list[torch.Tensor]] = {}
-    for parameter, name in names.items():
+    for parameter, branch in branch_of.items():
         if parameter.grad is not None:
-            gradients.setdefault(branch_of(name, branches), []).append(parameter.grad)
+            gradients.setdefault(branch, []).append(parameter.grad)
     ratios = [
         norm / sum(g.numel() for g in found) ** 0.5 / epsilon
         for found in gradients.values()

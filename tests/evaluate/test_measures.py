@@ -204,7 +204,7 @@ def test_values_are_named_by_their_decoding_and_empty_ones_left_out():
     }  # fmt: skip
     sampled, greedy = decodings(loop()).items()
     assert sampled == ("", loop()) and greedy[0] == "_greedy"
-    assert greedy[1].plan.greedy and greedy[1].critique.greedy and greedy[1].draft == loop().draft
+    assert greedy[1].plan.temperature == greedy[1].critique.temperature == 0 and greedy[1].draft == loop().draft
 
 
 def test_entropies_are_means_in_nats_and_have_a_bootstrap_interval():

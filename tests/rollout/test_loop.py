@@ -146,7 +146,11 @@ def test_the_same_seed_is_the_same_loop_and_another_is_not(policy):
 
 def test_evaluation_takes_the_likeliest_words_and_no_stochastic_step(policy):
     calm = loop(plan=Sampling(max_new_tokens=5, temperature=1.5, top_p=0.5)).for_evaluation(0.0)
-    assert calm.plan.greedy and calm.critique.greedy and calm.plan.top_p == 1 and calm.plan.max_new_tokens == 5
+    assert (
+        calm.plan.temperature == calm.critique.temperature == 0
+        and calm.plan.top_p == 1
+        and calm.plan.max_new_tokens == 5
+    )
     walked = run_loop(policy, PROMPTS, calm, rounds=1, seed=1)
     again = run_loop(policy, PROMPTS, calm, rounds=0, seed=2)
     assert [t.rounds[0].plan.text for t in walked] == [t.rounds[0].plan.text for t in again]
