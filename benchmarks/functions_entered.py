@@ -52,12 +52,8 @@ class Entered:
         return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--list", action="store_true", help="also print every function")
-    parser.add_argument("--out", help="also write the numbers to this JSON file")
-    args = parser.parse_args()
-
+def entered() -> dict[Path, set[str]]:
+    """What one reason step and one refine step enter: names of functions by file."""
     from r3_rl.assemble import load_policy
     from r3_rl.evaluate.build import build_trainer
     from r3_rl.recipe_io import load_recipe
@@ -72,11 +68,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(recipe, loaded, Path(folder))
         trainer.prepare()
-        with Entered() as entered:
+        with Entered() as found:
             for step in range(2):
                 trainer.step(step)
         trainer.close()
-    files = entered.by_file()
+    return found.by_file()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--list", action="store_true", help="also print every function")
+    parser.add_argument("--out", help="also write the numbers to this JSON file")
+    args = parser.parse_args()
+    files = entered()
     rooms: Counter[str] = Counter()
     for path, names in files.items():
         rooms[path.relative_to(HOUSE).parts[0]] += len(names)
