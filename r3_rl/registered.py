@@ -45,6 +45,10 @@ BUILT_IN = {
         "imtl_g": "r3_rl.balance.aggregators:imtl_g",
     },
     ITEM_BENCHES: {
+        "geneval": "r3_rl.benches.judged:geneval",
+        "geneval_plus": "r3_rl.benches.judged:geneval_plus",
+        "tiif": "r3_rl.benches.judged:tiif",
+        "dpg": "r3_rl.benches.judged:dpg",
         "vqav2": "r3_rl.benches.vqa:vqav2",
         "okvqa": "r3_rl.benches.vqa:okvqa",
         "pope": "r3_rl.benches.yes_no:pope",

@@ -156,6 +156,8 @@ class Request:
     """Edit budgets that are reported, in ascending order."""
     limit: int | None = None
     """Most items of a set."""
+    scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By bench: `scorer` and `params`, as a recipe's `rewards` has them."""
 
 
 def batches(bench: ItemBench) -> list[slice]:

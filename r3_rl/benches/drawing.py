@@ -46,8 +46,8 @@ class DrawingBench:
     decodings: Sequence[str] = (GREEDY, SAMPLED)
     batch: int = BATCH
     further: Sequence[Figure] = ()
-    """Rows of the table above the common ones, such as an official aggregate. A mean of `official` values may use
-    `final`, `draft` and `final/TAG`."""
+    """Rows of the table above the common ones, such as an official aggregate: formulas of `draft/TAG` and `final/TAG`,
+    which are scores if they are graded, else right or wrong."""
 
     @property
     def items(self) -> Sequence[str]:
@@ -110,11 +110,11 @@ class DrawingBench:
         if self.redraw:
             values |= _against_drafts(values, drafts, self.rounds)
         tag = str(trajectory.prompt.columns.get("tag", ""))
-        if tag:
-            values |= {f"{name}/{tag}": values[name] for name in ("draft", "final")}
+        ends = {name: values[name] for name in ("draft", "final")}
         if self.graded:
             values |= {f"score_{n}": float(s) for n, s in zip(self.rounds, scores, strict=True) if s is not None}
-        return values
+            ends = {"draft": float(_total(trajectory, 0) or 0.0), "final": float(scores[-1] or 0.0)}
+        return values | ({f"{name}/{tag}": end for name, end in ends.items()} if tag else {})
 
     def figures(self, names: Sequence[str]) -> list[Figure]:
         """The rows of the table; those without values are left out by whoever writes it."""

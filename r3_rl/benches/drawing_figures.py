@@ -14,7 +14,7 @@ CHANGES = "What the rounds change"
 AGAIN = "Looking or drawing again: the same number of images"
 SCORES = "Mean score at every edit budget"
 READING = "Does the first critique stop if and only if the first image is right? (ITA)"
-BY_KIND = "By kind of prompt"
+BY_KIND, SCORE_BY_KIND = "By kind of prompt", "Mean score by kind of prompt"
 
 
 def drawing_figures(names: Sequence[str], rounds: Sequence[int], *, graded: bool, headline: bool) -> list[Figure]:
@@ -43,7 +43,7 @@ def drawing_figures(names: Sequence[str], rounds: Sequence[int], *, graded: bool
             Figure(name=f"score_{n}", label=f"At most {_rounds(n)}" if n else "Draft", group=SCORES) for n in rounds
         ]
     rows += _changes(later) + _again(later) + _reading()
-    return [*rows, *_by_kind(names, later), _unscored()]
+    return [*rows, *_by_kind(names, later, SCORE_BY_KIND if graded else BY_KIND), _unscored()]
 
 
 def _rounds(number: int) -> str:
@@ -90,13 +90,13 @@ def _reading() -> list[Figure]:
     ]
 
 
-def _by_kind(names: Sequence[str], later: Sequence[int]) -> list[Figure]:
+def _by_kind(names: Sequence[str], later: Sequence[int], group: str) -> list[Figure]:
     tags = list(dict.fromkeys(name.partition("/")[2] for name in names if name.startswith(("draft/", "final/"))))
     if len(tags) < 2:
         return []
     parts = (("draft", "draft"), ("final", f"at most {_rounds(later[-1])}")) if later else (("draft", "draft"),)
     return [
-        Figure(name=f"{part}/{tag}", label=words_of(tag), hint=hint, group=BY_KIND)
+        Figure(name=f"{part}/{tag}", label=words_of(tag), hint=hint, group=group)
         for tag in tags
         for part, hint in parts
     ]

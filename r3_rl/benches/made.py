@@ -22,6 +22,7 @@ from r3_rl.benches.ita import POOL
 from r3_rl.benches.vqa_words import normalised
 from r3_rl.observe.trajectories import to_pixels
 from r3_rl.worlds.base import Question, World, find_world
+from r3_rl.worlds.files.checks import geneval_problems
 from r3_rl.worlds.sets import pairs
 
 _TRIES = 12
@@ -29,7 +30,8 @@ _TRIES = 12
 
 
 def write_sets(folder: str | Path, *, world: str | None = None, count: int = 16, seed: int = 0) -> Path:
-    """Write one folder for each format below `folder`: vqav2, okvqa, pope, mme, choice, ita and coco.
+    """Write a set in each format below `folder`: vqav2, okvqa, pope, mme, choice.tsv, ita, coco, tiif.jsonl, dpg.csv
+    and, if the world's prompts have GenEval's columns, geneval.jsonl.
 
     Args:
         folder: is made.
@@ -47,6 +49,7 @@ def write_sets(folder: str | Path, *, world: str | None = None, count: int = 16,
     _write_choice(folder / "choice.tsv", asked, count)
     _write_pool(folder / "ita", place, max(1, count // 2), seed)
     _write_captions(folder / "coco", place, count, seed)
+    _write_prompts(folder, place, count, seed)
     return folder
 
 
@@ -135,6 +138,28 @@ def _write_captions(folder: Path, world: World[Any], count: int, seed: int) -> N
         images.append({"id": number, "file_name": name, "height": image.shape[1], "width": image.shape[2]})
         annotations.append({"id": number, "image_id": number, "caption": prompt.text})
     _dump(folder / "captions_val2014.json", {"info": {}, "licenses": [], "images": images, "annotations": annotations})
+
+
+def _write_prompts(folder: Path, world: World[Any], count: int, seed: int) -> None:
+    """GenEval, TIIF and DPG: prompts with what is to be checked about their images."""
+    rng = np.random.default_rng(seed)
+    prompts = world.prompts(count, split="held_out", seed=rng)
+    if not any(problem for prompt in prompts for problem in geneval_problems(prompt.columns)):
+        _lines(folder / "geneval.jsonl", [{"prompt": prompt.text, **prompt.columns} for prompt in prompts])
+    tiif, dpg = [], [",".join(["item_id", "text", "proposition_id", "dependency", "question_natural_language"])]
+    for number, prompt in enumerate(prompts):
+        scene = world.scene(prompt, rng)
+        (image,) = world.draw([scene])
+        found = [world.ask(image, scene, kind, rng) for kind in list(world.question_kinds) * _TRIES]
+        closed = {q.words: q.answer for q in found if q is not None and q.answer in ("yes", "no")}
+        questions, answers = list(closed)[:3], list(closed.values())[:3]
+        row = {"type": str(prompt.columns.get("tag", "all")), "short_description": prompt.text}
+        lists = {"yn_question_list": questions, "yn_answer_list": answers}
+        tiif.append({**row, "long_description": prompt.text, **lists})
+        for place, words in enumerate([w for w, answer in closed.items() if answer == "yes"][:3], start=1):
+            dpg.append(f'made{number},"{prompt.text}",{place},{"0" if place == 1 else "1"},"{words}"')
+    _lines(folder / "tiif.jsonl", tiif)
+    (folder / "dpg.csv").write_text("\n".join(dpg) + "\n", encoding="utf-8")
 
 
 def _save(path: Path, image: np.ndarray) -> None:

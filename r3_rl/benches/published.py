@@ -59,6 +59,30 @@ CHOICE = Published(
     fetch="a .tsv with index, question, A, B, ..., answer and image (base64), such as mmbench_dev_en.tsv",
     licence="MMBench: Apache-2.0 (code); images from several sources",
 )
+GENEVAL = Published(
+    name="geneval",
+    where="github.com/djghosh13/geneval, prompts/",
+    fetch="evaluation_metadata.jsonl (553 prompts)",
+    licence="MIT (prompts)",
+)
+GENEVAL_PLUS = Published(
+    name="geneval_plus",
+    where="github.com/yejy53/Echo-4o",
+    fetch="the JSON lines of GenEval++ (280 prompts)",
+    licence="not stated by its authors",
+)
+TIIF = Published(
+    name="tiif",
+    where="github.com/A113N-W3I/TIIF-Bench",
+    fetch="the JSON lines of its test prompts, one file or several joined",
+    licence="not stated by its authors",
+)
+DPG = Published(
+    name="dpg",
+    where="github.com/TencentQQGYLab/ELLA, dpg_bench/",
+    fetch="dpg_bench.csv (1,065 prompts)",
+    licence="Apache-2.0 (code)",
+)
 ITA = Published(
     name="ita",
     where="not published: it is yours",

@@ -14,6 +14,7 @@ from r3_rl.benches.base import ItemBench, Request
 from r3_rl.benches.page import write_page
 from r3_rl.benches.resampling import Values, values_of
 from r3_rl.benches.results import BenchResult, bench_result, document
+from r3_rl.benches.scorers_file import read_scorers
 from r3_rl.benches.subjects import MODEL, OTHER, TRAINED, Subjects, find_subjects
 from r3_rl.benches.text import headline_lines, markdown
 from r3_rl.benches.work import Batch, all_batches, kept_samples, measure, sample_of
@@ -41,6 +42,8 @@ class EvalSettings:
     num_seeds: int = 1
     limit: int | None = None
     """Most items of a set."""
+    scorers: Path | None = None
+    """YAML file with the scorers of benches, as `benches.judged` reads it."""
 
 
 def evaluate(
@@ -83,6 +86,7 @@ def find_benches(settings: EvalSettings, subjects: Subjects) -> list[ItemBench]:
         InputError: an unknown name, or the same one twice.
     """
     found: list[ItemBench] = []
+    scorers = {} if settings.scorers is None else read_scorers(settings.scorers)
     for asked in settings.benches:
         name, given, path = asked.partition("=")
         request = Request(
@@ -92,6 +96,7 @@ def find_benches(settings: EvalSettings, subjects: Subjects) -> list[ItemBench]:
             world=subjects.world,
             rounds=sorted(set(settings.rounds)),
             limit=settings.limit,
+            scorers=scorers,
         )
         if name in registered.names(registered.WORLDS):
             found += world_benches(request, find_world(name))

@@ -20,6 +20,7 @@ def eval_(
     seeds: int = 1,
     limit: int | None = None,
     against: str | None = None,
+    scorers: str | None = None,
     out: str | None = None,
 ) -> None:
     """Measure a model and the base that it was trained from: drawing at every edit budget, and understanding.
@@ -31,6 +32,7 @@ def eval_(
         seeds: how often everything is drawn and asked, with other noise.
         limit: most items of a set.
         against: another run, adapter or model, on the same items.
+        scorers: YAML file with the scorers of drawing benches, by bench: `scorer` and `params` as in a recipe.
         out: folder of tables, samples, images and page; without it one below runs/eval. An unfinished one goes on.
     """
     from r3_rl.process import prepare_process
@@ -46,7 +48,9 @@ def eval_(
     from r3_rl.benches.run import EvalSettings, evaluate
 
     folder = Path(out) if out else Path("runs") / "eval" / _folder_name(subject)
-    settings = EvalSettings(benches=names, rounds=budgets, num_seeds=seeds, limit=limit)
+    settings = EvalSettings(
+        benches=names, rounds=budgets, num_seeds=seeds, limit=limit, scorers=Path(scorers) if scorers else None
+    )
     with redirect_stdout(io.StringIO()) if launched()[0] else nullcontext():  # the first process speaks for all
         evaluate(subject, folder, settings, against=against)
 

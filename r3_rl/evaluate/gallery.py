@@ -63,11 +63,11 @@ def by_judge(judge: Judge) -> Verdicts:
     return lambda trajectories: judged(trajectories, judge)
 
 
-def by_panel(panel: Panel) -> Verdicts:
-    """Verdicts of scorers; what they say here is no part of a training step's metrics."""
+def by_panel(panel: Panel, *, counted: bool = False) -> Verdicts:
+    """Verdicts of scorers; what they say here is no part of a training step's metrics unless it is `counted`."""
 
     def verdicts(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        found = iter(panel.score(_batch(trajectories), counted=False))
+        found = iter(panel.score(_batch(trajectories), counted=counted))
         return [replace(t, rounds=tuple(replace(r, verdict=next(found)) for r in t.rounds)) for t in trajectories]
 
     return verdicts
