@@ -49,6 +49,7 @@ BUILT_IN = {
         "geneval_plus": "r3_rl.benches.judged:geneval_plus",
         "tiif": "r3_rl.benches.judged:tiif",
         "dpg": "r3_rl.benches.judged:dpg",
+        "coco": "r3_rl.benches.coco:coco",
         "vqav2": "r3_rl.benches.vqa:vqav2",
         "okvqa": "r3_rl.benches.vqa:okvqa",
         "pope": "r3_rl.benches.yes_no:pope",

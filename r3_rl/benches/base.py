@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class ScoredImage:
     """uint8 [H, W, 3]."""
     score: float | None
     """None if it has none."""
+    whole: bool = False
+    """Whether it is kept in its own size, since something is computed from it later; else it is for looking."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +81,7 @@ class Sums(Protocol):
 Formula = Callable[[Sums], np.ndarray]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """A row of the table."""
 
@@ -90,7 +92,7 @@ class Figure:
     group: str = ""
     """Heading above it."""
     unit: str = "share"
-    """`share` (shown in per cent), `change` (of shares, signed) or `number`."""
+    """`share` (shown in per cent), `change` (of shares, signed), `number`, or `distance`, which has no interval."""
     wanted: str = "more"
     """`more`, `less` or `neither`."""
     formula: Formula | None = None
@@ -137,6 +139,15 @@ class ItemBench(Protocol):
 
     def figures(self, names: Sequence[str]) -> list[Figure]:
         """Return the rows of the table, of the values that were measured."""
+        ...
+
+
+@runtime_checkable
+class ComparesSets(Protocol):
+    """A bench that also compares all images of a model with others, when the last batch is finished."""
+
+    def distances(self, drawn: Sequence[Mapping[str, Path]]) -> dict[Figure, float]:
+        """Return figures of a whole set, from the image files of each sample by name."""
         ...
 
 

@@ -157,7 +157,8 @@ def _cell(found: Estimate | None, row: Row, class_: str) -> Html:
     if found is None:
         return element("td", element("span", "–", class_="missing"), class_=class_)
     interval = found.over_items
-    lines = [f"{_plain(interval.low, row)} to {_plain(interval.high, row)}", counts(found)]
+    bounds = "" if row.figure.unit == "distance" else f"{_plain(interval.low, row)} to {_plain(interval.high, row)}"
+    lines = [bounds, counts(found)]
     smalls = [element("small", line) for line in lines if line]
     return element("td", element("b", _value(interval, row)), smalls, class_=class_)
 
@@ -166,6 +167,8 @@ def _change(change: Estimate | None, row: Row) -> list[Html]:
     if change is None:
         return [element("span", "–", class_="missing")]
     interval, wanted = change.over_items, row.figure.wanted
+    if row.figure.unit == "distance":
+        return [element("b", _plain(interval.mean, row, signed=True), class_="unsure")]
     better = interval.mean > 0 if wanted == "more" else interval.mean < 0
     kind = "unsure" if not interval.excludes_zero or wanted == "neither" else "up" if better else "down"
     bounds = f"{_plain(interval.low, row, signed=True)} to {_plain(interval.high, row, signed=True)}"
@@ -176,11 +179,11 @@ def _change(change: Estimate | None, row: Row) -> list[Html]:
 
 
 def _value(interval: Interval, row: Row) -> str:
-    return _plain(interval.mean, row) + ("" if row.figure.unit == "number" else " %")
+    return _plain(interval.mean, row) + ("" if row.figure.unit in ("number", "distance") else " %")
 
 
 def _plain(value: float, row: Row, *, signed: bool = False) -> str:
-    scale, digits = (1.0, 2) if row.figure.unit == "number" else (100.0, 1)
+    scale, digits = {"number": (1.0, 2), "distance": (1.0, 3)}.get(row.figure.unit, (100.0, 1))
     text = f"{abs(scale * value):.{digits}f}"
     if float(text) == 0:
         return text

@@ -83,6 +83,12 @@ DPG = Published(
     fetch="dpg_bench.csv (1,065 prompts)",
     licence="Apache-2.0 (code)",
 )
+COCO = Published(
+    name="coco",
+    where="cocodataset.org",
+    fetch="captions_val2014.json and val2014/",
+    licence="annotations CC BY 4.0; images under their Flickr licences",
+)
 ITA = Published(
     name="ita",
     where="not published: it is yours",

@@ -8,6 +8,7 @@ from typing import Any
 
 from r3_rl.benches.base import Figure, ItemBench
 from r3_rl.benches.resampling import Estimate, Values, difference, estimate
+from r3_rl.observe.statistics import Interval
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,6 +82,31 @@ def _nothing_unscored(figure: Figure, cells: Mapping[str, Cells]) -> bool:
     """Whether it is the row of missing scores and none is missing."""
     found = [this.over_items.mean for c in cells.values() for this in c.models.values()]
     return figure.name == "unscored" and not any(found)
+
+
+def distance_rows(
+    found: Mapping[tuple[str, str], Mapping[Figure, float]], count: int, comparisons: Sequence[tuple[str, str]]
+) -> list[Row]:
+    """Return the rows of figures that whole sets of images have; they have no intervals.
+
+    Args:
+        found: by model and decoding.
+        count: images of a set.
+        comparisons: pairs of models.
+    """
+
+    def alone(value: float) -> Estimate:
+        return Estimate(over_items=Interval(mean=value, low=value, high=value, count=count), over_seeds=None)
+
+    rows = []
+    for figure in dict.fromkeys(figure for figures in found.values() for figure in figures):
+        cells = {}
+        for decoding in dict.fromkeys(decoding for _, decoding in found):
+            values = {model: figures[figure] for (model, of), figures in found.items() if of == decoding}
+            changes = {pair: alone(values[pair[1]] - values[pair[0]]) for pair in comparisons}
+            cells[decoding] = Cells(models={model: alone(v) for model, v in values.items()}, changes=changes)
+        rows.append(Row(figure=figure, cells=cells))
+    return rows
 
 
 def document(results: Sequence[BenchResult], head: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from r3_rl import ranks, registered
-from r3_rl.benches.base import ItemBench, Request
+from r3_rl.benches.base import ComparesSets, ItemBench, Request
 from r3_rl.benches.page import write_page
 from r3_rl.benches.resampling import Values, values_of
-from r3_rl.benches.results import BenchResult, bench_result, document
+from r3_rl.benches.results import BenchResult, bench_result, distance_rows, document
 from r3_rl.benches.scorers_file import read_scorers
 from r3_rl.benches.subjects import MODEL, OTHER, TRAINED, Subjects, find_subjects
 from r3_rl.benches.text import headline_lines, markdown
@@ -151,7 +151,7 @@ def _write(
 ) -> list[BenchResult]:
     """The samples in order, the tables and the page."""
     _join_samples(folder, todo)
-    results = [bench_result(b, _measured(folder, b, todo), subjects.comparisons) for b in benches]
+    results = [_result(folder, bench, subjects, todo) for bench in benches]
     models = {s.key: s.source for s in subjects.models}
     policy = subjects.first.policy
     dtype = str(next(policy.module.parameters()).dtype).removeprefix("torch.")
@@ -190,6 +190,21 @@ def _join_samples(folder: Path, todo: Sequence[Batch]) -> None:
         for batch in todo:
             stream.write((folder / batch.file).read_bytes())
     aside.replace(folder / SAMPLES)
+
+
+def _result(folder: Path, bench: ItemBench, subjects: Subjects, todo: Sequence[Batch]) -> BenchResult:
+    """The rows of one bench, those of whole sets of images last."""
+    result = bench_result(bench, _measured(folder, bench, todo), subjects.comparisons)
+    if not isinstance(bench, ComparesSets):
+        return result
+    drawn: dict[tuple[str, str], list[dict[str, Path]]] = {}
+    for batch in todo:
+        if batch.bench is bench and batch.seed == 0:
+            rows = [row["images"] for row in kept_samples(folder, batch)]
+            these = [{name: folder / place for name, place in images.items()} for images in rows]
+            drawn.setdefault((batch.subject.key, batch.decoding), []).extend(these)
+    found = {key: bench.distances(these) for key, these in drawn.items()}
+    return replace(result, rows=[*result.rows, *distance_rows(found, len(bench.items), subjects.comparisons)])
 
 
 def _measured(folder: Path, bench: ItemBench, todo: Sequence[Batch]) -> dict[tuple[str, str], Values]:

@@ -11,7 +11,7 @@ from r3_rl import registered
 from r3_rl.errors import InputError
 from r3_rl.recipe.yaml_text import parse_tree
 
-KEYS = ("scorer", "params", "timeout_s")
+KEYS = ("scorer", "params", "timeout_s", "distances")
 
 
 def read_scorers(path: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -36,6 +36,7 @@ def read_scorers(path: Path) -> Mapping[str, Mapping[str, Any]]:
             )
         if not isinstance(entry, Mapping) or not set(entry) <= set(KEYS):
             raise InputError(f"{path}: {name}: not a mapping of {', '.join(KEYS)}")
-        if not isinstance(entry.get("params", {}), Mapping):
-            raise InputError(f"{path}: {name}.params: not a mapping")
+        for key in ("params", "distances"):
+            if not isinstance(entry.get(key, {}), Mapping):
+                raise InputError(f"{path}: {name}.{key}: not a mapping")
     return dict(tree.values)

@@ -16,6 +16,8 @@ def shown(figure: Figure, interval: Interval, *, signed: bool = False) -> str:
     >>> shown(Figure(name="draft", label=""), Interval(mean=0.5, low=0.25, high=0.75, count=4))
     '50.0 [25.0, 75.0]'
     """
+    if figure.unit == "distance":
+        return f"{interval.mean:{'+' if signed else ''}.3f}"
     scale, digits = (1.0, 2) if figure.unit == "number" else (100.0, 1)
     sign = "+" if signed or figure.unit == "change" else ""
     mean, low, high = (f"{scale * v:{sign}.{digits}f}" for v in (interval.mean, interval.low, interval.high))
@@ -114,6 +116,6 @@ def _headline(result: BenchResult, row: Row, cells: Cells, comparisons: Sequence
         model, found = next(iter(cells.models.items()))
         return f"{name:48}{model} {shown(row.figure, found.over_items)}"
     before, after = (cells.models[key].over_items for key in comparisons[0])
-    scale = 1.0 if row.figure.unit == "number" else 100.0
+    scale = 1.0 if row.figure.unit in ("number", "distance") else 100.0
     means = f"{scale * before.mean:.1f} -> {scale * after.mean:.1f}"
     return f"{name:48}{means:16}{shown(row.figure, change.over_items, signed=True):26}{counts(change)}"

@@ -127,7 +127,7 @@ def _save(folder: Path, batch: Batch, sample: Sample, name: str, scored: ScoredI
     number = sample.item.partition(" ")[0]
     place = f"{IMAGES}/{batch.place}/{score}/{number}-{sample.copy}-seed-{batch.seed}-{name}.png"
     image = Image.fromarray(scored.pixels)
-    if max(image.size) > KEPT_IMAGE_PX:
+    if not scored.whole and max(image.size) > KEPT_IMAGE_PX:
         image.thumbnail((KEPT_IMAGE_PX, KEPT_IMAGE_PX))
     path = folder / place
     path.parent.mkdir(parents=True, exist_ok=True)
