@@ -57,6 +57,7 @@ class AskedBench:
     facts: Mapping[str, str] = field(default_factory=dict)
     decodings: Sequence[str] = (GREEDY,)
     batch: int = 16
+    draws: bool = False
 
     @property
     def items(self) -> Sequence[str]:

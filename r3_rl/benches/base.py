@@ -119,6 +119,11 @@ class ItemBench(Protocol):
         ...
 
     @property
+    def draws(self) -> bool:
+        """Whether it draws, so that another seed gives other samples even with greedy texts."""
+        ...
+
+    @property
     def items(self) -> Sequence[str]:
         """What each item asks, in order: equal ones make evaluations comparable."""
         ...

@@ -66,6 +66,7 @@ class CocoBench:
     """COCO's images of the captions."""
     weights: Mapping[str, Any]
     """`inception` and `clip`, where they are given."""
+    draws: bool = True
 
     @property
     def name(self) -> str:

@@ -45,6 +45,7 @@ class DrawingBench:
     facts: Mapping[str, str] = field(default_factory=dict)
     decodings: Sequence[str] = (GREEDY, SAMPLED)
     batch: int = BATCH
+    draws: bool = True
     further: Sequence[Figure] = ()
     """Rows of the table above the common ones, such as an official aggregate: formulas of `draft/TAG` and `final/TAG`,
     which are scores if they are graded, else right or wrong."""

@@ -62,6 +62,7 @@ class ItaBench:
     title: str = "Does the image match its prompt? (ITA)"
     decodings: Sequence[str] = (GREEDY,)
     batch: int = BATCH
+    draws: bool = False
     facts: Mapping[str, str] = field(
         default_factory=lambda: {
             "prompt": "the loop's critique; a stop says that the image is right",

@@ -52,13 +52,14 @@ class Batch:
 
 
 def all_batches(benches: Sequence[ItemBench], subjects: Sequence[Subject], num_seeds: int) -> list[Batch]:
-    """Return every batch in the order of the samples' file."""
+    """Return every batch in the order of the samples' file. Greedy texts about given images have one seed: others would
+    give the same."""
     return [
         Batch(bench=bench, subject=subject, decoding=decoding, seed=seed, items=items)
         for bench in benches
         for subject in subjects
         for decoding in bench.decodings
-        for seed in range(num_seeds)
+        for seed in range(num_seeds if bench.draws or decoding != GREEDY else 1)
         for items in batches(bench)
     ]
 

@@ -78,6 +78,7 @@ class PairsBench:
     shown: Sequence[Drawn]
     decodings: Sequence[str] = (GREEDY, SAMPLED)
     batch: int = 2 * BATCH
+    draws: bool = False
 
     @property
     def name(self) -> str:
@@ -137,6 +138,7 @@ class QuestionsBench:
     asked: Sequence[Question]
     decodings: Sequence[str] = (GREEDY, SAMPLED)
     batch: int = 2 * BATCH
+    draws: bool = False
 
     @property
     def name(self) -> str:
@@ -195,6 +197,7 @@ class PainterBench:
     edits: Sequence[Edited]
     decodings: Sequence[str] = (GREEDY,)
     batch: int = BATCH
+    draws: bool = True
 
     @property
     def name(self) -> str:

@@ -41,6 +41,7 @@ def place(workplace, tmp_path_factory, monkeypatch):
     [
         "README.md",
         "CONTRIBUTING.md",
+        "docs/evaluation.md",
         "docs/rewards.md",
         "docs/troubleshooting.md",
         "r3_rl/flow/README.md",
