@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from r3_rl.benches.base import GREEDY, Figure, Job, Request, Sample
+from r3_rl.benches.base import FEW, GREEDY, Figure, Job, Request, Sample
 from r3_rl.benches.drawing import OF_A_SEED
 from r3_rl.errors import DataError, InputError
 from r3_rl.evaluate.base import SEED
@@ -56,7 +56,7 @@ class AskedBench:
     """Names of values -> rows of the table."""
     facts: Mapping[str, str] = field(default_factory=dict)
     decodings: Sequence[str] = (GREEDY,)
-    batch: int = 16
+    batch: int = FEW
     draws: bool = False
 
     @property

@@ -18,8 +18,8 @@ from r3_rl.stages.settings import LoopSettings
 from r3_rl.worlds.base import World
 
 GREEDY, SAMPLED = "greedy", "sampled"
-BATCH = 40
-"""Items of a batch by default. A batch is kept or made again as one, so its size never depends on processes."""
+BATCH, FEW = 128, 16
+"""Items of a batch for the small model of a world, and for others. A batch is kept or made again as one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,6 +174,12 @@ class Request:
     """Most items of a set."""
     scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By bench: `scorer` and `params`, as a recipe's `rewards` has them."""
+
+
+def batch_of(request: Request) -> int:
+    """Return how many items a batch has: with a small model more of them cost hardly more, with a large one a batch is
+    long enough and memory is short."""
+    return FEW if request.world is None else BATCH
 
 
 def batches(bench: ItemBench) -> list[slice]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from r3_rl.benches.asking import LETTER, Asked, AskedBench
-from r3_rl.benches.base import Figure, ItemBench, Request
+from r3_rl.benches.base import Figure, ItemBench, Request, batch_of
 from r3_rl.benches.published import CHOICE, given_path
 from r3_rl.errors import DataError
 
@@ -33,7 +33,8 @@ def choice(request: Request) -> list[ItemBench]:
         "circular": "as many requests as options, each with the options rotated by one",
         "source": CHOICE.where,
     }
-    return [AskedBench(name="choice", title="Multiple choice", asked=asked, rows=_figures, facts=facts)]
+    size = batch_of(request)
+    return [AskedBench(name="choice", title="Multiple choice", asked=asked, rows=_figures, facts=facts, batch=size)]
 
 
 def rotations(options: Sequence[str]) -> list[list[str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r3_rl.benches.base import Figure, ItemBench, Job, Request, Sample
+from r3_rl.benches.base import Figure, ItemBench, Job, Request, Sample, batch_of
 from r3_rl.benches.distances import clip_embedder, cmmd, frechet_and_kernel, inception
 from r3_rl.benches.drawing import DrawingBench
 from r3_rl.benches.judged import Judge
@@ -42,6 +42,7 @@ def coco(request: Request) -> list[ItemBench]:
         prompts=[Prompt(text=text) for text, _ in captions],
         verdicts=Judge(section, COCO.name),
         rounds=request.rounds,
+        batch=batch_of(request),
         graded=True,
         redraw=False,
         headline=False,

@@ -70,15 +70,16 @@ class DrawingBench:
     def _further_drafts(self, job: Job, walked: Sequence[Trajectory], seed: int) -> list[list[Trajectory]]:
         """The loop's draft and as many again as the loop has rounds, each with what is said about it."""
         drafts, rounds = [[trajectory] for trajectory in walked], self.rounds[-1]
-        prompts = [trajectory.prompt for trajectory in walked]
-        for number in range(1, rounds + 1):
-            again = seed + REDRAWN * number
+        wanted = [(number, place) for number in range(1, rounds + 1) for place in range(len(walked))]
+        for start in range(0, len(wanted), self.batch):
+            these, again = wanted[start : start + self.batch], seed + REDRAWN + start
+            prompts = [walked[place].prompt for _, place in these]
             drawn = self.verdicts(run_loop(job.policy, prompts, job.loop, rounds=0, seed=again))
-            if number < rounds:  # the last one is taken, whatever is said about it
-                said = read(job.policy, FixedDrafts.of(drawn), job.loop, again + READ)
-                drawn = [replace(t, last_critique=critique) for t, critique in zip(drawn, said, strict=True)]
-            for these, trajectory in zip(drafts, drawn, strict=True):
-                these.append(trajectory)
+            # the last draft is taken, whatever is said about it
+            asked = [t for t, (number, _) in zip(drawn, these, strict=True) if number < rounds]
+            said = iter(read(job.policy, FixedDrafts.of(asked), job.loop, again + READ))
+            for trajectory, (number, place) in zip(drawn, these, strict=True):
+                drafts[place].append(replace(trajectory, last_critique=next(said) if number < rounds else None))
         return drafts
 
     def _sample(self, place: int, trajectory: Trajectory, drafts: Sequence[Trajectory]) -> Sample:

@@ -15,7 +15,7 @@ import numpy as np
 
 from r3_rl.benches import published
 from r3_rl.benches.asking import open_image
-from r3_rl.benches.base import BATCH, GREEDY, Figure, ItemBench, Job, Request, Sample, Sums
+from r3_rl.benches.base import FEW, GREEDY, Figure, ItemBench, Job, Request, Sample, Sums, batch_of
 from r3_rl.benches.drawing import OF_A_SEED
 from r3_rl.benches.published import ITA, find_image, given_path
 from r3_rl.errors import DataError
@@ -50,7 +50,8 @@ def ita(request: Request) -> list[ItemBench]:
     half = min(*map(len, sides), *([] if request.limit is None else [request.limit]))
     if half == 0:
         raise DataError(f"{path}: {len(sides[0])} right images and {len(sides[1])} wrong ones", hint="it takes both")
-    return [ItaBench(pool=[one for pair in zip(sides[0], sides[1], strict=False) for one in pair][: 2 * half])]
+    pool = [one for pair in zip(sides[0], sides[1], strict=False) for one in pair][: 2 * half]
+    return [ItaBench(pool=pool, batch=batch_of(request))]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +62,7 @@ class ItaBench:
     name: str = "ita"
     title: str = "Does the image match its prompt? (ITA)"
     decodings: Sequence[str] = (GREEDY,)
-    batch: int = BATCH
+    batch: int = FEW
     draws: bool = False
     facts: Mapping[str, str] = field(
         default_factory=lambda: {

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from r3_rl.benches.base import Figure, ItemBench, Request, Sums
+from r3_rl.benches.base import Figure, ItemBench, Request, Sums, batch_of
 from r3_rl.benches.drawing import DrawingBench
 from r3_rl.benches.published import DPG, GENEVAL, GENEVAL_PLUS, TIIF, Published, given_path
 from r3_rl.errors import DataError, InputError
@@ -119,6 +119,7 @@ def _bench(
         verdicts=Judge(section, published.name),
         rounds=request.rounds,
         copies=copies,
+        batch=batch_of(request),
         graded=graded,
         further=_official(title, prompts, request.rounds),
         facts={

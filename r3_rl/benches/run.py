@@ -24,7 +24,7 @@ from r3_rl.evaluate.fixed_sets import digest
 from r3_rl.observe.environment import environment
 from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.recorder import write_document
-from r3_rl.worlds.base import find_world
+from r3_rl.worlds.base import World, find_world
 
 PLAN = "plan.json"
 """What an evaluation is: another one is not written into its folder."""
@@ -99,13 +99,22 @@ def find_benches(settings: EvalSettings, subjects: Subjects) -> list[ItemBench]:
             scorers=scorers,
         )
         if name in registered.names(registered.WORLDS):
-            found += world_benches(request, find_world(name))
+            found += world_benches(request, _spoken(name, subjects))
         else:
             found += registered.find(registered.ITEM_BENCHES, name)(request)
     for bench in found:
         if sum(other.name == bench.name for other in found) > 1:
             raise InputError(f"the bench '{bench.name}' is asked for twice", hint="name each once")
     return found
+
+
+def _spoken(name: str, subjects: Subjects) -> World[Any]:
+    """A world, if the models speak its words: to others its prompts and images are nothing."""
+    world, speaks = find_world(name), subjects.world
+    if speaks is None or speaks.name != world.name:
+        whose = "of no world" if speaks is None else f"of the world '{speaks.name}'"
+        raise InputError(f"bench '{name}': the model speaks the words {whose}", hint="name a bench that reads files")
+    return world
 
 
 def _open(folder: Path, held: ExitStack) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r3_rl.benches.asking import SHORT, Asked, AskedBench, question_for
-from r3_rl.benches.base import Figure, ItemBench, Request
+from r3_rl.benches.base import Figure, ItemBench, Request, batch_of
 from r3_rl.benches.published import OKVQA, VQAV2, Published, field, find_image, given_path, missing, read_json
 from r3_rl.benches.vqa_words import accuracy
 from r3_rl.errors import DataError
@@ -44,6 +44,7 @@ def _bench(request: Request, published: Published, title: str) -> AskedBench:
         title=title,
         asked=asked,
         rows=partial(_rows, title),
+        batch=batch_of(request),
         facts={
             "prompt": question_for(request, "QUESTION", SHORT),
             "accuracy": "of the VQA challenge, mean of leaving one of ten people out",

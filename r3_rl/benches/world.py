@@ -77,7 +77,7 @@ class PairsBench:
     world: World[Any]
     shown: Sequence[Drawn]
     decodings: Sequence[str] = (GREEDY, SAMPLED)
-    batch: int = 2 * BATCH
+    batch: int = BATCH
     draws: bool = False
 
     @property
@@ -137,7 +137,7 @@ class QuestionsBench:
     world: World[Any]
     asked: Sequence[Question]
     decodings: Sequence[str] = (GREEDY, SAMPLED)
-    batch: int = 2 * BATCH
+    batch: int = BATCH
     draws: bool = False
 
     @property

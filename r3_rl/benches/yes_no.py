@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from r3_rl.benches.asking import SHORT, YES_NO, Asked, AskedBench, question_for
-from r3_rl.benches.base import Figure, ItemBench, Request, Sums
+from r3_rl.benches.base import Figure, ItemBench, Request, Sums, batch_of
 from r3_rl.benches.published import MME, POPE, field, find_image, given_path, missing, read_lines
 from r3_rl.errors import DataError
 
@@ -76,7 +76,8 @@ def _pope(request: Request, kind: str, file: Path) -> AskedBench:
         "source": POPE.where,
     }
     rows_of = partial(_pope_rows, f"POPE, {kind}")
-    return AskedBench(name=f"pope.{kind}", title=f"POPE, {kind}", asked=asked, rows=rows_of, facts=facts)
+    size = batch_of(request)
+    return AskedBench(name=f"pope.{kind}", title=f"POPE, {kind}", asked=asked, rows=rows_of, facts=facts, batch=size)
 
 
 def _pope_score(label: str, said: Sequence[str]) -> dict[str, float]:
@@ -121,7 +122,7 @@ def mme(request: Request) -> list[ItemBench]:
         "answer": "yes, no or other by the first four letters",
         "source": MME.where,
     }
-    return [AskedBench(name="mme", title="MME", asked=asked, rows=_mme_rows, facts=facts)]
+    return [AskedBench(name="mme", title="MME", asked=asked, rows=_mme_rows, facts=facts, batch=batch_of(request))]
 
 
 def _task(task: Path, request: Request) -> Iterator[Asked]:

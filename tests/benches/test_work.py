@@ -24,8 +24,8 @@ def test_greedy_texts_about_given_images_have_one_seed():
 
 def test_batches_are_the_items_in_order():
     world = find_world()
-    request = Request(name=world.name, path=None, tags=world.tags[:2], world=world, rounds=[0], limit=50)
+    request = Request(name=world.name, path=None, tags=world.tags[:2], world=world, rounds=[0], limit=150)
     (drawing, *_) = world_benches(request, world)
     found = all_batches([drawing], [None], 1)
-    assert [(b.items.start, b.items.stop) for b in found if b.decoding == GREEDY] == [(0, 40), (40, 50)]
+    assert [(b.items.start, b.items.stop) for b in found if b.decoding == GREEDY] == [(0, 128), (128, 150)]
     assert len({b.bench.name + b.decoding + str(b.items.start) for b in found}) == len(found)
