@@ -7,25 +7,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from r3_rl.benches.base import BATCH, GREEDY, SAMPLED, Figure, ItemBench, Job, Request, Sample
 from r3_rl.benches.drawing import OF_A_SEED, DrawingBench
+from r3_rl.benches.questions import READS, OwnImagesBench, QuestionsBench
 from r3_rl.evaluate.base import SEED
 from r3_rl.evaluate.fixed_sets import PAIRS, fixed_drafts
 from r3_rl.evaluate.gallery import by_judge
 from r3_rl.evaluate.painting import measure_edits, measure_true_plans
-from r3_rl.evaluate.reading import ANSWER_TOKENS, exact_listings
+from r3_rl.evaluate.reading import exact_listings
 from r3_rl.evaluate.reflection import read
-from r3_rl.rollout.rows import row_seeds
-from r3_rl.stages.protocol import split_thought
-from r3_rl.types import ImagePiece, Prompt, TextPiece
-from r3_rl.worlds.base import Edited, Question, World, chosen_tags
+from r3_rl.types import Prompt
+from r3_rl.worlds.base import Edited, World, chosen_tags
 from r3_rl.worlds.sets import Drawn, pairs, verdicts
 
-NUM_PROMPTS, NUM_OTHERS, NUM_PAIRS, NUM_QUESTIONS, NUM_PAINTED = 300, 120, 120, 300, 200
+NUM_PROMPTS, NUM_OTHERS, NUM_PAIRS, NUM_QUESTIONS, NUM_OWN, NUM_PAINTED = 300, 120, 120, 300, 150, 200
 """Items of each set, if there is no limit: those of a run that is measured before and after."""
-READS = "Understanding, on images of the world"
 
 
 def world_benches(request: Request, world: World[Any]) -> list[ItemBench]:
@@ -64,7 +60,10 @@ def world_benches(request: Request, world: World[Any]) -> list[ItemBench]:
     found.append(PairsBench(world=world, shown=[drawn for pair in shown for drawn in (pair.right, pair.near_miss)]))
     asked = world.questions(count(NUM_QUESTIONS), seed=SEED + 4) if world.question_kinds else []
     if asked:
-        found.append(QuestionsBench(world=world, asked=asked))
+        found += [
+            QuestionsBench(world=world, asked=asked),
+            OwnImagesBench(world=world, prompts=prompts(NUM_OWN, tags, 0)),
+        ]
     edits = world.edits(count(NUM_PAINTED), seed=SEED + 5)
     return [*found, PainterBench(world=world, prompts=prompts(NUM_PAINTED, tags, 12), edits=edits)]
 
@@ -128,63 +127,6 @@ class PairsBench:
             Figure(name="ita/wrong", label="… near misses", hint="does not stop", group=READS),
             Figure(name="listing", label="Exact listing", hint="the critique names what is there", group=READS),
         ]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class QuestionsBench:
-    """Questions about images that the world drew."""
-
-    world: World[Any]
-    asked: Sequence[Question]
-    decodings: Sequence[str] = (GREEDY, SAMPLED)
-    batch: int = BATCH
-    draws: bool = False
-
-    @property
-    def name(self) -> str:
-        """Of the world."""
-        return f"{self.world.name}.questions"
-
-    @property
-    def title(self) -> str:
-        """As people say it."""
-        return f"{self.world.name}: questions about images"
-
-    @property
-    def items(self) -> Sequence[str]:
-        """The questions."""
-        return [asked.words for asked in self.asked]
-
-    @property
-    def facts(self) -> Mapping[str, str]:
-        """How it is asked."""
-        return {"prompt": "the image, then the question", "answer": "the word after the thought, exactly"}
-
-    def measure(self, job: Job, batch: slice) -> list[Sample]:
-        """Ask a batch."""
-        asked = self.asked[batch]
-        contexts = [(ImagePiece(image=torch.from_numpy(a.image)), TextPiece(text=a.text)) for a in asked]
-        sampling = replace(job.loop.critique, max_new_tokens=ANSWER_TOKENS)
-        seeds = row_seeds(SEED + OF_A_SEED * job.seed, batch.start, len(asked))
-        texts = job.policy.write(contexts, sampling, seeds)
-        samples = []
-        for place, a, text in zip(range(batch.start, batch.stop), asked, texts, strict=True):
-            hit = float(split_thought(text.text)[1] == a.answer)
-            shown = {"question": a.words, "answer": a.answer, "said": text.text, "kind": a.kind}
-            values = {"questions": hit, f"questions/{a.kind}": hit}
-            samples.append(Sample(item=f"{place:05d} {a.words}", values=values, shown=shown))
-        return samples
-
-    def figures(self, names: Sequence[str]) -> list[Figure]:
-        """All questions, and by kind."""
-        kinds = [
-            Figure(name=f"questions/{kind}", label=f"… {words}", group=READS)
-            for kind, words in self.world.question_kinds.items()
-        ]
-        head = Figure(
-            name="questions", label="Questions answered", hint="on images it did not draw", group=READS, headline=True
-        )
-        return [head, *kinds]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

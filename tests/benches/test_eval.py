@@ -53,6 +53,20 @@ def test_a_table_says_what_its_samples_say(whole):
             assert (whole / place).is_file() and f"score-{row['values']['draft']:.2f}" in row["images"]["round_0"], name
 
 
+def test_questions_about_its_own_images_are_answered_by_inspection(whole):
+    rows = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
+    own = [row for row in rows if row["bench"] == "shapes.own"]
+    drawn = {(r["model"], r["item"]): r for r in rows if r["bench"] == "shapes.drawing" and r["decoding"] == "greedy"}
+    assert len(own) == 2 * 2 * 2
+    for row in own:
+        assert (row["values"] == {}) == ("question" not in row)
+        if row["values"]:
+            assert row["values"]["own"] == float(row["said"].endswith(f"</think> {row['answer']}"))
+        if row["decoding"] == "greedy":  # the same first images as those that the loop refines
+            one = whole / row["images"]["draft"]
+            assert one.read_bytes() == (whole / drawn[row["model"], row["item"]]["images"]["round_0"]).read_bytes()
+
+
 def test_what_a_kill_leaves_is_finished_to_the_same_bytes(whole, tmp_path, monkeypatch):
     folder, measured = tmp_path / "killed", []
     keep = work._keep
