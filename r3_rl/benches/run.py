@@ -129,7 +129,7 @@ def _plan(benches: Iterable[ItemBench], subjects: Subjects, settings: EvalSettin
     """Everything that a sample follows from, the seed aside."""
     return {
         "models": {s.key: s.marks for s in subjects.models},
-        "loops": {s.key: digest([repr(s.loaded.loop)]) for s in subjects.models},
+        "loops": {s.key: digest([repr(s.loaded.loop), s.dtype]) for s in subjects.models},
         "rounds": sorted(set(settings.rounds)),
         "benches": {bench.name: {"items": digest(bench.items), **bench.facts} for bench in benches},
     }
@@ -163,13 +163,12 @@ def _write(
     results = [_result(folder, bench, subjects, todo) for bench in benches]
     models = {s.key: s.source for s in subjects.models}
     policy = subjects.first.policy
-    dtype = str(next(policy.module.parameters()).dtype).removeprefix("torch.")
-    facts = _facts(subjects, settings, dtype)
+    facts = _facts(subjects, settings)
     marks = {s.key: s.marks for s in subjects.models}
     write_document(folder / f"{TABLE}.json", document(results, {"models": models, "weights": marks, **facts}))
     write_document(folder / f"{TABLE}.md", markdown(results, models, facts))
     device = str(next(policy.module.parameters()).device)
-    write_document(folder / "environment.json", environment(dtype=dtype, device=device))
+    write_document(folder / "environment.json", environment(dtype=subjects.models[-1].dtype, device=device))
     title = " against ".join(s.source for s in subjects.models if s.key in (TRAINED, MODEL, OTHER))
     write_page(folder, results, title=title, models=models, comparisons=subjects.comparisons, facts=facts)
     for line in headline_lines(results, subjects.comparisons):
@@ -178,8 +177,10 @@ def _write(
     return results
 
 
-def _facts(subjects: Subjects, settings: EvalSettings, dtype: str) -> dict[str, str]:
+def _facts(subjects: Subjects, settings: EvalSettings) -> dict[str, str]:
     """What figures depend on and a reader has to know."""
+    formats = {s.key: s.dtype for s in subjects.models}
+    same = len(set(formats.values())) == 1
     loop = subjects.first.loop
     draft, plan = loop.draft.drawing, loop.plan
     return {
@@ -188,8 +189,12 @@ def _facts(subjects: Subjects, settings: EvalSettings, dtype: str) -> dict[str, 
         "drawing": f"{draft.num_steps} steps without noise, guidance {draft.guidance.text:g} and "
         f"{draft.guidance.image:g}, {draft.size[1]} x {draft.size[0]} pixels",
         "sampled texts": "no plans" if plan is None else f"temperature {plan.temperature:g}, top-p {plan.top_p:g}",
-        "number format": dtype,
+        "number format": subjects.models[0].dtype if same else _listed(formats),
     }
+
+
+def _listed(pairs: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in pairs.items())
 
 
 def _join_samples(folder: Path, todo: Sequence[Batch]) -> None:

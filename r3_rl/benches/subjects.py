@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from r3_rl.errors import InputError
-from r3_rl.evaluate.loading import Loaded, find_adapter, load
+from r3_rl.evaluate.loading import Loaded, find_adapter, load, load_base_of
 from r3_rl.policy.adapters import RECIPE_FILE, adapter_merged
 from r3_rl.policy.base import Policy
 from r3_rl.recipe.sampling import world_named_in
-from r3_rl.recipe.yaml_text import parse_tree
 from r3_rl.worlds.base import World, chosen_tags, find_world, world_speaking
 
 BASE, TRAINED, MODEL, OTHER = "base", "trained", "model", "other"
@@ -35,6 +34,11 @@ class Subject:
     def marks(self) -> str:
         """Fingerprint of its weights."""
         return self.loaded.marks.partition("+")[0] if self.switched_off else self.loaded.marks
+
+    @property
+    def dtype(self) -> str:
+        """The number format of its weights, such as `float32`."""
+        return str(next(self.loaded.policy.module.parameters()).dtype).removeprefix("torch.")
 
     @contextmanager
     def policy(self) -> Iterator[Policy]:
@@ -111,22 +115,13 @@ def _subjects(name: str | None) -> Iterator[Subject]:
         yield Subject(key=BASE, loaded=loaded, switched_off=True, source=f"{name} without its adapter")
         yield Subject(key=TRAINED, loaded=loaded, source=str(name))
     elif folder is not None and (folder / "model").is_dir() and (folder / RECIPE_FILE).is_file():
-        yield Subject(key=BASE, loaded=_base_of_run(folder), source=f"the base of {name}")
-        yield Subject(key=TRAINED, loaded=load(folder / "model", None), source=str(name))
+        trained = load(folder / "model", None)
+        yield Subject(key=BASE, loaded=load_base_of(trained), source=f"the base of {name}")
+        yield Subject(key=TRAINED, loaded=trained, source=str(name))
     elif folder is not None and (folder / RECIPE_FILE).is_file() and not (folder / "config.json").is_file():
-        raise InputError(
-            f"{folder}: the run has left neither adapter/ nor model/", hint="let it end, or name a checkpoint"
-        )
+        raise InputError(f"{folder}: the run has left neither adapter/ nor model/", hint="let it end first")
     else:
         yield Subject(key=MODEL, loaded=load(name, None), source=name or "the embedded model")
-
-
-def _base_of_run(folder: Path) -> Loaded:
-    """What a run that trained full weights started from."""
-    tree = parse_tree((folder / RECIPE_FILE).read_text(encoding="utf-8"), str(folder / RECIPE_FILE))
-    section = tree.values.get("model")
-    path = section.get("path") if isinstance(section, Mapping) else None
-    return load(path, None)
 
 
 def _refuse_other_words(one: Subject, other: Subject) -> None:

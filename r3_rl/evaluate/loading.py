@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,20 @@ def load(
     rollout = {key: value for key, value in stored.items() if key in _READ}
     loop = loop_settings(_checked(RolloutSection, rollout))
     return Loaded(policy=loaded.policy, loop=loop, adapted=adapter_folder is not None, marks=marks, sections=sections)
+
+
+def load_base_of(trained: Loaded) -> Loaded:
+    """Load what a run that trained full weights started from, with the loop of what came of it.
+
+    Args:
+        trained: the run's `model/`, loaded.
+
+    Raises:
+        InputError: the weights that the run's recipe names are not there.
+    """
+    section = _model_section(trained.sections.get("model"), None, None)
+    base = load_policy(section, world=world_named_in(trained.sections))
+    return replace(trained, policy=base.policy, adapted=False, marks=base.fingerprint)
 
 
 def find_adapter(folder: Path) -> Path | None:
