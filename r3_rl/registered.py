@@ -20,7 +20,10 @@ LOSSES = "r3_rl.losses"
 AGGREGATORS = "r3_rl.aggregators"
 ITEM_BENCHES = "r3_rl.item_benches"
 BUILT_IN = {
-    BACKBONES: {"bagel": "r3_rl.policy.bagel.backbone:BAGEL"},
+    BACKBONES: {
+        "bagel": "r3_rl.policy.bagel.backbone:BAGEL",
+        "bagel_shared": "r3_rl.policy.bagel.backbone:SHARED",
+    },
     WORLDS: {
         "shapes": "r3_rl.worlds.shapes.world:WORLD",
         "mosaic": "r3_rl.worlds.shapes.mosaic.world:WORLD",

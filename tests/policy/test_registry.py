@@ -52,8 +52,8 @@ def test_a_mistyped_name_says_what_was_meant():
 
 
 def test_a_stranger_s_backbone_is_found_by_its_entry_point_and_by_its_folder(foreign, tmp_path):
-    assert registry.names() == ("bagel", "lines")
-    with pytest.raises(CheckpointError, match=r"not a BAGEL folder: it has no llm_config\.json, not a Lines folder"):
+    assert registry.names() == ("bagel", "bagel_shared", "lines")
+    with pytest.raises(CheckpointError, match=r"not a BAGEL folder: it has no llm_config\.json, .*not a Lines folder"):
         registry.backbone_of(tmp_path)
     (tmp_path / "lines.json").touch()
     assert registry.backbone_of(tmp_path) is registry.backbone_of(tmp_path, "lines") is foreign
@@ -70,7 +70,8 @@ def test_a_backbone_that_cannot_be_imported_is_one_line(foreign, tmp_path):
 @pytest.mark.parametrize("value", ["a" * 5000 + ":X", "a." + "b" * 5000 + ":X", "os:" + "n" * 5000])
 def test_names_that_no_module_has_are_one_short_line(foreign, tmp_path, value):
     (tmp_path / "lines-1.0.dist-info" / "entry_points.txt").write_text(f"[r3_rl.backbones]\nlines = {value}\n")
-    for name, said in (("lines", "fails to import: "), ("x" * 5000, "is not in r3_rl.backbones; known: bagel, lines")):
+    known = "is not in r3_rl.backbones; known: bagel, bagel_shared, lines"
+    for name, said in (("lines", "fails to import: "), ("x" * 5000, known)):
         with pytest.raises(InputError, match=said) as caught:
             registry.find(name)
         assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
@@ -100,13 +101,29 @@ def test_a_weight_belongs_to_the_branch_whose_mark_it_bears():
 def test_no_generic_code_names_a_backbone():
     """Sources may be named where an equation comes from; everything else asks the registry."""
     ours = registered.BUILT_IN[registered.BACKBONES]
+    rooms = {place.split(".")[2] for place in ours.values()}  # backbones of one architecture share theirs
     named = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in sorted(PACKAGE.rglob("*.py"))
+        if not any(path.is_relative_to(PACKAGE / "policy" / room) for room in rooms)
         for line in path.read_text(encoding="utf-8").splitlines()
-        for name in ours
-        if name in line.lower() and not path.is_relative_to(PACKAGE / "policy" / name)
-        if not line.strip().startswith("Source: ")
+        if any(name in line.lower() for name in ours) and not line.strip().startswith("Source: ")
     ]
-    assert len(named) == len(ours)
-    assert all(line.startswith("registered.py: BACKBONES: {") for line in named), named
+    assert named == [f'registered.py: "{name}": "{place}",' for name, place in ours.items()]
+
+
+def test_shared_experts_are_a_backbone_of_their_own_with_one_branch(tmp_path):
+    two, one = registry.find("bagel"), registry.find("bagel_shared")
+    folders = {backbone: backbone.write_tiny(tmp_path / backbone.spec.name) for backbone in (two, one)}
+    for backbone, folder in folders.items():
+        assert registry.backbone_of(folder) is backbone
+        policy = registry.load(folder)
+        assert policy.spec is backbone.spec
+    assert tuple(one.spec.branches) == ("shared",) and one.spec.released == () and one.spec.templates is None
+    assert branch_of("language_model.model.layers.0.mlp.up_proj", one.spec.branches) == "shared"
+    assert branch_of("vae2llm", one.spec.branches) == "shared"
+    names = {b: {name for name, _ in registry.load(folders[b]).module.named_parameters()} for b in (one, two)}
+    assert names[one] == {name for name in names[two] if "_moe_gen" not in name}
+    assert "one expert for both kinds of token" in one.describe(one.size_section())
+    with pytest.raises(CheckpointError, match="its experts are shared"):
+        registry.backbone_of(folders[one], "bagel")

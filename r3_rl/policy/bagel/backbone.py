@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r3_rl.errors import CheckpointError
 from r3_rl.policy.backbone import ATTENTION, BackboneSpec, Branch, ImageSizes, Templates
-from r3_rl.policy.bagel.config import BagelConfig
+from r3_rl.policy.bagel.config import BagelConfig, shares_experts
 from r3_rl.policy.bagel.size import SizeSection
 from r3_rl.recipe.base import Problem
 
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from r3_rl.policy.base import Policy
 
 _LAYERS = r"language_model\.model\.layers\.\d+\."
+_ADAPTED = _LAYERS + r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 _SPEC = BackboneSpec(
     name="bagel",
     title="BAGEL",
     licence="Apache-2.0",
     branches={
-        "understanding": Branch(adapted=_LAYERS + r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"),
+        "understanding": Branch(adapted=_ADAPTED),
         "generation": Branch(
             adapted=_LAYERS + r"(self_attn\.[qkvo]_proj_moe_gen|mlp_moe_gen\.(gate|up|down)_proj)",
             marks=("_moe_gen", "vae2llm", "llm2vae", "time_embedder"),
@@ -68,15 +70,31 @@ _SPEC = BackboneSpec(
 )
 
 
+_SHARED_SPEC = replace(
+    _SPEC,
+    name="bagel_shared",
+    title="shared BAGEL",
+    branches={"shared": Branch(adapted=_ADAPTED)},
+    released=(),
+    templates=None,
+    rollout={},
+)
+
+
 class BagelBackbone:
-    """The `Backbone` protocol for BAGEL's release and for the small models of its architecture."""
+    """The `Backbone` protocol for BAGEL's release and for the small models of its architecture, with two experts."""
 
     spec = _SPEC
     size_section = SizeSection
+    shared_experts = False
 
     def refusal(self, folder: Path) -> str:
-        """A folder of BAGEL's has a `llm_config.json`."""
-        return "" if (folder / "llm_config.json").is_file() else "it has no llm_config.json"
+        """A folder of BAGEL's has a `llm_config.json`, which says whether the experts are shared."""
+        if not (folder / "llm_config.json").is_file():
+            return "it has no llm_config.json"
+        if shares_experts(folder) != self.shared_experts:
+            return "its experts are " + ("not shared" if self.shared_experts else "shared")
+        return ""
 
     def sizes(self, folder: Path | None) -> ImageSizes:
         """From the JSON files beside the weights."""
@@ -121,7 +139,9 @@ class BagelBackbone:
         from r3_rl.policy.bagel.policy import BagelPolicy
         from r3_rl.policy.bagel.reader import Reader
 
-        config = embedded_config(size, tokenizer, image_size=image_size, background=background)
+        config = embedded_config(
+            size, tokenizer, image_size=image_size, background=background, shared_experts=self.shared_experts
+        )
         model = init_weights(Bagel(config), seed=seed)
         reader = Reader(config=config, tokenizer=tokenizer, autoencoder=Autoencoder(config.autoencoder))
         return BagelPolicy(model, reader)
@@ -131,9 +151,10 @@ class BagelBackbone:
         return size.misfits(image_size)
 
     def describe(self, size: SizeSection) -> str:
-        """The two experts and the understanding tower."""
+        """The experts and the understanding tower."""
+        experts = "one expert for both kinds of token" if self.shared_experts else "two experts"
         return (
-            f"BAGEL's architecture in small ({size.num_layers} layers of width {size.hidden_size}, two experts, "
+            f"BAGEL's architecture in small ({size.num_layers} layers of width {size.hidden_size}, {experts}, "
             f"{size.num_heads} query and {size.num_kv_heads} key-value heads, feed-forward {size.intermediate_size}; "
             f"understanding tower of {size.vit_num_layers} layers of width {size.vit_hidden_size}; "
             f"patches of {size.vit_patch_size} x {size.vit_patch_size} pixels)"
@@ -162,7 +183,7 @@ class BagelBackbone:
         """Every tensor name, file name and code path is that of the release."""
         from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
 
-        return write_tiny_checkpoint(folder, seed=seed)
+        return write_tiny_checkpoint(folder, seed=seed, shared_experts=self.shared_experts)
 
 
 def _ours(policy: Policy) -> BagelPolicy:
@@ -172,4 +193,12 @@ def _ours(policy: Policy) -> BagelPolicy:
     return policy
 
 
+class SharedBackbone(BagelBackbone):
+    """The same architecture with one expert, whose weights both kinds of token share: no released model has it."""
+
+    spec = _SHARED_SPEC
+    shared_experts = True
+
+
 BAGEL = BagelBackbone()
+SHARED = SharedBackbone()

@@ -26,6 +26,8 @@ class LanguageConfig:
     num_key_value_heads: int = 4
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
+    shared_experts: bool = False
+    """One expert for both kinds of token: the layers have no `_moe_gen` weights. The release has two."""
 
     @property
     def head_dim(self) -> int:
@@ -144,6 +146,11 @@ class BagelConfig:
         parts["bagel_config.json"] = top
         for name, content in parts.items():
             (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def shares_experts(folder: Path) -> bool:
+    """Whether a folder's model has one expert for both kinds of token. Raises CheckpointError for a damaged file."""
+    return bool(_read(folder / "llm_config.json").get("shared_experts", False))
 
 
 def _read(path: Path, *, required: bool = True) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from r3_rl.policy.bagel.reader import special_token_ids
 from r3_rl.policy.bagel.size import SizeSection
 
 
-def embedded_config(size: SizeSection, tokenizer: Tokenizer, *, image_size: int, background: float) -> BagelConfig:
+def embedded_config(
+    size: SizeSection, tokenizer: Tokenizer, *, image_size: int, background: float, shared_experts: bool = False
+) -> BagelConfig:
     """Return the sizes of a small model of a world.
 
     Args:
@@ -17,6 +19,7 @@ def embedded_config(size: SizeSection, tokenizer: Tokenizer, *, image_size: int,
         tokenizer: of the world, with BAGEL's four special tokens.
         image_size: side of the world's images in pixels, which both patch sizes divide.
         background: their most frequent value, in [0, 1].
+        shared_experts: one set of layers for both kinds of token.
     """
     keep = ResizeRule(longest=image_size, shortest=image_size, stride=size.latent_patch_size)
     return BagelConfig(
@@ -27,6 +30,7 @@ def embedded_config(size: SizeSection, tokenizer: Tokenizer, *, image_size: int,
             num_hidden_layers=size.num_layers,
             num_attention_heads=size.num_heads,
             num_key_value_heads=size.num_kv_heads,
+            shared_experts=shared_experts,
         ),
         vit=VisionConfig(
             hidden_size=size.vit_hidden_size,

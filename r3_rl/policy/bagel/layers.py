@@ -1,9 +1,9 @@
 """The mixture-of-transformers decoder: one attention over all tokens, every other operation chosen by expert.
 
 Text, special and ViT tokens belong to the understanding expert (plain names); latent tokens to the generation expert
-(names with `_moe_gen`). Tokens of a batch lie flat, all understanding tokens first, so that an expert's share is a
-slice: no padding is ever multiplied by a weight matrix. Shapes: N tokens, D channels, H heads, B rows, Q tokens a row.
-Module names are those of the released checkpoint.
+(names with `_moe_gen`), which is None if the experts are shared. Tokens of a batch lie flat, all understanding tokens
+first, so that an expert's share is a slice: no padding is ever multiplied by a weight matrix. Shapes: N tokens, D
+channels, H heads, B rows, Q tokens a row. Module names are those of the released checkpoint.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-def by_expert(x: Tensor, num_understanding: int, understanding: nn.Module, generation: nn.Module) -> Tensor:
-    """Each token through its own expert's module; an expert without tokens is not called."""
-    if num_understanding == x.shape[0]:
+def by_expert(x: Tensor, num_understanding: int, understanding: nn.Module, generation: nn.Module | None) -> Tensor:
+    """Each token through its own expert's module, or all through the only one; one without tokens is not called."""
+    if generation is None or num_understanding == x.shape[0]:
         return understanding(x)
     if num_understanding == 0:
         return generation(x)
@@ -91,12 +91,13 @@ class Attention(nn.Module):
         wide, narrow = config.num_attention_heads * hd, config.num_key_value_heads * hd
         self.head_dim = hd
         for suffix in ("", "_moe_gen"):
-            setattr(self, f"q_proj{suffix}", Linear(d, wide, bias=True))
-            setattr(self, f"k_proj{suffix}", Linear(d, narrow, bias=True))
-            setattr(self, f"v_proj{suffix}", Linear(d, narrow, bias=True))
-            setattr(self, f"o_proj{suffix}", Linear(wide, d, bias=False))
-            setattr(self, f"q_norm{suffix}", RMSNorm(hd, config.rms_norm_eps))
-            setattr(self, f"k_norm{suffix}", RMSNorm(hd, config.rms_norm_eps))
+            absent = bool(suffix) and config.shared_experts
+            setattr(self, f"q_proj{suffix}", None if absent else Linear(d, wide, bias=True))
+            setattr(self, f"k_proj{suffix}", None if absent else Linear(d, narrow, bias=True))
+            setattr(self, f"v_proj{suffix}", None if absent else Linear(d, narrow, bias=True))
+            setattr(self, f"o_proj{suffix}", None if absent else Linear(wide, d, bias=False))
+            setattr(self, f"q_norm{suffix}", None if absent else RMSNorm(hd, config.rms_norm_eps))
+            setattr(self, f"k_norm{suffix}", None if absent else RMSNorm(hd, config.rms_norm_eps))
 
     def forward(
         self,
@@ -140,11 +141,11 @@ class DecoderLayer(nn.Module):
         d, eps = config.hidden_size, config.rms_norm_eps
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
-        self.mlp_moe_gen = MLP(config)
+        self.mlp_moe_gen = None if config.shared_experts else MLP(config)
         self.input_layernorm = RMSNorm(d, eps)
-        self.input_layernorm_moe_gen = RMSNorm(d, eps)
+        self.input_layernorm_moe_gen = None if config.shared_experts else RMSNorm(d, eps)
         self.post_attention_layernorm = RMSNorm(d, eps)
-        self.post_attention_layernorm_moe_gen = RMSNorm(d, eps)
+        self.post_attention_layernorm_moe_gen = None if config.shared_experts else RMSNorm(d, eps)
 
     def forward(
         self,
@@ -183,7 +184,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_moe_gen = None if config.shared_experts else RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.backend = "matmul"
         self.gradient_checkpointing = False
         self.call: Callable[..., Any] = nn.Module.__call__  # how a layer is run; whoever takes gradients apart steps in

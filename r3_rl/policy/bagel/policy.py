@@ -10,9 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from r3_rl.policy.backbone import BackboneSpec
 from r3_rl.policy.bagel import replay as _replay
 from r3_rl.policy.bagel import sampler, supervised, writer
-from r3_rl.policy.bagel.backbone import BAGEL
+from r3_rl.policy.bagel.backbone import BAGEL, SHARED
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
 from r3_rl.policy.base import Drawing, Example, ImageReplay, Layered, Sampling, SupervisedLoss, SupervisedNoise
@@ -24,11 +25,14 @@ from r3_rl.types import Context, ImageSegment, Segment, TextSegment
 class BagelPolicy:
     """The `Policy` protocol over a `Bagel` of any size, with or without an adapter."""
 
-    spec = BAGEL.spec
-
     def __init__(self, model: Bagel, reader: Reader) -> None:
         self.model, self.reader = model, reader
         self._base = Base(model)
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """That of two experts or of shared ones, as the model has them."""
+        return (SHARED if self.model.config.llm.shared_experts else BAGEL).spec
 
     @property
     def module(self) -> torch.nn.Module:

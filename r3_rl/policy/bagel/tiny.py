@@ -33,7 +33,7 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def tiny_config(tokenizer: Tokenizer, *, image_size: int = 64) -> BagelConfig:
+def tiny_config(tokenizer: Tokenizer, *, image_size: int = 64, shared_experts: bool = False) -> BagelConfig:
     """Sizes of the tiny checkpoint: the flux autoencoder, latent patches of 2, understanding patches of 14."""
     return BagelConfig(
         llm=LanguageConfig(
@@ -43,6 +43,7 @@ def tiny_config(tokenizer: Tokenizer, *, image_size: int = 64) -> BagelConfig:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
+            shared_experts=shared_experts,
         ),
         vit=VisionConfig(
             hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=3, image_size=112
@@ -56,10 +57,10 @@ def tiny_config(tokenizer: Tokenizer, *, image_size: int = 64) -> BagelConfig:
     )
 
 
-def write_tiny_checkpoint(folder: str | Path, *, seed: int = 0) -> Path:
+def write_tiny_checkpoint(folder: str | Path, *, seed: int = 0, shared_experts: bool = False) -> Path:
     """Writes the folder: weights, autoencoder, configuration, tokenizer; about 5 MB."""
     tokenizer = byte_tokenizer()
-    config = tiny_config(tokenizer)
+    config = tiny_config(tokenizer, shared_experts=shared_experts)
     model = random_bagel(config, seed=seed)
     save_bagel(model, Autoencoder(config.autoencoder), tokenizer, folder)
     return Path(folder)
