@@ -34,7 +34,7 @@ PACKAGES = {
     "serve": ("fastapi", "uvicorn", "msgpack", "httpx"),
     "eval": ("torchmetrics", "open_clip_torch"),
     "track": ("tensorboard",),
-    "deepspeed": ("deepspeed", "ninja"),
+    "deepspeed": ("deepspeed",),
 }
 """Optional packages by the extra that installs them."""
 
