@@ -82,6 +82,8 @@ def _kind_problems(recipe: Recipe, world: World[Any]) -> Iterator[tuple[Path, st
                 yield ("data", key), _unknown(tag, world.tags)
     if not chosen_tags(world, data.tags, data.exclude_tags):
         yield ("data", "exclude_tags"), "no kind of prompt is left; leave out fewer"
+    if recipe.algorithm.answer_share > 0 and not world.question_kinds:
+        yield ("algorithm", "answer_share"), f"the world '{world.name}' asks no questions; set it to 0"
     if pretrain is None:
         return
     for key in ("prompt_weights", "draw_weights"):

@@ -17,7 +17,7 @@ from r3_rl import ranks, registered
 from r3_rl.balance.conflict import KINDS, Conflict, grams_by_place
 from r3_rl.observe.metrics import Numbers, combine
 
-STAGES = ("plan", "draft", "critique", "refinement")
+STAGES = ("plan", "draft", "critique", "refinement", "answer")
 SUM = "sum"
 
 

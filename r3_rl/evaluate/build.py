@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from r3_rl.assemble import (
@@ -24,8 +25,12 @@ from r3_rl.recipe import Recipe
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.trainer import R3Trainer
+from r3_rl.types import Prompt
 from r3_rl.worlds.base import World, find_world
 from r3_rl.worlds.sets import wrong_drafts
+
+_QUESTIONS = 77
+"""Keeps the seeds of questions that are trained on apart from those of measured ones."""
 
 
 def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, processes: int | None = None) -> R3Trainer:
@@ -48,7 +53,16 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
         eval_reward_funcs=held_out,
         base_fingerprint=loaded.fingerprint,
         synthetic=partial(synthetic_nodes, world, panel=panel, tags=tags) if world else None,
+        questions=partial(asked_nodes, world) if world else None,
     )
+
+
+def asked_nodes(world: World[Any], count: int, seed: int) -> list[Node]:
+    """Images that the world draws, each with a question about it for a prompt, and its answer."""
+    return [
+        given_image(Prompt(text=q.text, columns={"answer": q.answer, "kind": q.kind}), torch.from_numpy(q.image))
+        for q in world.questions(count, seed=np.random.default_rng((seed, _QUESTIONS)))
+    ]
 
 
 def synthetic_nodes(world: World[Any], count: int, seed: int, *, panel: Panel, tags: Sequence[str]) -> list[Node]:

@@ -198,4 +198,6 @@ def _notes(rollouts: Rollouts, rows: int, recipe: Recipe) -> tuple[str, ...]:
         notes.append(f"the {whole} rollouts of a step would not fit: seconds are those of {rows}, scaled up")
     if recipe.rollout.num_parts > 1:
         notes.append("scoring is counted in full, though scorers work while the next part of the images is drawn")
+    if recipe.algorithm.answer_share > 0:
+        notes.append("steps that train answers are not rehearsed: they write what a critique writes, and draw nothing")
     return tuple(notes if lengths else notes[1:])

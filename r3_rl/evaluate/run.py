@@ -259,7 +259,7 @@ def _keep_rollouts(recorder: Recorder, every: int) -> Callable[[int, Collected],
     """Best, worst and random rollouts of every so many steps, and of the step after, which is of the other kind."""
 
     def keep(step: int, collected: Collected) -> None:
-        if (step + 1) % every < 2:
+        if (step + 1) % every < 2 and collected.phase != "answer":  # a question's image is nobody's trajectory
             recorder.trajectories(step + 1, collected.trajectories())
 
     return keep

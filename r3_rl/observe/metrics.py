@@ -129,6 +129,10 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _metric("image/log_prob_mean", "1", "Mean log-prob of the scored denoising steps."),
         _metric("image/count", "images", "Images drawn in the step.", batches="sum", ranks="sum", steps="per step"),
     ),
+    "Answers": (
+        _metric("answer/frac_right", "share", "Answers to questions that are right, of a step that trains them."),
+        _metric("answer/frac_well_formed", "share", "Answers that ended and say something after their thought."),
+    ),
     "Importance ratio": (
         _metric("ratio/text_mean", "1", "Mean importance ratio of text tokens; 1 on the first pass."),
         _peak("ratio/text_deviation", "1", "Largest |ratio - 1| of a text token on a first pass without dropout."),

@@ -79,6 +79,8 @@ class Recipe(Section):
             yield Problem("rollout.protocol", "the embedded model knows only its own words and the protocol 'compact'")
         if self.algorithm.tree.synthetic_fraction > 0 and not self.data.world:
             yield Problem("algorithm.tree.synthetic_fraction", "only a world can draw nodes itself; set it to 0")
+        if self.algorithm.answer_share > 0 and not self.data.world:
+            yield Problem("algorithm.answer_share", "only a world knows questions and their answers; set it to 0")
         if self.pretrain is not None and not self.data.world:
             yield Problem(
                 "data.kind", "pretraining needs a world, which makes its own examples; a file has prompts alone"
@@ -103,6 +105,7 @@ class Recipe(Section):
         if self.rewards:
             for problem in self.rollout.branch.alone(
                 self.algorithm.schedule,
+                answer_share=self.algorithm.answer_share,
                 texts=self.algorithm.text_loss_weight > 0,
                 images=self.algorithm.image_loss_weight > 0,
                 plans=self.rollout.plan.enabled,

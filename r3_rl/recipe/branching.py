@@ -25,8 +25,18 @@ STAGES: dict[str, tuple[str, ...]] = {
     "critique": ("critique",),
     "full": ("plan", "draft", "critique", "refinement"),
     "episode": ("critique", "refinement"),
+    "answer": ("answer",),
 }
 """Kind of step -> the stages in which its rollouts branch, from the root down."""
+
+
+def phases_of(schedule: str, answer_share: float) -> tuple[str, ...]:
+    """Return the kinds of steps of a run: those of its schedule, and answers if any are trained.
+
+    >>> phases_of("tree", 0.0), phases_of("tree", 0.25), phases_of("tree", 1.0)
+    (('reason', 'refine'), ('reason', 'refine', 'answer'), ('answer',))
+    """
+    return (*(PHASES[schedule] if answer_share < 1 else ()), *(("answer",) if answer_share > 0 else ()))
 
 
 class BranchSection(Section):
@@ -55,6 +65,7 @@ class BranchSection(Section):
         description="Refinements by a critique, compared with each other. A refinement without siblings is compared "
         "with those by the other critiques of the image.",
     )
+    answer: int = Field(8, ge=1, le=4096, description="Answers to a question, compared with each other.")
 
     def rollouts(self, phase: str, rounds: int = 1) -> int:
         """Return how many rollouts a step of this kind has below each of its prompts or images.
@@ -70,11 +81,20 @@ class BranchSection(Section):
             return self.rollouts("reason") * self.rollouts("refine") ** rounds
         return prod(int(getattr(self, stage)) for stage in STAGES[phase])
 
-    def alone(self, schedule: str, *, texts: bool = True, images: bool = True, plans: bool = True) -> Iterator[Problem]:
+    def alone(
+        self,
+        schedule: str,
+        *,
+        answer_share: float = 0.0,
+        texts: bool = True,
+        images: bool = True,
+        plans: bool = True,
+    ) -> Iterator[Problem]:
         """Find the kinds of steps in which nothing that learns has a peer to be compared with.
 
         Args:
             schedule: a name in `PHASES`.
+            answer_share: of the steps that train answers.
             texts: whether the text loss has a weight.
             images: whether the image loss has one.
             plans: whether any are written.
@@ -84,14 +104,14 @@ class BranchSection(Section):
         >>> list(BranchSection(plan=1, draft=4).alone("draft_only"))
         []
         """
-        for phase in dict.fromkeys(PHASES[schedule]):
+        for phase in dict.fromkeys(phases_of(schedule, answer_share)):
             stages, rollouts = STAGES[phase], self.rollouts(phase)
             # the critiques of whole trajectories and of episodes have as many peers as there are rollouts
             texts_of = rollouts if phase in ("full", "episode") else int(getattr(self, stages[0]))
             peers = {"text": texts_of} if texts and (plans or phase != "reason") else {}
-            peers |= {"image": rollouts} if images and phase != "critique" else {}
+            peers |= {"image": rollouts} if images and phase not in ("critique", "answer") else {}
             if max(peers.values(), default=0) < 2:
                 counted = " and ".join(f"{getattr(self, stage)} {stage}" for stage in stages)
                 learns = f"no {' and no '.join(peers)} has" if peers else "nothing that is trained has"
-                step = f"{'an' if phase == 'episode' else 'a'} {phase} step"
+                step = f"{'an' if phase in ('episode', 'answer') else 'a'} {phase} step"
                 yield Problem(stages[0], f"{counted} in {step}: {learns} a peer to be compared with; use 2 or more")

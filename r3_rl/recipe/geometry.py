@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from r3_rl.errors import RecipeError
-from r3_rl.recipe.branching import PHASES, STAGES
+from r3_rl.recipe.branching import STAGES, phases_of
 from r3_rl.recipe.tree import Path
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def geometry(recipe: Recipe, world_size: int = 1) -> str:
     if found := [*misfit(recipe, world_size)]:
         raise RecipeError("\n".join(f"{'.'.join(map(str, path))}: {message}" for path, message in found))
     prompts = recipe.rollout.num_prompts
-    steps = ", ".join(_step(phase, recipe) for phase in dict.fromkeys(PHASES[recipe.algorithm.schedule]))
+    phases = phases_of(recipe.algorithm.schedule, recipe.algorithm.answer_share)
+    steps = ", ".join(_step(phase, recipe) for phase in dict.fromkeys(phases))
     processes = "1 process" if world_size == 1 else f"{world_size} processes of {prompts // world_size} prompts"
     return f"{steps}, {processes}, micro-batches of at most {recipe.training.token_budget} tokens"
 
@@ -68,7 +69,7 @@ def misfit(recipe: Recipe, world_size: int) -> Iterator[tuple[Path, str]]:
             ("algorithm", "scale_rewards"),
             f"'batch' would divide by another deviation in each of {world_size} processes; use 'none' or 'group'",
         )
-    phases = PHASES[recipe.algorithm.schedule]
+    phases = phases_of(recipe.algorithm.schedule, recipe.algorithm.answer_share)
     share = prompts // world_size * max(branch.rollouts(phase, recipe.rollout.rounds) for phase in phases)
     if recipe.rollout.num_parts > share:
         yield (
@@ -81,7 +82,8 @@ def misfit(recipe: Recipe, world_size: int) -> Iterator[tuple[Path, str]]:
 def _step(phase: str, recipe: Recipe) -> str:
     prompts, branch = recipe.rollout.num_prompts, recipe.rollout.branch
     factors = [(getattr(branch, stage), stage) for stage in STAGES[phase]]
-    roots = f"{prompts} {'prompt' if phase in ('reason', 'full') else 'image'}{'s' * (prompts > 1)}"
+    root = {"reason": "prompt", "full": "prompt", "answer": "question"}.get(phase, "image")
+    roots = f"{prompts} {root}{'s' * (prompts > 1)}"
     product = " x ".join([roots, *(f"{count} {name}s" for count, name in factors if count > 1)])
     if phase == "full" and recipe.rollout.rounds > 1 and branch.rollouts("refine") > 1:
         product += f" in each of {recipe.rollout.rounds} rounds"

@@ -85,6 +85,11 @@ class AlgorithmSection(Section):
     )
     tree: TreeSection = section("The node pool of schedule `tree`.")
     progressive: ProgressiveSection = section("When schedule `progressive` joins drawing and understanding.")
+    answer_share: Share = Field(
+        0.0,
+        description="Share of the steps that train answers to questions about images that the world draws, spread "
+        "evenly between the schedule's own steps; 1 trains nothing else. An answer earns 1 if it is right.",
+    )
     gain: Literal["paper", "released", "repair"] = Field("paper", description="What a refinement earns over its draft.")
     format_mode: Literal["gate", "add"] = Field(
         "gate", description="A malformed text earns nothing (`gate`) or only misses format_weight (`add`)."
@@ -138,6 +143,8 @@ class AlgorithmSection(Section):
             )
         if self.schedule == "critique_only" and self.text_loss_weight == 0:
             yield Problem("text_loss_weight", "schedule 'critique_only' learns from texts alone; set it above 0")
+        if self.answer_share > 0 and self.text_loss_weight == 0:
+            yield Problem("text_loss_weight", "answers are texts; set it above 0, or answer_share to 0")
 
 
 class BalanceSection(Section):

@@ -24,7 +24,7 @@ from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.from_trl import prompts_of
-from r3_rl.training.schedules import Schedule, SyntheticNodes
+from r3_rl.training.schedules import AskedNodes, Schedule, SyntheticNodes
 from r3_rl.training.update import LossSettings
 
 Settings = TypeVar("Settings", CreditSettings, LossSettings)
@@ -37,7 +37,7 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
     if eval_dataset is not None:
         raise InputError("R3Trainer takes no eval_dataset", hint="measure the loop with r3_rl.evaluate")
     trained = {"texts": args.text_loss_weight > 0, "images": args.image_loss_weight > 0}
-    for problem in args.branch.alone(args.schedule, **trained):
+    for problem in args.branch.alone(args.schedule, answer_share=args.answer_share, **trained):
         raise InputError(f"branch.{problem.path}: {problem.message}")
     if args.save_strategy == "steps" and args.save_steps % args.num_iterations:
         raise InputError(
@@ -109,9 +109,18 @@ def stream_of(prompts: Any, args: R3Config) -> PromptStream:
 
 
 def schedule_of(
-    policy: Policy, panel: Panel, loop: LoopSettings, args: R3Config, synthetic: SyntheticNodes | None, *, watch: Watch
+    policy: Policy,
+    panel: Panel,
+    loop: LoopSettings,
+    args: R3Config,
+    synthetic: SyntheticNodes | None,
+    questions: AskedNodes | None,
+    *,
+    watch: Watch,
 ) -> Schedule:
-    """What collects the rollouts of a step and credits them."""
+    """What collects the rollouts of a step and credits them. Raises InputError where nobody asks questions."""
+    if args.answer_share > 0 and questions is None:
+        raise InputError("answer_share without questions", hint="pass questions, or set it to 0")
     share = args.num_prompts // ranks.count()
     engine = Engine(
         policy=policy,
@@ -138,6 +147,8 @@ def schedule_of(
         reason_steps=args.reason_steps,
         synthetic=synthetic,
         synthetic_fraction=args.synthetic_fraction,
+        questions=questions,
+        answer_share=args.answer_share,
         apart=args.apart_fraction,
         ramp=args.ramp_fraction,
     )

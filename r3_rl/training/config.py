@@ -55,7 +55,7 @@ class R3Config:
     Raises InputError for a value that a recipe could not have.
 
     >>> R3Config("runs/mine", num_generations=4).branch
-    BranchSection(plan=4, draft=1, critique=4, refinement=1)
+    BranchSection(plan=4, draft=1, critique=4, refinement=1, answer=4)
     >>> R3Config("runs/mine", epsilon=2.0)
     Traceback (most recent call last):
     r3_rl.errors.InputError: R3Config epsilon=2.0: Input should be less than 1
@@ -66,7 +66,7 @@ class R3Config:
 
     num_prompts: int = _key(RolloutSection, "num_prompts")
     branch: Any = field(default_factory=BranchSection, metadata={"section": RolloutSection, "name": "branch"})
-    """Children of every node: a mapping with any of plan, draft, critique, refinement; a `BranchSection` afterwards."""
+    """Children of every node: a mapping with any of plan, draft, critique, refinement, answer; a section then."""
     rounds: int = _key(RolloutSection, "rounds")
     num_parts: int = _key(RolloutSection, "num_parts")
 
@@ -78,6 +78,7 @@ class R3Config:
     synthetic_fraction: float = _key(TreeSection, "synthetic_fraction")
     apart_fraction: float = _key(ProgressiveSection, "apart_fraction")
     ramp_fraction: float = _key(ProgressiveSection, "ramp_fraction")
+    answer_share: float = _key(AlgorithmSection, "answer_share")
     gain: str = _key(AlgorithmSection, "gain")
     format_mode: str = _key(AlgorithmSection, "format_mode")
     format_weight: float = _key(AlgorithmSection, "format_weight")
@@ -121,8 +122,8 @@ class R3Config:
     report_to: str | Sequence[str] = _key(ObserveSection, "trackers")
 
     num_generations: int | None = None
-    """TRL's name, instead of `branch`: so many plans of a prompt with one draft each, and as many critiques of an image
-    with one refinement each."""
+    """TRL's name, instead of `branch`: so many plans of a prompt with one draft each, as many critiques of an image
+    with one refinement each, and as many answers to a question."""
     reward_weights: list[float] | None = None
     """Of plain scorers; None is 1 each."""
     data_seed: int | None = None
@@ -184,7 +185,7 @@ def _branch(branch: Any, num_generations: int | None) -> BranchSection:
     given = BranchSection.model_validate(branch)
     if num_generations is None:
         return given
-    of_trl = BranchSection(plan=num_generations, critique=num_generations)
+    of_trl = BranchSection(plan=num_generations, critique=num_generations, answer=num_generations)
     if given not in (BranchSection(), of_trl):
         raise InputError("both branch and num_generations", hint="give one of them")
     return of_trl

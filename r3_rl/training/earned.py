@@ -1,5 +1,5 @@
 """What the rollouts of each kind of step earn: drafts their score, critiques and refinements the gain, episodes what
-their last image scores, critiques by themselves whether their decision is right. And what is logged of them."""
+their last image scores, critiques by themselves whether their decision is right, answers whether they are right."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from r3_rl import ranks
 from r3_rl.algorithm.gain import gains
 from r3_rl.nodes import Node, numbered
+from r3_rl.stages.answer import said
 from r3_rl.training.credit import CreditSettings, StageCredit, compare, credit, finish, with_form
-from r3_rl.types import Trajectory, Verdict
+from r3_rl.types import TextSegment, Trajectory, Verdict
 
 Rewards = Callable[[Sequence[Verdict], Sequence[int]], Sequence[float | None]]
 """The panel's `rewards`: verdicts and their groups -> one number each, None where it is missing."""
@@ -80,6 +81,28 @@ def credit_critiques(critiques: Sequence[Node], settings: CreditSettings) -> Sta
     agrees = (decisions["refine/frac_stopped"] == perfect).float()
     items = {**decisions, "frac_reward_missing": scores(looked_at).isnan()}
     return credit(critiques, agrees, settings, items=items)
+
+
+def credit_answers(answers: Sequence[Node], settings: CreditSettings) -> StageCredit:
+    """An answer earns 1 if it is right (`is_right`), else 0, and its form."""
+    right = torch.tensor([float(is_right(_words(a), a.prompt.columns["answer"])) for a in answers])
+    formed = torch.tensor([a.well_formed for a in answers], dtype=torch.bool)
+    return credit(answers, right, settings, items={"answer/frac_right": right, "answer/frac_well_formed": formed})
+
+
+def is_right(answer: str, wanted: str | Sequence[str]) -> bool:
+    """Whether an answer is one of the right ones, whatever its case and a full stop behind it.
+
+    >>> is_right("Two.", ["two", "2"]), is_right("not two", "two"), is_right("", "")
+    (True, False, False)
+    """
+    listed = [wanted] if isinstance(wanted, str) else wanted
+    plain = answer.strip().rstrip(".").strip().casefold()
+    return bool(plain) and any(plain == str(one).strip().casefold() for one in listed)
+
+
+def _words(answer: Node) -> str:
+    return said(answer.sample.text) if isinstance(answer.sample, TextSegment) else ""
 
 
 def credit_trajectories(ends: Sequence[Node], settings: CreditSettings) -> StageCredit:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import floor
 from types import MappingProxyType
 
 import numpy as np
 import torch
 
+from r3_rl import ranks
 from r3_rl.balance.progressive import joint_share
 from r3_rl.nodes import Node, given_image, trajectory
 from r3_rl.observe.metrics import Numbers, combine, means
@@ -23,9 +25,11 @@ from r3_rl.recipe.branching import PHASES, BranchSection
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.rows import round_seed
+from r3_rl.stages import ANSWER
 from r3_rl.training.credit import Credit, CreditSettings, StageCredit
 from r3_rl.training.earned import (
     Rewards,
+    credit_answers,
     credit_critiques,
     credit_drafts,
     credit_refinements,
@@ -38,6 +42,8 @@ from r3_rl.types import ImageSegment, Prompt, TextSegment, Trajectory
 
 SyntheticNodes = Callable[[int, int], list[Node]]
 """(count, seed) -> scored images that no policy drew."""
+AskedNodes = Callable[[int, int], list[Node]]
+"""(count, seed) -> given images whose prompts are questions, with what is right in their column `answer`."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,9 +51,9 @@ class Collected:
     """A turn's rollouts with their credits."""
 
     phase: str
-    """reason, refine, full, episode or critique."""
+    """reason, refine, full, episode, critique or answer."""
     leaves: list[Node]
-    """Where each row ends: an image, or a critique that ended the loop."""
+    """Where each row ends: an image, a critique that ended the loop, or an answer."""
     stages: list[StageCredit]
     metrics: Numbers
 
@@ -79,12 +85,19 @@ class Schedule:
     synthetic: SyntheticNodes | None = None
     synthetic_fraction: float
     """Share of the images that a world draws, where it can."""
+    questions: AskedNodes | None = None
+    answer_share: float
+    """Share of the turns that train answers."""
     apart: float
     ramp: float
     """Of `progressive`: shares of the run, as `joint_share` takes them."""
 
     def collect(self, step: int, prompts: Sequence[Prompt], *, seed: int, progress: float) -> Collected:
         """Rollouts and credits of one turn. `step` counts turns from 0."""
+        answered = floor(step * self.answer_share)
+        if floor((step + 1) * self.answer_share) > answered:
+            return self._answer(len(prompts), seed)
+        step -= answered  # the schedule's own turns follow one another as without answers
         phase, first = self._phase(step, seed, progress), self.engine.first_group
         # every process has a pool of its own and chooses by itself
         rng = np.random.default_rng((seed, first) if first else seed)
@@ -154,6 +167,15 @@ class Schedule:
             ends = self.engine.round(ends, seed=round_seed(seed, number), progress=progress)
         items = {"refine/draft_score": scores(drafts), **whole_trajectories([trajectory(end) for end in ends])}
         return _collected("episode", ends, [credit_trajectories(ends, self.credit)], items=items)
+
+    def _answer(self, count: int, seed: int) -> Collected:
+        """Questions about given images, those that one process alone would ask."""
+        assert self.questions is not None
+        first = self.engine.first_group
+        asked = self.questions(count * ranks.count(), seed)[first : first + count]
+        roots = self.engine.roots(asked, num_rows=self.branch.answer)
+        answers = self.engine.write(ANSWER, roots, self.engine.settings.critique, seed=seed, each=self.branch.answer)
+        return _collected("answer", answers, [credit_answers(answers, self.credit)])
 
     def _critique(self, drafts: list[Node], count: int, seed: int, rng: np.random.Generator) -> Collected:
         """Of fresh drafts, not trained on, one of each group is critiqued by G peers."""

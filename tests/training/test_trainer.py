@@ -50,7 +50,18 @@ def reddish(images, **columns):
     return [float(score > 0.485) for score in red(images)]
 
 
-def make(folder, scorer=red, *, seed=0, policy=None, loop_settings=None, dataset=PROMPTS, lora=LORA, **options):
+def make(
+    folder,
+    scorer=red,
+    *,
+    seed=0,
+    policy=None,
+    loop_settings=None,
+    dataset=PROMPTS,
+    lora=LORA,
+    questions=None,
+    **options,
+):
     args = R3Config(
         **{
             "output_dir": str(folder),
@@ -75,6 +86,7 @@ def make(folder, scorer=red, *, seed=0, policy=None, loop_settings=None, dataset
         list(dataset) if not isinstance(dataset, PromptStream) else dataset,
         processing_class=loop_settings or loop(),
         peft_config=lora,
+        questions=questions,
     )
     return trainer
 
@@ -620,7 +632,7 @@ def test_plain_scorers_and_weights_make_a_panel(tmp_path):
         ({"num_generations": None, "branch": {"plan": 0}}, r"branch.plan=0: .* greater than or equal to 1"),
         (
             {"num_generations": None, "branch": {"plans": 4}},
-            "branch.plans=4: .*; known: plan, draft, critique, refinement",
+            "branch.plans=4: .*; known: plan, draft, critique, refinement, answer",
         ),
         ({"num_iterations": 2, "save_steps": 3}, "falls between the 2 updates"),
         ({"reward_weights": [1.0, 2.0]}, "2 reward_weights for 1 reward_funcs"),
