@@ -1,12 +1,16 @@
-"""What a rehearsal found: seconds and memory by stage, and what they mean for the run."""
+"""What a rehearsal measures and finds: seconds and memory by stage, and what they mean for the run."""
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
-from r3_rl.observe.memory import gib
+import torch
+
+from r3_rl.observe.memory import gib, weighed
 from r3_rl.observe.progress import duration
 from r3_rl.recipe.branching import PHASES
 
@@ -41,6 +45,48 @@ class Spent:
         (few, low), (many, high) = self.peaks[0], self.peaks[-1]
         slope = max(high - low, 0) / (many - few) if many > few else low / few
         return low + slope * (rows * self.share - few)
+
+
+@dataclass(kw_only=True)
+class Meter:
+    """Measures stages as they run; an engine takes it as its watch."""
+
+    device: torch.device
+    weigh: bool = True
+    """Whether memory is measured too."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Stage -> the share of a run's rollouts that it takes side by side, if that is not all of them."""
+    stage: str = ""
+    """What runs, or ran last."""
+    beside: int = 0
+    """Rollouts that it has side by side."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str, rows: int) -> Iterator[None]:
+        """Around a stage of some of the rollouts: the seconds of a stage add up."""
+        self.stage, self.beside = stage, rows
+        with weighed(self.device) if self.weigh else nullcontext() as taken:
+            begin = time.perf_counter()
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+        if taken is not None:
+            self.peaks.setdefault(stage, []).append((rows, taken.peak_bytes))
+
+    def spent(self, stage: str) -> Spent:
+        """What a stage took."""
+        peaks = tuple(sorted(self.peaks.get(stage, ())))
+        return Spent(seconds=self.seconds.get(stage, 0.0), peaks=peaks, share=self.shares.get(stage, 1.0))
+
+    def fitting(self, rows: int, room: int) -> int:
+        """At most so many rollouts, and no more than fit into the room by what was measured so far."""
+        spent = [self.spent(stage) for stage in self.peaks]
+        while rows > 2 and any(s.bytes_at(rows) > room for s in spent):
+            rows -= 1
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ a GPU the whole step is measured too.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,21 +19,22 @@ import torch
 from r3_rl.assemble import LoadedPolicy, load_policy
 from r3_rl.errors import RunError
 from r3_rl.evaluate.build import build_trainer
-from r3_rl.evaluate.rehearsal import AGAIN, STAGES, Rehearsal
-from r3_rl.evaluate.rehearsed_step import Log, Rollouts, Stage, roll_out
+from r3_rl.evaluate.rehearsal import AGAIN, STAGES, Meter, Rehearsal
+from r3_rl.nodes import Node, always_edits, given_image
 from r3_rl.observe.memory import free_bytes, weighed
-from r3_rl.policy.adapters import adapted_layers
-from r3_rl.policy.base import Policy
+from r3_rl.policy.adapters import adapted_layers, adapter_merged
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe.branching import PHASES
+from r3_rl.rollout.engine import Engine, score_batch
 from r3_rl.rollout.rows import Parts
 from r3_rl.training.batcher import micro_batches
+from r3_rl.training.credit import Credit
 from r3_rl.training.trainer import R3Trainer
-from r3_rl.types import TextSegment
+from r3_rl.types import Prompt, Segment, TextSegment
 
 _SMALL = (2, 4)
 """Rollouts of one prompt whose memory is measured first."""
-_UPDATES: dict[str, tuple[Stage, ...]] = {
+_UPDATES: dict[str, tuple[str, ...]] = {
     "update drafts": ("plan", "draft"),
     "update refinements": ("critique", "refinement"),
     "update critiques": ("critique",),
@@ -56,13 +57,13 @@ def rehearse(recipe: Recipe, *, processes: int = 1) -> Rehearsal:
     with TemporaryDirectory() as folder:
         trainer = build_trainer(recipe, loaded, Path(folder), processes=processes)
         print(f"loaded in {time.perf_counter() - begin:.1f} s")
-        log = Log(device=next(loaded.policy.module.parameters()).device)
+        meter = Meter(device=next(loaded.policy.module.parameters()).device)
         try:
             print(trainer.self_check())
-            return _rehearsed(recipe, loaded, trainer, log, free)
+            return _rehearsed(recipe, loaded, trainer, meter, free)
         except torch.OutOfMemoryError as error:
             raise RunError(
-                f"out of memory in stage '{log.stage or 'self-check'}' with {log.beside} rollouts side by side",
+                f"out of memory in stage '{meter.stage or 'self-check'}' with {meter.beside} rollouts side by side",
                 hint="lower rollout.num_prompts, rollout.draft.size or training.token_budget; "
                 "rollout.num_parts draws fewer images at once",
             ) from error
@@ -80,61 +81,92 @@ def _of_one_process(recipe: Recipe, processes: int) -> Recipe:
     )
 
 
-def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, log: Log, free: int) -> Rehearsal:
-    names = list(dict.fromkeys(chain.from_iterable(STAGES[p] for p in PHASES[recipe.algorithm.schedule])))
-    if recipe.algorithm.schedule in ("full", "episode"):
-        names += AGAIN
-    resident = _resident(loaded, trainer)
-    num_prompts, peers = recipe.rollout.num_prompts, _peers(recipe)
-    parts = trainer.schedule.engine.parts
-    share = max(map(len, parts.of([i // peers for i in range(num_prompts * peers)]))) / (num_prompts * peers)
-    log.shares = {"draft": share, "refinement": share}
+def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, meter: Meter, free: int) -> Rehearsal:
+    schedule, branch, rounds = recipe.algorithm.schedule, recipe.rollout.branch, recipe.rollout.rounds
+    names = list(dict.fromkeys(chain.from_iterable(STAGES[phase] for phase in PHASES[schedule])))
+    names += AGAIN if schedule in ("full", "episode") else ()
+    # below a prompt in the largest step, each with a text of its own: the most that they can cost
+    peers = num_peers = max(branch.rollouts(phase, rounds) for phase in PHASES[schedule])
+    num_prompts, whole = recipe.rollout.num_prompts, recipe.rollout.num_prompts * peers
+    resident, parts = _resident(loaded, trainer), trainer.schedule.engine.parts
+    share = max(map(len, parts.of([i // peers for i in range(whole)]))) / whole
+    meter.shares = {"draft": share, "refinement": share}
     for few in _SMALL:
-        roll_out(trainer, trainer.prompts.batch(0)[:1], few, names, log, Parts())
-    rows = log.fitting(num_prompts * peers, free - sum(resident.values()))
-    if rows < num_prompts * peers:
+        _roll_out(trainer, trainer.prompts.batch(0)[:1], few, names, meter, Parts())
+    rows = meter.fitting(whole, free - sum(resident.values()))
+    if rows < whole:
         num_prompts, peers = (rows // peers, peers) if rows >= peers else (1, rows)
-    log.weigh = log.device.type == "cuda"
-    rollouts = roll_out(trainer, trainer.prompts.batch(0)[:num_prompts], peers, names, log, parts)
-    update_bytes = _update(trainer, rollouts, names, log)
+    meter.weigh = meter.device.type == "cuda"
+    segments = _roll_out(trainer, trainer.prompts.batch(0)[:num_prompts], peers, names, meter, parts)
+    update_bytes = _update(trainer, segments, names, meter)
+    caches = [loaded.policy.cache_bytes(s) * meter.shares.get(stage, 1.0) for stage, s in segments.items()]
     return Rehearsal(
-        device=str(log.device),
-        schedule=recipe.algorithm.schedule,
-        rounds=recipe.rollout.rounds,
+        device=str(meter.device),
+        schedule=schedule,
+        rounds=rounds,
         reason_steps=recipe.algorithm.tree.reason_steps,
         num_steps=recipe.training.max_steps,
         num_prompts=recipe.rollout.num_prompts,
-        num_peers=_peers(recipe),
+        num_peers=num_peers,
         rows=num_prompts * peers,
-        stages={name: log.spent(name) for name in names if name in log.seconds},
+        stages={name: meter.spent(name) for name in names if name in meter.seconds},
         resident=resident,
-        caches=_caches(loaded.policy, rollouts, log.shares),
+        caches=round(max(caches, default=0.0)),
         update_bytes=update_bytes,
         free=free,
-        notes=_notes(rollouts, num_prompts * peers, recipe),
+        notes=_notes(segments, num_prompts * peers, whole, recipe),
     )
 
 
-def _peers(recipe: Recipe) -> int:
-    """Rollouts below a prompt in the largest step, each with a text of its own: the most that they can cost."""
-    branch, rounds = recipe.rollout.branch, recipe.rollout.rounds
-    return max(branch.rollouts(phase, rounds) for phase in PHASES[recipe.algorithm.schedule])
+def _roll_out(
+    trainer: R3Trainer, prompts: Sequence[Prompt], peers: int, names: Sequence[str], meter: Meter, parts: Parts
+) -> dict[str, list[Segment]]:
+    """What is written and drawn, by stage: drafts of every prompt; then critiques and refinements that branch from each
+    prompt's first draft. Images are drawn in `parts`, and scored when all are there."""
+    meter.seconds.clear()
+    seed, rows = trainer.args.seed, len(prompts) * peers
+    engine = Engine(policy=trainer.policy, settings=trainer.loop, parts=parts, watch=meter)
+    with torch.no_grad(), adapter_merged(trainer.policy.module):
+        drafts = engine.drafts(prompts, seed=seed, num_rows=peers, progress=0.0)
+        with meter("score drafts", rows):
+            trainer.panel.score(score_batch(drafts))
+        made: list[Node] = [*(draft.above for draft in drafts), *drafts]
+        if "critique" in names:
+            looked_at = [given_image(draft.prompt, draft.image) for draft in drafts[::peers]]
+            critiques = engine.critiques(looked_at, seed=seed, num_rows=peers)
+            made += critiques
+        if "refinement" in names:
+            drawn = engine.refinements([always_edits(critique) for critique in critiques], seed=seed, progress=0.0)
+            refined = [node for node in drawn if node is not None]
+            with meter("score refinements", rows):
+                trainer.panel.score(score_batch(refined))
+            made += refined
+    segments: dict[str, list[Segment]] = {}
+    for node in made:
+        if node.sample is not None:
+            segments.setdefault(node.stage, []).append(node.sample)
+    return segments
 
 
-def _update(trainer: R3Trainer, rollouts: Rollouts, names: Sequence[str], log: Log) -> int:
+def _update(trainer: R3Trainer, segments: dict[str, list[Segment]], names: Sequence[str], meter: Meter) -> int:
     """Every kind of update and a step of the optimiser for their time, then the largest micro-batch for its memory."""
-    log.weigh, most = False, 0
+    meter.weigh, most = False, 0
     weights = {"understanding": trainer.losses.text_loss_weight, "generation": trainer.losses.image_loss_weight}
     for name, stages in _UPDATES.items():
-        credits = [c for c in rollouts.credits(stages) if weights[c.objective] > 0]
+        made = [(stage, i, segment) for stage in stages for i, segment in enumerate(segments.get(stage, ()))]
+        # advantages of both signs
+        credits = [Credit(segment=segment, advantage=1.0 if i % 2 else -1.0, stage=stage) for stage, i, segment in made]
+        credits = [credit for credit in credits if weights[credit.objective] > 0]
         if name not in names or not credits:
             continue
-        log.run(name, lambda credits=credits: trainer.accumulate(_TYPICAL, credits))  # type: ignore[misc]
-        log.run("optimiser", trainer.learner.optimizer.step)
+        with meter(name, len(made)):
+            trainer.accumulate(_TYPICAL, credits)
+        with meter("optimiser", len(made)):
+            trainer.learner.optimizer.step()
         trainer.learner.zero_grad()
         batches = micro_batches(trainer.policy, credits, trainer.batcher.token_budget)
-        log.stage = name
-        with weighed(log.device) as taken:
+        meter.stage = name
+        with weighed(meter.device) as taken:
             trainer.accumulate(_PROBED, [*batches[0], *(batches[-1] if len(batches) > 1 else [])])
         trainer.learner.zero_grad()
         most = max(most, taken.peak_bytes)
@@ -161,39 +193,29 @@ def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
             "master weights (a part)": part,
             "optimiser (AdamW, a part)": 2 * part,
         }
+    # the second copy of the adapted weights that rollouts and updates in float32 run on (`adapter_merged`)
+    bases = (layer.get_base_layer().weight for layer in adapted_layers(module).values())
+    merged = [weight for weight in bases if weight.dtype == torch.float32]
     return {
         **whole,
         **({"adapter": own} if adapted else {"reference policy (a copy)": own}),
-        **({"adapter merged into weights": _merged_bytes(module)} if adapted else {}),
+        **({"adapter merged into weights": _bytes(merged)} if adapted else {}),
         "gradients": own,
         "optimiser (AdamW)": 2 * own,
     }
-
-
-def _merged_bytes(module: torch.nn.Module) -> int:
-    """The second copy of the adapted weights that rollouts and updates in float32 run on (`adapter_merged`)."""
-    layers = [layer.get_base_layer().weight for layer in adapted_layers(module).values()]
-    return _bytes(weight for weight in layers if weight.dtype == torch.float32)
 
 
 def _bytes(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _caches(policy: Policy, rollouts: Rollouts, shares: Mapping[str, float]) -> int:
-    """Keys and values of the largest stage."""
-    held = [policy.cache_bytes(segments) * shares.get(stage, 1.0) for stage, segments in rollouts.segments.items()]
-    return round(max(held, default=0.0))
-
-
-def _notes(rollouts: Rollouts, rows: int, recipe: Recipe) -> tuple[str, ...]:
+def _notes(segments: dict[str, list[Segment]], rows: int, whole: int, recipe: Recipe) -> tuple[str, ...]:
     lengths = {
-        stage: sum(len(s.token_ids) for s in segments if isinstance(s, TextSegment)) / len(segments)
-        for stage, segments in rollouts.segments.items()
-        if stage in ("plan", "critique") and segments
+        stage: sum(len(s.token_ids) for s in segments[stage] if isinstance(s, TextSegment)) / len(segments[stage])
+        for stage in ("plan", "critique")
+        if segments.get(stage)
     }
     notes = [", ".join(f"a {stage} had {length:.0f} tokens" for stage, length in lengths.items()) + " on average"]
-    whole = recipe.rollout.num_prompts * _peers(recipe)
     if rows < whole:
         notes.append(f"the {whole} rollouts of a step would not fit: seconds are those of {rows}, scaled up")
     if recipe.rollout.num_parts > 1:

@@ -10,8 +10,8 @@ import torch
 
 from r3_rl.assemble import load_policy
 from r3_rl.errors import RunError
+from r3_rl.evaluate import rehearsal
 from r3_rl.evaluate import rehearse as room
-from r3_rl.evaluate import rehearsed_step
 from r3_rl.evaluate.rehearsal import Rehearsal, Spent
 from r3_rl.observe.memory import weighed
 from r3_rl.recipe_io import load_recipe
@@ -93,7 +93,7 @@ def test_baselines_rehearse_their_own_stages_and_full_weights_their_copy(base):
 @pytest.fixture
 def ticks(monkeypatch):
     """A clock that goes on by one when it is looked at: everything timed takes one second."""
-    monkeypatch.setattr(rehearsed_step, "time", SimpleNamespace(perf_counter=count().__next__))
+    monkeypatch.setattr(rehearsal, "time", SimpleNamespace(perf_counter=count().__next__))
 
 
 def test_images_drawn_in_parts_need_less_memory_and_the_time_of_all(base, ticks):
