@@ -26,7 +26,7 @@ from timed_policy import EveryoneEdits
 
 from r3_rl.flow.guidance import Guidance
 from r3_rl.nodes import given_image
-from r3_rl.observe.environment import peak_bytes
+from r3_rl.observe.memory import peak_bytes
 from r3_rl.policy.adapters import AdapterSettings, attach
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.backbone import BAGEL

@@ -190,7 +190,7 @@ def report(
 ) -> Report:
     import torch
 
-    from r3_rl.observe.environment import peak_bytes
+    from r3_rl.observe.memory import peak_bytes
 
     names = list(halves)
     total = {name: halves[name].median("total") for name in names}

@@ -40,24 +40,6 @@ def environment(*, dtype: str, device: str = "cpu") -> dict[str, Any]:
     return described
 
 
-def peak_bytes(device: Any = "cpu") -> int:
-    """Largest memory held so far: on the accelerator by torch, else by the process (0 where the system cannot say).
-
-    >>> peak_bytes() > 10_000_000
-    True
-    """
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if platform.system() == "Darwin" else used * 1024
-
-
 def installed_version(package: str) -> str | None:
     """Return the version of an installed package; None if it is not installed."""
     try:

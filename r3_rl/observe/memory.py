@@ -6,6 +6,7 @@ stage from another. There the tensors that are made while the work runs are coun
 
 from __future__ import annotations
 
+import platform
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,22 @@ class _LivingTensors(TorchDispatchMode):
 
 def _storages(tree: Any) -> list[Any]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def peak_bytes(device: torch.device | str = "cpu") -> int:
+    """Largest memory held so far: on the accelerator by torch, else by the process (0 where the system cannot say).
+
+    >>> peak_bytes() > 10_000_000
+    True
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if platform.system() == "Darwin" else used * 1024
 
 
 def held_bytes(device: torch.device | str = "cpu") -> int:

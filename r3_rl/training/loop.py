@@ -22,8 +22,7 @@ from r3_rl import ranks
 from r3_rl.balance.conflict import place_of
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
-from r3_rl.observe.environment import peak_bytes
-from r3_rl.observe.memory import held_bytes
+from r3_rl.observe.memory import held_bytes, peak_bytes
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.adapters import adapter_merged, drops, training_mode
 from r3_rl.policy.backbone import branch_of
@@ -40,11 +39,10 @@ from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
 from r3_rl.training.earned import shared_noise
 from r3_rl.training.manifest import Checkpoint, checked
+from r3_rl.training.optimizer import over_epsilon_of, step_size
 from r3_rl.training.parallel import Learner
-from r3_rl.training.rates import over_epsilon_of
 from r3_rl.training.room import RoomCallback, weights_bytes
 from r3_rl.training.schedules import Collected, Schedule
-from r3_rl.training.step_size import step_size
 from r3_rl.training.update import DEVIATIONS, LossSettings, accumulate, step_sizes
 from r3_rl.types import TextSegment, Verdict
 

@@ -23,8 +23,7 @@ from r3_rl.errors import CheckpointError, InputError, MissingPackageError
 from r3_rl.policy.backbone import GENERATION, branch_of
 from r3_rl.policy.base import Policy
 from r3_rl.training.config import R3Config
-from r3_rl.training.optimizer import make_optimizer
-from r3_rl.training.rates import ending_in_time, set_branch_rate
+from r3_rl.training.optimizer import ending_in_time, make_optimizer, set_branch_rate
 from r3_rl.training.shards import Shards
 
 INSTALL = "pip install 'r3-rl[deepspeed]'"
