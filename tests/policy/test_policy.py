@@ -97,6 +97,26 @@ def test_every_convention_is_scored_as_drawn(policy, convention):
     assert deviation(policy, one_of_each(policy, drawing)["refinement"]) < 1e-4
 
 
+@pytest.mark.parametrize("drawing", [FAITHFUL, GUIDED], ids=["plain", "guided"])
+def test_rows_are_matched_at_their_own_levels_in_as_many_passes(policy, drawing):
+    """Levels inside and outside the guidance's interval lie side by side, and a row may have fewer than others."""
+    levels = [(0, 2), (1, 3), (3,), ()]
+    drawings = [replace(drawing, convention="matching", sde_steps=steps) for steps in levels]
+    contexts, passes = contexts_of_unlike_lengths(), []
+    handle = policy.model.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(not kwargs.get("keep")), with_kwargs=True
+    )
+    together = policy.draw(contexts, drawings, range(4))
+    handle.remove()
+    assert sum(passes) == drawing.num_steps + 2
+    for row, (image, steps) in enumerate(zip(together, levels, strict=True)):
+        (alone,) = policy.draw([contexts[row]], [drawings[row]], [row])
+        torch.testing.assert_close(image.log_probs, alone.log_probs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(image.times, alone.times)
+        assert len(image.log_probs) == len(steps)
+    assert deviation(policy, [image for image in together if len(image.times)]) < 1e-4
+
+
 def test_matching_draws_by_the_ode_and_its_gradient_lowers_the_loss_of_the_image():
     policy = tiny_policy(adapter=ADAPTER, moved=0.1)
     matching = replace(GUIDED, convention="matching", sde_steps=(0, 2), shift=3.0)

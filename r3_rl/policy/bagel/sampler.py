@@ -65,22 +65,22 @@ class Denoiser:
         rows = [[LatentBlock(tokens=blank, grid=grid, time=1.0, noisy=True)] for _ in encoded.next_position]
         return pack(rows, self.model.config, start=encoded.next_position.tolist(), device=self.model.device)
 
-    def velocity(self, x: Tensor, time: float) -> Tensor:
-        """Guided velocity float32 [B, M, C] at x [B, M, C]; guidance acts inside its interval only."""
-        if self.guidance.active(time):
+    def velocity(self, x: Tensor, times: Tensor) -> Tensor:
+        """Guided velocity float32 [B, M, C] at x [B, M, C] and times [B], which lie on the CPU; guidance acts inside
+        its interval only."""
+        if self.guidance.active(times).any():
             assert self.branches.everything is not None and self.branches.everything_block is not None
             count = self.branches.everything.next_position.shape[0] // self.num_rows
-            v = self._forward(self.branches.everything_block, self.branches.everything, x.repeat(count, 1, 1), time)
+            everywhere = (x.repeat(count, 1, 1), times.repeat(count))
+            v = self._forward(self.branches.everything_block, self.branches.everything, *everywhere)
             full, *dropped = v.split(self.num_rows)
             if self.guidance.needs_image_drop and len(dropped) == 1:
                 dropped.append(full)
-            times = torch.full((self.num_rows,), time, device=x.device)
             return combine(self.guidance, times, full, *dropped)
-        return self._forward(self.branches.full_block, self.branches.full, x, time)
+        return self._forward(self.branches.full_block, self.branches.full, x, times)
 
-    def _forward(self, block: Packed, encoded: Encoded, x: Tensor, time: float) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        packed = block.with_latents(flat, torch.full((flat.shape[0],), time, device=x.device))
+    def _forward(self, block: Packed, encoded: Encoded, x: Tensor, times: Tensor) -> Tensor:
+        packed = block.with_latents(x.flatten(0, 1), times.repeat_interleave(self.num_tokens).to(x.device))
         return self.model(packed, encoded.parts).velocity.view(x.shape)
 
 
@@ -114,7 +114,7 @@ def denoise(denoiser: Denoiser, drawings: Sequence[Drawing], initial: Tensor, st
     steps: list[list[int]] = [[] for _ in range(rows)]
     for i in range(first.num_steps):
         t, t_next = float(times[i]), float(times[i + 1])
-        v = denoiser.velocity(x, t)
+        v = denoiser.velocity(x, times[i].expand(rows))
         after = euler_step(x, v, torch.tensor(t), torch.tensor(t_next))
         scored = [r for r in range(rows) if first.convention != MATCHING and i in drawings[r].sde_steps]
         if scored:
@@ -141,16 +141,19 @@ def denoise(denoiser: Denoiser, drawings: Sequence[Drawing], initial: Tensor, st
 def _match(denoiser: Denoiser, drawings: Sequence[Drawing], walk: Denoised, noise: Tensor) -> None:
     """Score finished images at their noise levels. The noise is the one that each image was drawn from: the pair lies
     on the path that the sampler took, and the target does not depend on another draw."""
-    for i in sorted({i for drawing in drawings for i in drawing.sde_steps}):
-        time = walk.times[i].expand(len(drawings)).to(noise.device)
-        state, target = noised(walk.final, noise, time)
-        values = matching_log_prob(denoiser.velocity(state, float(walk.times[i])), target, time)
-        for r, drawing in enumerate(drawings):
-            if i in drawing.sde_steps:
+    steps = [sorted(drawing.sde_steps) for drawing in drawings]
+    for number in range(max(map(len, steps))):
+        # each row at a level of its own; those that have no further one go along at t = 1
+        own = torch.tensor([row[number] if number < len(row) else 0 for row in steps])
+        times = walk.times[own]
+        state, target = noised(walk.final, noise, times.to(noise.device))
+        values = matching_log_prob(denoiser.velocity(state, times), target, times.to(noise.device))
+        for r, row in enumerate(steps):
+            if number < len(row):
                 walk.states[r].append(state[r])
                 walk.next_states[r].append(target[r])
                 walk.log_probs[r].append(values[r])
-                walk.steps[r].append(i)
+                walk.steps[r].append(row[number])
 
 
 @torch.no_grad()
