@@ -24,12 +24,11 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        normed = x * scale
-        product = grad * normed
-        grad_weight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        # d/dx: scale * (g w - normed * mean(g w normed))
-        mean = (product @ weight).unsqueeze(-1).div_(x.shape[-1])
-        grad_x = (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale)
+        product = grad * x
+        grad_weight = (product * scale).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        # d/dx: scale * (g w - n mean(g w n)) with n = scale * x
+        pull = (product @ weight).unsqueeze(-1).mul_(scale.pow(3).div_(x.shape[-1]))
+        grad_x = (grad * weight).mul_(scale).addcmul_(x, pull, value=-1)
         return grad_x, grad_weight, None
 
 
