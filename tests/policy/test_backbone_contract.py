@@ -241,7 +241,7 @@ def test_supervised_losses_are_sums_and_have_gradient(policy):
     image = torch.rand(3, side(policy), side(policy), generator=torch.Generator().manual_seed(0))
     said = Example(context=(TextPiece(text="a red circle"),), answer="red circle")
     shown = Example(context=(TextPiece(text="a red circle"),), answer="red", image=image)
-    noise = SupervisedNoise(times_per_image=2)
+    noise = SupervisedNoise(times_per_image=2, time_mean=0.0, soften_below=0.0)
     whole = policy.supervised([said, shown], noise, torch.Generator().manual_seed(3))
     assert (whole.num_flow, whole.num_text) == policy.supervised_sizes([said, shown], noise)
     parts = [policy.supervised([e], noise, torch.Generator().manual_seed(3)) for e in (said, shown)]
