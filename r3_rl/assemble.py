@@ -46,10 +46,10 @@ class LoadedPolicy:
 
 def base_folder(model: ModelSection, *, world: str | None = None) -> Path:
     """The folder of a recipe's base weights, fetched from the hub where `path` is a name there; without a path those
-    that ship with a world, by default the embedded one."""
+    that ship with a world, by default the embedded one, under the name `base`."""
     if model.path is not None and is_hub_id(model.path):
         return fetch(model.path, revision=model.revision, weights=not model.random_init)
-    return Path(model.path) if model.path else find_world(world).weights_folder()
+    return Path(model.path) if model.path else find_world(world).weights_folder(model.base)
 
 
 def load_policy(model: ModelSection, *, world: str | None = None, device: str | None = None) -> LoadedPolicy:

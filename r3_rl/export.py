@@ -195,7 +195,7 @@ def _base_folder(recipe: Mapping[str, Any], folder: Path) -> Path:
         path = str(model["path"])
         return fetch(path, revision=model.get("revision")) if is_hub_id(path) else Path(path)
     if model.get("kind", "embedded") == "embedded" and model:
-        return find_world(world_named_in(recipe)).weights_folder()
+        return find_world(world_named_in(recipe)).weights_folder(model.get("base"))
     raise InputError(
         f"{folder}: no {RECIPE_FILE} says which base the adapter belongs to", hint="name it by base=FOLDER"
     )
@@ -238,9 +238,9 @@ def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) ->
     world = find_world(world_named_in(source.recipe)).name if shipped else None
     facts = CardFacts(
         title=f"{source.name}: {'merged weights' if merged else 'adapter'}",
-        base=f"the model that ships with the world {world}" if world else _base_words(source),
+        base=_shipped_words(world, model.get("base")) if world else _base_words(source),
         base_fingerprint=marks,
-        loading=_loading(world, merged=merged),
+        loading=_loading(world, model.get("base"), merged=merged),
         proof=(
             f"Read back on export: outputs differ from the trained policy's by at most {done.difference:.3g}; the "
             f"adapter moves them by up to {done.change:.3g}."
@@ -250,20 +250,25 @@ def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) ->
     write_model_card(done.folder, facts, read_run(source.run) if source.run is not None else None, source.recipe)
 
 
+def _shipped_words(world: str, name: str | None) -> str:
+    return f"the model {f'`{name}` ' if name else ''}that ships with the world {world}"
+
+
 def _base_words(source: _Source) -> str:
     spec = source.backbone.spec
     return f"{source.base.resolve().name}, {spec.title}'s layout (its release: {spec.licence})"
 
 
-def _loading(world: str | None, *, merged: bool) -> str:
-    """Python that loads what was exported; `world` is the one whose shipped model is the base."""
+def _loading(world: str | None, name: str | None, *, merged: bool) -> str:
+    """Python that loads what was exported; `world` is the one whose shipped model, of that name, is the base."""
     imports = ["from r3_rl.policy.registry import load"]
     if merged:
         return "\n".join([*imports, "", 'model = load("merged").module  # this folder'])
     base = '"base"'
     if world is not None:
         imports.append("from r3_rl.worlds.base import find_world")
-        base = f'find_world("{world}").weights_folder()'
+        called = "" if name is None else f'"{name}"'
+        base = f'find_world("{world}").weights_folder({called})'
     lines = [f"base = load({base}).module", 'model = PeftModel.from_pretrained(base, "adapter")  # this folder']
     # ours first: it keeps a torchvision made for another torch from breaking the import of peft
     return "\n".join([*imports, "from peft import PeftModel", "", *lines])

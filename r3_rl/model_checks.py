@@ -75,7 +75,7 @@ def _backbone(recipe: Recipe, world: World[Any] | None) -> Backbone | None:
     is none of ours."""
     model = recipe.model
     if model.path is None or FilePath(model.path).is_dir():
-        return backbone_of(model.path or (world or find_world()).weights_folder(), model.kind)
+        return backbone_of(model.path or (world or find_world()).weights_folder(model.base), model.kind)
     if model.kind not in RECOGNISED:
         return find(model.kind)
     every = [find(name) for name in names()]
@@ -86,7 +86,8 @@ def _image_sizes(recipe: Recipe, backbone: Backbone, world: World[Any] | None) -
     """The sizes of the recipe's model, of a name on the hub those of the release; None if the folder is missing."""
     path = recipe.model.path
     if path is None or FilePath(path).is_dir():
-        return backbone.sizes(FilePath(path) if path else (world or find_world()).weights_folder())
+        folder = FilePath(path) if path else (world or find_world()).weights_folder(recipe.model.base)
+        return backbone.sizes(folder)
     return backbone.sizes(None) if is_hub_id(path) else None
 
 

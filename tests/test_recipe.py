@@ -47,6 +47,7 @@ def test_recipe_is_frozen_and_values_are_not_converted():
     ("sections", "problem"),
     [
         ({"model": {"kind": "bagel"}}, "ships no weights"),
+        ({"model": {"base": "first", "path": "weights"}}, "only for kind 'embedded' without a path"),
         ({"model": {"random_init": True, "path": "x"}}, "contradict"),
         ({"rollout": {"protocol": "bagel"}}, "the protocol 'compact'"),
         ({"rollout": {"refine": {"guidance": {"interval": [0.5, 0.5]}}}}, "no interval within"),

@@ -57,7 +57,7 @@ def _vocabulary(recipe: Recipe) -> Callable[[str], Sequence[str]]:
     from r3_rl.policy.words import unknown_words
     from r3_rl.worlds.base import find_world
 
-    folder = FilePath(recipe.model.path) if recipe.model.path else find_world().weights_folder()
+    folder = FilePath(recipe.model.path) if recipe.model.path else find_world().weights_folder(recipe.model.base)
     file = folder / "tokenizer.json"
     if not file.is_file() or file.stat().st_size > _LARGEST_VOCABULARY:
         return lambda text: ()

@@ -118,7 +118,7 @@ def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> 
     if model is not None:
         if not (Path(model).is_dir() or is_hub_id(str(model))):
             raise InputError(f"{model}: no such folder", hint="give a folder of weights, or their name on the hub")
-        wanted |= {"kind": "auto", "path": str(model)}
+        wanted |= {"kind": "auto", "path": str(model), "base": None}
     return _checked(ModelSection, wanted)
 
 

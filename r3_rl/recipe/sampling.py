@@ -57,6 +57,12 @@ class ModelSection(Section):
         description="Folder of weights, or their name on the hub, such as `OWNER/MODEL`, to be fetched into its cache. "
         "Null takes the shipped ones of the embedded model; all other kinds need one.",
     )
+    base: str | None = Field(
+        None,
+        min_length=1,
+        description="Which of the models that ship with the world, by its name; null takes the first. Only for kind "
+        "`embedded` without a path.",
+    )
     revision: str | None = Field(
         None, min_length=1, description="Branch, tag or commit of a name on the hub; null takes its main branch."
     )
@@ -78,6 +84,8 @@ class ModelSection(Section):
     def problems(self) -> Iterator[Problem]:
         if self.revision is not None and (self.path is None or Path(self.path).is_absolute()):
             yield Problem("revision", "only a name on the hub has revisions; drop it")
+        if self.base is not None and (self.kind != EMBEDDED or self.path is not None):
+            yield Problem("base", f"names a model that ships with a world: only for kind '{EMBEDDED}' without a path")
         if self.random_init and self.kind == EMBEDDED and self.path is not None:
             yield Problem("random_init", "random weights and a path contradict each other; drop one of them")
 

@@ -216,8 +216,9 @@ class World(Protocol[Scene]):
 
     # what ships with the world
 
-    def weights_folder(self) -> Path:
-        """Return the folder of the model that ships with the world; raise CheckpointError if there is none."""
+    def weights_folder(self, base: str | None = None) -> Path:
+        """Return the folder of a model that ships with the world, by its name if it has several, else of the first;
+        raise CheckpointError if there is none."""
         ...
 
     def adapter_folder(self) -> Path:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from r3_rl.errors import InputError
+from r3_rl.assemble import base_folder
+from r3_rl.errors import CheckpointError, InputError
 from r3_rl.recipe.pretraining import PretrainSection
+from r3_rl.recipe.sampling import ModelSection
 from r3_rl.types import ImagePiece, TextPiece
 from r3_rl.worlds import sets
 from r3_rl.worlds.base import find_world, world_speaking
@@ -180,3 +182,10 @@ def test_sets_and_seeds_are_fixed():
     one, two = (ShapesStream(seed=3, board=MOSAIC).edits(20) for _ in range(2))
     assert [edited.instruction for edited in one] == [edited.instruction for edited in two]
     assert all(np.array_equal(a.target, b.target) for a, b in zip(one, two, strict=True))
+
+
+def test_a_model_is_chosen_by_its_name():
+    with pytest.raises(CheckpointError, match=r"no model 'three' ships with the world 'mosaic'"):
+        base_folder(ModelSection(base="three"), world="mosaic")
+    first = find_world("shapes").weights_folder()
+    assert first == base_folder(ModelSection(), world="shapes") == find_world("shapes").weights_folder("weights")

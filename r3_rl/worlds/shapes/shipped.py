@@ -9,13 +9,11 @@ from r3_rl.errors import CheckpointError
 PLACE = Path(__file__).resolve().parent
 
 
-def weights_folder(place: Path = PLACE, *, world: str = "shapes", base: str = "weights") -> Path:
+def weights_folder(place: Path = PLACE, *, recipe: str = "shapes_pretrain", base: str = "weights") -> Path:
     """Folder of a shipped embedded model: configuration, weights and tokenizer. Raises CheckpointError without it."""
     folder = place / base
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is missing", hint=f"make it with `r3 pretrain {world}_pretrain`, or reinstall r3-rl"
-        )
+        raise CheckpointError(f"{folder} is missing", hint=f"make it with `r3 pretrain {recipe}`, or reinstall r3-rl")
     return folder
 
 

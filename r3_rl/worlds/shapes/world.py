@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from r3_rl.errors import CheckpointError
 from r3_rl.recipe.pretraining import OF_THE_WORLD
 from r3_rl.types import Prompt, Verdict
 from r3_rl.worlds.base import Batches, Demo, Edited, Question, Seed, Tags, World
@@ -42,6 +43,8 @@ class ShapesWorld:
     demo: Demo | None
     place: Path
     """Folder with what ships with the world."""
+    bases: Mapping[str, str]
+    """The models that ship with it: the name, also of the folder in `place`, and the recipe that makes it."""
     background: ClassVar[float] = drawing.BACKGROUND
     pretrain_keys: ClassVar[tuple[str, ...]] = OF_THE_WORLD
     bench: ClassVar[str] = "loop"
@@ -159,9 +162,14 @@ class ShapesWorld:
             return None
         return data.posed(questions.ask(scene, kind, rng, self.board), image, scene, self.board)
 
-    def weights_folder(self) -> Path:
-        """The embedded model."""
-        return shipped.weights_folder(self.place, world=self.name)
+    def weights_folder(self, base: str | None = None) -> Path:
+        """The first of `bases` without a name."""
+        name = base or next(iter(self.bases))
+        if name not in self.bases:
+            raise CheckpointError(
+                f"no model '{name}' ships with the world '{self.name}'", hint=f"use one of {', '.join(self.bases)}"
+            )
+        return shipped.weights_folder(self.place, base=name, recipe=self.bases[name])
 
     def adapter_folder(self) -> Path:
         """An adapter of the embedded model, trained with R3."""
@@ -191,4 +199,5 @@ WORLD: World[Scene] = ShapesWorld(
         },
     ),
     place=shipped.PLACE,
+    bases={"weights": "shapes_pretrain"},
 )

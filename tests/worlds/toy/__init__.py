@@ -215,7 +215,7 @@ class ToyWorld:
         asked, reply = f"which {PLACES[at]}", f"{self.plan_text(scene)} {scene[at]}"
         return Question(image=image, words=asked, text=f"{asked} ?", answer=scene[at], reply=reply, kind=kind)
 
-    def weights_folder(self):
+    def weights_folder(self, base=None):
         if not (HERE / "weights").is_dir():
             raise CheckpointError("the toy world has no weights yet", hint="make them with its pretrain.yaml")
         return HERE / "weights"

@@ -25,4 +25,9 @@ MOSAIC = Board(
     answers_list_all=False,  # up to 45 words, where five answer the question
 )
 
-WORLD: World[Scene] = ShapesWorld(board=MOSAIC, demo=None, place=Path(__file__).resolve().parent)
+WORLD: World[Scene] = ShapesWorld(
+    board=MOSAIC,
+    demo=None,
+    place=Path(__file__).resolve().parent,
+    bases={"two_experts": "mosaic_pretrain", "shared_experts": "mosaic_pretrain_shared"},
+)
