@@ -11,6 +11,7 @@ import pytest
 from r3_rl.benches import work
 from r3_rl.benches.run import EvalSettings, evaluate
 from r3_rl.errors import InputError
+from tests.observe.browser import find_browser, open_browser
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +66,22 @@ def test_questions_about_its_own_images_are_answered_by_inspection(whole):
         if row["decoding"] == "greedy":  # the same first images as those that the loop refines
             one = whole / row["images"]["draft"]
             assert one.read_bytes() == (whole / drawn[row["model"], row["item"]]["images"]["round_0"]).read_bytes()
+
+
+@pytest.mark.skipif(find_browser() is None, reason="needs chromium")
+def test_a_browser_shows_the_page_without_errors_at_both_widths(whole):
+    with open_browser(find_browser()) as page:
+        for width, dark in ((1280, False), (390, True)):
+            page.open(whole / "index.html", width=width, dark=dark)
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            assert page.evaluate("document.querySelectorAll('.tile').length") == 4
+            opened = page.evaluate("[...document.querySelectorAll('.panel')].filter(p => p.offsetHeight > 0).length")
+            assert opened == 1 and page.evaluate("document.querySelectorAll('.card img').length") > 0
+            anchors = page.evaluate("[...document.querySelectorAll('nav a')].map(a => a.getAttribute('href'))")
+            assert all(page.evaluate(f"document.getElementById('{anchor[1:]}') !== null") for anchor in anchors)
+            assert page.complaints() == []
+            assert page.requests() == [(whole / "index.html").resolve().as_uri()]
 
 
 def test_what_a_kill_leaves_is_finished_to_the_same_bytes(whole, tmp_path, monkeypatch):
