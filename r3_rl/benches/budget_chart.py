@@ -10,7 +10,7 @@ from r3_rl.observe.charts import NUM_COLOURS
 from r3_rl.observe.markup import Html, element
 
 WIDTH, HEIGHT = 500, 220
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34
 Points = Mapping[int, float]
 """Share of right images by number of rounds."""
 
@@ -64,9 +64,8 @@ def _svg(title: str, lines: Mapping[str, Points], again: Mapping[str, Points]) -
         parts.append(element("text", f"{100 * tick:.0f} %", x=LEFT - 6, y=y + 3.5, class_="end"))
     rounds = sorted({number for points in lines.values() for number in points})
     for number in rounds:
-        anchor = {"class_": "end"} if number == most else {}
-        words = "draft" if number == 0 else f"{number + 1} images"
-        parts.append(element("text", words, x=_x(number, most), y=HEIGHT - 12, **anchor))
+        words = "1 image" if number == 0 else str(number + 1)
+        parts.append(element("text", words, x=_x(number, most) - 4, y=HEIGHT - 12))
     for number, (model, points) in enumerate(lines.items()):
         colour = f"c{number % NUM_COLOURS + 1}"
         if len(again[model]) > 1:

@@ -39,7 +39,7 @@ def write_page(
         comparisons: pairs of models.
         facts: of the evaluation.
     """
-    sections: list[Html] = [_head(title, results, comparisons)]
+    sections: list[Html] = [_head(title, results, comparisons, models)]
     charts = budget_charts(results, list(models))
     if charts:
         note = (
@@ -51,7 +51,7 @@ def write_page(
     shown = gallery(folder, results, list(models))
     if shown:
         sections.append(_section("gallery", "Gallery", shown))
-    sections.append(_section("facts", "What was run", _definitions({**models, **facts})))
+    sections.append(_section("facts", "What was run", _definitions(facts)))
     footer = element("footer", "Made by r3-rl. Tables: table.md, table.json; every sample: samples.jsonl; images/.")
     write_document(folder / PAGE, str(page(f"{title} - r3-rl evaluation", [*sections, footer])))
     return folder / PAGE
@@ -61,7 +61,7 @@ def _section(identity: str, title: str, *content: object) -> Html:
     return element("section", element("h2", title), content, id=identity)  # type: ignore[arg-type]
 
 
-def _head(title: str, results: Sequence[BenchResult], comparisons: Sequence[Pair]) -> Html:
+def _head(title: str, results: Sequence[BenchResult], comparisons: Sequence[Pair], models: Mapping[str, str]) -> Html:
     links = [("budgets", "Edit budgets"), *((result.bench.name, result.bench.title) for result in results)]
     rows = [row for result in results for row in result.rows if row.figure.headline]
     return element(
@@ -69,6 +69,7 @@ def _head(title: str, results: Sequence[BenchResult], comparisons: Sequence[Pair
         element("p", "r3-rl evaluation", class_="eyebrow"),
         element("h1", title),
         element("p", "Greedy texts unless said otherwise; changes are paired by prompt or question.", class_="lead"),
+        _definitions(models),
         element("nav", [element("a", words, href=f"#{name}") for name, words in [*links, ("gallery", "Gallery")]]),
         element("div", [_tile(row, comparisons) for row in rows], class_="tiles"),
     )
@@ -101,8 +102,8 @@ def _bench(result: BenchResult, comparisons: Sequence[Pair], models: Mapping[str
     pairs: Sequence[tuple[str | None, str]] = comparisons or [(None, next(iter(models)))]
     tables = []
     for before, after in pairs:
-        heading = element("h3", f"{before} → {after}", class_="note") if len(pairs) > 1 else None
-        tables.append(element("div", heading, _table(result, before, after), class_="box"))
+        heading = element("h3", f"{before} → {after}", class_="compared") if len(pairs) > 1 else None
+        tables.append([heading, element("div", _table(result, before, after), class_="box")])
     return _section(result.bench.name, result.bench.title, note, tables)
 
 

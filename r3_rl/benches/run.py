@@ -169,7 +169,7 @@ def _write(
     write_document(folder / f"{TABLE}.md", markdown(results, models, facts))
     device = str(next(policy.module.parameters()).device)
     write_document(folder / "environment.json", environment(dtype=subjects.models[-1].dtype, device=device))
-    title = " against ".join(s.source for s in subjects.models if s.key in (TRAINED, MODEL, OTHER))
+    title = " against ".join(s.short_name for s in subjects.models if s.key in (TRAINED, MODEL, OTHER))
     write_page(folder, results, title=title, models=models, comparisons=subjects.comparisons, facts=facts)
     for line in headline_lines(results, subjects.comparisons):
         print(line)

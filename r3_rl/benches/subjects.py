@@ -36,6 +36,12 @@ class Subject:
         return self.loaded.marks.partition("+")[0] if self.switched_off else self.loaded.marks
 
     @property
+    def short_name(self) -> str:
+        """The last part of what it was named by: of a run rather than of the adapter/ in it."""
+        place = Path(self.source)
+        return place.parent.name if place.name in ("adapter", "model") and place.parent.name else place.name
+
+    @property
     def dtype(self) -> str:
         """The number format of its weights, such as `float32`."""
         return str(next(self.loaded.policy.module.parameters()).dtype).removeprefix("torch.")

@@ -40,6 +40,7 @@ a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: un
 .tile-note small { font-size: 12px; }
 .tiles-note { margin-top: 10px; max-width: none; }
 .box { margin-top: 14px; padding: 4px 18px 10px; overflow-x: auto; }
+.compared { margin-top: 22px; } .compared + .box { margin-top: 8px; }
 table { border-collapse: collapse; width: 100%; }
 .results th, .results td { text-align: left; padding: 7px 0 7px 14px; vertical-align: top;
   border-top: 1px solid var(--rule); }

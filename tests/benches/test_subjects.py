@@ -43,6 +43,7 @@ def test_a_run_with_an_adapter_is_compared_with_the_same_model_without_it(bases,
     found = find_subjects(str(run))
     assert [s.key for s in found.models] == ["base", "trained"] and found.comparisons == [("base", "trained")]
     assert found.models[1].marks.startswith(found.models[0].marks + "+")
+    assert [s.short_name for s in find_subjects(str(run / "adapter")).models] == ["adapter without its adapter", "run"]
     assert found.tags == find_world().tags[:2] and found.world.name == find_world().name
 
 
