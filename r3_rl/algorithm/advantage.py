@@ -66,7 +66,7 @@ def advantages(
         raise InputError(f"unknown reward scale {scale!r}", hint=f"choose one of {', '.join(SCALES)}")
     rewards = rewards.double()
     peers = peer_statistics(rewards, groups)
-    std = peers.std(unbiased=unbiased)
+    std = torch.where(peers.equal, 0.0, (peers.squares / (peers.count - int(unbiased)).clamp(min=1)).sqrt())
     known = rewards[rewards.isfinite()]
     batch_std = known.std(correction=int(unbiased)) if len(known) > int(unbiased) else known.new_tensor(0.0)
     divisor = {"none": known.new_tensor(1.0), "group": std[peers.index] + eps, "batch": batch_std + eps}[scale]
@@ -97,15 +97,6 @@ class PeerStatistics:
     """Sum of squared distances from the mean."""
     equal: torch.Tensor
     """bool [G], groups that have values and whose values are all equal."""
-
-    def std(self, *, unbiased: bool) -> torch.Tensor:
-        """Give each group's std, [G]; 0 for a group whose values are equal.
-
-        >>> peer_statistics(torch.tensor([1.0, 3.0]), torch.tensor([7, 7])).std(unbiased=False)
-        tensor([1.], dtype=torch.float64)
-        """
-        divisor = (self.count - int(unbiased)).clamp(min=1)
-        return torch.where(self.equal, 0.0, (self.squares / divisor).sqrt())
 
 
 def peer_statistics(values: torch.Tensor, groups: torch.Tensor) -> PeerStatistics:

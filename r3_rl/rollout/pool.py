@@ -67,16 +67,15 @@ class NodePool:
             picked = groups[:count]
         while len(picked) < count:
             picked.append(groups[int(rng.integers(len(groups)))])
-        return [self._node(group, rng) for group in picked]
-
-    def _node(self, nodes: Sequence[Node], rng: np.random.Generator) -> Node:
-        if self.choice == "uniform":
-            return nodes[int(rng.integers(len(nodes)))]
-        perfect = [n for n in nodes if n.perfect]
-        wrong = [n for n in nodes if not n.perfect]
-        side = perfect if rng.random() < self.perfect_ratio else wrong
-        side = side or perfect or wrong  # where one side is empty the other serves
-        return side[int(rng.integers(len(side)))]
+        chosen = []
+        for nodes in picked:
+            side: Sequence[Node] = nodes
+            if self.choice != "uniform":
+                perfect, wrong = [n for n in nodes if n.perfect], [n for n in nodes if not n.perfect]
+                # where one side is empty the other serves
+                side = (perfect if rng.random() < self.perfect_ratio else wrong) or perfect or wrong
+            chosen.append(side[int(rng.integers(len(side)))])
+        return chosen
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: plain data and tensors, newest group last."""
