@@ -84,6 +84,7 @@ def loop_settings(rollout: RolloutSection) -> LoopSettings:
         critique=rollout.critique.build(Sampling),
         draft=_drawing(rollout.draft, rollout.draft.size),
         refine=_drawing(rollout.refine, rollout.draft.size),
+        history=rollout.history,
         show_prompt=rollout.refine.context == "instruction+prompt",
     )
 

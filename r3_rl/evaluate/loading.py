@@ -24,7 +24,7 @@ from r3_rl.worlds.base import find_world, world_speaking
 
 SHIPPED = "shipped"
 """What the adapter that ships with the embedded world is called where a folder could be named."""
-_READ = ("protocol", "plan", "draft", "critique", "refine")
+_READ = ("protocol", "plan", "draft", "critique", "refine", "history")
 """Keys of `rollout` that say how a policy writes and draws."""
 
 

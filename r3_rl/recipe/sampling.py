@@ -191,6 +191,11 @@ class RolloutSection(Section):
     rounds: int = Field(
         1, ge=1, le=16, description="Refinements of a trajectory at most (schedule `full` and evaluation)."
     )
+    history: bool = Field(
+        False,
+        description="From the second round on, critiques and refinements also read the earlier images and critiques of "
+        "their trajectory. Contexts grow by an image and a critique a round.",
+    )
     num_parts: int = Field(
         1,
         ge=1,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from r3_rl.nodes import Node
 from r3_rl.stages.base import Reading
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Context, ImageSegment, TextPiece, TextSegment
+from r3_rl.types import Context, ImagePiece, ImageSegment, TextPiece, TextSegment
 
 
 class _Critique:
@@ -21,7 +21,7 @@ class _Critique:
         if not isinstance(parent.sample, ImageSegment) or (parent.verdict is not None and parent.score is None):
             return None
         asked = settings.protocol.reflect_template.format(prompt=parent.prompt.text)
-        return (parent.looked_at, TextPiece(text=asked))
+        return (*_earlier(parent, settings), parent.looked_at, TextPiece(text=asked))
 
     def read(self, text: TextSegment, settings: LoopSettings) -> Reading:
         critique = settings.protocol.read_critique(text)
@@ -37,9 +37,21 @@ class _Refinement:
             return None
         instruction = TextPiece(text=parent.critique.instruction)
         if settings.refines == "regenerate":
-            return (*settings.protocol.reason_context(parent.prompt), parent.above.looked_at, instruction)
+            asked = settings.protocol.reason_context(parent.prompt)
+            return (*asked, *_earlier(parent.above, settings), parent.above.looked_at, instruction)
         shown = (TextPiece(text=parent.prompt.text),) if settings.show_prompt else ()
-        return (parent.above.edited, *shown, instruction)
+        return (*_earlier(parent.above, settings), parent.above.edited, *shown, instruction)
+
+
+def _earlier(image: Node, settings: LoopSettings) -> Context:
+    """The images and critiques on the way to an image, oldest first; nothing without `history`."""
+    pieces: list[TextPiece | ImagePiece] = []
+    for node in image.way[:-1] if settings.history else ():
+        if isinstance(node.sample, ImageSegment):
+            pieces.append(node.looked_at)
+        elif node.critique is not None and isinstance(node.sample, TextSegment):
+            pieces.append(TextPiece(text=node.sample.text, token_ids=node.sample.token_ids))
+    return tuple(pieces)
 
 
 CRITIQUE, REFINEMENT = _Critique(), _Refinement()

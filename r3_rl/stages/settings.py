@@ -64,6 +64,8 @@ class LoopSettings:
     critique: Sampling = field(default_factory=Sampling)
     draft: DrawingPlan = field(default_factory=lambda: DrawingPlan(drawing=Drawing()))
     refine: DrawingPlan = field(default_factory=lambda: DrawingPlan(drawing=Drawing()))
+    history: bool = False
+    """Later rounds read the earlier images and critiques of their trajectory."""
     show_prompt: bool = False
     """Refinements see the prompt beside the instruction."""
     refines: Literal["edit", "regenerate"] = "edit"

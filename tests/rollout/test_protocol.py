@@ -11,7 +11,7 @@ from r3_rl.nodes import given_critique, given_image
 from r3_rl.stages import CRITIQUE, REFINEMENT
 from r3_rl.stages.protocol import PROTOCOLS, Protocol, protocol_named, split_thought
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Prompt, TextSegment
+from r3_rl.types import Prompt, TextPiece, TextSegment, still
 
 COMPACT, BAGEL = PROTOCOLS["compact"], protocol_named("bagel")
 
@@ -85,6 +85,28 @@ def test_what_stands_in_the_contexts():
         seen, *shown = REFINEMENT.context(critique, settings)
         assert seen.use == "edit" and [p.text for p in shown] == [*words, "add a cross"]
     assert CRITIQUE.context(critique, plain) is None and REFINEMENT.context(given_critique(image, ""), plain) is None
+
+
+def test_with_history_later_rounds_read_the_earlier_ones():
+    image = given_image(Prompt(text="a circle"), torch.zeros(3, 2, 2))
+    settings = LoopSettings(protocol=COMPACT, history=True)
+    first = given_critique(image, "add a cross")
+    drawn = replace(first.children("refinement", 1)[0], sample=still(torch.ones(3, 2, 2)))
+    assert [p.use for p in CRITIQUE.context(image, settings)[:1]] == ["look"] and len(
+        CRITIQUE.context(image, settings)
+    ) == 2
+    before, said_then, now, asked = CRITIQUE.context(drawn, settings)
+    assert before.key == image.looked_at.key and said_then.text == "add a cross" and asked.text == "check a circle"
+    assert now.key == drawn.looked_at.key != before.key
+    second = given_critique(drawn, "remove a cross")
+    *history, edited, instruction = REFINEMENT.context(second, settings)
+    assert [p.key for p in history] == [before.key, said_then.key]
+    assert (edited.use, instruction.text) == ("edit", "remove a cross")
+    again = REFINEMENT.context(second, replace(settings, refines="regenerate"))
+    assert [p.text if isinstance(p, TextPiece) else p.use for p in again] == [
+        "a circle", "look", "add a cross", "look", "remove a cross",
+    ]  # fmt: skip
+    assert len(CRITIQUE.context(drawn, replace(settings, history=False))) == 2
 
 
 def test_a_thought_is_split_once():

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from r3_rl.types import ImageSegment
+from r3_rl.stages.protocol import Protocol
+from r3_rl.types import Critique, ImageSegment
+from tests.policy.tiny import PAPER_GUIDANCE, loop
 from tests.training.test_trainer import make, run
+
+
+class AlwaysEdits(Protocol):
+    """Whatever a random policy says is an edit."""
+
+    def read_critique(self, segment):
+        return Critique(segment=segment, well_formed=True, stop=False, instruction=segment.text or "a circle")
+
 
 BRANCH = {"plan": 2, "draft": 2, "critique": 3, "refinement": 2}
 
@@ -52,6 +63,25 @@ def test_a_plan_earns_the_mean_of_its_drafts_and_drafts_of_a_plan_are_compared(t
         for draft in below:
             expected = draft.score - mean([d.score for d in below])
             assert earned.get(draft.sample, 0.0) == pytest.approx(expected, abs=1e-6)
+
+
+def test_replay_agrees_with_rollout_where_later_rounds_read_the_earlier_ones(tmp_path):
+    """Images, critiques and the image at hand: guided drawing drops all of them together."""
+    always = replace(
+        loop(guidance=PAPER_GUIDANCE), history=True, protocol=AlwaysEdits(reflect_template="check {prompt}")
+    )
+    trainer = make(
+        tmp_path, schedule="episode", rounds=2, max_steps=1, loop_settings=always, num_generations=None,
+        branch={"plan": 2, "critique": 3, "refinement": 2}, learning_rate=1e-6,
+    )  # fmt: skip
+    seen = []
+    trainer.on_collected = lambda step, collected: seen.extend(collected.credits)
+    (row,) = run(trainer)
+    longest = {
+        stage: max(len(c.segment.context) for c in seen if c.stage == stage) for stage in ("critique", "refinement")
+    }
+    assert longest == {"critique": 4, "refinement": 4}
+    assert row["ratio/text_deviation"] < 1e-4 and row["ratio/image_deviation"] < 1e-4
 
 
 def test_every_image_of_whole_trajectories_branches(tmp_path):
