@@ -19,8 +19,9 @@ from r3_rl.benches.subjects import MODEL, OTHER, TRAINED, Subjects, find_subject
 from r3_rl.benches.text import headline_lines, markdown
 from r3_rl.benches.work import Batch, all_batches, kept_samples, measure, sample_of
 from r3_rl.benches.world import world_benches
-from r3_rl.errors import InputError
+from r3_rl.errors import InputError, one_line
 from r3_rl.evaluate.fixed_sets import digest
+from r3_rl.importing import closest
 from r3_rl.observe.environment import environment
 from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.recorder import write_document
@@ -63,6 +64,7 @@ def evaluate(
     Raises:
         InputError: an unknown bench, missing files, or a folder that holds another evaluation.
     """
+    check_names(settings.benches)
     ranks.join()
     try:
         subjects = find_subjects(name, against=against)
@@ -79,11 +81,20 @@ def evaluate(
         ranks.leave()
 
 
+def check_names(benches: Sequence[str]) -> None:
+    """Raise InputError for a bench that does not exist; nothing is loaded."""
+    known = (*registered.names(registered.WORLDS), *registered.names(registered.ITEM_BENCHES))
+    for asked in benches:
+        name = asked.partition("=")[0]
+        if name not in known:
+            raise InputError(f"no bench is called '{one_line(name, 80)}'", hint=closest(name, known))
+
+
 def find_benches(settings: EvalSettings, subjects: Subjects) -> list[ItemBench]:
     """Return the benches that are asked for: a world's name stands for its own.
 
     Raises:
-        InputError: an unknown name, or the same one twice.
+        InputError: missing or broken files, or the same bench twice.
     """
     found: list[ItemBench] = []
     scorers = {} if settings.scorers is None else read_scorers(settings.scorers)

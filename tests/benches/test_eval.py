@@ -127,7 +127,7 @@ def test_a_finished_evaluation_is_written_again_without_measuring(whole, tmp_pat
         ({"rounds": [0, 1, 2]}, "holds an evaluation with other rounds"),
         ({"limit": 3}, "holds 'shapes.drawing' on other items or settings"),
         ({"benches": ["shapes", "shapes"]}, "'shapes.drawing' is asked for twice"),
-        ({"benches": ["vqav3"]}, "'vqav3' is not in r3_rl.item_benches"),
+        ({"benches": ["vqav3"]}, "no bench is called 'vqav3'; did you mean 'vqav2'"),
     ],
 )
 def test_another_evaluation_is_not_mixed_in(whole, change, said):
