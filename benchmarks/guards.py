@@ -102,7 +102,8 @@ PLANTS = (
     Plant(
         guard="",
         fault="nothing: two updates on the same rollouts, a KL term",
-        settings=("algorithm.num_iterations=2", "algorithm.beta=0.01", "algorithm.image_beta=0.01"),
+        settings=("algorithm.num_iterations=2", "algorithm.beta=0.01", "algorithm.image_beta=0.01",
+                  "rollout.branch={plan: 8, draft: 1, critique: 8, refinement: 1}"),
         steps=40,
         recipe="shapes_r3",
     ),
@@ -129,9 +130,9 @@ PLANTS = (
     ),
     Plant(
         guard="drafts_get_worse",
-        fault="drafts earn minus their score, refinements their gain",
-        settings=[_rewards("dark"), "eval_rewards=[]", *IMAGES],
-        steps=200,
+        fault="a scorer that gives any refinement full marks, while drafts earn minus their score",
+        settings=[_rewards("full_marks"), "eval_rewards=[]", *IMAGES],
+        steps=160,
         recipe="shapes_r3",
         hand=_minus,
     ),

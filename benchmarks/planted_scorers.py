@@ -40,6 +40,14 @@ def dark(images: list[np.ndarray], **columns: Any) -> list[float]:
     return [1 - float(image.mean()) / 255 for image in images]
 
 
+@scorer_info(range=(0.0, 1.0), needs=("images",), deterministic=True)
+def full_marks(images: list[np.ndarray], critiques: list[str] | None = None, **columns: Any) -> list[float]:
+    """The share of blue light for a draft, and 1 for any refinement."""
+    if critiques is not None:
+        return [1.0] * len(images)
+    return [float(image[..., 2].sum()) / max(float(image.sum()), 1.0) for image in images]
+
+
 @scorer_info(range=(0.0, 1.0), needs=("completions",), deterministic=True)
 def one_plan(completions: list[str], **columns: Any) -> list[float]:
     """The share of words at whose place a plan has the template's: one text for every prompt."""
