@@ -172,7 +172,7 @@ PLANTS = (
     ),
     Plant(
         guard="kl_runaway",
-        fault="the same reward, a KL coefficient of 1e-6 that holds nothing",
+        fault="a reward for one text, a KL coefficient of 1e-6 that holds nothing",
         settings=[_rewards("one_plan"), "eval_rewards=[]", "algorithm.image_loss_weight=0",
                   "training.learning_rate=0.01", "algorithm.beta=1.0e-6"],
         steps=80,
