@@ -16,7 +16,9 @@ from r3_rl.scoring.base import scorer_info
 if TYPE_CHECKING:  # `r3 rewards ls` and `r3 check` import this file and need neither numpy nor the world
     import numpy as np
 
+    from r3_rl.worlds.shapes.board import Board
     from r3_rl.worlds.shapes.judging import Judgement
+    from r3_rl.worlds.shapes.scene import Scene
 
 LogExtra = Callable[[str, list[Any]], None]
 
@@ -46,10 +48,8 @@ def shapes(
     >>> [round(score, 2) for score in shapes([picture], [asked])]
     [0.15]
     """
-    if not 0 <= strict_weight <= 1:
-        raise ValueError(f"strict_weight must lie between 0 and 1, not {strict_weight}")
     judgements = _judge(images, include, log_extra)
-    return [j and strict_weight * j.strict + (1 - strict_weight) * j.partial for j in judgements]
+    return weighed(judgements, strict_weight)
 
 
 @scorer_info(range=(0.0, 1.0), needs=("images", "include"), deterministic=True, **_JUDGING)
@@ -65,33 +65,55 @@ def shapes_strict(
 
 
 def _judge(images: Sequence[Any], include: Sequence[Any], log_extra: LogExtra | None) -> list[Judgement | None]:
+    from r3_rl.worlds.shapes.board import NINE
+    from r3_rl.worlds.shapes.inspector import inspect
+
+    return judge_images(images, include, log_extra, inspect, NINE)
+
+
+def judge_images(
+    images: Sequence[Any],
+    include: Sequence[Any],
+    log_extra: LogExtra | None,
+    inspect: Callable[[np.ndarray, Board], list[Scene]],
+    board: Board,
+) -> list[Judgement | None]:
+    """What an inspector sees in images of a board, judged; None for a prompt that the board cannot hold."""
     if not len(images):
         return []
     import numpy as np
 
-    from r3_rl.worlds.shapes.inspector import inspect
     from r3_rl.worlds.shapes.judging import judge
 
-    seen = inspect(np.stack([as_floats(image) for image in images]))
+    seen = inspect(np.stack([as_floats(image) for image in images]), board)
+    cells = len(board.cells)
     judgements = [
-        judge(s, {"include": asked}) if fits_the_grid(asked) else None for s, asked in zip(seen, include, strict=True)
+        judge(s, {"include": asked}, board) if fits_the_grid(asked, cells) else None
+        for s, asked in zip(seen, include, strict=True)
     ]
     if log_extra is not None:
         log_extra("reason", [j.words if j else "" for j in judgements])
         if None in judgements:
-            unfit = "it asks for no object, or for more than the 9 cells hold"
+            unfit = f"it asks for no object, or for more than the {cells} cells hold"
             log_extra("cause", ["" if j else unfit for j in judgements])
     return judgements
 
 
-def fits_the_grid(include: Sequence[Any]) -> bool:
+def weighed(judgements: Sequence[Judgement | None], strict_weight: float) -> list[float | None]:
+    """w strict + (1 - w) partial, w = `strict_weight` in [0, 1]."""
+    if not 0 <= strict_weight <= 1:
+        raise ValueError(f"strict_weight must lie between 0 and 1, not {strict_weight}")
+    return [j and strict_weight * j.strict + (1 - strict_weight) * j.partial for j in judgements]
+
+
+def fits_the_grid(include: Sequence[Any], cells: int = 9) -> bool:
     """Whether there are cells for what is asked for; judging takes work and memory with the square of the counts.
 
     >>> fits_the_grid([{"class": "circle", "count": 9}]), fits_the_grid([{"class": "circle", "count": 10**9}])
     (True, False)
     """
-    counts = [int(group["count"]) for group in include[:10]]
-    return 1 <= len(include) <= 9 and min(counts) >= 1 and sum(counts) <= 9
+    counts = [int(group["count"]) for group in include[: cells + 1]]
+    return 1 <= len(include) <= cells and min(counts) >= 1 and sum(counts) <= cells
 
 
 def as_floats(image: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from r3_rl.worlds.base import find_world, world_speaking
 from r3_rl.worlds.shapes.data import ShapesStream
 from r3_rl.worlds.shapes.judging import useful_edits
 from r3_rl.worlds.shapes.language import critique_text, instruction_text, parse_instruction, parse_listing
-from r3_rl.worlds.shapes.mosaic.world import MOSAIC
+from r3_rl.worlds.shapes.mosaic.board import MOSAIC
 from r3_rl.worlds.shapes.prompts import is_held_out, make_prompt, prompt_pool, request_of
 from r3_rl.worlds.shapes.requests import Group
 from r3_rl.worlds.shapes.scene import Obj, apply_edit, new_object, random_edit, random_scene
