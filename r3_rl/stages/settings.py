@@ -12,6 +12,7 @@ from r3_rl.flow.schedule import choose_steps
 from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.recipe.base import default
 from r3_rl.recipe.drawing import DrawingSection
+from r3_rl.recipe.sampling import RolloutSection
 from r3_rl.stages.protocol import Protocol
 
 
@@ -64,7 +65,7 @@ class LoopSettings:
     critique: Sampling = field(default_factory=Sampling)
     draft: DrawingPlan = field(default_factory=lambda: DrawingPlan(drawing=Drawing()))
     refine: DrawingPlan = field(default_factory=lambda: DrawingPlan(drawing=Drawing()))
-    history: bool = False
+    history: bool = default(RolloutSection, "history")
     """Later rounds read the earlier images and critiques of their trajectory."""
     show_prompt: bool = False
     """Refinements see the prompt beside the instruction."""

@@ -12,6 +12,7 @@ from r3_rl.evaluate.loop_bench import LoopBench
 from r3_rl.evaluate.measured import Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.run import RunResult
+from r3_rl.observe.ending import Ending
 from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.recorder import Recorder
 from r3_rl.observe.text_table import headline_lines
@@ -114,7 +115,8 @@ def test_the_last_thing_that_the_demo_prints_is_its_headline(evaluation, capsys,
     def trained(recipe, **options):
         assert options["headline"] is False and options["limit_s"] == 360
         print("report")
-        return RunResult(folder=tmp_path, before=None, after=None, evaluation=evaluation)
+        done = Ending(step=1, num_steps=1, why="done")
+        return RunResult(folder=tmp_path, before=None, after=None, ending=done, evaluation=evaluation)
 
     monkeypatch.setattr(demo, "train", trained)
     demo.demo(out=str(tmp_path / "demo"))

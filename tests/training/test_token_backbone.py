@@ -206,4 +206,5 @@ def test_the_schema_lists_what_every_backbone_has(tmp_path, monkeypatch):
     defined = json_schema()["$defs"]
     assert defined["LoraSection"]["properties"]["branches"]["enum"] == ["understanding", "generation", "shared", "both"]
     *ours, toys = defined["PretrainSection"]["properties"]["model"]["anyOf"]
-    assert all("vit_hidden_size" in of_one["properties"] for of_one in ours) and list(toys["properties"]) == ["width", "num_layers"]
+    assert all("vit_hidden_size" in of_one["properties"] for of_one in ours)
+    assert list(toys["properties"]) == ["width", "num_layers"]

@@ -81,7 +81,7 @@ def test_turning_a_prompt_around_does_not_change_its_split():
     for p in prompt_pool("position", "held_out"):
         request = request_of(p.columns)
         mirrored = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-        assert is_held_out(make_prompt("position", request.groups[::-1], mirrored[request.relation]))
+        assert is_held_out(make_prompt("position", request.groups[::-1], mirrored[request.relations[0]]))
 
 
 def test_draws_are_reproducible_and_keep_to_kinds_weights_and_split():
