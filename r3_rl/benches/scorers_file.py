@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from r3_rl import registered
 from r3_rl.errors import InputError
+from r3_rl.importing import closest
 from r3_rl.recipe.yaml_text import parse_tree
 
 KEYS = ("scorer", "params", "timeout_s", "distances")
@@ -30,10 +30,7 @@ def read_scorers(path: Path) -> Mapping[str, Mapping[str, Any]]:
     known = registered.names(registered.ITEM_BENCHES)
     for name, entry in tree.values.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            raise InputError(
-                f"{path}: no bench '{name}'", hint=f"did you mean '{near[0]}'?" if near else ", ".join(known)
-            )
+            raise InputError(f"{path}: no bench '{name}'", hint=closest(str(name), known))
         if not isinstance(entry, Mapping) or not set(entry) <= set(KEYS):
             raise InputError(f"{path}: {name}: not a mapping of {', '.join(KEYS)}")
         for key in ("params", "distances"):

@@ -85,6 +85,7 @@ def _step(phase: str, recipe: Recipe) -> str:
     root = {"reason": "prompt", "full": "prompt", "answer": "question"}.get(phase, "image")
     roots = f"{prompts} {root}{'s' * (prompts > 1)}"
     product = " x ".join([roots, *(f"{count} {name}s" for count, name in factors if count > 1)])
+    article = "an" if phase[0] in "ae" else "a"
     if phase == "full" and recipe.rollout.rounds > 1 and branch.rollouts("refine") > 1:
         product += f" in each of {recipe.rollout.rounds} rounds"
-    return f"{product} = {prompts * branch.rollouts(phase, recipe.rollout.rounds)} rollouts a {phase} step"
+    return f"{product} = {prompts * branch.rollouts(phase, recipe.rollout.rounds)} rollouts {article} {phase} step"
