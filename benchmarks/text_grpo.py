@@ -27,7 +27,7 @@ from r3_rl.types import Context, Prompt, TextPiece
 def text_policy(qwen: Any, tokenizer: Any) -> BagelPolicy:
     """A BAGEL of a Qwen2's sizes whose understanding expert starts from its weights, with the smallest eyes."""
     sizes = qwen.config
-    names = {f.name for f in dataclasses.fields(LanguageConfig)} - {"rope_theta"}
+    names = {f.name for f in dataclasses.fields(LanguageConfig)} - {"rope_theta", "shared_experts"}
     config = BagelConfig(
         llm=LanguageConfig(
             **{name: getattr(sizes, name) for name in names}, rope_theta=sizes.rope_parameters["rope_theta"]

@@ -51,6 +51,7 @@ ELSEWHERE = {
     "training.shard_optimizer": "assemble.py",  # for full weights alone: tests/training/test_shards.py
     "training.eval_steps": "evaluate/run.py",
     "training.eval_prompts": "evaluate/loop_bench.py",
+    "training.eval_items": "evaluate/loop_bench.py",
     "training.output_dir": "evaluate/run.py",
     "training.gradient_checkpointing": "evaluate/build.py",
     "training.num_threads": "cli/run_verbs.py",

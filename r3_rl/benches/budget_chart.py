@@ -26,7 +26,7 @@ def budget_charts(results: Sequence[BenchResult], models: Sequence[str]) -> Html
             again = {model: _points(result, decoding, model, r"best_own_critic_(\d+)") for model in models}
             if any(len(points) > 1 for points in lines.values()):
                 title = f"{result.bench.title}, {decoding}"
-                cards.append(_card(title, lines, again))
+                cards.append(budget_card(title, lines, again))
     return element("div", cards, class_="charts pair") if cards else None
 
 
@@ -42,7 +42,14 @@ def _points(result: BenchResult, decoding: str, model: str, pattern: str) -> Poi
     return found
 
 
-def _card(title: str, lines: Mapping[str, Points], again: Mapping[str, Points]) -> Html:
+def budget_card(title: str, lines: Mapping[str, Points], again: Mapping[str, Points]) -> Html:
+    """One chart.
+
+    Args:
+        title: heading of the card.
+        lines: of each model, shares of right images after each number of rounds.
+        again: the same of drawing again so often, the own critic choosing; drawn dashed.
+    """
     legend = []
     for number, (model, points) in enumerate(lines.items()):
         colour = f"c{number % NUM_COLOURS + 1}"

@@ -41,11 +41,16 @@ class LoopBench:
 
     @classmethod
     def of(cls, recipe: Recipe, **sizes: int) -> LoopBench:
-        """The bench of a recipe's world, with `training.eval_prompts` prompts if `sizes` does not say otherwise."""
+        """The bench of a recipe's world, with `training.eval_prompts` prompts and at most `training.eval_items` of
+        everything else if `sizes` does not say otherwise."""
+        num_prompts, limit = recipe.training.eval_prompts, recipe.training.eval_items
+        found = Sizes(num_prompts=num_prompts)
+        if limit is not None:
+            found = replace(found.at_most(limit), num_prompts=num_prompts)
         return cls(
             world=find_world(recipe.data.world),
             settings=loop_settings(recipe.rollout),
-            sizes=Sizes(**{"num_prompts": recipe.training.eval_prompts, **sizes}),
+            sizes=replace(found, **sizes),
             tags=world_tags(recipe.data),
             rounds=recipe.rollout.rounds,
         )

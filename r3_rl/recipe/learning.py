@@ -225,6 +225,13 @@ class TrainingSection(Section):
     eval_prompts: int = Field(
         64, ge=1, le=100_000, description="Held-out prompts of a world, measured before and after training."
     )
+    eval_items: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Most items of every other set that is measured (questions, edits, fixed drafts); null takes the "
+        "bench's own numbers.",
+    )
     output_dir: str = Field("runs", min_length=1, description="Folder in which each run gets a new folder of its own.")
     score_cache: str | None = Field(
         None, min_length=1, description="Folder in which deterministic scores outlive the run; null: memory alone."

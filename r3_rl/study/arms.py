@@ -1,0 +1,95 @@
+"""The arms of a study: what each changes in one recipe, so that two of them differ in nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r3_rl.errors import InputError
+from r3_rl.importing import closest
+from r3_rl.recipe_io import shipped_recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train."""
+
+    name: str
+    label: str
+    """In tables and figures."""
+    settings: tuple[str, ...] = ()
+    """Overrides of the study's recipe, `key=value`: one key in each arm, none in the recipe itself."""
+    recipe: str | None = None
+    """A recipe of its own, which takes the place of the study's."""
+
+
+R3 = "r3"
+_ARMS = (
+    Arm(name=R3, label="R3"),
+    Arm(name="draft_only", label="Generation only", settings=("algorithm.schedule=draft_only",)),
+    Arm(name="critique_only", label="Critiques only", settings=("algorithm.schedule=critique_only",)),
+    Arm(name="answer_only", label="Answers only", settings=("algorithm.answer_share=1.0",)),
+    Arm(name="cotrain", label="Naive co-training", settings=("algorithm.schedule=cotrain",)),
+    Arm(name="episode", label="R3, one advantage a trajectory", settings=("algorithm.schedule=episode",)),
+    Arm(name="progressive", label="R3, apart, then joint", settings=("algorithm.schedule=progressive",)),
+    Arm(name="answers", label="R3 and answers", settings=("algorithm.answer_share=0.25",)),
+    Arm(name="text_only", label="R3, texts alone learn", settings=("algorithm.image_loss_weight=0",)),
+    Arm(name="flow_only", label="R3, images alone learn", settings=("algorithm.text_loss_weight=0",)),
+    Arm(
+        name="one_to_one",
+        label="R3, one image a plan",
+        settings=("rollout.branch={plan: 16, draft: 1, critique: 16, refinement: 1}",),
+    ),
+    Arm(
+        name="refined_twice",
+        label="R3, two refinements a critique",
+        settings=("rollout.branch={plan: 8, draft: 2, critique: 8, refinement: 2}",),
+    ),
+    Arm(name="pcgrad", label="R3, PCGrad", settings=("balance.aggregator=pcgrad",)),
+    Arm(name="cagrad", label="R3, CAGrad", settings=("balance.aggregator=cagrad",)),
+    Arm(name="upgrad", label="R3, UPGrad", settings=("balance.aggregator=upgrad",)),
+    Arm(name="config", label="R3, ConFIG", settings=("balance.aggregator=config",)),
+    Arm(name="equal_norms", label="R3, equal norms", settings=("balance.aggregator=equal_norms",)),
+    Arm(name="coin", label="R3, a coin for a reward", settings=("rewards=[{scorer: random_reward}]",)),
+)
+ARMS = {arm.name: arm for arm in _ARMS}
+GROUPS = {
+    "main": (R3, "draft_only", "critique_only", "cotrain"),
+    "heads": (R3, "text_only", "flow_only"),
+    "credit": (R3, "one_to_one", "refined_twice", "episode"),
+    "coordination": (R3, "pcgrad", "cagrad", "upgrad", "config", "equal_norms"),
+    "all": tuple(ARMS),
+}
+
+
+def find_arms(names: Sequence[str]) -> list[Arm]:
+    """Arms by name, each once.
+
+    Args:
+        names: of arms, of groups of arms (`main`), or of recipes: a file `./mine.yaml`, or a shipped one, which are
+            arms of their own with every setting that they have.
+
+    Raises:
+        InputError: a name that is none of these, or no name at all.
+
+    >>> [arm.name for arm in find_arms(["heads", "coin"])]
+    ['r3', 'text_only', 'flow_only', 'coin']
+    """
+    found: dict[str, Arm] = {}
+    for name in names:
+        for member in GROUPS.get(name, (name,)):
+            arm = ARMS.get(member) or _of_recipe(member)
+            if found.setdefault(arm.name, arm) != arm:
+                raise InputError(f"two arms are called '{arm.name}'", hint="give the recipe's file another name")
+    if not found:
+        raise InputError("no arm is named", hint=f"groups: {', '.join(GROUPS)}; arms: {', '.join(ARMS)}")
+    return list(found.values())
+
+
+def _of_recipe(name: str) -> Arm:
+    """A recipe's file or name as an arm."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or name in shipped_recipes():
+        return Arm(name=path.stem, label=path.stem.replace("_", " "), recipe=name)
+    raise InputError(f"no arm '{name}', and no recipe of that name", hint=closest(name, [*ARMS, *GROUPS]))
