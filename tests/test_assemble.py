@@ -27,6 +27,7 @@ BASE: dict[str, Any] = {
     "algorithm": {"schedule": "draft_only"},
 }
 CHANGED = {
+    "algorithm.frozen_stages": ("critique",),
     "training.image_learning_rate": 1e-4,
     "rollout.protocol": "bagel",
     "rollout.draft.window": None,  # with window_size 4 only `random` is right; tested among the loops

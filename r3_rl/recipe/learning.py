@@ -9,8 +9,9 @@ from pydantic import Field
 
 from r3_rl import registered
 from r3_rl.recipe.base import Problem, Section, Share, section
+from r3_rl.recipe.branching import STAGES, phases_of
 
-STAGES = (1, 2)
+ZERO_STAGES = (1, 2)
 """Of DeepSpeed's ZeRO, those that leave the weights whole in every process."""
 WHY_NOT = (
     "use 1 or 2, or training.shard_optimizer: stage 3 gathers weights in every pass of the network, and the processes' "
@@ -90,6 +91,11 @@ class AlgorithmSection(Section):
         description="Share of the steps that train answers to questions about images that the world draws, spread "
         "evenly between the schedule's own steps; 1 trains nothing else. An answer earns 1 if it is right.",
     )
+    frozen_stages: tuple[Literal["plan", "draft", "critique", "refinement", "answer"], ...] = Field(
+        (),
+        strict=False,
+        description="Stages that are rolled out and rewarded, and do not learn: `[critique]` is a frozen critic.",
+    )
     gain: Literal["paper", "released", "repair"] = Field("paper", description="What a refinement earns over its draft.")
     format_mode: Literal["gate", "add"] = Field(
         "gate", description="A malformed text earns nothing (`gate`) or only misses format_weight (`add`)."
@@ -143,6 +149,9 @@ class AlgorithmSection(Section):
             )
         if self.schedule == "critique_only" and self.text_loss_weight == 0:
             yield Problem("text_loss_weight", "schedule 'critique_only' learns from texts alone; set it above 0")
+        phases = phases_of(self.schedule, self.answer_share)
+        if not {stage for phase in phases for stage in STAGES[phase]} - set(self.frozen_stages):
+            yield Problem("frozen_stages", f"schedule '{self.schedule}' trains no other stage; leave one out")
         if self.answer_share > 0 and self.text_loss_weight == 0:
             yield Problem("text_loss_weight", "answers are texts; set it above 0, or answer_share to 0")
 
@@ -243,7 +252,7 @@ class TrainingSection(Section):
     def problems(self) -> Iterator[Problem]:
         zero = (self.deepspeed or {}).get("zero_optimization")
         stage = zero.get("stage") if isinstance(zero, dict) else None
-        if self.deepspeed is not None and stage not in STAGES:
+        if self.deepspeed is not None and stage not in ZERO_STAGES:
             yield Problem("deepspeed", f"zero_optimization.stage {stage}: {WHY_NOT}")
         if self.deepspeed is not None and self.shard_optimizer:
             yield Problem("shard_optimizer", "training.deepspeed shards the optimiser too; use one of them")

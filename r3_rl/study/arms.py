@@ -36,6 +36,7 @@ _ARMS = (
     Arm(name="answers", label="R3 and answers", settings=("algorithm.answer_share=0.25",)),
     Arm(name="text_only", label="R3, texts alone learn", settings=("algorithm.image_loss_weight=0",)),
     Arm(name="flow_only", label="R3, images alone learn", settings=("algorithm.text_loss_weight=0",)),
+    Arm(name="frozen_critic", label="R3, frozen critic", settings=("algorithm.frozen_stages=[critique]",)),
     Arm(
         name="one_to_one",
         label="R3, one image a plan",
@@ -56,7 +57,7 @@ _ARMS = (
 ARMS = {arm.name: arm for arm in _ARMS}
 GROUPS = {
     "main": (R3, "draft_only", "critique_only", "cotrain"),
-    "heads": (R3, "text_only", "flow_only"),
+    "heads": (R3, "text_only", "flow_only", "frozen_critic"),
     "credit": (R3, "one_to_one", "refined_twice", "episode"),
     "coordination": (R3, "pcgrad", "cagrad", "upgrad", "config", "equal_norms"),
     "all": tuple(ARMS),
@@ -74,7 +75,7 @@ def find_arms(names: Sequence[str]) -> list[Arm]:
         InputError: a name that is none of these, or no name at all.
 
     >>> [arm.name for arm in find_arms(["heads", "coin"])]
-    ['r3', 'text_only', 'flow_only', 'coin']
+    ['r3', 'text_only', 'flow_only', 'frozen_critic', 'coin']
     """
     found: dict[str, Arm] = {}
     for name in names:

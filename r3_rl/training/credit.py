@@ -30,6 +30,8 @@ class CreditSettings:
     format_mode: Literal["gate", "add"] = default(AlgorithmSection, "format_mode")
     format_weight: float = default(AlgorithmSection, "format_weight")
     scale_rewards: Literal["none", "group", "batch"] = default(AlgorithmSection, "scale_rewards")
+    frozen_stages: Sequence[str] = default(AlgorithmSection, "frozen_stages")
+    """Stages whose segments have no credit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,7 +127,7 @@ def credit(
     value = {node: float(a) for kind in compared for node, a in zip(kind.nodes, kind.advantage, strict=True)}
     in_order = dict.fromkeys(node for pair in zip(above, ends, strict=True) for node in pair if node in value)
     logged = {**items, "reward": compared[0].reward, "reward_std": compared[0].spread}
-    return finish({node: value[node] for node in in_order}, compared, logged)
+    return finish({node: value[node] for node in in_order}, compared, logged, frozen=settings.frozen_stages)
 
 
 def with_form(value: torch.Tensor, texts: Sequence[Node], settings: CreditSettings) -> torch.Tensor:
@@ -135,14 +137,19 @@ def with_form(value: torch.Tensor, texts: Sequence[Node], settings: CreditSettin
 
 
 def finish(
-    advantage: Mapping[Node, float], compared: Sequence[Compared], items: Mapping[str, torch.Tensor]
+    advantage: Mapping[Node, float],
+    compared: Sequence[Compared],
+    items: Mapping[str, torch.Tensor],
+    *,
+    frozen: Sequence[str],
 ) -> StageCredit:
-    """Close a step's credit: leave out what teaches nothing, count the groups, take the means of `items`."""
+    """Close a step's credit: leave out what teaches nothing and frozen stages, count the groups, take the means of
+    `items`."""
     with_reward, learning = set(), set()
     for kind in compared:
         for node, there, value in zip(kind.nodes, kind.reward.isfinite(), kind.advantage, strict=True):
             with_reward |= {node.root} if there else set()
-            learning |= {node.root} if value != 0 else set()
+            learning |= {node.root} if value != 0 and node.stage not in frozen else set()
     flat = len(with_reward) - len(learning)
     texts = [node.sample for node in advantage if isinstance(node.sample, TextSegment)]
     num_images = len(advantage) - len(texts)
@@ -163,7 +170,7 @@ def finish(
         Credit(segment=node.sample, advantage=value, stage=node.stage)
         for node, value in advantage.items()
         # an image by the ODE alone has nothing to score again
-        if value != 0 and node.sample is not None and len(node.sample.log_probs) > 0
+        if value != 0 and node.stage not in frozen and node.sample is not None and len(node.sample.log_probs) > 0
     )
     return StageCredit(
         credits=tuple(credits), metrics=found | counted, num_groups=len(with_reward), num_flat_groups=flat

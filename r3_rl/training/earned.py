@@ -130,7 +130,7 @@ def credit_trajectories(ends: Sequence[Node], settings: CreditSettings) -> Stage
         "reward_std": found.spread,
     }
     advantage = {node: float(torch.stack(values).mean()) for node, values in through.items()}
-    return finish(advantage, [found], items)
+    return finish(advantage, [found], items, frozen=settings.frozen_stages)
 
 
 def of_critiques(critiques: Sequence[Node]) -> dict[str, torch.Tensor]:

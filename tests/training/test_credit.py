@@ -351,3 +351,22 @@ def test_critiques_of_one_image_among_several_are_compared_with_each_other():
     assert found(stage, "critique") == [0.25, -0.25, -0.125, 0.125]
     # a refinement by itself is compared with all of the prompt: gains 1, 0.5, 0 and 0.25
     assert found(stage, "refinement") == [0.5625, 0.0625, -0.4375, -0.1875]
+
+
+def test_a_frozen_stage_has_no_credit_and_others_have_what_they_had():
+    ends = refinements([0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.5, "stop"])
+    whole = credit_refinements(ends, PLAIN)
+    frozen = credit_refinements(ends, replace(PLAIN, frozen_stages=("critique",)))
+    assert {c.stage for c in whole.credits} == {"critique", "refinement"}
+    left = [c for c in whole.credits if c.stage == "refinement"]
+    assert [(c.stage, c.advantage) for c in frozen.credits] == [(c.stage, c.advantage) for c in left]
+    assert frozen.metrics["reward"] == whole.metrics["reward"]
+    trajectories = credit_trajectories(ends, replace(PLAIN, frozen_stages=("refinement",)))
+    assert {c.stage for c in trajectories.credits} == {"critique"}
+
+
+def test_groups_of_which_only_frozen_stages_differ_are_flat():
+    ends = drafts([0.2, 0.9])
+    assert credit_drafts(ends, PLAIN).num_flat_groups == 0
+    assert credit_drafts(ends, replace(PLAIN, frozen_stages=("plan", "draft"))).num_flat_groups == 1
+    assert credit_drafts(ends, replace(PLAIN, frozen_stages=("plan", "draft"))).credits == ()
