@@ -10,13 +10,12 @@ Cannot judge: what no question asks about; every right answer is yes, so that a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from r3_rl.scoring.base import ScorerInfo
+from r3_rl.rewards.vqa_questions import TASK, VqaQuestions
 from r3_rl.scoring.judge_settings import JudgeSettings
 from r3_rl.scoring.yes_no import ask_yes_no
-
-TASK = "Look at the picture and answer each of these questions about it with yes or no."
 
 
 class Dpg:
@@ -25,15 +24,7 @@ class Dpg:
     `questions` holds the questions of a sample, `parents` for each the places of earlier ones that it builds on.
     """
 
-    info = ScorerInfo(
-        range=(0.0, 1.0),
-        needs=("images", "questions", "parents"),
-        deterministic=True,
-        weights_licence="the judge's",
-        memory="none here",
-        packages=("openai",),
-        install="pip install 'r3-rl[judge]'",
-    )
+    info = replace(VqaQuestions.info, needs=("images", "questions", "parents"))
 
     def __init__(self, *, judge: JudgeSettings) -> None:
         from r3_rl.scoring.judge import Judge

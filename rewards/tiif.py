@@ -8,31 +8,25 @@ Cannot judge: what `vqa_questions` cannot; nearly all labels are "yes", so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from r3_rl.rewards.vqa_questions import VqaQuestions
-from r3_rl.scoring.base import ScorerInfo
 from r3_rl.scoring.judge_settings import JudgeSettings
 
+QUESTIONS, ANSWERS = "yn_question_list", "yn_answer_list"
 
-class Tiif(VqaQuestions):
+
+class Tiif:
     """`vqa_questions` with TIIF's columns and one line an answer, as TIIF asks for them."""
 
-    info = ScorerInfo(
-        range=(0.0, 1.0),
-        needs=("images", "yn_question_list", "yn_answer_list"),
-        deterministic=True,
-        weights_licence="the judge's",
-        memory="none here",
-        packages=("openai",),
-        install="pip install 'r3-rl[judge]'",
-    )
+    info = replace(VqaQuestions.info, needs=("images", QUESTIONS, ANSWERS))
 
     def __init__(self, *, judge: JudgeSettings) -> None:
-        super().__init__(judge=judge, questions="yn_question_list", answers="yn_answer_list", form="lines")
+        self._asked = VqaQuestions(judge=judge, questions=QUESTIONS, answers=ANSWERS, form="lines")
+        self.judge = self._asked.judge
 
-    @classmethod
-    def info_for(cls, params: Mapping[str, Any]) -> ScorerInfo:
-        """What it declares: its columns are TIIF's whatever the parameters."""
-        return cls.info
+    async def __call__(self, images: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Score images, uint8 [H, W, 3]."""
+        return await self._asked(images, **columns)
