@@ -27,7 +27,7 @@ from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import fetch, is_hub_id
 from r3_rl.policy.registry import backbone_of
 from r3_rl.recipe.sampling import world_named_in
-from r3_rl.training.manifest import newest_whole
+from r3_rl.training.manifest import MANIFEST, checked, newest_whole
 from r3_rl.training.room import refuse_without_room, weights_bytes
 from r3_rl.worlds.base import find_world
 
@@ -82,16 +82,19 @@ def export(
     """Writes a run's adapter with its model card, reads it back and compares the outputs.
 
     Args:
-        run: folder of a run, or of an adapter.
-        out: folder to write; None completes the adapter where it lies, with `merge` it is `merged` beside it.
+        run: folder of a run, of an adapter, or of a checkpoint.
+        out: folder to write; None completes the adapter where it lies, with `merge` it is `merged` beside it. A
+            checkpoint is left as it was saved, and needs one.
         merge: write full weights with the adapter added, which load without peft.
         base: folder of the base; None takes the recipe's.
 
-    Raises InputError when the folder holds no adapter or the base is not its base, and RunError when the adapter
-    changes nothing or what was read back differs from the policy.
+    Raises InputError when the folder holds no adapter, the base is not its base or the output would go into a
+    checkpoint, and RunError when the adapter changes nothing or what was read back differs from the policy.
     """
     source = _find(Path(run), Path(base) if base is not None else None)
     folder = Path(out) if out is not None else _default_folder(source, merged=merge)
+    if (folder / MANIFEST).is_file():  # a card in it would be a file that its manifest does not know
+        raise InputError(f"{folder}: a checkpoint is left as it was saved", hint="name another folder with --out")
     if merge and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: already there and not empty", hint="name another folder")
     print(f"{'merged weights' if merge else 'adapter'} of {source.adapter} -> {folder}")
@@ -139,6 +142,8 @@ def _export(source: _Source, folder: Path, *, merge: bool) -> Exported:
 def _find(folder: Path, base: Path | None) -> _Source:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder", hint="give the folder of a run or of an adapter")
+    if (folder / MANIFEST).is_file():
+        checked(folder)  # what has changed since it was saved is not exported
     if (folder / _ADAPTER).is_file():
         adapter, run = folder, folder.parent if (folder.parent / RECIPE_FILE).is_file() else None
     else:

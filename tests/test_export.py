@@ -16,7 +16,7 @@ from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel
-from r3_rl.training.manifest import aside, complete
+from r3_rl.training.manifest import aside, checked, complete
 from tests.observe.runs import evaluation, fill_run
 from tests.policy.tiny_bagel import tiny_folder
 
@@ -110,6 +110,19 @@ def test_an_adapter_alone_goes_elsewhere_and_nothing_is_said_to_be_measured(tmp_
     assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(InputError, match="says which base the adapter belongs to"):
         export(adapter)
+
+
+def test_a_checkpoint_goes_elsewhere_and_is_left_as_it_was_saved(run, base, tmp_path):
+    folder = run / "checkpoints" / "checkpoint-4"
+    complete(trained(base, aside(folder)), folder, step=4, num_processes=1)
+    for out in (None, folder):
+        with pytest.raises(InputError, match=r"checkpoint-4: a checkpoint is left as it was saved; .* with --out"):
+            export(folder, out, base=base)
+    assert export(folder, tmp_path / "out", base=base).difference == 0
+    assert checked(folder).step == 4
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 is damaged: adapter_config\.json"):
+        export(folder, tmp_path / "other", base=base)
 
 
 def test_a_run_that_was_cut_off_gives_its_last_checkpoint(run, base, capsys):

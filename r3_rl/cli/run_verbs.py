@@ -143,8 +143,8 @@ def export(run: str, /, *, out: str | None = None, merge: bool = False, base: st
     """Write the adapter of a run with its model card, reload it and compare the outputs.
 
     Args:
-        run: folder of a run, or of an adapter.
-        out: folder to write; without it the adapter is completed where it lies.
+        run: folder of a run, of an adapter, or of a checkpoint.
+        out: folder to write; without it the adapter is completed where it lies. A checkpoint needs one.
         merge: write full weights with the adapter merged in.
         base: folder of the base, where the recipe's has moved.
     """
