@@ -64,7 +64,7 @@ def evaluate(
     Raises:
         InputError: an unknown bench, missing files, or a folder that holds another evaluation.
     """
-    check_names(settings.benches)
+    check_benches(settings)
     ranks.join()
     try:
         subjects = find_subjects(name, against=against)
@@ -76,22 +76,34 @@ def evaluate(
             measure(todo, folder, rounds=max(settings.rounds), title=folder.name)
             if ranks.rank():
                 return []
-            return _write(folder, benches, subjects, settings, todo)
+            return write_results(folder, benches, subjects, settings, todo)
     finally:
         ranks.leave()
 
 
-def check_names(benches: Sequence[str]) -> None:
-    """Raise InputError for a bench that does not exist; nothing is loaded."""
+def check_benches(settings: EvalSettings) -> None:
+    """Raise InputError for a bench that does not exist and for files that are missing or broken; no model is loaded.
+
+    Files are read again when the model is there: seconds, where loading a large model for a broken file costs minutes.
+    """
     known = (*registered.names(registered.WORLDS), *registered.names(registered.ITEM_BENCHES))
-    for asked in benches:
-        name = asked.partition("=")[0]
+    reading = []
+    for asked in settings.benches:
+        name, given, _ = asked.partition("=")
         if name not in known:
             raise InputError(f"no bench is called '{one_line(name, 80)}'", hint=closest(name, known))
+        # a stranger's without a file may want a world, which only a loaded model has
+        if given or name in registered.BUILT_IN[registered.ITEM_BENCHES]:
+            reading.append(asked)
+    find_benches(replace(settings, benches=reading), None)
 
 
-def find_benches(settings: EvalSettings, subjects: Subjects) -> list[ItemBench]:
+def find_benches(settings: EvalSettings, subjects: Subjects | None) -> list[ItemBench]:
     """Return the benches that are asked for: a world's name stands for its own.
+
+    Args:
+        settings: of the evaluation.
+        subjects: what is measured; None for a look at benches that read files, before anything is loaded.
 
     Raises:
         InputError: missing or broken files, or the same bench twice.
@@ -103,13 +115,13 @@ def find_benches(settings: EvalSettings, subjects: Subjects) -> list[ItemBench]:
         request = Request(
             name=name,
             path=Path(path) if given else None,
-            tags=subjects.tags,
-            world=subjects.world,
+            tags=subjects.tags if subjects else None,
+            world=subjects.world if subjects else None,
             rounds=sorted(set(settings.rounds)),
             limit=settings.limit,
             scorers=scorers,
         )
-        if name in registered.names(registered.WORLDS):
+        if subjects and name in registered.names(registered.WORLDS):
             found += world_benches(request, _spoken(name, subjects))
         else:
             found += registered.find(registered.ITEM_BENCHES, name)(request)
@@ -166,10 +178,10 @@ def _agree(folder: Path, plan: Mapping[str, Any]) -> None:
     write_document(file, {**plan, "benches": {**kept.get("benches", {}), **plan["benches"]}})
 
 
-def _write(
+def write_results(
     folder: Path, benches: Sequence[ItemBench], subjects: Subjects, settings: EvalSettings, todo: Sequence[Batch]
 ) -> list[BenchResult]:
-    """The samples in order, the tables and the page."""
+    """Write the samples in order, the tables and the page, when all batches are finished."""
     _join_samples(folder, todo)
     results = [_result(folder, bench, subjects, todo) for bench in benches]
     models = {s.key: s.source for s in subjects.models}
@@ -184,7 +196,7 @@ def _write(
     write_page(folder, results, title=title, models=models, comparisons=subjects.comparisons, facts=facts)
     for line in headline_lines(results, subjects.comparisons):
         print(line)
-    print(f"tables, samples and images: {folder / 'index.html'}")
+    print(f"tables, samples and images: {folder / 'index.html'}", flush=True)
     return results
 
 

@@ -171,3 +171,18 @@ def test_two_models_of_one_base_are_compared_on_the_same_items(tmp_path):
 def test_wrong_arguments_are_told_before_anything_loads(r3, arguments, said):
     done = r3("eval", "shipped", *arguments)
     assert done.code == 2 and said in done.err
+
+
+@pytest.mark.parametrize(
+    ("bench", "said"),
+    [
+        ("pope=nowhere", "bench 'pope': nowhere is missing"),
+        ("vqav2", "bench 'vqav2' reads files: give vqav2=PATH"),
+        ("shapez", "no bench is called 'shapez'"),
+    ],
+)
+def test_files_are_looked_at_before_a_model_is(tmp_path, bench, said):
+    with pytest.raises(InputError, match=said):
+        evaluate("no-such-model", tmp_path, EvalSettings(benches=[bench]))
+    with pytest.raises(InputError, match="no-such-model: no such folder"):
+        evaluate("no-such-model", tmp_path, EvalSettings(benches=["shapes"]))
