@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from r3_rl.observe.trajectories import to_pixels
 from r3_rl.pixels import from_picture
 from r3_rl.policy.base import Sampler
 from r3_rl.policy.words import unknown_words
-from r3_rl.rollout.engine import Engine, run_loop
+from r3_rl.rollout.engine import Engine, Submit
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
 from r3_rl.worlds.base import world_speaking
@@ -95,10 +96,10 @@ class Refiner:
         loaded = load(model, adapter, device=device, dtype=dtype)
         return cls(loaded.policy, loaded.loop, tokenizer=loaded.policy.tokenizer)
 
-    def with_policy(self, policy: Sampler) -> Refiner:
-        """The same loop, run by another policy of the same words."""
+    def with_policy(self, policy: Sampler, loop: LoopSettings | None = None) -> Refiner:
+        """The same loop, or another one, run by another policy of the same words."""
         other = copy.copy(self)
-        other.policy = policy
+        other.policy, other.loop = policy, loop or self.loop
         return other
 
     @torch.no_grad()
@@ -149,14 +150,60 @@ class Refiner:
         Raises:
             InputError: an empty prompt, words that the policy does not know, a number outside its range.
         """
+        walked = self._walk(
+            prompt, num_rounds=num_rounds, seed=seed, generator=generator, temperature=temperature, submit=None
+        )
+        (whole,) = deque(walked, maxlen=1)
+        return self._output(whole, judge=self.world is not None)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_rounds: int = 2,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 0.3,
+        submit: Submit | None = None,
+    ) -> Iterator[RefinerOutput]:
+        """Give the result after every stage: with the draft, with its critique, with the refinement, and so on.
+
+            for output in pipe.stream("a red circle", seed=0):
+                print(len(output.rounds[0]), output.critiques[0])
+
+        Args:
+            prompt, num_rounds, seed, generator, temperature: as in a call, whose result is the last one of the stream.
+            submit: scorers that are asked about every image (`Panel.submit`); None asks the model's world, if it has
+                one. Their verdicts are in the trajectories, and `scores` is None.
+
+        Raises:
+            InputError: as a call does, when the first result is asked for.
+        """
+        walked = self._walk(
+            prompt, num_rounds=num_rounds, seed=seed, generator=generator, temperature=temperature, submit=submit
+        )
+        for so_far in walked:
+            yield self._output(so_far, judge=self.world is not None and submit is None)
+
+    def _walk(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_rounds: int,
+        seed: int | None,
+        generator: torch.Generator | None,
+        temperature: float,
+        submit: Submit | None,
+    ) -> Iterator[list[Trajectory]]:
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         self.check(texts)
         _check_numbers(num_rounds, seed, generator, temperature)
         if seed is None:
             seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device if generator else None))
         prompts = [self._read(text) or Prompt(text=text) for text in texts]
-        walked = run_loop(self.policy, prompts, self.loop.for_evaluation(temperature), rounds=num_rounds, seed=seed)
-        return _output([self._judged(trajectory) for trajectory in walked], judged=self.world is not None)
+        engine = Engine(policy=self.policy, settings=self.loop.for_evaluation(temperature), submit=submit)
+        return engine.walk(prompts, rounds=num_rounds, seed=seed)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raise InputError for an empty list, an empty prompt, or words that the policy does not know."""
@@ -170,6 +217,9 @@ class Refiner:
 
     def _read(self, text: str) -> Prompt | None:
         return self.world.read_prompt(text) if self.world else None
+
+    def _output(self, trajectories: Sequence[Trajectory], *, judge: bool) -> RefinerOutput:
+        return _output([self._judged(t) if judge else t for t in trajectories], judged=judge)
 
     def _judged(self, trajectory: Trajectory) -> Trajectory:
         if self.world is None or not trajectory.prompt.columns:

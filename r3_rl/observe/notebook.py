@@ -52,12 +52,21 @@ def _round(this: SeenRound, number: int) -> list[Html]:
     enlarge(this.pixels, max(_SIDE_PX, *this.pixels.shape[:2])).save(file, "PNG")
     source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     name = round_name(number)
-    score = "" if this.score is None else f": score {this.score:g}"
     shown = element(
         "figure",
         element("img", src=source, alt=name, style="width:100%;display:block"),
-        element("figcaption", name, score, f" ({this.words})" if this.words else None),
+        element("figcaption", name, _scores(this), f" ({this.words})" if this.words else None),
         style=_CELL,
     )
     said = element("div", element("em", "critique"), element("br"), this.critique, style=_CELL)
     return [shown] if this.critique is None else [shown, said]
+
+
+def _scores(this: SeenRound) -> str:
+    """The score of an image; of several scorers each, since their sum means little to a reader."""
+    if len(this.scores) > 1:
+        said = [
+            f"{name} {'no score' if score is None else format(score, '.4g')}" for name, score in this.scores.items()
+        ]
+        return f": {', '.join(said)}"
+    return "" if this.score is None else f": score {this.score:.4g}"

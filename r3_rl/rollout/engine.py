@@ -8,6 +8,7 @@ and several processes draw what one would.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -205,19 +206,38 @@ class Engine:
             Where they end now; a critique that ends the loop once for each refinement that it does without.
         """
         said = self.write(CRITIQUE, ends, self.settings.critique, seed=seed, each=critiques)
-        drawn = self.draw(REFINEMENT, said, self.settings.refine, seed=seed, each=refinements, progress=progress)
+        return self._follow(ends, said, seed=seed, each=refinements, progress=progress)
+
+    def _follow(
+        self, ends: Sequence[Node], said: Sequence[Node], *, seed: int, each: int = 1, progress: float | None = None
+    ) -> list[Node]:
+        """The second half of a round: `each` refinements by every critique that asks for one."""
+        drawn = self.draw(REFINEMENT, said, self.settings.refine, seed=seed, each=each, progress=progress)
         below: dict[Node, list[Node]] = {}
         for i, image in enumerate(drawn):
-            critique = said[i // refinements]
+            critique = said[i // each]
             below.setdefault(critique.above, []).append(image or critique)
         return [node for end in ends for node in below.get(end, [end])]
 
-    def loop(self, prompts: Sequence[Prompt], *, rounds: int, seed: int) -> list[Trajectory]:
-        """Whole trajectories, one a prompt: a draft, then up to `rounds` rounds; who stops leaves the batch."""
+    def walk(self, prompts: Sequence[Prompt], *, rounds: int, seed: int) -> Iterator[list[Trajectory]]:
+        """How far each prompt has come, after every stage: the drafts, then for up to `rounds` rounds the critiques and
+        the refinements; who stops leaves the batch. The last ones are whole."""
         ends = self.drafts(prompts, seed=seed)
+        yield [trajectory(end) for end in ends]
         for number in range(1, rounds + 1):
-            ends = self.round(ends, seed=round_seed(seed, number))
-        return [trajectory(end) for end in ends]
+            turn = round_seed(seed, number)
+            said = self.write(CRITIQUE, ends, self.settings.critique, seed=turn)
+            if not said:
+                return
+            below = {critique.above: critique for critique in said}
+            yield [trajectory(below.get(end, end)) for end in ends]
+            ends = self._follow(ends, said, seed=turn)
+            yield [trajectory(end) for end in ends]
+
+    def loop(self, prompts: Sequence[Prompt], *, rounds: int, seed: int) -> list[Trajectory]:
+        """Whole trajectories, one a prompt: the last ones of `walk`."""
+        (whole,) = deque(self.walk(prompts, rounds=rounds, seed=seed), maxlen=1)
+        return whole
 
 
 def run_loop(

@@ -18,6 +18,7 @@ from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import fingerprint, load_bagel
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.rollout.rows import round_seed
+from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.training.manifest import aside, complete
 from tests.docs import world as tiny
 from tests.policy.tiny_bagel import tiny_folder
@@ -233,6 +234,32 @@ def test_the_verb_says_what_is_wrong_in_one_line(r3, world, workplace, arguments
     assert (done.code, done.out) == (2, "")
     assert len(done.err.splitlines()) == 1
     assert said in done.err
+
+
+def test_a_stream_brings_every_stage_as_it_is_made_and_ends_with_what_a_call_gives(pipe):
+    said = ([STOP, EDIT], [EDIT])
+    stages = list(scripted(pipe, *said).stream(["a red circle", "two blue crosses"], num_rounds=2, seed=0))
+    come = [[(len(i), len(c)) for i, c in zip(o.rounds, o.critiques, strict=True)] for o in stages]
+    assert come == [[(1, 0), (1, 0)], [(1, 1), (1, 1)], [(1, 1), (2, 1)], [(1, 1), (2, 2)], [(1, 1), (3, 2)]]
+    whole = scripted(pipe, *said)(["a red circle", "two blue crosses"], num_rounds=2, seed=0)
+    assert pixels(stages[-1].images) == pixels(whole.images)
+    assert stages[-1].scores == whole.scores and stages[-1].stopped_after == whole.stopped_after
+
+
+def test_a_stream_ends_when_everybody_has_stopped(pipe):
+    stages = list(scripted(pipe, [STOP]).stream("a red circle", num_rounds=4, seed=0))
+    assert [len(output.critiques[0]) for output in stages] == [0, 1, 1]
+
+
+def test_a_stream_asks_scorers_about_every_image(pipe):
+    def brightness(images, **columns):
+        return [float(image.mean()) / 255 for image in images]
+
+    with Panel([ScorerSpec(name="brightness", scorer=brightness)]) as panel:
+        *_, last = scripted(pipe, [EDIT]).stream("a red circle", num_rounds=1, seed=0, submit=panel.submit)
+    scores = [this.verdict.scores["brightness"] for this in last.trajectories[0].rounds]
+    assert scores == [pytest.approx(float(np.mean(image)) / 255) for image in last.rounds[0]]
+    assert last.scores is None, "the world was not asked"
 
 
 def test_the_package_offers_it():
