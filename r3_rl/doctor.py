@@ -32,6 +32,7 @@ PACKAGES = {
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
     "judge": ("openai",),
     "serve": ("fastapi", "uvicorn", "msgpack", "httpx"),
+    "play": ("gradio",),
     "eval": ("torchmetrics", "open_clip_torch"),
     "track": ("tensorboard",),
     "deepspeed": ("deepspeed",),

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 from r3_rl import __version__
 from r3_rl.cli.eval_verb import eval_
 from r3_rl.cli.look_verbs import check, doctor, schema
+from r3_rl.cli.play_verb import play
 from r3_rl.cli.probe_verb import probe
 from r3_rl.cli.prompt_verbs import prompts
 from r3_rl.cli.recipe_verbs import recipes
@@ -31,7 +32,7 @@ app = App(
     print_error=False,
     exit_on_error=False,
 )
-for verb in (demo, train, pretrain, refine, serve, export, report, compare, probe, study):
+for verb in (demo, train, pretrain, refine, play, serve, export, report, compare, probe, study):
     app.command(verb)
 for lookup in (check, schema, doctor, recipes, rewards, prompts):
     app.command(lookup)

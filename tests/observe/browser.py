@@ -48,14 +48,14 @@ class Page:
         os.write(self._out, json.dumps(message).encode() + b"\0")
         return self._wait(lambda answer: answer.get("id") == self._number)["result"]
 
-    def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
+    def open(self, page: Path | str, *, width: int, height: int = 900, dark: bool = False) -> None:
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         if not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self._wait(lambda event: event.get("method") == "Page.loadEventFired")
 

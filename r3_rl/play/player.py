@@ -1,0 +1,175 @@
+"""What the page does: the loop on one prompt, with the adapter and without it in turns, and answers about an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from r3_rl.errors import InputError
+from r3_rl.evaluate.loading import Loaded
+from r3_rl.evaluate.refiner import Refiner, RefinerOutput
+from r3_rl.pixels import from_picture
+from r3_rl.policy.base import Sampling
+from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.scoring.registry import check_scorer, load_scorer, short_name
+from r3_rl.serve.conversation import Answer, answer_of
+from r3_rl.serve.studio import BASE
+from r3_rl.serve.worker import ModelWorker
+from r3_rl.stages.settings import DrawingPlan, LoopSettings
+from r3_rl.types import ImagePiece, TextPiece
+
+ANSWER_TOKENS = 256
+"""Most tokens of an answer."""
+EXAMPLES = (
+    "a red apple to the left of a green cup",
+    "three oranges on a wooden table",
+    "a street sign that says OPEN",
+    "a black cat on a white sofa, a lamp behind it",
+)
+"""Prompts for a model of an open vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """How strongly drawings are guided; 1 switches guidance off."""
+
+    draft: float
+    """Text scale of drafts."""
+    refine: float
+    """Text scale of refinements."""
+    image: float
+    """Image scale of refinements."""
+
+    @classmethod
+    def of(cls, loop: LoopSettings) -> Scales:
+        """Those that the model was trained with."""
+        draft, refine = loop.draft.drawing.guidance, loop.refine.drawing.guidance
+        return cls(draft=draft.text, refine=refine.text, image=refine.image)
+
+    def put_into(self, loop: LoopSettings) -> LoopSettings:
+        """The loop with these scales."""
+        return replace(
+            loop,
+            draft=_guided(loop.draft, text=self.draft),
+            refine=_guided(loop.refine, text=self.refine, image=self.image),
+        )
+
+
+def _guided(plan: DrawingPlan, *, text: float, image: float | None = None) -> DrawingPlan:
+    own = plan.drawing.guidance
+    guidance = replace(own, text=text, image=own.image if image is None else image)
+    return replace(plan, drawing=replace(plan.drawing, guidance=guidance))
+
+
+class Player:
+    """A model at play: what its page asks for, in the threads of the page. The model runs in a thread of its own.
+
+    Args:
+        loaded: the model, with its adapter if it has one.
+        name: of the model with its adapter.
+        scorers: that may be asked about images.
+
+    Raises:
+        InputError: an adapter that is called like the base.
+    """
+
+    def __init__(self, loaded: Loaded, *, name: str, scorers: Sequence[ScorerSpec] = ()) -> None:
+        if name == BASE:
+            raise InputError(f"the adapter cannot be called '{BASE}'", hint="rename its folder")
+        self.sides = (name, BASE) if loaded.adapted else (BASE,)
+        """The models that are shown side by side, the one with the adapter first."""
+        self.loop = loaded.loop
+        self.scorers = {spec.name: spec for spec in scorers}
+        self._refiner = Refiner(loaded.policy, loaded.loop, tokenizer=loaded.policy.tokenizer)
+        self._worker = ModelWorker(loaded.policy, adapted=loaded.adapted)
+
+    def draw(
+        self,
+        prompt: str,
+        *,
+        seed: int,
+        rounds: int,
+        scales: Scales | None = None,
+        scorers: Sequence[str] = (),
+        sides: Sequence[str] | None = None,
+    ) -> Iterator[dict[str, RefinerOutput]]:
+        """Run the loop for each side, one stage at a time in turns; give what there is after each stage, by side.
+
+        Args:
+            prompt: what to draw.
+            seed: 0 or more, the same for every side.
+            rounds: refinements at most.
+            scales: of guidance; None takes the model's own.
+            scorers: names of those that are asked; none of them asks the model's world, if it has one.
+            sides: of `sides`; None takes all.
+
+        Raises:
+            InputError: what `Refiner.stream` raises; ScorerError for a scorer that breaks its contract.
+        """
+        loop = self.loop if scales is None else scales.put_into(self.loop)
+        with ExitStack() as held:
+            panel = held.enter_context(Panel([self.scorers[name] for name in scorers])) if scorers else None
+            streams = {
+                side: self._refiner.with_policy(self._worker.client(base=side == BASE), loop).stream(
+                    prompt, num_rounds=rounds, seed=seed, submit=panel.submit if panel else None
+                )
+                for side in (self.sides if sides is None else sides)
+            }
+            so_far: dict[str, RefinerOutput] = {}
+            while streams:
+                for side, stream in list(streams.items()):
+                    output = next(stream, None)
+                    if output is None:
+                        del streams[side]
+                        continue
+                    so_far[side] = output
+                    yield dict(so_far)
+
+    def ask(self, image: Image.Image, question: str) -> dict[str, Answer]:
+        """Return what each side answers to a question about an image, in the likeliest words.
+
+        Raises:
+            InputError: an empty question, or words that the model does not know.
+        """
+        self._refiner.check([question])
+        context = (ImagePiece(image=from_picture(image)), TextPiece(text=question))
+        sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
+        clients = {side: self._worker.client(base=side == BASE) for side in self.sides}
+        return {side: answer_of(*client.write([context], sampling, [0])) for side, client in clients.items()}
+
+    @property
+    def examples(self) -> list[str]:
+        """Prompts to begin with: one of each kind of the model's world."""
+        world = self._refiner.world
+        if world is None:
+            return list(EXAMPLES)
+        return [prompt.text for tag in world.tags for prompt in world.prompts(1, split="held_out", tags=[tag], seed=0)]
+
+    @property
+    def questions(self) -> list[str]:
+        """Questions to begin with: one of each kind of the model's world."""
+        world = self._refiner.world
+        if world is None:
+            return ["What is in this image?", "How many objects are there?"]
+        asked = {question.kind: question.text for question in world.questions(60, seed=0)}
+        return [asked[kind] for kind in world.question_kinds if kind in asked]
+
+    def close(self) -> None:
+        """End the model's thread; what waits is refused."""
+        self._worker.close()
+
+
+def scorers_named(names: Sequence[str]) -> list[ScorerSpec]:
+    """Load scorers by the names that recipes give them.
+
+    Raises:
+        InputError: one that does not exist, needs parameters or lacks a package; ScorerError if one cannot be built.
+    """
+    for name in names:
+        if problems := check_scorer(name):
+            raise InputError(problems[0])
+    return [ScorerSpec(name=short_name(name), scorer=load_scorer(name, {}, Path.cwd()), params={}) for name in names]

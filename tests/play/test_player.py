@@ -1,0 +1,91 @@
+"""The model at play: what it gives stage by stage is what `Refiner` gives, with the adapter and without."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from r3_rl.errors import InputError
+from r3_rl.evaluate.loading import SHIPPED, load
+from r3_rl.evaluate.refiner import Refiner
+from r3_rl.play.player import Player, Scales, scorers_named
+
+PROMPT = "one yellow triangle and two green circles"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load(None, SHIPPED, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def player(loaded):
+    player = Player(loaded, name="shipped", scorers=scorers_named(["sharpness", "jpeg_size"]))
+    yield player
+    player.close()
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def test_both_sides_grow_stage_by_stage_to_what_the_refiner_gives(player, loaded):
+    stages = list(player.draw(PROMPT, seed=1, rounds=1))
+    assert set(stages[0]) == {"shipped"} and list(stages[-1]) == ["shipped", "base"]
+    grown = [len(stage["shipped"].rounds[0]) + len(stage["shipped"].critiques[0]) for stage in stages]
+    assert grown == sorted(grown) and grown[0] == 1 < grown[-1]
+    pipe = Refiner(loaded.policy, loaded.loop, tokenizer=loaded.policy.tokenizer)
+    whole = pipe(PROMPT, num_rounds=1, seed=1)
+    with loaded.policy.reference():
+        base = pipe(PROMPT, num_rounds=1, seed=1)
+    for output, side in ((whole, "shipped"), (base, "base")):
+        assert output.critiques == stages[-1][side].critiques and output.scores == stages[-1][side].scores
+        assert np.abs(pixels(output.images[0]) - pixels(stages[-1][side].images[0])).max() <= 1
+
+
+def test_chosen_scorers_are_asked_instead_of_the_world(player):
+    (last,) = list(player.draw(PROMPT, seed=1, rounds=0, scorers=["sharpness", "jpeg_size"], sides=["base"]))
+    verdict = last["base"].trajectories[0].final.verdict
+    assert set(verdict.scores) == {"sharpness", "jpeg_size"} and last["base"].scores is None
+
+
+def test_guidance_reaches_drafts_and_refinements(player, loaded):
+    own = Scales.of(player.loop)
+    assert own.put_into(player.loop) == player.loop
+    other = Scales(draft=2.0, refine=3.0, image=1.5).put_into(player.loop)
+    assert (other.draft.drawing.guidance.text, other.refine.drawing.guidance.text) == (2.0, 3.0)
+    assert other.refine.drawing.guidance.image == 1.5
+    plain = [stage["base"].images[0] for stage in player.draw("a cross", seed=0, rounds=0, sides=["base"])]
+    guided = player.draw("a cross", seed=0, rounds=0, sides=["base"], scales=replace(own, draft=4.0))
+    assert np.abs(pixels(next(guided)["base"].images[0]) - pixels(plain[0])).max() > 1
+
+
+def test_both_sides_answer_a_question_about_an_image(player):
+    (*_, drawn) = player.draw("two red circles", seed=0, rounds=2, sides=["shipped"])
+    said = player.ask(drawn["shipped"].images[0], "how many circles ?")
+    assert list(said) == ["shipped", "base"] and said["base"].thought and said["base"].content
+    with pytest.raises(InputError, match="does not know 'zebras'"):
+        player.ask(drawn["shipped"].images[0], "how many zebras ?")
+
+
+def test_examples_are_one_prompt_of_each_kind_and_questions_that_it_knows(player):
+    for text in [*player.examples, *player.questions]:
+        player._refiner.check([text])
+    assert len(player.examples) == len(set(player.examples)) > 5 and len(player.questions) > 2
+
+
+def test_scorers_are_named_and_need_nothing_more():
+    with pytest.raises(InputError, match="no scorer is called 'sharpnes'; did you mean 'sharpness'"):
+        scorers_named(["sharpnes"])
+    with pytest.raises(InputError, match="needs the parameter 'judge'"):
+        scorers_named(["tiif"])
+
+
+def test_the_verb_says_what_is_wrong_before_it_loads_anything(r3, monkeypatch):
+    monkeypatch.setattr("r3_rl.process.prepare_process", lambda: None)  # it would replace this process
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    done = r3("play", "no-such-model")
+    assert done.code == 2 and done.err == "the page needs gradio; pip install 'r3-rl[play,train]'\n"
