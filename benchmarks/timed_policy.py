@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from r3_rl.policy.bagel.policy import BagelPolicy
-from r3_rl.policy.base import Drawing, ImageReplay, Sampling
+from r3_rl.policy.base import Drawing, Heard, ImageReplay, Sampling
 from r3_rl.stages.protocol import Protocol
 from r3_rl.types import Context, Critique, ImageSegment, Segment, TextSegment
 
@@ -24,8 +24,14 @@ class TimedPolicy(BagelPolicy):
         super().__init__(*args)
         self.seconds: dict[str, float] = {}
 
-    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
-        return self._timed("write", lambda: super(TimedPolicy, self).write(contexts, sampling, seeds))
+    def write(
+        self,
+        contexts: Sequence[Context],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        heard: Sequence[Heard | None] | None = None,
+    ) -> list[TextSegment]:
+        return self._timed("write", lambda: super(TimedPolicy, self).write(contexts, sampling, seeds, heard))
 
     def draw(
         self,

@@ -112,6 +112,10 @@ class SupervisedNoise:
     """s: the loss at t < s weighs (t / s)^2; 0 leaves it unchanged."""
 
 
+Heard = Callable[[str], None]
+"""Is told a text as far as it is written, after every token; it returns at once and raises nothing."""
+
+
 class Layered(Protocol):
     """A stack of like layers, each called through one door: who shards their gradients steps in there."""
 
@@ -129,8 +133,14 @@ class Sampler(Protocol):
         """What is the same for all sizes of its backbone."""
         ...
 
-    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
-        """One text a context, without gradient."""
+    def write(
+        self,
+        contexts: Sequence[Context],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        heard: Sequence[Heard | None] | None = None,
+    ) -> list[TextSegment]:
+        """One text a context, without gradient. `heard`: who listens to each of them while it is written."""
         ...
 
     def draw(

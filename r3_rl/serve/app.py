@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any
 
 from r3_rl.errors import InputError, MissingPackageError, one_line
-from r3_rl.serve.conversation import Answers, check_conversation, chunks, completion, images_of
+from r3_rl.serve.conversation import Answers, check_conversation, completion, images_of
 from r3_rl.serve.forms import fields_of
 from r3_rl.serve.images import PixelRoom, file_in, opened
 from r3_rl.serve.requests import Asked, BadField, ChatAsked, EditAsked, GenerationAsked, parsed
+from r3_rl.serve.streaming import Chunks, Hearing
 from r3_rl.serve.studio import Studio
 from r3_rl.serve.worker import WorkerClient
 from r3_rl.web.bodies import BodyLimits, check_token, read_body
@@ -45,6 +46,8 @@ class _Work:
     client: WorkerClient
     run: Callable[[], Any]
     """Blocks until the model has answered."""
+    hearing: Hearing | None = None
+    """Of a streamed answer: its texts while they are written."""
 
 
 class Desk:
@@ -69,7 +72,7 @@ class Desk:
             done = loop.run_in_executor(self._pool, work.run)
             place = held.pop_all()
             done.add_done_callback(partial(_over, place))
-            return _Started(work=work, done=done, request=request)
+            return _Started(work=work, done=done, request=request, default_model=self.studio.names[0])
         raise AssertionError("no block above passes an error over")
 
     def generation(self, fields: dict[str, Any]) -> _Work:
@@ -99,12 +102,13 @@ class Desk:
         client = self.studio.client(asked)
         check_conversation(asked, self.studio.limits)
         images = images_of(asked, self.studio.limits)
+        hearing = Hearing(asked.n) if asked.stream else None
 
         def run() -> Answers:
             with self._room.hold(images):
-                return self.studio.chat(asked, images, client)
+                return self.studio.chat(asked, images, client, hearing.listeners() if hearing else None)
 
-        return _Work(asked=asked, client=client, run=run)
+        return _Work(asked=asked, client=client, run=run, hearing=hearing)
 
     def close(self) -> None:
         """Refuse what waits and end the threads."""
@@ -119,6 +123,8 @@ class _Started:
     work: _Work
     done: asyncio.Future[Any]
     request: Request
+    default_model: str
+    """What is served to requests that name no model."""
 
     async def result(self) -> Any:
         """What the work gives. Raises what it raised; gives the request up if its sender hangs up."""
@@ -133,13 +139,23 @@ class _Started:
             gone.cancel()
 
     async def events(self) -> AsyncIterator[str]:
-        """The answer as server-sent events; signs of life until it is there."""
-        asked = self.work.asked
-        assert isinstance(asked, ChatAsked)
+        """The answer as server-sent events, as it is written; signs of life while there is nothing new."""
+        asked, hearing = self.work.asked, self.work.hearing
+        assert isinstance(asked, ChatAsked) and hearing is not None
+        loop, grown = asyncio.get_running_loop(), asyncio.Event()
+        hearing.wakes(lambda: loop.call_soon_threadsafe(grown.set))
+        self.done.add_done_callback(lambda done: grown.set())
+        chunks = Chunks(asked.model or self.default_model, asked.n)
         try:
-            while not (await asyncio.wait({self.done}, timeout=_ALIVE_S))[0]:
-                yield ": the model is at work\n\n"
-            for event in chunks(self.done.result(), include_usage=asked.stream_options.include_usage):
+            while not self.done.done():
+                for event in chunks.grown(hearing.texts):
+                    yield event
+                try:
+                    await asyncio.wait_for(grown.wait(), _ALIVE_S)
+                    grown.clear()
+                except TimeoutError:
+                    yield ": the model is at work\n\n"
+            for event in chunks.ended(self.done.result(), include_usage=asked.stream_options.include_usage):
                 yield event
         except (Refusal, InputError) as error:
             yield f"data: {json.dumps(_error_body(error))}\n\n"

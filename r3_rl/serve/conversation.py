@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,7 @@ from r3_rl.pixels import from_picture
 from r3_rl.serve.images import file_in, opened, unpacked
 from r3_rl.serve.limits import ServeLimits
 from r3_rl.serve.requests import BadField, ChatAsked, TextPart, check_at_most, check_text
-from r3_rl.stages.protocol import split_thought
+from r3_rl.stages.protocol import END_THINK, THINK
 from r3_rl.types import Context, ImagePiece, Piece, TextPiece, TextSegment
 
 DEFAULT_TOKENS = 512
@@ -29,7 +27,7 @@ class Answer:
     content: str
     """What follows the thought, or the whole text if it is not one closed thought and a rest."""
     thought: str
-    """The thought, without its marks; empty if there is none."""
+    """The thought, without its marks; empty if there is none or it was not closed."""
     finish_reason: str
     """`stop`, or `length` if the text ran into `max_tokens`."""
 
@@ -98,9 +96,37 @@ def context_of(asked: ChatAsked, images: Sequence[Image.Image]) -> Context:
 
 def answer_of(text: TextSegment) -> Answer:
     """Read a text as an answer."""
-    thought, rest = split_thought(text.text)
-    content = rest if thought else text.text
-    return Answer(content=content, thought=thought, finish_reason="stop" if text.ended else "length")
+    found = so_far(text.text)
+    whole = found if found.closed else SoFar(thought="", content=text.text, closed=True)
+    return Answer(content=whole.content, thought=whole.thought, finish_reason="stop" if text.ended else "length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoFar:
+    """A text that may still go on, as a thought and what follows it."""
+
+    thought: str
+    content: str
+    closed: bool
+    """Whether the thought, if there is one, has ended."""
+
+
+def so_far(text: str) -> SoFar:
+    """Read the beginning of a text. What may still become something else is left out: half a mark, half a letter.
+
+    >>> so_far("<think> two red cir"), so_far("<think> two </think> two").content, so_far("two").content
+    (SoFar(thought='two red cir', content='', closed=False), 'two', 'two')
+    >>> so_far("<th").content, so_far("<think> two </th").thought
+    ('', 'two')
+    """
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}").strip()
+    if not text.startswith(THINK):
+        return SoFar(thought="", content="" if THINK.startswith(text) else text, closed=not THINK.startswith(text))
+    thought, mark, rest = text.removeprefix(THINK).partition(END_THINK)
+    if not mark:
+        half = next((n for n in range(len(END_THINK), 0, -1) if thought.endswith(END_THINK[:n])), 0)
+        thought = thought[: len(thought) - half]
+    return SoFar(thought=thought.strip(), content=rest.strip(), closed=bool(mark))
 
 
 def completion(found: Answers) -> dict[str, Any]:
@@ -113,33 +139,13 @@ def completion(found: Answers) -> dict[str, Any]:
         }
         for i, each in enumerate(found.answers)
     ]
-    return {**_head(found.model, "chat.completion"), "choices": choices, "usage": found.usage}
-
-
-def chunks(found: Answers, *, include_usage: bool) -> Iterator[str]:
-    """Return the answers as server-sent events: a role, the words, why it ended; then `[DONE]`."""
-    head = _head(found.model, "chat.completion.chunk")
-
-    def event(index: int, delta: dict[str, str], ended: str | None = None) -> str:
-        return _event({**head, "choices": [{"index": index, "delta": delta, "finish_reason": ended}]})
-
-    for index, each in enumerate(found.answers):
-        yield event(index, {"role": "assistant", "content": "", **_reasoning(each)})
-        for word in re.findall(r"\s*\S+|\s+$", each.content):
-            yield event(index, {"content": word})
-        yield event(index, {}, each.finish_reason)
-    if include_usage:
-        yield _event({**head, "choices": [], "usage": found.usage})
-    yield "data: [DONE]\n\n"
+    return {**head(found.model, "chat.completion"), "choices": choices, "usage": found.usage}
 
 
 def _reasoning(answer: Answer) -> dict[str, str]:
     return {"reasoning_content": answer.thought} if answer.thought else {}
 
 
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value)}\n\n"
-
-
-def _head(model: str, kind: str) -> dict[str, Any]:
+def head(model: str, kind: str) -> dict[str, Any]:
+    """What every object of an answer begins with."""
     return {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from r3_rl.errors import InputError
 from r3_rl.evaluate.loading import Loaded
 from r3_rl.evaluate.refiner import Refiner, RefinerOutput
-from r3_rl.policy.base import Sampling
+from r3_rl.policy.base import Heard, Sampling
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.serve.conversation import Answers, answer_of, context_of, most_tokens
 from r3_rl.serve.images import png_base64, unpacked
@@ -100,8 +101,14 @@ class Studio:
             )
         return self._images(asked, [{"b64_json": png_base64(each)} for each in drawn], {"seed": seed})
 
-    def chat(self, asked: ChatAsked, images: list[Image.Image], client: WorkerClient) -> Answers:
-        """Write the answers to a conversation."""
+    def chat(
+        self,
+        asked: ChatAsked,
+        images: list[Image.Image],
+        client: WorkerClient,
+        heard: Sequence[Heard] | None = None,
+    ) -> Answers:
+        """Write the answers to a conversation. `heard`: who listens to each of them while it is written."""
         context = context_of(asked, images)
         self._refiner.check(
             [
@@ -113,7 +120,7 @@ class Studio:
         )
         sampling = Sampling(max_new_tokens=most_tokens(asked), temperature=asked.temperature, top_p=asked.top_p)
         with client:
-            texts = client.write([context] * asked.n, sampling, row_seeds(_seed(asked), 0, asked.n))
+            texts = client.write([context] * asked.n, sampling, row_seeds(_seed(asked), 0, asked.n), heard)
         written = sum(len(text.token_ids) for text in texts)
         return Answers(
             model=asked.model or self.names[0],

@@ -21,7 +21,7 @@ import torch
 
 from r3_rl.errors import InputError
 from r3_rl.policy.backbone import BackboneSpec
-from r3_rl.policy.base import Drawing, Policy, Sampling
+from r3_rl.policy.base import Drawing, Heard, Policy, Sampling
 from r3_rl.types import Context, ImagePiece, ImageSegment, TextSegment
 from r3_rl.web.refusals import Refusal
 
@@ -42,6 +42,8 @@ class _Row:
     context: Context
     seed: int
     noise_seed: int
+    heard: Heard | None = None
+    """Who listens to the text while it is written."""
     made: Future[Any] = field(default_factory=Future)
     """The segment, or why there is none."""
 
@@ -69,11 +71,20 @@ class WorkerClient:
         """The model's."""
         return self._worker.policy.spec
 
-    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
-        """One text a context. Raises `Refusal`, InputError, or `Abandoned` once the request has been given up."""
+    def write(
+        self,
+        contexts: Sequence[Context],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        heard: Sequence[Heard | None] | None = None,
+    ) -> list[TextSegment]:
+        """One text a context. Raises `Refusal`, InputError, or `Abandoned` once the request has been given up.
+
+        A batch that fails is written again row by row, and whoever listens hears its text from the start.
+        """
         rows = [
-            _Row(client=self, how=sampling, context=context, seed=seed, noise_seed=seed)
-            for context, seed in zip(contexts, seeds, strict=True)
+            _Row(client=self, how=sampling, context=context, seed=seed, noise_seed=seed, heard=hear)
+            for context, seed, hear in zip(contexts, seeds, heard or [None] * len(contexts), strict=True)
         ]
         return self._ask(rows, TextSegment)
 
@@ -228,7 +239,7 @@ class ModelWorker:
         switched = self.policy.reference() if rows[0].client.base and self._adapted else nullcontext()
         with switched:
             if isinstance(rows[0].how, Sampling):
-                return self.policy.write(contexts, rows[0].how, seeds)
+                return self.policy.write(contexts, rows[0].how, seeds, [row.heard for row in rows])
             drawings = [cast(Drawing, row.how) for row in rows]  # rows of one key are all drawn
             return self.policy.draw(contexts, drawings, seeds, [row.noise_seed for row in rows])
 

@@ -187,6 +187,13 @@ def test_a_batch_gives_what_its_rows_give_alone(policy):
     assert texts[0].token_ids != texts[2].token_ids or not torch.equal(images[0].image, images[2].image), "seeds act"
 
 
+def test_who_listens_hears_a_text_grow_to_the_whole_and_changes_nothing_of_it(policy):
+    context, sampling, heard = (TextPiece(text="a red circle"),), Sampling(max_new_tokens=6), []
+    text, other = policy.write([context] * 2, sampling, [0, 1], [heard.append, None])
+    assert heard[-1] == text.text and [len(words) for words in heard] == sorted(map(len, heard))
+    assert [t.token_ids for t in policy.write([context] * 2, sampling, [0, 1])] == [text.token_ids, other.token_ids]
+
+
 def test_an_adapter_is_switched_off_merged_and_dropped_from(backbone, folder):
     policy = loaded(backbone, folder)
     base = backbone.probe(policy)

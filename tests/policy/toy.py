@@ -90,13 +90,15 @@ class ToyPolicy(Policy):
         cut = {"cutoff": torch.cat(cutoffs)} if cutoffs[0] is not None else {}
         return {"context": context, "token_ids": tuple(ids), "log_probs": torch.cat(log_probs), **cut}
 
-    def write(self, contexts, sampling, seeds):
+    def write(self, contexts, sampling, seeds, heard=None):
         out = []
-        for context, seed in zip(contexts, seeds, strict=True):
+        for row, (context, seed) in enumerate(zip(contexts, seeds, strict=True)):
             found = self.sample(context, sampling.max_new_tokens, seed, sampling)
             words = [i for i in found["token_ids"] if i < self.words]
             how = {"ended": len(words) < len(found["token_ids"]), "temperature": sampling.temperature or 1.0}
             out.append(TextSegment(**found, **how, text=self.tokenizer.decode(words)))
+            if heard and heard[row]:  # it samples a text in one piece
+                heard[row](out[-1].text)
         return out
 
     def draw(self, contexts, drawings, seeds, noise_seeds=None):

@@ -33,14 +33,14 @@ class Held(BagelPolicy):
         self.entered, self.go = threading.Semaphore(0), threading.Event()
         self.written = []
 
-    def write(self, contexts, sampling, seeds):
+    def write(self, contexts, sampling, seeds, heard=None):
         self.entered.release()
         assert self.go.wait(60)
         texts = [piece.text for context in contexts for piece in context if hasattr(piece, "text")]
         self.written += texts
         if "purple" in " ".join(texts):
             raise RuntimeError("a fault of the model")
-        return super().write(contexts, sampling, seeds)
+        return super().write(contexts, sampling, seeds, heard)
 
 
 @contextmanager

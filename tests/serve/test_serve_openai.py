@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import threading
+
+import httpx
 import openai
 import pytest
+import torch
 
+from r3_rl.evaluate.loading import Loaded
 from r3_rl.evaluate.refiner import Refiner
 from r3_rl.pixels import from_picture
+from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.base import Sampling
 from r3_rl.rollout.rows import row_seeds
-from r3_rl.types import ImagePiece, TextPiece
+from r3_rl.serve.command import running
+from r3_rl.serve.conversation import Answers, answer_of
+from r3_rl.serve.streaming import Chunks
+from r3_rl.serve.studio import Studio, StudioSettings
+from r3_rl.types import ImagePiece, TextPiece, TextSegment
 from tests.serve.conftest import data_url, levels_apart, picture_of, png_of
 
 PROMPT = "one yellow triangle and two green circles"
 QUESTION = "how many circles ?"
+GREEDY = Sampling(max_new_tokens=64, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +127,73 @@ def test_a_stream_brings_what_the_whole_answer_says(client, drawn):
     assert deltas[0].role == "assistant"
     assert events[-2].choices[0].finish_reason == "stop"
     assert events[-1].usage == whole.usage
+
+
+class Halting(BagelPolicy):
+    """Goes on with a text only when somebody has let it."""
+
+    def __init__(self, policy):
+        super().__init__(policy.model, policy.reader)
+        self.go = threading.Event()
+        self.done = False
+
+    def write(self, contexts, sampling, seeds, heard=None):
+        def wait_and_hear(hear):
+            def told(text):
+                hear(text)
+                assert len(text.split()) < 3 or self.go.wait(60)
+
+            return told
+
+        texts = super().write(contexts, sampling, seeds, [hear and wait_and_hear(hear) for hear in heard])
+        self.done = True
+        return texts
+
+
+def test_words_arrive_while_the_text_is_still_written(loaded, drawn):
+    policy = Halting(loaded.policy)
+    question = {"messages": asked(drawn), "max_tokens": 64, "stream": True}
+    studio = Studio(Loaded(policy=policy, loop=loaded.loop, adapted=False), StudioSettings())
+    with (
+        running(studio) as url,
+        httpx.stream("POST", f"{url}/v1/chat/completions", json=question, timeout=60) as answer,
+    ):
+        try:
+            lines = filter(None, answer.iter_lines())
+            first = next(line for line in lines if "reasoning_content" in line)
+            assert not policy.done
+        finally:
+            policy.go.set()
+        rest = list(lines)
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in [first, *rest[:-1]]]
+    whole = policy.write([(ImagePiece(image=from_picture(drawn)), TextPiece(text=QUESTION))], GREEDY, [0], [None])[0]
+    thought, content = ("".join(d.get(name, "") for d in deltas) for name in ("reasoning_content", "content"))
+    assert f"<think> {thought} </think> {content}" == whole.text
+    assert rest[-1] == "data: [DONE]" and len(deltas) > 5
+
+
+@pytest.mark.parametrize(
+    ("written", "ended", "thought", "content"),
+    [
+        (
+            ["<think> a", "<think> a b </think", "<think> a b </think> c", "<think> a b </think> c d"],
+            True,
+            "a b",
+            "c d",
+        ),
+        (["<think> a", "<think> a b"], False, "a b", "<think> a b"),
+        (["c", "c d", "c", "c d e"], True, "", "c d e"),  # written again after its batch had failed
+    ],
+)
+def test_the_pieces_of_a_stream_are_its_answer(written, ended, thought, content):
+    text = TextSegment(context=(), token_ids=(1,), log_probs=torch.zeros(1), text=written[-1], ended=ended)
+    found = Answers(model="m", answers=[answer_of(text)], prompt_tokens=1, completion_tokens=1)
+    assert found.answers[0].content == content
+    chunks = Chunks("m", 1)
+    events = [e for text in written for e in chunks.grown([text])] + list(chunks.ended(found, include_usage=False))
+    deltas = [json.loads(e.removeprefix("data: "))["choices"][0]["delta"] for e in events[:-1]]
+    assert "".join(d.get("content", "") for d in deltas) == content
+    assert "".join(d.get("reasoning_content", "") for d in deltas) == thought
 
 
 def test_a_conversation_reads_system_words_and_earlier_answers(client, drawn):

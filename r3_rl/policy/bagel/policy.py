@@ -16,7 +16,16 @@ from r3_rl.policy.bagel import sampler, supervised, writer
 from r3_rl.policy.bagel.backbone import BAGEL, SHARED
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
-from r3_rl.policy.base import Drawing, Example, ImageReplay, Layered, Sampling, SupervisedLoss, SupervisedNoise
+from r3_rl.policy.base import (
+    Drawing,
+    Example,
+    Heard,
+    ImageReplay,
+    Layered,
+    Sampling,
+    SupervisedLoss,
+    SupervisedNoise,
+)
 from r3_rl.policy.prefixes import spans
 from r3_rl.policy.reference import Base
 from r3_rl.types import Context, ImageSegment, Segment, TextSegment
@@ -54,9 +63,15 @@ class BagelPolicy:
         """The reader's."""
         return self.reader.tokenizer
 
-    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[TextSegment]:
+    def write(
+        self,
+        contexts: Sequence[Context],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        heard: Sequence[Heard | None] | None = None,
+    ) -> list[TextSegment]:
         """One text a context, sampled with its own seed."""
-        return writer.write(self.model, self.reader, contexts, sampling, seeds) if contexts else []
+        return writer.write(self.model, self.reader, contexts, sampling, seeds, heard) if contexts else []
 
     def draw(
         self,

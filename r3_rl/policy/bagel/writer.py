@@ -10,14 +10,19 @@ from r3_rl.policy.bagel.decoding import Decoding
 from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.reader import Reader
-from r3_rl.policy.base import Sampling
+from r3_rl.policy.base import Heard, Sampling
 from r3_rl.policy.tokens import choose, row_uniforms
 from r3_rl.types import Context, TextSegment
 
 
 @torch.no_grad()
 def write(
-    model: Bagel, reader: Reader, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]
+    model: Bagel,
+    reader: Reader,
+    contexts: Sequence[Context],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    heard: Sequence[Heard | None] | None = None,
 ) -> list[TextSegment]:
     """One text a context. The first token fed is bos at the context's next position; eos ends a text."""
     num_rows, limit = len(contexts), sampling.max_new_tokens
@@ -40,6 +45,8 @@ def write(
                 tokens[row].append(ids[i])
                 log_probs[row].append(values[i])
                 cutoffs[row] += lines[i : i + 1]
+                if heard and (hear := heard[row]):
+                    hear(reader.text(tokens[row]))
         running = running & (chosen != reader.eos)
         left = int(running.sum())
         if left == 0:
