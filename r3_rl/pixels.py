@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from r3_rl.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +47,23 @@ def from_picture(picture: Image.Image) -> torch.Tensor:
     # numpy, since a server calls this from many threads, and torch would start a pool of its own in each
     levels = np.asarray(flat_rgb(picture), dtype=np.float32) / np.float32(255)
     return torch.from_numpy(np.ascontiguousarray(levels.transpose(2, 0, 1)))
+
+
+def open_image(image: Path | bytes) -> torch.Tensor:
+    """Return float32 [3, H, W] in [0, 1] of a picture's file, or of what it holds.
+
+    Raises:
+        DataError: not an image that can be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    place = str(image) if isinstance(image, Path) else "an image in the file"
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return from_picture(opened)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        why = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"{place}: {why}", hint="fetch it again") from None
 
 
 def flat_rgb(picture: Image.Image) -> Image.Image:

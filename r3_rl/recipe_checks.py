@@ -40,7 +40,10 @@ def pointed_to(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     `values` may hold mistakes of their own, which are reported beside these: what is no text or list is passed over.
     """
     if isinstance(file := _below(values, "data").get("path"), str):
-        yield from ((("data", "path"), message) for message in _prompt_file(FilePath(file)))
+        yield from ((("data", "path"), message) for message in _lines_file(FilePath(file)))
+    asked = _below(values, "data").get("questions")
+    if isinstance(asked, str) and not FilePath(asked).expanduser().is_dir():
+        yield from ((("data", "questions"), message) for message in _lines_file(FilePath(asked), "data.questions"))
     if isinstance(folder := _below(values, "model").get("path"), str) and not is_hub_id(folder):
         yield from ((("model", "path"), message) for message in _weights(folder, "model.path"))
     if isinstance(start := _below(values, "pretrain").get("start"), str):
@@ -82,8 +85,10 @@ def _kind_problems(recipe: Recipe, world: World[Any]) -> Iterator[tuple[Path, st
                 yield ("data", key), _unknown(tag, world.tags)
     if not chosen_tags(world, data.tags, data.exclude_tags):
         yield ("data", "exclude_tags"), "no kind of prompt is left; leave out fewer"
-    if recipe.algorithm.answer_share > 0 and not world.question_kinds:
-        yield ("algorithm", "answer_share"), f"the world '{world.name}' asks no questions; set it to 0"
+    asked = {"answer_share": data.questions is None, "answer_own_share": True}
+    for key, by_world in asked.items():
+        if by_world and getattr(recipe.algorithm, key) > 0 and not world.question_kinds:
+            yield ("algorithm", key), f"the world '{world.name}' asks no questions; set it to 0"
     if pretrain is None:
         return
     for key in ("prompt_weights", "draw_weights"):
@@ -176,13 +181,13 @@ def _weights(folder: str, setting: str) -> Iterator[str]:
         yield f"no such folder: '{folder}'{unfilled(folder) or f'; name the weights with {setting}=FOLDER'}"
 
 
-def _prompt_file(file: FilePath) -> Iterator[str]:
+def _lines_file(file: FilePath, key: str = "data.path") -> Iterator[str]:
     if not file.is_file():
-        yield f"no such file: '{file}'{unfilled(str(file)) or '; name the prompts with data.path=FILE'}"
+        yield f"no such file: '{file}'{unfilled(str(file)) or f'; name the file with {key}=FILE'}"
         return
     try:
         with file.open("rb") as lines:
             if not any(line.strip() for line in lines):
-                yield f"'{file}' holds no prompts; it needs one JSON object a line"
+                yield f"'{file}' is empty; it needs one JSON object a line"
     except OSError as error:
-        yield f"'{file}' cannot be read ({str(error.strerror).lower()}); name the prompts with data.path=FILE"
+        yield f"'{file}' cannot be read ({str(error.strerror).lower()}); name the file with {key}=FILE"

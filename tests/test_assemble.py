@@ -98,6 +98,8 @@ def with_value(path: str, value: Any) -> Recipe:
         at[name] = dict(at.get(name, {}))
         at = at[name]
     at[leaf] = value
+    if path == "algorithm.answer_own_share":  # a share of nothing is refused
+        at["answer_share"] = value
     if path == "rollout.protocol":
         tree["model"] = {"kind": "bagel", "path": "weights"}
     return Recipe.model_validate(tree)

@@ -82,7 +82,7 @@ def test_defaults_hold_where_a_recipe_is_silent(write):
         ),
         ("training:\n  seed: 1\n  seed: 2\n", "r.yaml:6: training.seed: written twice, first in line 5"),
         ("data:\n  kind: jsonl\n  path: no.jsonl\n", "r.yaml:6: data.path: no such file"),
-        ("data:\n  kind: jsonl\n  path: empty.jsonl\n", "holds no prompts"),
+        ("data:\n  kind: jsonl\n  path: empty.jsonl\n", "empty.jsonl' is empty"),
         ("data:\n  kind: geneval\n", "r.yaml:4: data.path: kind 'geneval' needs the path of a prompt file"),
         ("model:\n  kind: bagel\n  path: nowhere\n", "r.yaml:6: model.path: no such folder"),
         ("eval_rewards:\n  - scorer: sharpnes\n", "r.yaml:5: eval_rewards.0.scorer: no scorer is called 'sharpnes'"),

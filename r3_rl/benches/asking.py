@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from r3_rl.benches.base import FEW, GREEDY, Figure, Job, Request, Sample
 from r3_rl.benches.drawing import OF_A_SEED
-from r3_rl.errors import DataError, InputError
+from r3_rl.errors import InputError
 from r3_rl.evaluate.base import SEED
-from r3_rl.pixels import from_picture
+from r3_rl.pixels import open_image
 from r3_rl.policy.base import Policy
 from r3_rl.policy.words import unknown_words
 from r3_rl.rollout.rows import row_seeds
@@ -109,21 +107,6 @@ def answer_in(text: str) -> str:
     ('two', 'Two.')
     """
     return split_thought(text)[1] or text.strip()
-
-
-def open_image(image: Path | bytes) -> torch.Tensor:
-    """Return float32 [3, H, W] in [0, 1].
-
-    Raises:
-        DataError: not an image that can be read.
-    """
-    place = str(image) if isinstance(image, Path) else "an image in the file"
-    try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return from_picture(opened)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        why = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{place}: {why}", hint="fetch it again") from None
 
 
 def question_for(request: Request, question: str, instruction: str) -> str:

@@ -19,8 +19,8 @@ from PIL import Image
 
 from r3_rl.benches.choice import LETTERS
 from r3_rl.benches.ita import POOL
-from r3_rl.benches.vqa_words import normalised
 from r3_rl.observe.trajectories import to_pixels
+from r3_rl.stages.vqa_words import normalised
 from r3_rl.worlds.base import Question, World, find_world
 from r3_rl.worlds.files.checks import geneval_problems
 from r3_rl.worlds.sets import pairs

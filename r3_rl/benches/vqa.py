@@ -10,8 +10,8 @@ from typing import Any
 from r3_rl.benches.asking import SHORT, Asked, AskedBench, question_for
 from r3_rl.benches.base import Figure, ItemBench, Request, batch_of
 from r3_rl.benches.published import OKVQA, VQAV2, Published, field, find_image, given_path, missing, read_json
-from r3_rl.benches.vqa_words import accuracy
 from r3_rl.errors import DataError
+from r3_rl.stages.vqa_words import accuracy
 
 _FILES = {
     VQAV2.name: ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"),

@@ -25,7 +25,7 @@ def checked_recipe(path_or_name: str, overrides: Sequence[str] = (), *, processe
     from r3_rl.recipe import misfit
     from r3_rl.recipe_io import load_recipe
 
-    return load_recipe(path_or_name, overrides, further=[partial(misfit, world_size=processes), _lacking])
+    return load_recipe(path_or_name, overrides, further=[partial(misfit, world_size=processes), _lacking, _questions])
 
 
 def prompt_columns(recipe: Recipe) -> list[str]:
@@ -91,6 +91,15 @@ def _lacking(recipe: Recipe) -> Iterator[tuple[Path, str]]:
                     f"'{recipe.data.kind}' has (only: {', '.join(columns) or 'none'}); "
                     "use others or another scorer",
                 )
+
+
+def _questions(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """Reads the file of questions, which raises what is wrong in it by its own lines."""
+    if recipe.data.questions is not None:
+        from r3_rl.worlds.files.questions import load_questions
+
+        load_questions(recipe.data.questions, unknown_words=_vocabulary(recipe))
+    yield from ()
 
 
 def _demanded(found: Any, params: Mapping[str, Any]) -> Iterator[str]:

@@ -21,12 +21,16 @@ from r3_rl.assemble import (
     world_tags,
 )
 from r3_rl.nodes import Node, given_image
+from r3_rl.pixels import open_image
+from r3_rl.policy.words import unknown_words
 from r3_rl.recipe import Recipe
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
+from r3_rl.training.schedules import AskedNodes
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import Prompt
 from r3_rl.worlds.base import World, find_world
+from r3_rl.worlds.files.questions import FileQuestion, load_questions
 from r3_rl.worlds.sets import wrong_drafts
 
 _QUESTIONS = 77
@@ -53,8 +57,39 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
         eval_reward_funcs=held_out,
         base_fingerprint=loaded.fingerprint,
         synthetic=partial(synthetic_nodes, world, panel=panel, tags=tags) if world else None,
-        questions=partial(asked_nodes, world) if world else None,
+        questions=_questions(recipe, loaded, world),
+        about=partial(nodes_about, world) if world else None,
     )
+
+
+def _questions(recipe: Recipe, loaded: LoadedPolicy, world: World[Any] | None) -> AskedNodes | None:
+    """Whoever asks the questions that are trained on: a file, else the world."""
+    if recipe.data.questions is not None:
+        known = partial(unknown_words, loaded.policy.tokenizer)
+        return partial(nodes_of_file, load_questions(recipe.data.questions, unknown_words=known))
+    return partial(asked_nodes, world) if world else None
+
+
+def nodes_of_file(asked: Sequence[FileQuestion], count: int, seed: int) -> list[Node]:
+    """Questions of a file, each once before one comes again."""
+    rng = np.random.default_rng((seed, _QUESTIONS))
+    order = [int(i) for _ in range(-(-count // len(asked))) for i in rng.permutation(len(asked))]
+    chosen = [asked[i] for i in order[:count]]
+    return [given_image(Prompt(text=q.text, columns=q.columns), open_image(q.image)) for q in chosen]
+
+
+def nodes_about(world: World[Any], images: Sequence[Node], seed: int) -> list[Node]:
+    """Questions about drawn images, of every kind in turn. The world's inspector reads what is drawn; an image of which
+    no answer is sure is left out."""
+    rng, kinds = np.random.default_rng((seed, _QUESTIONS)), list(world.question_kinds)
+    found: list[Node] = []
+    pictures = np.stack([image.image.numpy() for image in images])
+    for picture, scene in zip(pictures, world.inspect(pictures), strict=True):
+        asked = world.ask(picture, scene, kinds[len(found) % len(kinds)], rng)
+        if asked is not None:
+            columns = {"answer": asked.answer, "kind": asked.kind}
+            found.append(given_image(Prompt(text=asked.text, columns=columns), torch.from_numpy(picture)))
+    return found
 
 
 def asked_nodes(world: World[Any], count: int, seed: int) -> list[Node]:

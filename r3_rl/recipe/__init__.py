@@ -79,8 +79,12 @@ class Recipe(Section):
             yield Problem("rollout.protocol", "the embedded model knows only its own words and the protocol 'compact'")
         if self.algorithm.tree.synthetic_fraction > 0 and not self.data.world:
             yield Problem("algorithm.tree.synthetic_fraction", "only a world can draw nodes itself; set it to 0")
-        if self.algorithm.answer_share > 0 and not self.data.world:
-            yield Problem("algorithm.answer_share", "only a world knows questions and their answers; set it to 0")
+        if self.algorithm.answer_share > 0 and not self.data.world and self.data.questions is None:
+            yield Problem("algorithm.answer_share", "nobody asks: name a file in data.questions, or set it to 0")
+        if self.algorithm.answer_own_share > 0 and not self.data.world:
+            yield Problem("algorithm.answer_own_share", "only a world can say what an image shows; set it to 0")
+        if self.data.questions is not None and self.algorithm.answer_share == 0:
+            yield Problem("data.questions", "no step asks them; set algorithm.answer_share above 0, or drop the file")
         if self.pretrain is not None and not self.data.world:
             yield Problem(
                 "data.kind", "pretraining needs a world, which makes its own examples; a file has prompts alone"

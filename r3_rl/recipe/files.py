@@ -12,7 +12,7 @@ from r3_rl import registered
 from r3_rl.recipe.tree import Path, text_problem
 
 _PACKAGE = FilePath(__file__).resolve().parents[1]
-READ: tuple[Path, ...] = (("data", "path"), ("model", "path"), ("pretrain", "start"))
+READ: tuple[Path, ...] = (("data", "path"), ("data", "questions"), ("model", "path"), ("pretrain", "start"))
 """Settings that name a file or folder to be read; a relative one is looked for beside the recipe that names it."""
 FUNCTIONS: dict[Path, str] = {
     ("algorithm", "text_loss"): registered.LOSSES,

@@ -88,8 +88,14 @@ class AlgorithmSection(Section):
     progressive: ProgressiveSection = section("When schedule `progressive` joins drawing and understanding.")
     answer_share: Share = Field(
         0.0,
-        description="Share of the steps that train answers to questions about images that the world draws, spread "
-        "evenly between the schedule's own steps; 1 trains nothing else. An answer earns 1 if it is right.",
+        description="Share of the steps that train answers to questions about images, spread evenly between the "
+        "schedule's own steps; 1 trains nothing else. The world asks, or the file `data.questions`. A right answer "
+        "earns 1.",
+    )
+    answer_own_share: Share = Field(
+        0.0,
+        description="Share of these questions that are about images that the policy drew in the last steps; the world "
+        "asks them, and its inspector answers.",
     )
     frozen_stages: tuple[Literal["plan", "draft", "critique", "refinement", "answer"], ...] = Field(
         (),
@@ -152,6 +158,11 @@ class AlgorithmSection(Section):
         phases = phases_of(self.schedule, self.answer_share)
         if not {stage for phase in phases for stage in STAGES[phase]} - set(self.frozen_stages):
             yield Problem("frozen_stages", f"schedule '{self.schedule}' trains no other stage; leave one out")
+        if self.answer_own_share > 0 and not 0 < self.answer_share < 1:
+            yield Problem(
+                "answer_own_share",
+                "own images come from steps that draw: set answer_share between 0 and 1, or this to 0",
+            )
         if self.answer_share > 0 and self.text_loss_weight == 0:
             yield Problem("text_loss_weight", "answers are texts; set it above 0, or answer_share to 0")
 

@@ -117,6 +117,12 @@ class DataSection(Section):
     prompt_key: str | None = Field(
         None, description="Column that holds the prompt; for `tiif` `short_description` or `long_description`."
     )
+    questions: str | None = Field(
+        None,
+        min_length=1,
+        description="Questions about images for `algorithm.answer_share`: JSON lines with `image`, `question` and "
+        "`answer`, or a folder of a VQA challenge. Null: a world asks its own.",
+    )
     tags: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = Field(
         None, description="Keep only prompts with these tags; null keeps all."
     )

@@ -24,7 +24,7 @@ from r3_rl.stages.settings import LoopSettings
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.from_trl import prompts_of
-from r3_rl.training.schedules import AskedNodes, Schedule, SyntheticNodes
+from r3_rl.training.schedules import AboutNodes, AskedNodes, Schedule, SyntheticNodes
 from r3_rl.training.update import LossSettings
 
 Settings = TypeVar("Settings", CreditSettings, LossSettings)
@@ -115,10 +115,13 @@ def schedule_of(
     args: R3Config,
     synthetic: SyntheticNodes | None,
     questions: AskedNodes | None,
+    about: AboutNodes | None,
     *,
     watch: Watch,
 ) -> Schedule:
     """What collects the rollouts of a step and credits them. Raises InputError where nobody asks questions."""
+    if args.answer_own_share > 0 and about is None:
+        raise InputError("answer_own_share without anybody who asks about images", hint="set it to 0")
     if args.answer_share > 0 and questions is None:
         raise InputError("answer_share without questions", hint="pass questions, or set it to 0")
     share = args.num_prompts // ranks.count()
@@ -149,6 +152,8 @@ def schedule_of(
         synthetic_fraction=args.synthetic_fraction,
         questions=questions,
         answer_share=args.answer_share,
+        about=about,
+        own_share=args.answer_own_share,
         apart=args.apart_fraction,
         ramp=args.ramp_fraction,
     )

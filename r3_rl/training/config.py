@@ -79,6 +79,7 @@ class R3Config:
     apart_fraction: float = _key(ProgressiveSection, "apart_fraction")
     ramp_fraction: float = _key(ProgressiveSection, "ramp_fraction")
     answer_share: float = _key(AlgorithmSection, "answer_share")
+    answer_own_share: float = _key(AlgorithmSection, "answer_own_share")
     frozen_stages: Sequence[str] = _key(AlgorithmSection, "frozen_stages")
     gain: str = _key(AlgorithmSection, "gain")
     format_mode: str = _key(AlgorithmSection, "format_mode")

@@ -12,6 +12,7 @@ from r3_rl import ranks
 from r3_rl.algorithm.gain import gains
 from r3_rl.nodes import Node, numbered
 from r3_rl.stages.answer import said
+from r3_rl.stages.answer_rules import worth
 from r3_rl.training.credit import CreditSettings, StageCredit, compare, credit, finish, with_form
 from r3_rl.types import TextSegment, Trajectory, Verdict
 
@@ -84,21 +85,10 @@ def credit_critiques(critiques: Sequence[Node], settings: CreditSettings) -> Sta
 
 
 def credit_answers(answers: Sequence[Node], settings: CreditSettings) -> StageCredit:
-    """An answer earns 1 if it is right (`is_right`), else 0, and its form."""
-    right = torch.tensor([float(is_right(_words(a), a.prompt.columns["answer"])) for a in answers])
+    """An answer earns what the rule of its question says (`stages.answer_rules`), and its form."""
+    right = torch.tensor([worth(_words(a), a.prompt.columns) for a in answers])
     formed = torch.tensor([a.well_formed for a in answers], dtype=torch.bool)
     return credit(answers, right, settings, items={"answer/frac_right": right, "answer/frac_well_formed": formed})
-
-
-def is_right(answer: str, wanted: str | Sequence[str]) -> bool:
-    """Whether an answer is one of the right ones, whatever its case and a full stop behind it.
-
-    >>> is_right("Two.", ["two", "2"]), is_right("not two", "two"), is_right("", "")
-    (True, False, False)
-    """
-    listed = [wanted] if isinstance(wanted, str) else wanted
-    plain = answer.strip().rstrip(".").strip().casefold()
-    return bool(plain) and any(plain == str(one).strip().casefold() for one in listed)
 
 
 def _words(answer: Node) -> str:

@@ -44,6 +44,8 @@ SyntheticNodes = Callable[[int, int], list[Node]]
 """(count, seed) -> scored images that no policy drew."""
 AskedNodes = Callable[[int, int], list[Node]]
 """(count, seed) -> given images whose prompts are questions, with what is right in their column `answer`."""
+AboutNodes = Callable[[Sequence[Node], int], list[Node]]
+"""(drawn images, seed) -> at most as many of the same kind, about these images."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -85,9 +87,12 @@ class Schedule:
     synthetic: SyntheticNodes | None = None
     synthetic_fraction: float
     """Share of the images that a world draws, where it can."""
-    questions: AskedNodes | None = None
+    questions: AskedNodes | None
     answer_share: float
     """Share of the turns that train answers."""
+    about: AboutNodes | None = None
+    own_share: float
+    """Share of the questions that are about the policy's own images, as far as the pool has any."""
     apart: float
     ramp: float
     """Of `progressive`: shares of the run, as `joint_share` takes them."""
@@ -169,13 +174,24 @@ class Schedule:
         return _collected("episode", ends, [credit_trajectories(ends, self.credit)], items=items)
 
     def _answer(self, count: int, seed: int) -> Collected:
-        """Questions about given images, those that one process alone would ask."""
+        """Questions about given images, those that one process alone would ask, and about images of the pool."""
         assert self.questions is not None
         first = self.engine.first_group
         asked = self.questions(count * ranks.count(), seed)[first : first + count]
+        own = self._about_own(round(count * self.own_share), seed)
+        asked[: len(own)] = own
         roots = self.engine.roots(asked, num_rows=self.branch.answer)
         answers = self.engine.write(ANSWER, roots, self.engine.settings.critique, seed=seed, each=self.branch.answer)
         return _collected("answer", answers, [credit_answers(answers, self.credit)])
+
+    def _about_own(self, count: int, seed: int) -> list[Node]:
+        """At most so many questions about images of the pool."""
+        images = [image for group in self.pool.groups for image in group]
+        if self.about is None or not count or not images:
+            return []
+        rng = np.random.default_rng((seed, self.engine.first_group, 2))
+        chosen = rng.permutation(len(images))[:count]
+        return self.about([images[i] for i in chosen], seed)
 
     def _critique(self, drafts: list[Node], count: int, seed: int, rng: np.random.Generator) -> Collected:
         """Of fresh drafts, not trained on, one of each group is critiqued by G peers."""

@@ -24,7 +24,7 @@ from r3_rl.training.from_trl import adapter_of, config_of
 from r3_rl.training.guarding import GuardCallback
 from r3_rl.training.loop import Loop
 from r3_rl.training.parallel import DeepSpeedLearner, Learner, ShardLearner
-from r3_rl.training.schedules import AskedNodes, Collected, SyntheticNodes
+from r3_rl.training.schedules import AboutNodes, AskedNodes, Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
 from r3_rl.training.shards import Shards
 
@@ -47,7 +47,8 @@ class R3Trainer(Loop):
         base_fingerprint: of the base's folder, kept beside every saved adapter.
         synthetic: nodes that a world draws itself.
         questions: given images, each with a question for a prompt, whose column `answer` is the right answer (or a list
-            of right ones); for `answer_share`.
+            of right ones), and `match` the rule (`stages.answer_rules`); for `answer_share`.
+        about: the same about images that the policy drew, for `answer_own_share`.
         on_collected: called with every step's rollouts (recording).
 
     Raises InputError for arguments that contradict each other.
@@ -69,6 +70,7 @@ class R3Trainer(Loop):
         base_fingerprint: str = "",
         synthetic: SyntheticNodes | None = None,
         questions: AskedNodes | None = None,
+        about: AboutNodes | None = None,
         on_collected: Callable[[int, Collected], None] | None = None,
     ) -> None:
         args, adapter = config_of(args), adapter_of(peft_config)
@@ -94,7 +96,7 @@ class R3Trainer(Loop):
             panel=panel,
             held_out=eval_reward_funcs,
             prompts=prompts,
-            schedule=schedule_of(model, panel, self.loop, args, synthetic, questions, watch=watch),
+            schedule=schedule_of(model, panel, self.loop, args, synthetic, questions, about, watch=watch),
             batcher=Batcher(policy=model, token_budget=args.token_budget, drawing=self.loop.draft.drawing),
             watch=watch,
             base_fingerprint=base_fingerprint,

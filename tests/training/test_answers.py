@@ -13,9 +13,11 @@ from r3_rl.errors import InputError
 from r3_rl.nodes import given_image, image_roots
 from r3_rl.recipe_io import load_recipe
 from r3_rl.stages import ANSWER
+from r3_rl.stages.answer_rules import RULES, worth
 from r3_rl.training.credit import CreditSettings
-from r3_rl.training.earned import credit_answers, is_right
+from r3_rl.training.earned import credit_answers
 from r3_rl.types import Prompt, TextSegment
+from r3_rl.worlds.files.questions import MATCHES
 from tests.training.test_trainer import make, run
 
 
@@ -52,7 +54,64 @@ def test_an_answer_is_right_after_its_thought_and_compared_with_the_others_to_it
     [("2", ["two", "2"], True), ("no", "not", False), ("", "", False), (" YES ", "yes", True), ("1", 1, False)],
 )
 def test_right_is_equal_but_for_case_and_a_full_stop(answer, wanted, right):
-    assert is_right(answer, wanted if wanted != 1 else "one") is right
+    assert worth(answer, {"answer": wanted if wanted != 1 else "one"}) == right
+
+
+@pytest.mark.parametrize(
+    ("match", "answer", "wanted", "more", "earns"),
+    [
+        ("yes_no", "Yes, there is a cat.", "yes", {}, 1.0),
+        ("yes_no", "there is no cat", "yes", {}, 0.0),
+        ("yes_no", "a cat", "no", {}, 0.0),
+        ("number", "three dogs", 3, {}, 1.0),
+        ("number", "4", 3, {}, 0.0),
+        ("number", "4", 3, {"within": 1}, 1.0),
+        ("number", "1.5", [1.25, 9], {"within": 0.25}, 1.0),
+        ("number", "3 or 4", 3, {}, 0.0),
+        ("number", "many", 3, {"within": 9}, 0.0),
+        ("vqa", "2", ["2"] * 3 + ["3"] * 7, {}, 0.9),
+        ("vqa", "4", ["2"] * 3 + ["3"] * 7, {}, 0.0),
+        (None, "Two.", ["two", "2"], {}, 1.0),
+    ],
+)
+def test_an_answer_earns_what_its_rule_says(match, answer, wanted, more, earns):
+    assert worth(answer, {"answer": wanted, "match": match, **more}) == pytest.approx(earns)
+
+
+def test_files_may_name_every_rule():
+    assert tuple(RULES) == MATCHES
+
+
+def test_questions_about_own_images_are_about_images_of_the_pool_and_resume(tmp_path):
+    def about(images, seed):
+        return [given_image(Prompt(text="how many own", columns={"answer": "two"}), image.image) for image in images]
+
+    options = {
+        "answer_share": 0.5, "answer_own_share": 0.5, "questions": questions, "about": about, "num_prompts": 2,
+        "max_steps": 6, "save_steps": 3,
+    }  # fmt: skip
+    whole, asked = make(tmp_path / "whole", **options), []
+    drawn: list[torch.Tensor] = []
+
+    def look(step, collected):
+        if collected.phase == "answer":
+            roots = dict.fromkeys(leaf.root for leaf in collected.leaves)
+            asked.append([root.prompt.text for root in roots])
+            own = [root.image for root in roots if root.prompt.text == "how many own"]
+            assert all(any(torch.equal(image, other) for other in drawn) for image in own)
+        else:
+            drawn.extend(leaf.image for leaf in collected.leaves if leaf.verdict is not None)
+
+    whole.on_collected = look
+    rows = run(whole)
+    assert len(asked) == 3
+    assert ["how many own" in texts for texts in asked][-1]
+    assert all(len(texts) == 2 for texts in asked)
+    resumed = run(make(tmp_path / "again", **options), resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for name in ("reward", "loss"):
+        assert [row[name] for row in resumed[-3:]] == [row[name] for row in rows[-3:]], name
+    with pytest.raises(InputError, match="answer_own_share without anybody who asks"):
+        make(tmp_path / "none", **{**options, "about": None})
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.25, 2), (0.5, 4), (1.0, 8), (0.0, 0)])

@@ -60,6 +60,7 @@ def make(
     dataset=PROMPTS,
     lora=LORA,
     questions=None,
+    about=None,
     **options,
 ):
     args = R3Config(
@@ -87,6 +88,7 @@ def make(
         processing_class=loop_settings or loop(),
         peft_config=lora,
         questions=questions,
+        about=about,
     )
     return trainer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from r3_rl.benches.vqa_words import accuracy, contractions, normalised, without_punctuation
+from r3_rl.stages.vqa_words import accuracy, contractions, normalised, without_punctuation
 
 
 @pytest.mark.parametrize(
