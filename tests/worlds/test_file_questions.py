@@ -85,7 +85,7 @@ def test_a_challenge_that_does_not_fit_together_is_told(tmp_path):
     with pytest.raises(DataError, match="a question that nobody answered"):
         load_questions(_challenge(tmp_path / "b", answers=()))
     (tmp_path / "c").mkdir()
-    with pytest.raises(DataError, match=r"one file \*uestions\*\.json is wanted, there is none"):
+    with pytest.raises(DataError, match=r"one file \*\[qQ\]uestions\*\.json is wanted, there is none"):
         load_questions(tmp_path / "c")
 
 

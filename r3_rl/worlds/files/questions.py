@@ -32,8 +32,8 @@ def load_questions(
     """Read questions, their images unopened.
 
     Args:
-        path: JSON lines, whose `image` is looked for beside the file; or a folder with one `*uestions*.json`, one
-            `*nnotations*.json` of a VQA challenge, and the images below it.
+        path: JSON lines, whose `image` is looked for beside the file; or a folder with the questions, the
+            annotations and the images of a VQA challenge.
         unknown_words: the words of a text that the model cannot read.
 
     Raises:
@@ -88,7 +88,7 @@ def _answer_problems(row: Row) -> Iterator[str]:
 
 def _of_a_challenge(folder: Path, unknown_words: Callable[[str], Sequence[str]]) -> list[FileQuestion]:
     """Questions and annotations as visualqa.org publishes them."""
-    questions, annotations = (_only(folder, pattern) for pattern in ("*uestions*.json", "*nnotations*.json"))
+    questions, annotations = (_only(folder, pattern) for pattern in ("*[qQ]uestions*.json", "*[aA]nnotations*.json"))
     asked, people = _listed(questions, "questions"), _listed(annotations, "annotations")
     answers = {row.get("question_id"): row for row in people if isinstance(row, dict)}
     pictures = (path for suffix in ("jpg", "png") for path in sorted(folder.rglob(f"*.{suffix}")))
