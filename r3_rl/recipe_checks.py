@@ -12,11 +12,12 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from r3_rl import registered
-from r3_rl.errors import InputError
+from r3_rl.errors import InputError, one_line
+from r3_rl.importing import closest
 from r3_rl.model_checks import model_problems
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe import Recipe
-from r3_rl.recipe.files import FUNCTIONS, folder_problem, name_problem, paths_written, texts
+from r3_rl.recipe.files import FUNCTIONS, benches, folder_problem, name_problem, paths_written, texts
 from r3_rl.recipe.learning import MOST_SCORERS
 from r3_rl.recipe.pretraining import OF_THE_WORLD
 from r3_rl.recipe.tree import Path, unfilled
@@ -48,6 +49,11 @@ def pointed_to(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
         yield from ((("model", "path"), message) for message in _weights(folder, "model.path"))
     if isinstance(start := _below(values, "pretrain").get("start"), str):
         yield from ((("pretrain", "start"), message) for message in _weights(start, "pretrain.start"))
+    for where, path in benches(values):
+        if why := _bench_problem(str(where[-1]), path):
+            yield where, why
+    if isinstance(scorers := _below(values, "eval").get("scorers"), str) and not FilePath(scorers).is_file():
+        yield ("eval", "scorers"), f"no such file: '{scorers}'{unfilled(scorers)}"
     for where, folder in paths_written(values):
         if folder and (why := folder_problem(folder)):
             yield where, why
@@ -154,6 +160,21 @@ def _function_problem(group: str, name: str) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+def _bench_problem(name: str, path: Any) -> str:
+    """Of a bench that the run is measured by, before its files are opened."""
+    worlds, ours = registered.names(registered.WORLDS), registered.BUILT_IN[registered.ITEM_BENCHES]
+    known = (*worlds, *registered.names(registered.ITEM_BENCHES))
+    if name not in known:
+        return f"no bench is called '{one_line(name, 80)}'; {closest(name, known)}"
+    if path is None:
+        return f"it reads files; name them with eval.benches.{name}=PATH" if name in ours else ""
+    if not isinstance(path, str):
+        return ""  # said as a mistake of the schema
+    if name in worlds:
+        return f"the benches of a world read no files; write {name}: null"
+    return "" if FilePath(path).exists() else f"no such file or folder: '{path}'{unfilled(path)}"
 
 
 def _scorer_problems(scorer: str, params: dict[str, Any]) -> list[str]:

@@ -128,7 +128,7 @@ def document(results: Sequence[BenchResult], head: Mapping[str, Any]) -> dict[st
 
 def _row(row: Row) -> dict[str, Any]:
     figure = row.figure
-    said = {name: getattr(figure, name) for name in ("name", "label", "hint", "group", "unit", "wanted")}
+    said = {name: getattr(figure, name) for name in ("name", "label", "hint", "group", "unit", "wanted", "headline")}
     return {**said, "decodings": {decoding: _cells_document(cells) for decoding, cells in row.cells.items()}}
 
 

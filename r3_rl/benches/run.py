@@ -25,6 +25,8 @@ from r3_rl.importing import closest
 from r3_rl.observe.environment import environment
 from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.recorder import write_document
+from r3_rl.recipe.base import default
+from r3_rl.recipe.evaluating import EvalSection
 from r3_rl.worlds.base import World, find_world
 
 PLAN = "plan.json"
@@ -40,10 +42,10 @@ class EvalSettings:
     """Names, each with `=PATH` where it reads files."""
     rounds: Sequence[int] = (0, 1, 2, 3)
     """Edit budgets that are reported; the largest one is run."""
-    num_seeds: int = 1
+    num_seeds: int = default(EvalSection, "num_seeds")
     limit: int | None = None
     """Most items of a set."""
-    scorers: Path | None = None
+    scorers: Path | None = default(EvalSection, "scorers")  # noqa: RUF009 - null in the section
     """YAML file with the scorers of benches, as `benches.judged` reads it."""
 
 

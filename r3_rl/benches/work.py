@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,22 +67,45 @@ def all_batches(benches: Sequence[ItemBench], subjects: Sequence[Subject], num_s
 
 def measure(todo: Sequence[Batch], folder: Path, *, rounds: int, title: str) -> None:
     """Measure the batches that are not finished yet; each process takes its turn, the first one shows how it goes."""
-    missing = set(ranks.of_first(lambda: [b.file for b in todo if not (folder / b.file).is_file()]))
+    missing = set(ranks.of_first(lambda: _missing(todo, folder)))
     own = [batch for batch in todo if batch.file in missing][ranks.rank() :: ranks.count()]
     with RunProgress(title, total_steps=sum(_count(batch) for batch in own), unit="sample") as progress:
         progress.begin(done := 0)
         for batch in own:
-            with batch.subject.policy() as policy:
-                samples = batch.bench.measure(batch.job(policy, rounds), batch.items)
-            _keep(folder, batch, samples)
+            _measure(batch, folder, rounds)
             done += _count(batch)
             if ranks.rank() == 0:
                 progress.update(done, {})
     ranks.everyone(len(own))  # nobody reads before everybody has written
 
 
+def measure_alone(todo: Sequence[Batch], folder: Path, *, rounds: int) -> None:
+    """Measure the batches that are not finished yet, in this process, whatever the others of the run do."""
+    missing = set(_missing(todo, folder))
+    for batch in todo:
+        if batch.file in missing:
+            _measure(batch, folder, rounds)
+
+
+def _missing(todo: Sequence[Batch], folder: Path) -> list[str]:
+    return [batch.file for batch in todo if not (folder / batch.file).is_file()]
+
+
+def _measure(batch: Batch, folder: Path, rounds: int) -> None:
+    with batch.subject.policy() as policy:
+        samples = batch.bench.measure(batch.job(policy, rounds), batch.items)
+    _keep(folder, batch, samples)
+
+
 def _count(batch: Batch) -> int:
     return batch.items.stop - batch.items.start
+
+
+def forget(folder: Path, key: str) -> None:
+    """Remove what is kept of a model."""
+    for kind in (PARTS, IMAGES):
+        for kept in (folder / kind).glob(f"*/{key}"):
+            shutil.rmtree(kept)
 
 
 def kept_samples(folder: Path, batch: Batch) -> Iterator[dict[str, Any]]:

@@ -76,10 +76,25 @@ def train(
         return 0 if rehearsal.fits else 1
     from r3_rl.evaluate.run import train as run_training
 
+    further = None
+    if checked.eval.benches:
+        from r3_rl.benches.in_training import RunBenches, eval_settings
+        from r3_rl.benches.run import check_benches
+
+        check_benches(eval_settings(checked))  # a broken file is said before a model is loaded
+        further = RunBenches
+
     source = "".join(f"# override: {override}\n" for override in overrides)
     source += find_recipe(recipe).read_text(encoding="utf-8")
     with redirect_stdout(io.StringIO()) if rank else nullcontext():  # the first process speaks for all
-        done = run_training(checked, name=Path(recipe).stem, resume=resume, allow_changes=allow_changes, source=source)
+        done = run_training(
+            checked,
+            name=Path(recipe).stem,
+            resume=resume,
+            allow_changes=allow_changes,
+            source=source,
+            further=further,
+        )
     return done.exit_code
 
 

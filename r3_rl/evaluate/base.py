@@ -50,6 +50,22 @@ class Bench(Protocol[Some]):
         ...
 
 
+class Measures(Protocol):
+    """Further benches that a run is measured by. What was measured of the same weights is not measured again."""
+
+    def before(self) -> None:
+        """Measure the base."""
+        ...
+
+    def during(self, step: int) -> None:
+        """Measure the policy between two steps."""
+        ...
+
+    def after(self, step: int) -> dict[str, Any]:
+        """Measure the policy after its last step, and return the figures for `summary.json`."""
+        ...
+
+
 def find_bench(name: str, recipe: Recipe, **sizes: int) -> Bench[Any]:
     """Return a bench by its name.
 

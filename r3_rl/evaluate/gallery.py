@@ -46,16 +46,22 @@ class Gallery:
             self.recorder.trajectory(step, trajectory, phase=phase)
 
 
-class GalleryCallback(TrainerCallback):
-    """Draws the gallery after every so many steps, the last one left out: the run is measured there anyway."""
+class BetweenSteps(TrainerCallback):
+    """Does things after every so many steps, the last one left out: the run is measured there anyway.
 
-    def __init__(self, gallery: Gallery, every: int) -> None:
-        self.gallery, self.every = gallery, every
+    Args:
+        done: each is told the step; nothing of the run's random state is used.
+        every: steps.
+    """
+
+    def __init__(self, done: Sequence[Callable[[int], None]], every: int) -> None:
+        self.done, self.every = done, every
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Between two steps; nothing of the run's random state is used."""
+        """Between two steps."""
         if state.global_step % self.every == 0 and state.global_step < state.max_steps:
-            self.gallery.draw(state.global_step)
+            for do in self.done:
+                do(state.global_step)
 
 
 def by_judge(judge: Judge) -> Verdicts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,11 @@ from r3_rl.assemble import (
     load_policy,
     loop_settings,
 )
-from r3_rl.evaluate.base import SEED, Bench, bench_of
+from r3_rl.errors import InputError
+from r3_rl.evaluate.base import SEED, Bench, Measures, bench_of
 from r3_rl.evaluate.build import build_trainer
 from r3_rl.evaluate.early import Pace, ending_of, how_to_go_on
-from r3_rl.evaluate.gallery import Gallery, GalleryCallback, by_judge, by_panel
+from r3_rl.evaluate.gallery import BetweenSteps, Gallery, by_judge, by_panel
 from r3_rl.evaluate.measured import Items, Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.resume import Resumed, find_place, record_changes
@@ -45,6 +46,8 @@ from r3_rl.training.trainer import R3Trainer
 
 GUARD_STOPPED = 3
 """Exit code of a run that a guard stopped."""
+Further = Callable[[Recipe, LoadedPolicy, Path, int], Measures]
+"""The recipe, the policy, the run's folder, the step that the run goes on from -> the benches of its section `eval`."""
 AGAIN = 1.3
 """How long the second measurement takes, over the first: it has the policy's own wrong drafts read by two critics."""
 
@@ -80,17 +83,21 @@ def train(
     source: str | None = None,
     headline: bool = True,
     limit_s: float | None = None,
+    further: Further | None = None,
 ) -> RunResult:
     """Runs a recipe. `resume`: an interrupted run or one of its checkpoints, as `find_place` takes them;
     `allow_changes`: with other data, rewards, seed or model than it had. `bench`: what is measured before and after (by
     default the one that the recipe's world names; prompts of a file are judged by their rewards alone).
     `source`: the recipe as the user wrote it, kept next to the resolved one. `headline`: False leaves the last lines,
     the figures to remember, to a caller who has more to print. `limit_s`: seconds for all of it; training ends in time
-    to measure again, as far as the first measurement tells.
+    to measure again, as far as the first measurement tells. `further`: makes the benches of the section `eval`
+    (`r3_rl.benches.in_training.RunBenches`).
 
     In a process that `torchrun` started it joins the others: all roll out and learn, the first one measures and writes.
     """
     begin = time.monotonic()
+    if recipe.eval.benches and further is None:
+        raise InputError("the recipe names benches in its section 'eval'", hint="`r3 train` measures them")
     ranks.join()
     print(geometry(recipe, ranks.count()))
     runs, place = Path(recipe.training.output_dir), None
@@ -117,6 +124,7 @@ def train(
                 headline=headline,
                 limit_s=limit_s,
                 begin=begin,
+                further=further if recipe.eval.benches else None,
             )
         except KeyboardInterrupt as stopped:
             name = Signals(stopped.args[0] if stopped.args else Signals.SIGINT).name
@@ -135,6 +143,7 @@ def _train(
     headline: bool,
     limit_s: float | None,
     begin: float,
+    further: Further | None,
 ) -> RunResult:
     """The run itself, in a folder that nobody else writes. begin: of all of it, by the monotonic clock."""
     loaded = load_policy(recipe.model, world=recipe.data.world)
@@ -147,16 +156,20 @@ def _train(
     print(trainer.self_check())
     bench = bench or bench_of(recipe)
     items: Items | None = bench.items() if bench else None
-    if bench and trainer.shards:
+    benches = further(recipe, loaded, folder, checkpoint.step if checkpoint else 0) if further else None
+    if (bench or benches) and trainer.shards:
         # the swap test asks the base after training, when the processes that hold parts of it have left
         loaded.policy.remember_base(on_host=True)
     gallery = _gallery(recipe, loaded, trainer, bench, items, recorder)
     loading_s = time.monotonic() - begin
     before = _measure(bench, items, loaded, gallery, "before", 0, base=True) if bench else None
+    if benches:
+        benches.before()
     around_s = loading_s + (1 + AGAIN) * (time.monotonic() - begin - loading_s)
     if limit_s is not None:
         trainer.args.time_budget_s = max(limit_s - around_s, 0.0)
-    training_s = _lead(trainer, recipe, signals, gallery, checkpoint, folder)
+    between = [benches.during] if benches and recipe.eval.during else []
+    training_s = _lead(trainer, recipe, signals, gallery, checkpoint, folder, between)
     ranks.leave()
     pace = Pace(
         steps=trainer.state.global_step - (checkpoint.step if checkpoint else 0),
@@ -173,15 +186,16 @@ def _train(
     if bench and before and before.items:
         after = _measure(bench, before.items, loaded, gallery, "after", trainer.state.global_step)
         evaluation = evaluation_of(bench, before, after)
+    found = benches.after(trainer.state.global_step) if benches else {}
+    seeds, wall_s = [recipe.training.seed], time.monotonic() - begin
+    if evaluation and before and before.items and after:
+        values = {"before": before.values, "after": after.values}
         write_results(
-            recorder,
-            evaluation,
-            items=before.items,
-            seeds=[recipe.training.seed],
-            wall_s=time.monotonic() - begin,
-            values={"before": before.values, "after": after.values},
+            recorder, evaluation, items=before.items, seeds=seeds, wall_s=wall_s, values=values, benches=found
         )
         print_table(evaluation)
+    elif found:
+        recorder.document("summary.json", {"seeds": seeds, "wall_s": round(wall_s, 1), "benches": found})
     recorder.document(ENDING, ending.document())
     if ending.early:
         print(ending.words)
@@ -228,8 +242,10 @@ def _lead(
     gallery: Gallery,
     checkpoint: Checkpoint | None,
     folder: Path,
+    between: Sequence[Callable[[int], None]],
 ) -> float:
-    """The steps of the first process, which records them and draws the gallery; the seconds that they took."""
+    """The steps of the first process, which records them, draws the gallery and does what else is done `between` steps;
+    the seconds that they took."""
     recorder = gallery.recorder
     trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
     trainer.balancer.on_probe = lambda found: recorder.conflict(found.step + 1, found.row())
@@ -238,8 +254,8 @@ def _lead(
         trainer.guards.say = progress.note
         trainer.add_callback(RecordCallback(recorder, progress))
         trainer.add_callback(signals)
-        if gallery.prompts:
-            trainer.add_callback(GalleryCallback(gallery, recipe.training.eval_steps))
+        done = [*([gallery.draw] if gallery.prompts else []), *between]
+        trainer.add_callback(BetweenSteps(done, recipe.training.eval_steps))
         return float(trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"])
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r3_rl.observe.bench_table import markdown_table
 from r3_rl.observe.evaluation import Evaluation, Figure, Row, grouped_rows
 from r3_rl.observe.gallery import NOT_A_TRAJECTORY
 from r3_rl.observe.report import RunFiles
@@ -92,18 +93,26 @@ def _introduction(facts: CardFacts) -> str:
 
 
 def _measured(run: RunFiles | None) -> Iterator[str]:
-    if run is None or run.evaluation is None:
+    if run is None or (run.evaluation is None and not run.benches):
         yield "Nothing was measured: there was no `evaluation.json` beside the adapter."
         return
+    if run.evaluation is not None:
+        yield from _figures(run.evaluation)
+    if run.benches:
+        yield "Benches, with 95 % intervals over items; changes are paired by item:"
+        yield markdown_table(run.benches, escape)
+    if seconds := run.summary.get("wall_s"):
+        yield f"Training and evaluation took {float(seconds):,.0f} s."
+
+
+def _figures(evaluation: Evaluation) -> Iterator[str]:
     yield (
         "Means with 95 % intervals on held-out prompts, before and after training; n is the number of cases. Greedy: "
         "every text is made of the likeliest words; sampled: at the recipe's temperature. A gain that only the sampled "
         "figures show is sharper text, not a new skill."
     )
-    yield from _untrained(run.evaluation)
-    yield table(run.evaluation)
-    if seconds := run.summary.get("wall_s"):
-        yield f"Training and evaluation took {float(seconds):,.0f} s."
+    yield from _untrained(evaluation)
+    yield table(evaluation)
 
 
 def _untrained(evaluation: Evaluation) -> Iterator[str]:

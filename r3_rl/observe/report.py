@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from r3_rl.errors import InputError
+from r3_rl.observe.bench_table import FOLDER, BenchRow, benches_table, rows_of
 from r3_rl.observe.curves import curves_section, scorers_section, time_section
 from r3_rl.observe.ending import Ending, read_ending
 from r3_rl.observe.evaluation import Evaluation, words_of
@@ -47,6 +48,8 @@ class RunFiles:
     trajectories: Lines
     images: Path
     evaluation: Evaluation | None
+    benches: Sequence[BenchRow]
+    """Headline figures of the recipe's section `eval`; empty without one."""
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
     recipe: str
@@ -102,6 +105,11 @@ def read_run(folder: Path) -> RunFiles:
             evaluation = Evaluation.from_document(document)
         except WRONG_SHAPE as error:
             faults.append(f"evaluation.json does not have the expected shape: {error!r}")
+    benches: list[BenchRow] = []
+    try:
+        benches = rows_of(_document(folder / FOLDER / "table.json", faults))
+    except WRONG_SHAPE as error:
+        faults.append(f"{FOLDER}/table.json does not have the expected shape: {error!r}")
     metrics, trajectories = read_lines(folder / "metrics.jsonl"), read_lines(folder / "trajectories.jsonl")
     for name, lines in (("metrics.jsonl", metrics), ("trajectories.jsonl", trajectories)):
         if not (folder / name).is_file():
@@ -114,6 +122,7 @@ def read_run(folder: Path) -> RunFiles:
         trajectories=trajectories,
         images=folder / "images",
         evaluation=evaluation,
+        benches=benches,
         summary=summary,
         environment=environment,
         recipe=_text(folder / "recipe.yaml", faults),
@@ -130,6 +139,7 @@ def render(run: RunFiles) -> Html:
         _title(run),
         _section("guards", "Guards", _guards(run)),
         _section("results", "Before and after training", _results(run)),
+        _section("benches", "Benches", _benches(run)) if run.benches else None,
         _section("curves", "Curves", curves_section(run.metrics.rows, run.ratio_tolerance)),
         _section("scorers", "Scorers", scorers_section(run.metrics.rows)),
         _section("time", "Where the time goes", time_section(run.metrics.rows)),
@@ -221,6 +231,18 @@ def _results(run: RunFiles) -> list[Html]:
         "after; n is the number of prompts, drafts or questions."
     )
     return [element("p", note, class_="note"), element("div", before_after_table(run.evaluation), class_="box")]
+
+
+def _benches(run: RunFiles) -> list[Html]:
+    note = (
+        "Headline figures of the recipe's section `eval`, with 95 % intervals over items. Changes are paired by item "
+        "and coloured if their interval excludes zero. Every figure, sample and image is in "
+        f"`{FOLDER}/index.html` of the run."
+    )
+    return [
+        element("p", _with_code(note), class_="note"),
+        element("div", benches_table(run.benches), class_="box"),
+    ]
 
 
 def _gallery(run: RunFiles) -> list[Html]:

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from r3_rl.recipe.base import Problem, Section, section
+from r3_rl.recipe.evaluating import EvalSection
 from r3_rl.recipe.geometry import geometry, misfit
 from r3_rl.recipe.guarding import GuardsSection
 from r3_rl.recipe.learning import (
@@ -59,6 +60,10 @@ class Recipe(Section):
     training: TrainingSection = section("The optimiser and the run.")
     lora: LoraSection = section("Low-rank adapters.")
     observe: ObserveSection = section("What a run leaves behind.")
+    eval: EvalSection = section(
+        "Benches of `r3 eval` that a run is measured by before and after training; their tables and samples are in "
+        "`eval/` of the run. Each is described in [evaluation.md](evaluation.md)."
+    )
     guards: GuardsSection = section(
         "What is looked for while a run goes on: `warn` says it once, live and in the report; `stop` also saves a "
         "checkpoint and ends the run with exit code 3; `off` does not look. Thresholds: [guards.md](guards.md)."
@@ -85,6 +90,8 @@ class Recipe(Section):
             yield Problem("algorithm.answer_own_share", "only a world can say what an image shows; set it to 0")
         if self.data.questions is not None and self.algorithm.answer_share == 0:
             yield Problem("data.questions", "no step asks them; set algorithm.answer_share above 0, or drop the file")
+        if self.pretrain is not None and self.eval.benches:
+            yield Problem("eval.benches", "only `r3 train` measures them; leave them out and run `r3 eval` afterwards")
         if self.pretrain is not None and not self.data.world:
             yield Problem(
                 "data.kind", "pretraining needs a world, which makes its own examples; a file has prompts alone"

@@ -12,7 +12,9 @@ from r3_rl import registered
 from r3_rl.recipe.tree import Path, text_problem
 
 _PACKAGE = FilePath(__file__).resolve().parents[1]
-READ: tuple[Path, ...] = (("data", "path"), ("data", "questions"), ("model", "path"), ("pretrain", "start"))
+READ: tuple[Path, ...] = (
+    ("data", "path"), ("data", "questions"), ("model", "path"), ("pretrain", "start"), ("eval", "scorers"),
+)  # fmt: skip
 """Settings that name a file or folder to be read; a relative one is looked for beside the recipe that names it."""
 FUNCTIONS: dict[Path, str] = {
     ("algorithm", "text_loss"): registered.LOSSES,
@@ -38,6 +40,7 @@ def is_shipped(file: FilePath) -> bool:
 def paths_read(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     """Where a recipe names what is read, and how; of a function's or a scorer's `file.py:name` the file."""
     yield from texts(values, READ)
+    yield from ((place, path) for place, path in benches(values) if isinstance(path, str))
     for place, name in texts(values, FUNCTIONS):
         if (path := name.rpartition(":")[0]).endswith(".py"):
             yield place, path
@@ -52,6 +55,14 @@ def paths_read(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
 def paths_written(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     """Where a recipe names folders that are written, and how."""
     yield from texts(values, WRITTEN)
+
+
+def benches(values: dict[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """Where a recipe names the benches that it is measured by, and what each is to read."""
+    section = values.get("eval")
+    listed = section.get("benches") if isinstance(section, dict) else None
+    for name, path in listed.items() if isinstance(listed, dict) else ():
+        yield ("eval", "benches", str(name)), path
 
 
 def texts(values: dict[str, Any], places: Iterable[Path]) -> Iterator[tuple[Path, str]]:
