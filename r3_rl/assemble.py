@@ -18,7 +18,6 @@ from r3_rl.policy.hub import fetch, is_hub_id
 from r3_rl.policy.registry import backbone_of
 from r3_rl.policy.weights import digest_of
 from r3_rl.recipe import Recipe, RewardSection
-from r3_rl.recipe.learning import LoraSection
 from r3_rl.recipe.sampling import DataSection, DrawingSection, ModelSection, RolloutSection
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.scoring.cache import ScoreCache
@@ -100,9 +99,12 @@ def _drawing(section: DrawingSection, size: tuple[int, int]) -> DrawingPlan:
     return section.build(DrawingPlan, drawing=drawing)
 
 
-def adapter_settings(lora: LoraSection) -> AdapterSettings | None:
+def adapter_settings(recipe: Recipe) -> AdapterSettings | None:
     """None trains the full weights."""
-    return lora.build(AdapterSettings) if lora.enabled else None
+    lora, balance = recipe.lora, recipe.balance
+    if not lora.enabled:
+        return None
+    return lora.build(AdapterSettings, routing=balance.routing, gate_temperature=balance.gate_temperature)
 
 
 def build_panel(recipe: Recipe, rewards: Sequence[RewardSection], *, base: Path, held_out: bool = False) -> Panel:

@@ -21,20 +21,26 @@ from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.model_card import CardFacts, write_model_card
 from r3_rl.observe.report import read_run
 from r3_rl.policy import adapters
-from r3_rl.policy.adapters import RECIPE_FILE
+from r3_rl.policy.adapter_files import RECIPE_FILE, base_fingerprint, read_routing
 from r3_rl.policy.backbone import Backbone
 from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import fetch, is_hub_id
 from r3_rl.policy.registry import backbone_of
+from r3_rl.policy.task_adapters import save_task_adapter
 from r3_rl.recipe.sampling import world_named_in
 from r3_rl.training.manifest import MANIFEST, checked, newest_whole
 from r3_rl.training.room import refuse_without_room, weights_bytes
+from r3_rl.types import STAGES
 from r3_rl.worlds.base import find_world
 
 _ADAPTER = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
                     "added_tokens.json", "generation_config.json")  # fmt: skip
 _CLOSE = 1e-4
+_ONE_OF_SEVERAL = (
+    " The run's adapter is routed by task (`balance.routing`); this plain one is what it amounts to for {task}s, the "
+    "ranks of its parts side by side. The adapters of the other tasks lie beside this folder."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +70,18 @@ class _Source:
     def name(self) -> str:
         return (self.run or self.adapter).resolve().name
 
+    @property
+    def routed(self) -> bool:
+        """Whether the adapter amounts to another one for each task."""
+        return read_routing(self.adapter) is not None
+
     def policy(self, folder: Path) -> Policy:
         """Loaded from the base's folder or from another one of its backbone's."""
         return self.backbone.load(folder, dtype=self.dtype, device="cpu")
 
-    def outputs(self, policy: Policy) -> Tensor:
-        """What the policy gives for a fixed input."""
-        found = self.backbone.probe(policy)
+    def outputs(self, policy: Policy, task: str = "") -> Tensor:
+        """What the policy gives for a fixed input, by the adapter of a task where it has one for each."""
+        found = self.backbone.probe(policy, task)
         if not bool(found.isfinite().all()):
             raise RunError("the policy's outputs are not finite numbers", hint="export an earlier checkpoint")
         return found
@@ -83,7 +94,8 @@ def export(
 
     Args:
         run: folder of a run, of an adapter, or of a checkpoint.
-        out: folder to write; None completes the adapter where it lies, with `merge` it is `merged` beside it. A
+        out: folder to write; None completes the adapter where it lies, with `merge` it is `merged` beside it. Of an
+            adapter that is routed by task it is `tasks` beside it, with a plain adapter in a folder for each task. A
             checkpoint is left as it was saved, and needs one.
         merge: write full weights with the adapter added, which load without peft.
         base: folder of the base; None takes the recipe's.
@@ -92,12 +104,18 @@ def export(
     checkpoint, and RunError when the adapter changes nothing or what was read back differs from the policy.
     """
     source = _find(Path(run), Path(base) if base is not None else None)
+    if merge and source.routed:
+        raise InputError(
+            f"{source.adapter}: routed by task, so it adds something else to the weights for each task",
+            hint="leave --merge out: a plain adapter is written for each task",
+        )
     folder = Path(out) if out is not None else _default_folder(source, merged=merge)
     if (folder / MANIFEST).is_file():  # a card in it would be a file that its manifest does not know
         raise InputError(f"{folder}: a checkpoint is left as it was saved", hint="name another folder with --out")
     if merge and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: already there and not empty", hint="name another folder")
-    print(f"{'merged weights' if merge else 'adapter'} of {source.adapter} -> {folder}")
+    what = "merged weights" if merge else "plain adapters, one a task," if source.routed else "adapter"
+    print(f"{what} of {source.adapter} -> {folder}")
     inside = source.run is not None and source.run.resolve() in folder.resolve().parents
     with sole_writer(source.run) if source.run is not None and inside else nullcontext():
         return _export(source, folder, merge=merge)
@@ -106,37 +124,72 @@ def export(
 def _export(source: _Source, folder: Path, *, merge: bool) -> Exported:
     """Into a folder that nobody else writes."""
     marks = source.backbone.fingerprint(source.base)
-    remembered = adapters.base_fingerprint(source.adapter)
+    remembered = base_fingerprint(source.adapter)
     if remembered is None:
         print(f"the adapter names no base; taking {source.base} as given")
     policy = source.policy(source.base)
     before = source.outputs(policy)
     adapters.load_adapter(policy.module, source.adapter, fingerprint=marks if remembered else None)
+    if source.routed:
+        return _export_tasks(policy, source, folder, marks, before)
     after = source.outputs(policy)
     change = _largest(before, after)
     if change == 0:
-        raise RunError(
-            f"{source.adapter}: the adapter changes nothing", hint="was the run stopped before its first step?"
-        )
+        raise _changes_nothing(source)
     if merge:
         _write_merged(policy, source, folder)
     else:
         adapters.save_adapter(policy.module, folder, fingerprint=marks, recipe_text=source.recipe_text or None)
     del policy
-    difference = _largest(after, _read_back(folder, source, merged=merge))
-    done = Exported(folder=folder, difference=difference, change=change)
+    done = _compared(folder, source, after, change, merged=merge)
+    _write_card(done, source, marks, merged=merge)
+    print(
+        f"read back: largest difference from the policy {done.difference:.3g}; the adapter moves outputs by "
+        f"{change:.3g}"
+    )
+    return done
+
+
+def _export_tasks(policy: Policy, source: _Source, folder: Path, marks: str, before: Tensor) -> Exported:
+    """A plain adapter for every task whose outputs are not the base's."""
+    after = {task: source.outputs(policy, task) for task in STAGES}
+    changes = {task: _largest(before, found) for task, found in after.items()}
+    if not any(changes.values()):
+        raise _changes_nothing(source)
+    written = []
+    for task, change in changes.items():
+        if change == 0:
+            print(f"{task:12} left out: the base draws and writes the same, nothing was trained for it")
+            continue
+        text = source.recipe_text or None
+        save_task_adapter(policy.module, task, folder / task, fingerprint=marks, recipe_text=text)
+        done = _compared(folder / task, source, after[task], change, merged=False)
+        _write_card(done, source, marks, merged=False, task=task)
+        print(
+            f"{task:12} read back: largest difference from the policy {done.difference:.3g}; the adapter moves "
+            f"outputs by {change:.3g}"
+        )
+        written.append(done)
+    return Exported(folder=folder, difference=max(d.difference for d in written), change=max(d.change for d in written))
+
+
+def _changes_nothing(source: _Source) -> RunError:
+    return RunError(f"{source.adapter}: the adapter changes nothing", hint="was the run stopped before its first step?")
+
+
+def _compared(folder: Path, source: _Source, after: Tensor, change: float, *, merged: bool) -> Exported:
+    """Reads back what was written. Raises RunError where it does not give `after`, which is `change` from the base."""
+    difference = _largest(after, _read_back(folder, source, merged=merged))
     # sums in another order differ by rounding; merging in bfloat16 rounds each weight, then what was read back must at
     # least be nearer to the policy than to the base
-    rounding = merge and source.dtype != torch.float32
+    rounding = merged and source.dtype != torch.float32
     allowed = 0.5 * change if rounding else _CLOSE * max(1.0, float(after.abs().max()))
     if not difference <= allowed:
         raise RunError(
             f"{folder}: what was read back differs from the policy by {difference:.3g}, allowed {allowed:.3g}",
             hint="bfloat16 rounds the adapter away; keep it apart from the weights" if rounding else "",
         )
-    _write_card(done, source, marks, merged=merge)
-    print(f"read back: largest difference from the policy {difference:.3g}; the adapter moves outputs by {change:.3g}")
-    return done
+    return Exported(folder=folder, difference=difference, change=change)
 
 
 def _find(folder: Path, base: Path | None) -> _Source:
@@ -207,9 +260,10 @@ def _base_folder(recipe: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _default_folder(source: _Source, *, merged: bool) -> Path:
+    beside = "merged" if merged else "tasks" if source.routed else ""
     if source.run is not None:
-        return source.run / ("merged" if merged else "adapter")
-    return source.adapter.with_name(f"{source.adapter.name}-merged") if merged else source.adapter
+        return source.run / (beside or "adapter")
+    return source.adapter.with_name(f"{source.adapter.name}-{beside}") if beside else source.adapter
 
 
 def _largest(a: Tensor, b: Tensor) -> float:
@@ -237,18 +291,19 @@ def _read_back(folder: Path, source: _Source, *, merged: bool) -> Tensor:
     return source.outputs(policy)
 
 
-def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool) -> None:
+def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool, task: str = "") -> None:
+    """task: that the adapter is for, if every task has its own."""
     model = source.recipe.get("model") or {}
     shipped = bool(source.recipe) and model.get("kind", "embedded") == "embedded" and model.get("path") is None
     world = find_world(world_named_in(source.recipe)).name if shipped else None
     facts = CardFacts(
-        title=f"{source.name}: {'merged weights' if merged else 'adapter'}",
+        title=f"{source.name}: {'merged weights' if merged else f'adapter for {task}s' if task else 'adapter'}",
         base=_shipped_words(world, model.get("base")) if world else _base_words(source),
         base_fingerprint=marks,
-        loading=_loading(world, model.get("base"), merged=merged),
+        loading=_loading(world, model.get("base"), merged=merged, folder=task or "adapter"),
         proof=(
             f"Read back on export: outputs differ from the trained policy's by at most {done.difference:.3g}; the "
-            f"adapter moves them by up to {done.change:.3g}."
+            f"adapter moves them by up to {done.change:.3g}." + (_ONE_OF_SEVERAL.format(task=task) if task else "")
         ),
         merged=merged,
     )
@@ -264,7 +319,7 @@ def _base_words(source: _Source) -> str:
     return f"{source.base.resolve().name}, {spec.title}'s layout (its release: {spec.licence})"
 
 
-def _loading(world: str | None, name: str | None, *, merged: bool) -> str:
+def _loading(world: str | None, name: str | None, *, merged: bool, folder: str = "adapter") -> str:
     """Python that loads what was exported; `world` is the one whose shipped model, of that name, is the base."""
     imports = ["from r3_rl.policy.registry import load"]
     if merged:
@@ -274,6 +329,6 @@ def _loading(world: str | None, name: str | None, *, merged: bool) -> str:
         imports.append("from r3_rl.worlds.base import find_world")
         called = "" if name is None else f'"{name}"'
         base = f'find_world("{world}").weights_folder({called})'
-    lines = [f"base = load({base}).module", 'model = PeftModel.from_pretrained(base, "adapter")  # this folder']
+    lines = [f"base = load({base}).module", f'model = PeftModel.from_pretrained(base, "{folder}")  # this folder']
     # ours first: it keeps a torchvision made for another torch from breaking the import of peft
     return "\n".join([*imports, "from peft import PeftModel", "", *lines])

@@ -32,7 +32,7 @@ from r3_rl.types import (
     Verdict,
 )
 
-VERSION = 2
+VERSION = 3
 _KINDS = {kind.__name__: kind for kind in (TextSegment, ImageSegment, FlowSegment, ImageTokenSegment)}
 _ARRAYS = {
     TextSegment: ("log_probs", "cutoff"),
@@ -40,7 +40,7 @@ _ARRAYS = {
     FlowSegment: ("states", "next_states", "times", "next_times", "log_probs"),
     ImageTokenSegment: ("log_probs",),
 }
-_WORDS = {TextSegment: ("token_ids", "text", "ended", "temperature"), ImageTokenSegment: ("token_ids",)}
+_WORDS = {TextSegment: ("token_ids", "text", "ended", "temperature", "task"), ImageTokenSegment: ("token_ids",)}
 
 
 def to_bytes(nodes: Sequence[Node]) -> bytes:

@@ -27,6 +27,8 @@ STANDARD_ARGUMENTS = (
     "log_extra",
 )
 """Keywords that every call of a scorer offers, before the data set's columns."""
+STAGES = ("plan", "draft", "critique", "refinement", "answer")
+"""What a policy is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,8 @@ class TextSegment:
     cutoff: torch.Tensor | None = None
     """float32 [T], where top-p cut the vocabulary off at each token: in play were the tokens whose logit, divided by
     the temperature and less the mean over the vocabulary, is at least this. None without truncation."""
+    task: str = ""
+    """The stage that asked for it; an adapter routed by task scores it under the same one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -129,7 +129,7 @@ def assembled(recipe: Recipe, folder) -> dict[str, Any]:
         heard = {"aggregate": panel._aggregate, "max_failed_fraction": panel._max_failed_fraction}
     arguments = trainer_arguments(recipe, folder).to_dict()
     told = {"arguments": arguments, "loop": loop_settings(recipe.rollout), "panel": heard}
-    return flat({**told, "adapter": adapter_settings(recipe.lora)})
+    return flat({**told, "adapter": adapter_settings(recipe)})
 
 
 @pytest.fixture(scope="module")

@@ -26,13 +26,15 @@ def base(tmp_path_factory):
     return tiny_folder(tmp_path_factory.mktemp("base"))
 
 
-def trained(base, folder, *, step=0.05):
-    model = adapters.attach(load_bagel(base), AdapterSettings(rank=2), BAGEL.spec.branches, seed=0)
+def trained(base, folder, *, step=0.05, routing="shared"):
+    """The part of answers, where there is one, is untrained."""
+    model = adapters.attach(load_bagel(base), AdapterSettings(rank=2, routing=routing), BAGEL.spec.branches, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in adapters.adapted_layers(model).values():
-            weight = layer.lora_B["default"].weight
-            weight.copy_(torch.randn(weight.shape, generator=generator) * step)
+            for name, part in layer.lora_B.items():
+                if name != "answer":
+                    part.weight.copy_(torch.randn(part.weight.shape, generator=generator) * step)
     return adapters.save_adapter(model, folder, fingerprint=fingerprint(base))
 
 
@@ -165,3 +167,25 @@ def test_what_cannot_be_exported_is_refused(run, base, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="neither adapter/ nor a whole checkpoint"):
         export(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("routing", ["split", "routed"])
+def test_an_adapter_that_is_routed_by_task_becomes_a_plain_one_for_each(run, base, capsys, routing):
+    for file in (run / "adapter").iterdir():
+        file.unlink()
+    trained(base, run / "adapter", routing=routing)
+    done = export(run)
+    assert done.folder == run / "tasks" and done.difference < 1e-5 < done.change
+    tasks = {"plan", "draft", "critique", "refinement"} | ({"answer"} if routing == "routed" else set())
+    assert {path.name for path in done.folder.iterdir()} == tasks
+    assert ("answer       left out" in capsys.readouterr().out) is (routing == "split")
+    card = (done.folder / "draft" / "README.md").read_text()
+    assert "adapter for drafts" in card and "The run's adapter is routed by task" in card
+    assert 'PeftModel.from_pretrained(base, "draft")' in card
+    config = json.loads((done.folder / "draft" / "adapter_config.json").read_text())
+    assert config["r"] == (12 if routing == "routed" else 2)
+    with pytest.raises(InputError, match="something else to the weights for each task"):
+        export(run, merge=True)
+    trained(base, run / "adapter", routing=routing, step=0.0)
+    with pytest.raises(RunError, match="changes nothing"):
+        export(run)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from r3_rl import ranks, registered
 from r3_rl.balance.conflict import KINDS, Conflict, grams_by_place
 from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.types import STAGES
 
-STAGES = ("plan", "draft", "critique", "refinement", "answer")
 SUM = "sum"
 
 

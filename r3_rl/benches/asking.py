@@ -17,6 +17,7 @@ from r3_rl.pixels import open_image
 from r3_rl.policy.base import Policy
 from r3_rl.policy.words import unknown_words
 from r3_rl.rollout.rows import row_seeds
+from r3_rl.stages import ANSWER
 from r3_rl.stages.protocol import split_thought
 from r3_rl.types import ImagePiece, TextPiece
 
@@ -95,7 +96,7 @@ def answers(job: Job, images: Sequence[Path | bytes], texts: Sequence[str], *, s
         if image not in opened:
             opened[image] = open_image(image)
         contexts.append((ImagePiece(image=opened[image]), TextPiece(text=text)))
-    sampling = replace(job.loop.critique, max_new_tokens=ANSWER_TOKENS)
+    sampling = replace(job.loop.critique, max_new_tokens=ANSWER_TOKENS, task=ANSWER.name)
     seeds = row_seeds(SEED + OF_A_SEED * job.seed + start, 0, len(texts))
     return [answer_in(text.text) for text in job.policy.write(contexts, sampling, seeds)]
 

@@ -16,6 +16,7 @@ from r3_rl.evaluate.reading import ANSWER_TOKENS
 from r3_rl.observe.trajectories import to_pixels
 from r3_rl.rollout.engine import run_loop
 from r3_rl.rollout.rows import row_seeds
+from r3_rl.stages import ANSWER
 from r3_rl.stages.protocol import split_thought
 from r3_rl.types import ImagePiece, Prompt, TextPiece
 from r3_rl.worlds.base import Question, World
@@ -140,7 +141,7 @@ class OwnImagesBench:
 def _answers(job: Job, asked: Sequence[Question], start: int) -> list[tuple[str, dict[str, str]]]:
     """The word after each thought, and what a reader wants to see."""
     contexts = [(ImagePiece(image=torch.from_numpy(q.image)), TextPiece(text=q.text)) for q in asked]
-    sampling = replace(job.loop.critique, max_new_tokens=ANSWER_TOKENS)
+    sampling = replace(job.loop.critique, max_new_tokens=ANSWER_TOKENS, task=ANSWER.name)
     texts = job.policy.write(contexts, sampling, row_seeds(SEED + OF_A_SEED * job.seed + start, 7, len(asked)))
     shown = [
         {"question": q.words, "answer": q.answer, "said": text.text, "kind": q.kind}

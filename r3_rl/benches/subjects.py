@@ -10,7 +10,8 @@ from typing import Any
 
 from r3_rl.errors import InputError
 from r3_rl.evaluate.loading import Loaded, find_adapter, load, load_base_of
-from r3_rl.policy.adapters import RECIPE_FILE, adapter_merged
+from r3_rl.policy.adapter_files import RECIPE_FILE
+from r3_rl.policy.adapters import adapter_merged
 from r3_rl.policy.base import Policy
 from r3_rl.recipe.sampling import world_named_in
 from r3_rl.worlds.base import World, chosen_tags, find_world, world_speaking

@@ -42,7 +42,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
     panel = build_panel(recipe, recipe.rewards, base=Path.cwd())
     held_out = build_panel(recipe, recipe.eval_rewards, base=Path.cwd(), held_out=True) if recipe.eval_rewards else None
     loaded.policy.checkpoint_activations(recipe.training.gradient_checkpointing)
-    peft_config = adapter_settings(recipe.lora)
+    peft_config = adapter_settings(recipe)
     if peft_config is None:
         for parameter_name, parameter in loaded.policy.module.named_parameters():
             parameter.requires_grad_(re.fullmatch(loaded.policy.spec.layers, parameter_name) is not None)

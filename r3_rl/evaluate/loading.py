@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from pydantic import ValidationError
 
 from r3_rl.assemble import load_policy, loop_settings
 from r3_rl.errors import InputError
-from r3_rl.policy.adapters import RECIPE_FILE, load_adapter
+from r3_rl.policy.adapter_files import RECIPE_FILE, weights_file
+from r3_rl.policy.adapters import load_adapter
 from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe.sampling import ModelSection, RolloutSection, world_named_in
@@ -87,7 +87,7 @@ def find_adapter(folder: Path) -> Path | None:
 
 def _digest(adapter: Path) -> str:
     """Of the adapter's weights."""
-    with (adapter / SAFETENSORS_WEIGHTS_NAME).open("rb") as stream:
+    with weights_file(adapter).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

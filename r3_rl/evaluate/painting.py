@@ -6,6 +6,7 @@ Shapes: n prompts or images; values are in the order of their set.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from r3_rl.evaluate.measured import Values, chunks, right
 from r3_rl.evaluate.reflection import Refined
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.rows import row_seeds
+from r3_rl.stages import DRAFT, REFINEMENT
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import ImagePiece, Prompt, TextPiece, Trajectory
 from r3_rl.worlds.base import Edited, World
@@ -57,7 +59,8 @@ def measure_true_plans(
             (*settings.protocol.reason_context(prompt), TextPiece(text=plan))
             for prompt, plan in zip(these, plans[part], strict=True)
         ]
-        drawn = policy.draw(contexts, [settings.draft.drawing] * len(these), row_seeds(seed, part.start, len(these)))
+        how = replace(settings.draft.drawing, task=DRAFT.name)
+        drawn = policy.draw(contexts, [how] * len(these), row_seeds(seed, part.start, len(these)))
         hits += [right(verdict) for verdict in verdicts(world, [d.image for d in drawn], these)]
     return hits
 
@@ -75,7 +78,8 @@ def measure_edits(
         contexts = [
             (ImagePiece(image=torch.from_numpy(e.source), use="edit"), TextPiece(text=e.instruction)) for e in these
         ]
-        drawn = policy.draw(contexts, [settings.refine.drawing] * len(these), row_seeds(seed, part.start, len(these)))
+        how = replace(settings.refine.drawing, task=REFINEMENT.name)
+        drawn = policy.draw(contexts, [how] * len(these), row_seeds(seed, part.start, len(these)))
         hits += _show_the_same(world, [d.image for d in drawn], np.stack([e.target for e in these]))
     return hits
 

@@ -20,7 +20,7 @@ from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.statistics import Interval
 from r3_rl.observe.text_table import figure
-from r3_rl.policy.adapters import RECIPE_FILE
+from r3_rl.policy.adapter_files import RECIPE_FILE
 from r3_rl.policy.backbone import Backbone
 from r3_rl.policy.base import Policy
 from r3_rl.policy.registry import pretrained_backbone

@@ -17,6 +17,7 @@ from r3_rl.evaluate.measured import Values, chunks, entropies
 from r3_rl.evaluate.reflection import read, stops_if_right
 from r3_rl.policy.base import Policy, Sampling
 from r3_rl.rollout.rows import row_seeds
+from r3_rl.stages import ANSWER
 from r3_rl.stages.protocol import split_thought
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Critique, ImagePiece, TextPiece, Trajectory
@@ -45,7 +46,7 @@ def of_own_images(world: World[Any], trajectories: Sequence[Trajectory], count: 
 def answers(policy: Policy, asked: Sequence[Question], sampling: Sampling, *, seed: int) -> list[float]:
     """1 if the word after the thought is the answer."""
     hits: list[float] = []
-    sampling = replace(sampling, max_new_tokens=ANSWER_TOKENS)
+    sampling = replace(sampling, max_new_tokens=ANSWER_TOKENS, task=ANSWER.name)
     for part in chunks(len(asked)):
         these = asked[part]
         contexts = [(ImagePiece(image=torch.from_numpy(a.image)), TextPiece(text=a.text)) for a in these]

@@ -248,6 +248,7 @@ def _lead(
     the seconds that they took."""
     recorder = gallery.recorder
     trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
+    trainer.on_gates = lambda step, found: recorder.gates(step + 1, found)
     trainer.balancer.on_probe = lambda found: recorder.conflict(found.step + 1, found.row())
     progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
     with closing(trainer), progress:

@@ -149,6 +149,15 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
             "(images), or a stage (`balance.objectives`).",
         ),
         _metric("grad/weight_{objective}", "1", "What the aggregator multiplied an objective's gradient with."),
+        _metric(
+            "gate/{stage}",
+            "share",
+            "How much of its own LoRA a task takes, averaged over the layers (`balance.routing: routed`).",
+            steps="last",
+        ),
+        _metric(
+            "gate/imbalance", "1", "How unevenly the tasks' LoRAs are used: 0 alike, 4 all tasks one.", steps="last"
+        ),
         _metric("grad_norm", "1", "Norm of the whole gradient before clipping."),
         _metric(
             "grad/over_epsilon",

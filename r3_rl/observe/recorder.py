@@ -147,7 +147,7 @@ class Recorder:
             raise InputError(f"no run folder at {run_folder}", hint="give the folder that `r3 train` printed")
         with _clear_errors(self.run_folder):
             (self.run_folder / "images").mkdir(exist_ok=True)
-        for name in ("metrics.jsonl", "trajectories.jsonl", "conflict.jsonl"):
+        for name in ("metrics.jsonl", "trajectories.jsonl", "conflict.jsonl", "gates.jsonl"):
             self._tidy(self.run_folder / name, resume_step)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,6 +170,10 @@ class Recorder:
     def conflict(self, step: int, found: Mapping[str, Any]) -> None:
         """Append how the objectives' gradients stood to each other in a step, counted from 1 (`balance.conflict`)."""
         self._append("conflict.jsonl", {"step": int(step), **found})
+
+    def gates(self, step: int, found: Mapping[str, Any]) -> None:
+        """Append the gates of an adapter that is routed by task, of a step, counted from 1 (`balance.gates`)."""
+        self._append("gates.jsonl", {"step": int(step), **found})
 
     def trajectories(self, step: int, trajectories: Sequence[Trajectory], phase: str = "train") -> None:
         """Keep the best, the worst and some random ones of a step (`keep_trajectories` in all)."""

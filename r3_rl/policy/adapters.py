@@ -9,26 +9,30 @@ weights.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, LoraModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from r3_rl.errors import CheckpointError, InputError
+from r3_rl.policy.adapter_files import (
+    PREFIX,
+    read_config,
+    read_routing,
+    read_tensors,
+    refuse_other_base,
+    weights_file,
+    write_adapter,
+)
 from r3_rl.policy.backbone import Branches, branch_of
 from r3_rl.policy.lora import NAME, AdaptedLinear, AdapterSettings, lora_config
+from r3_rl.policy.routing import RoutedLinear, Routing, routed_layers, routing_of
 from r3_rl.policy.weights import describe_mismatch
 
 __all__ = [
@@ -37,7 +41,6 @@ __all__ = [
     "adapter_disabled",
     "adapter_merged",
     "attach",
-    "base_fingerprint",
     "drops",
     "load_adapter",
     "merge",
@@ -45,12 +48,6 @@ __all__ = [
     "trainable_parameters",
     "training_mode",
 ]
-
-BASE_FILE = "base.json"
-"""Beside an adapter's weights: which base it belongs to."""
-RECIPE_FILE = "recipe.resolved.yaml"
-
-_PREFIX = "base_model.model."  # what PEFT's own model puts before a module's names in the file
 
 
 def attach(module: nn.Module, settings: AdapterSettings, branches: Branches, *, seed: int) -> nn.Module:
@@ -68,14 +65,18 @@ def attach(module: nn.Module, settings: AdapterSettings, branches: Branches, *, 
     """
     if adapted_layers(module):
         raise InputError("the model has an adapter already", hint="merge it or load the base anew")
-    _inject(module, lora_config(module, settings, branches))
+    config, routing = lora_config(module, settings, branches), None
+    if settings.routing != "shared":
+        routing = Routing(kind=settings.routing, temperature=settings.gate_temperature)
+    _inject(module, config, routing)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer in adapted_layers(module).values():
-            a = layer.lora_A[NAME].weight
-            bound = 1 / math.sqrt(a.shape[1])
-            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
-            layer.lora_B[NAME].weight.zero_()
+        for part in _parts(routing):
+            for layer in adapted_layers(module).values():
+                a = layer.lora_A[part].weight
+                bound = 1 / math.sqrt(a.shape[1])
+                a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+                layer.lora_B[part].weight.zero_()
     return module
 
 
@@ -159,8 +160,13 @@ def adapter_merged(module: nn.Module) -> Iterator[None]:
 def merge(module: nn.Module) -> nn.Module:
     """Adds the adapter to the weights for good, W <- W + scale * B A (summed in float32), and removes its layers.
 
-    Raises InputError when the module has no adapter.
+    Raises InputError when the module has no adapter, or one of which every task has weights of its own.
     """
+    if routing_of(module) is not None:
+        raise InputError(
+            "an adapter that is routed by task adds something else to the weights for each task",
+            hint="export it without merge, as one plain adapter a task",
+        )
     for layer in _layers(module):
         layer.merge()
     _unload(module)
@@ -170,8 +176,9 @@ def merge(module: nn.Module) -> nn.Module:
 def save_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str, recipe_text: str | None = None) -> Path:
     """Writes the adapter in PEFT's layout, its base's fingerprint and, where given, the resolved recipe beside it.
 
-    `peft.PeftModel.from_pretrained(base, folder)` reads it. Every file is written aside and renamed; other files of
-    the folder stay. Raises InputError when the module has no adapter.
+    `peft.PeftModel.from_pretrained(base, folder)` reads it, but for one that is routed by task: that has all its parts
+    and gates in one file, and `policy.task_adapters` writes what PEFT reads. Every file is written aside and renamed;
+    other files of the folder stay. Raises InputError when the module has no adapter.
 
     Args:
         module: adapted by `attach` or `load_adapter`.
@@ -179,22 +186,9 @@ def save_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str, rec
         fingerprint: of the base's weights.
         recipe_text: YAML.
     """
-    folder, tensors = Path(folder), _tensors(module)
-    config = copy.copy(module.peft_config[NAME])
-    config.inference_mode = True  # so that whoever loads it gets frozen weights, as PEFT's own saving does
-    aside = folder / ".partial"
-    shutil.rmtree(aside, ignore_errors=True)  # what a crash left behind must not be renamed into place
-    aside.mkdir(parents=True)
-    stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(stored, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    config.save_pretrained(str(aside))
-    (aside / BASE_FILE).write_text(json.dumps({"fingerprint": fingerprint}, indent=1) + "\n", encoding="utf-8")
-    if recipe_text is not None:
-        (aside / RECIPE_FILE).write_text(recipe_text, encoding="utf-8")
-    for path in sorted(aside.iterdir()):
-        os.replace(path, folder / path.name)
-    aside.rmdir()
-    return folder
+    tensors, routing = _tensors(module), routing_of(module)
+    config = module.peft_config[_parts(routing)[0]]
+    return write_adapter(Path(folder), config, tensors, fingerprint=fingerprint, recipe_text=recipe_text, how=routing)
 
 
 def load_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str | None = None) -> nn.Module:
@@ -212,17 +206,18 @@ def load_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str | No
     missing, surplus or misshapen.
     """
     folder = Path(folder)
-    config, stored = _read_config(folder), _read_tensors(folder)
+    config, routing = read_config(folder), read_routing(folder)
+    stored = read_tensors(weights_file(folder))
     if fingerprint is not None:
-        _refuse_other_base(folder, fingerprint)
+        refuse_other_base(folder, fingerprint)
     prepared = bool(adapted_layers(module))
-    if prepared and (different := _differences(config, module.peft_config[NAME])):
+    if prepared and (different := _differences(module, config, routing)):
         raise CheckpointError(f"{folder}: not the adapter that this run trains: {different}")
     if not prepared:
         try:
-            _inject(module, config)
+            _inject(module, config, routing)
         except ValueError as error:  # PEFT found none of the layers
-            first = next(iter(stored), "nothing").removeprefix(_PREFIX).rpartition(".lora_")[0]
+            first = next(iter(stored), "nothing").removeprefix(PREFIX).rpartition(".lora_")[0]
             raise CheckpointError(
                 f"{folder}: the adapter sits on layers that this model does not have, such as {first}",
                 hint="load the base that the adapter was trained on",
@@ -231,19 +226,13 @@ def load_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str | No
         if not prepared:
             _unload(module)
         raise CheckpointError(f"{folder}: {len(problems)} tensors do not fit the model:\n  " + "\n  ".join(problems))
-    set_peft_model_state_dict(module, stored, adapter_name=NAME)
+    if routing is None:
+        set_peft_model_state_dict(module, stored, adapter_name=NAME)
+    else:
+        with torch.no_grad():
+            for name, parameter in _tensors(module).items():
+                parameter.copy_(stored[name])
     return module
-
-
-def base_fingerprint(folder: str | Path) -> str | None:
-    """The fingerprint of the base that the adapter in `folder` remembers; None when nobody wrote one down."""
-    path = Path(folder) / BASE_FILE
-    if not path.is_file():
-        return None
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"]) or None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: names no base ({error!r})", hint="save the adapter again") from error
 
 
 def _layers(module: nn.Module) -> list[AdaptedLinear]:
@@ -253,15 +242,28 @@ def _layers(module: nn.Module) -> list[AdaptedLinear]:
     return found
 
 
-def _inject(module: nn.Module, config: LoraConfig) -> None:
+def _parts(routing: Routing | None) -> tuple[str, ...]:
+    """PEFT's names for what an adapter is made of."""
+    return (NAME,) if routing is None else routing.parts
+
+
+def _inject(module: nn.Module, config: LoraConfig, routing: Routing | None) -> None:
     """Lets PEFT put our layers in, in evaluation mode; their weights are float32 whatever the base's type."""
-    config._register_custom_module({nn.Linear: AdaptedLinear})
+    configs = {part: copy.copy(config) for part in _parts(routing)}
+    for own in configs.values():
+        own._register_custom_module({nn.Linear: AdaptedLinear if routing is None else RoutedLinear})
     with torch.random.fork_rng(devices=[]):  # PEFT draws numbers that are overwritten; the caller's stream stays
-        inject_adapter_in_model(config, module, adapter_name=NAME)
+        first, *others = configs
+        tuner = LoraModel(module, configs, first)
+        for part in others:
+            tuner.inject_adapter(module, part)
     for layer in adapted_layers(module).values():
         layer.eval()
         for part in (layer.lora_A, layer.lora_B):
             part.float()
+        if routing is not None:
+            assert isinstance(layer, RoutedLinear)
+            layer.route(routing, frozen=config.inference_mode)
 
 
 def _unload(module: nn.Module) -> None:
@@ -277,55 +279,25 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     Those of linear layers only: PEFT adapts embeddings too, which a file may ask for and nothing here switches off.
     """
     _layers(module)
+    if routed := routed_layers(module):
+        every = {f"{name}.{own}": p for name, layer in routed.items() for own, p in layer.named_parameters()}
+        return {name: p for name, p in every.items() if ".base_layer." not in name}
     own = tuple(f"{name}." for name in adapted_layers(module))
     tensors = get_peft_model_state_dict(module, adapter_name=NAME, save_embedding_layers=False)
-    return {f"{_PREFIX}{name}": tensor for name, tensor in tensors.items() if name.startswith(own)}
+    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items() if name.startswith(own)}
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _read_config(folder: Path) -> LoraConfig:
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise CheckpointError(f"{folder} holds no {CONFIG_NAME}", hint="give the folder of an adapter")
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not an adapter's configuration ({error})") from error
-    if not isinstance(config, LoraConfig) or config.use_dora or config.use_rslora or config.modules_to_save:
-        raise CheckpointError(f"{path}: not plain LoRA", hint="load it with peft onto the base instead")
-    return config
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    try:
-        return load_file(path)  # type: ignore[no-any-return]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing", hint="only safetensors are read") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})", hint="save it again") from error
-
-
-def _refuse_other_base(folder: Path, fingerprint: str) -> None:
-    remembered = base_fingerprint(folder)
-    if remembered is None:
-        raise CheckpointError(
-            f"{folder}: {BASE_FILE} is missing, nothing says which base the adapter belongs to",
-            hint="load it with peft if you know that it fits",
-        )
-    if remembered != fingerprint:
-        raise CheckpointError(
-            f"{folder}: trained on another base (weights {remembered[:12]}, these are {fingerprint[:12]})",
-            hint="load the base that the adapter was trained on",
-        )
-
-
-def _differences(stored: LoraConfig, attached: LoraConfig) -> str:
+def _differences(module: nn.Module, stored: LoraConfig, routing: Routing | None) -> str:
+    """Between an adapter's files and the one that a module has."""
+    own = routing_of(module)
+    attached = module.peft_config[_parts(own)[0]]
     names = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
     pairs = {name: (getattr(stored, name), getattr(attached, name)) for name in names}
+    pairs["routing"] = (routing, own)
     return ", ".join(
         f"{name} {there} in the file, {here} here" for name, (there, here) in pairs.items() if there != here
     )

@@ -108,6 +108,8 @@ class BackboneSpec:
     """Whether `training.gradient_checkpointing` works (`Policy.checkpoint_activations`)."""
     can_shard: bool = False
     """Whether full weights can be trained with `training.shard_optimizer` (`Policy.layered`)."""
+    can_route: bool = False
+    """Whether every token may take the adapters of its task (`Sampling.task`, `Drawing.task`): `balance.routing`."""
     released: tuple[str, ...] = ()
     """Names on the hub whose sizes are those of `Backbone.sizes(None)`."""
     templates: Templates | None = None
@@ -191,9 +193,9 @@ class Backbone(Protocol):
         """
         ...
 
-    def probe(self, policy: Policy) -> torch.Tensor:
+    def probe(self, policy: Policy, task: str = "") -> torch.Tensor:
         """Return the outputs [n], float32 on the host, for one fixed input that passes through every branch: equal
-        policies give equal outputs."""
+        policies give equal outputs. task: by which it is read, where the policy's adapter is routed by task."""
         ...
 
     def write_tiny(self, folder: Path, *, seed: int = 0) -> Path:

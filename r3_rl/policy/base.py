@@ -34,6 +34,8 @@ class Sampling:
     """>= 0; 0 takes the likeliest token."""
     top_p: float = default(WritingSection, "top_p")
     """Share of probability kept, (0, 1]."""
+    task: str = ""
+    """The stage that asks, one of `policy.routing.TASKS`; only an adapter that is routed by task reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,21 @@ class Drawing:
     guidance: Guidance = field(default_factory=Guidance)
     size: tuple[int, int] = default(DraftSection, "size")
     """Height, width in pixels."""
+    task: str = ""
+    """As in `Sampling`."""
+
+
+def task_of(segment: Segment) -> str:
+    """Return the task that a text was written or an image drawn at; empty if nobody said.
+
+    >>> import torch
+    >>> from r3_rl.types import still
+    >>> task_of(still(torch.zeros(3, 2, 2)))
+    ''
+    """
+    if isinstance(segment, TextSegment):
+        return segment.task
+    return segment.drawing.task if isinstance(segment.drawing, Drawing) else ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,7 +167,7 @@ class Sampler(Protocol):
         seeds: Sequence[int],
         noise_seeds: Sequence[int] | None = None,
     ) -> list[ImageSegment]:
-        """One image a context, without gradient. Drawings of one call differ in their stochastic steps only.
+        """One image a context, without gradient. Drawings of one call differ in their stochastic steps and tasks only.
 
         Rows with the same `noise_seeds` start from the same noise; `seeds` keep their stochastic steps apart.
         """

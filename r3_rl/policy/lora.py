@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -17,10 +17,13 @@ from r3_rl.errors import InputError
 from r3_rl.policy.backbone import GENERATION, Branch, Branches
 from r3_rl.policy.linear import linear
 from r3_rl.recipe.base import default
-from r3_rl.recipe.learning import EVERY_BRANCH, LoraSection
+from r3_rl.recipe.learning import EVERY_BRANCH, BalanceSection, LoraSection
 
+Kind = Literal["shared", "split", "routed"]
 NAME = "default"
 """PEFT's name for a module's only adapter."""
+_DENSE = 2
+"""A gradient goes by way of W's shape where going by way of the rank takes so many times its products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,10 @@ class AdapterSettings:
     """[0, 1), of the adapter's input; acts in training mode, that is in updates only."""
     branches: str = default(LoraSection, "branches")
     """The branch of the backbone that gets adapters, such as `understanding` or `generation`; `both`: all of them."""
+    routing: Kind = default(BalanceSection, "routing")  # noqa: RUF009 - a field
+    """Whether all tasks share one adapter, each has its own, or all share one and mix their own (`policy.routing`)."""
+    gate_temperature: float = default(BalanceSection, "gate_temperature")
+    """> 0, of the gates of `routed`."""
 
     @property
     def scale(self) -> float:
@@ -95,25 +102,24 @@ class AdaptedLinear(LoraLinear):
         finally:
             self.total = before
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the layer is now x -> `weight` x + `bias` and no more: on its sum, or switched off."""
-        return self.disable_adapters or self.total is not None
-
-    @property
-    def weight(self) -> Tensor:
-        """W; the sum while the layer runs on it."""
-        return self.base_layer.weight if self.total is None or self.disable_adapters else self.total
+    def plain_weight(self, task: str) -> Tensor | None:
+        """The weight of which the layer is now x -> weight x + `bias` and no more: W where it is switched off, the sum
+        while it runs on that, else None. task: whose tokens come, for layers that tell them apart."""
+        return self.base_layer.weight if self.disable_adapters else self.total
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters:
             return self.base_layer(x)  # type: ignore[no-any-return]  # without PEFT's looks at what else might be on
         if self.total is None:
             return super().forward(x, *args, **kwargs)
-        if not torch.is_grad_enabled():
-            return linear(x, self.total, self.base_layer.bias)
         a, b = (part[NAME].weight for part in (self.lora_A, self.lora_B))
-        return _Summed.apply(x, a, b, self.total, self.base_layer.bias, self.scaling[NAME])  # type: ignore[no-any-return]
+        return self.on_sum(x, a, b, self.total, self.scaling[NAME])
+
+    def on_sum(self, x: Tensor, a: Tensor, b: Tensor, total: Tensor, scale: float) -> Tensor:
+        """The product with a sum W + scale * B A, whose gradient goes to A and B."""
+        if not torch.is_grad_enabled():
+            return linear(x, total, self.base_layer.bias)
+        return _Summed.apply(x, a, b, total, self.base_layer.bias, scale)  # type: ignore[no-any-return]
 
 
 class _Summed(torch.autograd.Function):
@@ -132,6 +138,11 @@ class _Summed(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None, None, None
         grad, x = grad.flatten(0, -2), x.flatten(0, -2)
+        if _DENSE * total.numel() <= 2 * a.shape[0] * sum(total.shape):
+            # one product over all tokens instead of four as wide as a large rank
+            whole = linear(grad.t(), x.t())
+            of_a, of_b = linear(b.t() * ctx.scale, whole.t()), linear(whole, a * ctx.scale)
+            return grad_x, of_a, of_b, None, None, None
         of_a = linear(linear(grad, b.t() * ctx.scale).t(), x.t())
         of_b = linear(linear(x, a * ctx.scale).t(), grad.t()).t()
         return grad_x, of_a, of_b, None, None, None

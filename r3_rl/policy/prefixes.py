@@ -22,12 +22,14 @@ class Span:
     """The contexts that hold these pieces at this place, after the same pieces, rising."""
 
 
-def spans(contexts: Sequence[Context], *, least: int = 1) -> list[list[Span]]:
+def spans(contexts: Sequence[Context], *, tasks: Sequence[str] = (), least: int = 1) -> list[list[Span]]:
     """Return the spans of B contexts, level by level: the pieces before a span are those of its rows' spans in earlier
     levels. Groups may have any size and any order. Contexts that share nothing are one level of B spans.
 
     Args:
         contexts: any of them may be empty.
+        tasks: [B], what reads each context; rows of unlike tasks share nothing, and the rows of a task lie side by
+            side in every level. Left out, all are read alike.
         least: leave out spans with fewer rows than this, and what follows them; 2 returns only what is shared.
 
     >>> from r3_rl.types import TextPiece
@@ -35,10 +37,15 @@ def spans(contexts: Sequence[Context], *, least: int = 1) -> list[list[Span]]:
     >>> levels = spans([(a, b), (a, c), (a,), (c, b)])
     >>> [[("".join(piece.text for piece in s.pieces), s.rows) for s in level] for level in levels]
     [[('a', (0, 1, 2)), ('cb', (3,))], [('b', (0,)), ('c', (1,))]]
+    >>> [span.rows for span in spans([(a,), (a,), (a,)], tasks=["plan", "draft", "plan"])[0]]
+    [(0, 2), (1,)]
     """
     keys = [context_key(context) for context in contexts]
     levels: list[list[Span]] = []
-    heads: list[tuple[Sequence[int], int]] = [(range(len(keys)), 0)]  # rows that have read the same, up to here
+    alike: dict[str, list[int]] = {}
+    for row in range(len(keys)):
+        alike.setdefault(tasks[row] if tasks else "", []).append(row)
+    heads: list[tuple[Sequence[int], int]] = [(rows, 0) for rows in alike.values()]  # that have read the same so far
     while heads:
         level: list[Span] = []
         following: list[tuple[Sequence[int], int]] = []

@@ -134,6 +134,8 @@ class Recipe(Section):
     def _adapter_problems(self) -> Iterator[Problem]:
         """Of adapters on one branch alone, whose other ability learns nothing."""
         if not self.lora.enabled:
+            if self.balance.routing != "shared":
+                yield Problem("balance.routing", "tasks are told apart by their adapters; set lora.enabled to true")
             return
         if self.lora.branches == "generation" and self.algorithm.text_loss_weight > 0:
             yield Problem(

@@ -184,6 +184,28 @@ class BalanceSection(Section):
     probe_every: int = Field(
         10, ge=0, le=MOST_STEPS, description="Steps between two measurements of the gradients' cosine; 0 is never."
     )
+    routing: Literal["shared", "split", "routed"] = Field(
+        "shared",
+        description="Whose adapters a token takes: `shared` is one LoRA for all, `split` one for each of plan, draft, "
+        "critique, refinement and answer, `routed` a shared one and those of all tasks, mixed in every layer by a "
+        "learned gate of the token's task.",
+    )
+    gate_temperature: float = Field(
+        1.0,
+        ge=0.01,
+        le=100,
+        description="Of the gates of `routed`: near 0 a task takes its own LoRA alone, far above 1 all mix alike.",
+    )
+    gate_balance: float = Field(
+        0.01,
+        ge=0,
+        le=1000,
+        description="Weight of a loss that keeps all tasks' LoRAs in use: 0 where they are used alike, times 4 where "
+        "every task takes the same.",
+    )
+    gate_learning_rate: float = Field(
+        0.01, gt=0, le=1, description="Peak learning rate of the gates, by which Adam moves them in a step."
+    )
 
 
 class TrainingSection(Section):

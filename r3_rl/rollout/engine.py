@@ -87,7 +87,8 @@ class Engine:
             return []
         seeds = _seeds(seed, stage, children)
         with self.watch(stage.name, len(children)):
-            texts = self.policy.write([contexts[child.above] for child in children], sampling, seeds)
+            asked = replace(sampling, task=stage.name)
+            texts = self.policy.write([contexts[child.above] for child in children], asked, seeds)
         read = [stage.read(text, self.settings) for text in texts]
         return [
             replace(child, sample=text, critique=found.critique, well_formed=found.well_formed)
@@ -122,6 +123,7 @@ class Engine:
         if progress is not None:
             # by the root's place among those of all processes, whichever of them are drawn from now
             drawings = plan.rows([root.id.row // root.num_rows for root in roots], seed=seed, progress=progress)
+        drawings = [replace(drawing, task=stage.name) for drawing in drawings]
         first: dict[int, int] = {}
         noise = [first.setdefault(g, s) for g, s in zip(groups, seeds, strict=True)] if plan.shared_noise else seeds
         out: list[Node | None] = [None] * len(children)

@@ -29,6 +29,7 @@ from r3_rl.serve.requests import (
     check_text,
 )
 from r3_rl.serve.worker import ModelWorker, WorkerClient
+from r3_rl.stages import ANSWER
 
 BASE = "base"
 """Name of the model without its adapter."""
@@ -118,7 +119,9 @@ class Studio:
                 if part.type == "text" and part.text.strip()
             ]
         )
-        sampling = Sampling(max_new_tokens=most_tokens(asked), temperature=asked.temperature, top_p=asked.top_p)
+        sampling = Sampling(
+            max_new_tokens=most_tokens(asked), temperature=asked.temperature, top_p=asked.top_p, task=ANSWER.name
+        )
         with client:
             texts = client.write([context] * asked.n, sampling, row_seeds(_seed(asked), 0, asked.n), heard)
         written = sum(len(text.token_ids) for text in texts)

@@ -22,6 +22,7 @@ import torch
 from r3_rl import ranks
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.base import Drawing, Policy, Sampling
+from r3_rl.policy.routing import routing_of
 from r3_rl.recipe.base import default
 from r3_rl.recipe.learning import TrainingSection
 from r3_rl.training.credit import Credit
@@ -70,24 +71,40 @@ class Batcher:
     def plan(self, credits: Sequence[Credit]) -> list[MicroBatch]:
         """The micro-batches of a step. Every process calls it together, those without credits too."""
         own = [MicroBatch(credits=tuple(batch)) for batch in micro_batches(self.policy, credits, self.token_budget)]
-        everyones = ranks.everyone([{credit.objective for credit in batch.credits} for batch in own])
+        everyones = ranks.everyone([set(map(self._kind, batch.credits)) for batch in own])
         kinds = [set().union(*numbered) for numbered in zip_longest(*everyones, fillvalue=set())]
         return own + [
             MicroBatch(credits=tuple(self._dummies[kind] for kind in sorted(missing)), dummy=True)
             for missing in kinds[len(own) :]
         ]
 
+    def _kind(self, credit: Credit) -> tuple[str, str]:
+        """Its objective, and its task where tasks have weights of their own."""
+        return credit.objective, credit.stage if routing_of(self.policy.module) else ""
+
     @cached_property
-    def _dummies(self) -> dict[str, Credit]:
-        """A word of text and a token of an image, by objective; made when they are first needed."""
-        context = (TextPiece(text="a"),)
+    def _dummies(self) -> _Dummies:
+        return _Dummies(self.policy, self.drawing)
+
+
+class _Dummies(dict[tuple[str, str], Credit]):
+    """A word of text and a token of an image, by kind; made when they are first needed."""
+
+    def __init__(self, policy: Policy, drawing: Drawing) -> None:
+        super().__init__()
+        self._policy, self._drawing = policy, drawing
+
+    def __missing__(self, kind: tuple[str, str]) -> Credit:
+        (objective, task), context = kind, (TextPiece(text="a"),)
+        segment: Segment
         with torch.no_grad():
-            (text,) = self.policy.write([context], Sampling(max_new_tokens=1), [0])
-            (image,) = self.policy.draw(
-                [context], [replace(self.drawing, num_steps=2, sde_steps=(0,), guidance=Guidance())], [0]
-            )
-        found = (Credit(segment=s, advantage=0.0, stage="dummy") for s in (text, _one_token(image)))
-        return {credit.objective: credit for credit in found}
+            if objective == "understanding":
+                (segment,) = self._policy.write([context], Sampling(max_new_tokens=1, task=task), [0])
+            else:
+                how = replace(self._drawing, num_steps=2, sde_steps=(0,), guidance=Guidance(), task=task)
+                segment = _one_token(self._policy.draw([context], [how], [0])[0])
+        self[kind] = Credit(segment=segment, advantage=0.0, stage="dummy")
+        return self[kind]
 
 
 def _one_token(image: ImageSegment) -> ImageSegment:

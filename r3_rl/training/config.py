@@ -102,6 +102,8 @@ class R3Config:
     objectives: str = _key(BalanceSection, "objectives")
     aggregator: str = _key(BalanceSection, "aggregator")
     probe_every: int = _key(BalanceSection, "probe_every")
+    gate_balance: float = _key(BalanceSection, "gate_balance")
+    gate_learning_rate: float = _key(BalanceSection, "gate_learning_rate")
 
     max_steps: int = _key(TrainingSection, "max_steps")
     time_budget_s: float | None = _key(TrainingSection, "time_budget_s")

@@ -20,6 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from r3_rl import ranks
 from r3_rl.balance.conflict import place_of
+from r3_rl.balance.gates import by_place, gates_of, imbalance, numbers
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.observe.memory import held_bytes, peak_bytes
@@ -97,6 +98,8 @@ class Loop:
         room = RoomCallback(self._checkpoint_bytes)
         self.handler = CallbackHandler([*callbacks, self.time_budget, room], policy.module, None, None, None)
         self.state, self.control = TrainerState(), TrainerControl()
+        self.on_gates: Callable[[int, dict[str, Any]], None] | None = None
+        """Called with the gates of a routed adapter every `probe_every` steps."""
         self._collected: Collected | None = None
         self._asked: list[Future[list[Verdict]]] = []
         self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
@@ -234,7 +237,19 @@ class Loop:
     def accumulate(self, number: int, credits: Sequence[Credit]) -> Numbers:
         """The gradient of a step, left in what the optimiser steps; only here the module is in training mode."""
         with training_mode(self.policy.module, seed=(self.args.seed, number, ranks.rank())):
-            return self.balancer.accumulate(number, credits, self.add_gradient, step_sizes(credits))
+            found = self.balancer.accumulate(number, credits, self.add_gradient, step_sizes(credits))
+        return found | self.balance_gates(number)
+
+    def balance_gates(self, number: int) -> dict[str, float]:
+        """Add the gradient of the loss that keeps all parts of a routed adapter in use, to one that is added up over
+        the processes already; return how the gates stand."""
+        if not (gates := gates_of(self.policy.module)):
+            return {}
+        if self.args.gate_balance:
+            self.learner.backward(self.args.gate_balance * imbalance(gates))
+        if self.on_gates is not None and self.args.probe_every and number % self.args.probe_every == 0:
+            self.on_gates(number, by_place(gates, self.policy.spec.branches))
+        return numbers(gates)
 
     def add_gradient(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
         """Add the gradient of some of this process's credits to what the optimiser steps; return their numbers."""

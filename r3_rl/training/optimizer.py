@@ -6,7 +6,7 @@ less; only its rate does. That ends where the gradient's elements come near the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from r3_rl.errors import InputError
 from r3_rl.training.config import R3Config
 
 SAMPLED = 1024
@@ -60,38 +59,25 @@ def _kind(optim: str) -> tuple[Any, dict[str, Any]]:
     return AdamW, {"optim_bits": 8 if "8bit" in optim else 32, "is_paged": "paged" in optim}
 
 
-def set_branch_rate(
-    optimizer: torch.optim.Optimizer,
-    branch_of: Mapping[nn.Parameter, str],
-    branch: str,
-    rate: float,
-) -> None:
-    """Moves the branch's parameters of a fresh optimiser into groups that have this rate.
+def set_rate(optimizer: torch.optim.Optimizer, chosen: Set[nn.Parameter], rate: float) -> None:
+    """Moves some parameters of a fresh optimiser into groups that have this rate.
 
     Args:
         optimizer: before its first step.
-        branch_of: the branch of each of its parameters.
-        branch: one of them.
+        chosen: some of its parameters.
         rate: above 0; a scheduler that is made later starts from it.
-
-    Raises InputError where the branch has nothing that is trained.
 
     >>> one, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     >>> optimizer = torch.optim.AdamW([one, other], lr=1.0)
-    >>> set_branch_rate(optimizer, {one: "understanding", other: "generation"}, "generation", 0.1)
+    >>> set_rate(optimizer, {other}, 0.1)
     >>> [(group["lr"], len(group["params"])) for group in optimizer.param_groups]
     [(1.0, 1), (0.1, 1)]
     """
-    moved = 0
     for group in list(optimizer.param_groups):
-        ours = [p for p in group["params"] if branch_of[p] == branch]
-        if not ours:
-            continue
-        group["params"] = [p for p in group["params"] if branch_of[p] != branch]
-        optimizer.add_param_group({**group, "params": ours, "lr": rate})
-        moved += len(ours)
-    if not moved:
-        raise InputError(f"nothing of the {branch} branch is trained", hint="leave its learning rate out")
+        ours = [p for p in group["params"] if p in chosen]
+        if ours:
+            group["params"] = [p for p in group["params"] if p not in chosen]
+            optimizer.add_param_group({**group, "params": ours, "lr": rate})
 
 
 def ending_in_time(scheduler: LambdaLR, used: Callable[[], float], *, total_steps: int) -> LambdaLR:

@@ -22,8 +22,9 @@ from r3_rl import ranks
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError
 from r3_rl.policy.backbone import GENERATION, branch_of
 from r3_rl.policy.base import Policy
+from r3_rl.policy.routing import GATE
 from r3_rl.training.config import R3Config
-from r3_rl.training.optimizer import ending_in_time, make_optimizer, set_branch_rate
+from r3_rl.training.optimizer import ending_in_time, make_optimizer, set_rate
 from r3_rl.training.shards import Shards
 
 INSTALL = "pip install 'r3-rl[deepspeed]'"
@@ -58,10 +59,15 @@ class Learner:
         for parameter in names if self.shards is None else ():
             ranks.share_first(parameter.detach())
         if self.optimizer is None:
-            weights = self.policy.module.named_parameters()
-            self.optimizer = make_optimizer(names, frozenset(n for n, p in weights if p.ndim > 1), args)
+            gates = {p for p, name in names.items() if name.endswith(f".{GATE}")}
+            decayed = {n for n, p in self.policy.module.named_parameters() if p.ndim > 1}
+            self.optimizer = make_optimizer(names, frozenset(decayed - {names[p] for p in gates}), args)
             if args.image_learning_rate is not None:
-                set_branch_rate(self.optimizer, self.branch_of, GENERATION, args.image_learning_rate)
+                drawing = {p for p, branch in self.branch_of.items() if branch == GENERATION}
+                if not drawing:
+                    raise InputError("nothing of the generation branch is trained", hint="leave its learning rate out")
+                set_rate(self.optimizer, drawing, args.image_learning_rate)
+            set_rate(self.optimizer, gates, args.gate_learning_rate)
         if self.scheduler is None:
             steps = {"num_warmup_steps": args.warmup_steps, "num_training_steps": args.max_steps}
             self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, **steps)

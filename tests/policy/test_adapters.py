@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from r3_rl.errors import CheckpointError, InputError
-from r3_rl.policy import adapters
+from r3_rl.policy import adapter_files, adapters
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.backbone import branch_of
 from r3_rl.policy.bagel.backbone import BAGEL
@@ -254,7 +254,7 @@ def test_what_peft_saved_loads_here(tmp_path):
     PeftModel.from_pretrained(tiny_bagel(), str(tmp_path / "ours")).save_pretrained(str(tmp_path / "theirs"))
     reloaded = adapters.load_adapter(tiny_bagel(), tmp_path / "theirs")
     assert torch.equal(outputs(reloaded), outputs(model))
-    assert adapters.base_fingerprint(tmp_path / "theirs") is None
+    assert adapter_files.base_fingerprint(tmp_path / "theirs") is None
     with pytest.raises(CheckpointError, match=r"base\.json is missing"):
         adapters.load_adapter(tiny_bagel(), tmp_path / "theirs", fingerprint="abc")
 

@@ -7,19 +7,20 @@ answer into all of them, so that every stage of the loop really happens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach
 from r3_rl.policy.bagel.autoencoder import Autoencoder
-from r3_rl.policy.bagel.backbone import BAGEL
+from r3_rl.policy.bagel.backbone import BAGEL, SHARED
 from r3_rl.policy.bagel.checkpoint import random_bagel
 from r3_rl.policy.bagel.config import AutoencoderConfig, BagelConfig, LanguageConfig, ResizeRule, VisionConfig
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.base import Drawing, Sampling
+from r3_rl.policy.routing import GATE
 from r3_rl.stages.protocol import Protocol
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.types import Critique, Prompt, TextSegment
@@ -89,21 +90,27 @@ def tiny_policy(
     moved: float = 0.0,
     backend: str = "matmul",
     dtype: torch.dtype = torch.float32,
+    shared_experts: bool = False,
 ) -> BagelPolicy:
-    """Random weights, every part with an effect. `moved`: size of the adapter's B, which otherwise starts at zero."""
-    model = random_bagel(CONFIG, seed=seed, dtype=dtype)
+    """Random weights, every part with an effect. `moved`: size of the adapter's B, which otherwise starts at zero, and
+    how far its gates are from their start."""
+    config = replace(CONFIG, llm=replace(CONFIG.llm, shared_experts=shared_experts))
+    model = random_bagel(config, seed=seed, dtype=dtype)
     with torch.no_grad():  # words that hang on what was read, or a text would look the same with any context
         model.decoder.embed_tokens.weight.mul_(25)
         model.language_model.lm_head.weight.mul_(2)
     model.decoder.backend = backend
     model.requires_grad_(adapter is None)
     if adapter is not None:
-        attach(model, adapter, BAGEL.spec.branches, seed=seed)
+        attach(model, adapter, (SHARED if shared_experts else BAGEL).spec.branches, seed=seed)
         generator = torch.Generator().manual_seed(seed + 1)
         for layer in adapted_layers(model).values():
-            weight = layer.lora_B["default"].weight
-            weight.data = moved * torch.randn(weight.shape, generator=generator)
-    reader = Reader(config=CONFIG, tokenizer=TOKENIZER, autoencoder=Autoencoder(CONFIG.autoencoder))
+            for part in layer.lora_B.values():
+                part.weight.data = moved * torch.randn(part.weight.shape, generator=generator)
+            for name, gate in layer.named_parameters(recurse=False):
+                assert name == GATE
+                gate.data += 10 * moved * torch.randn(gate.shape, generator=generator)
+    reader = Reader(config=config, tokenizer=TOKENIZER, autoencoder=Autoencoder(CONFIG.autoencoder))
     return BagelPolicy(model, reader)
 
 

@@ -187,7 +187,7 @@ class ToyBackbone:
         save_file(weights, folder / "toy.safetensors")
         policy.tokenizer.save(str(folder / "tokenizer.json"))
 
-    def probe(self, policy):
+    def probe(self, policy, task=""):
         return policy.module(list(range(policy.module.embed.num_embeddings))).detach().flatten()
 
     def write_tiny(self, folder, *, seed=0):

@@ -89,7 +89,7 @@ def test_three_steps_train_texts_and_image_tokens(folder, tmp_path):
 def test_a_dummy_is_one_token(folder):
     policy = policy_of(folder)
     policy.module.requires_grad_(True)
-    image = Batcher(policy=policy, drawing=PLAN.drawing)._dummies["generation"].segment
+    image = Batcher(policy=policy, drawing=PLAN.drawing)._dummies["generation", ""].segment
     (replayed,) = policy.replay([image])
     assert replayed.log_probs.shape == image.log_probs.shape == (1,) and replayed.log_probs.requires_grad
 

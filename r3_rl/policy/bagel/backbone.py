@@ -38,6 +38,7 @@ _SPEC = BackboneSpec(
     refines="edit",
     can_recompute=True,
     can_shard=True,
+    can_route=True,
     released=("ByteDance-Seed/BAGEL-7B-MoT",),
     templates=Templates(
         reason_system=(
@@ -173,11 +174,11 @@ class BagelBackbone:
         ours = _ours(policy)
         save_bagel(ours.model, ours.reader.autoencoder, ours.reader.tokenizer, folder, dtype=dtype)
 
-    def probe(self, policy: Policy) -> torch.Tensor:
+    def probe(self, policy: Policy, task: str = "") -> torch.Tensor:
         """Logits and velocities of one row with every kind of token in it: texts, a looked-at image, latents."""
         from r3_rl.policy.bagel.probe import outputs
 
-        return outputs(_ours(policy).model)
+        return outputs(_ours(policy).model, task)
 
     def write_tiny(self, folder: Path, *, seed: int = 0) -> Path:
         """Every tensor name, file name and code path is that of the release."""

@@ -23,6 +23,7 @@ from r3_rl.policy.bagel.layers import DecoderLayer, RMSNorm, rotary_tables
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.linear import linear
 from r3_rl.policy.lora import AdaptedLinear
+from r3_rl.policy.routing import through
 
 _MOST_COPIED_BYTES = 256 * 2**20
 """Above this the matrices are no longer copied: reading them is then the cost of a token, not preparing to."""
@@ -45,13 +46,14 @@ class _Layer:
 class Decoding:
     """A batch of texts being written after their contexts, with room for the keys of `limit` new tokens a row.
 
-    Weights are taken over when it is made: make a new one after an update.
+    Weights are taken over when it is made: make a new one after an update. `task`: of all the texts, where an adapter
+    is routed by task.
     """
 
-    def __init__(self, model: Bagel, past: Encoded, limit: int) -> None:
+    def __init__(self, model: Bagel, past: Encoded, limit: int, *, task: str = "") -> None:
         self.model, self.past = model, past
         self.own, self.length = _room(model, past.next_position.shape[0], limit), 0
-        self.layers = _layers(model)
+        self.layers = _layers(model, task)
 
     def select(self, rows: Tensor) -> None:
         """Some rows stay."""
@@ -103,14 +105,20 @@ def _room(model: Bagel, num_rows: int, columns: int) -> CachePart:
     )
 
 
-def _layers(model: Bagel) -> list[_Layer]:
+def _layers(model: Bagel, task: str) -> list[_Layer]:
     layers, llm = list(model.decoder.layers), model.config.llm
-    linears = [m for layer in layers for m in _linears(layer)]
-    small = sum(m.weight.nbytes for m in linears) <= _MOST_COPIED_BYTES
-    # an adapter beside the weights has products of its own
-    plain = all(m.is_plain for m in linears if isinstance(m, AdaptedLinear))
-    make = _copied if small and plain and model.device.type == "cpu" else _called
-    return [make(layer, _head_norm(layer, llm.num_attention_heads, llm.num_key_value_heads)) for layer in layers]
+    norms = [_head_norm(layer, llm.num_attention_heads, llm.num_key_value_heads) for layer in layers]
+    if model.device.type == "cpu":
+        # an adapter beside the weights has products of its own
+        weights = [[_weight(m, task) for m in _linears(layer)] for layer in layers]
+        plain = [w for of_layer in weights for w in of_layer if w is not None]
+        if len(plain) == sum(map(len, weights)) and sum(w.nbytes for w in plain) <= _MOST_COPIED_BYTES:
+            return [_copied(layer, norm, task) for layer, norm in zip(layers, norms, strict=True)]
+    return [_called(layer, norm, task) for layer, norm in zip(layers, norms, strict=True)]
+
+
+def _weight(layer: Any, task: str) -> Tensor | None:
+    return layer.plain_weight(task) if isinstance(layer, AdaptedLinear) else layer.weight
 
 
 def _linears(layer: DecoderLayer) -> list[Any]:
@@ -119,30 +127,38 @@ def _linears(layer: DecoderLayer) -> list[Any]:
     return [*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
 
 
-def _called(layer: DecoderLayer, head_norm: Tensor) -> _Layer:
+def _called(layer: DecoderLayer, head_norm: Tensor, task: str) -> _Layer:
     """The layer's own modules."""
     attention = layer.self_attn
 
     def qkv(h: Tensor) -> Tensor:
-        return torch.cat([attention.q_proj(h), attention.k_proj(h), attention.v_proj(h)], -1)
+        tasks = ((task, len(h)),)
+        return torch.cat([through(m, h, tasks) for m in (attention.q_proj, attention.k_proj, attention.v_proj)], -1)
 
-    return _Layer(module=layer, qkv=qkv, out=attention.o_proj, mlp=layer.mlp, head_norm=head_norm)
+    return _Layer(
+        module=layer,
+        qkv=qkv,
+        out=lambda h: through(attention.o_proj, h, ((task, len(h)),)),
+        mlp=lambda h: layer.mlp(h, ((task, len(h)),)),
+        head_norm=head_norm,
+    )
 
 
-def _copied(layer: DecoderLayer, head_norm: Tensor) -> _Layer:
+def _copied(layer: DecoderLayer, head_norm: Tensor, task: str) -> _Layer:
     """Matrices that read the same, side by side in copies."""
-    q, k, v, o, gate, up, down = _linears(layer)
-    weight, bias = torch.cat([m.weight for m in (q, k, v)]), torch.cat([m.bias for m in (q, k, v)])
-    gate_up = torch.cat([gate.weight, up.weight])
+    linears = _linears(layer)
+    q, k, v, o, gate, up, down = (_weight(m, task) for m in linears)
+    weight, bias = torch.cat([q, k, v]), torch.cat([m.bias for m in linears[:3]])
+    gate_up = torch.cat([gate, up])
 
     def mlp(h: Tensor) -> Tensor:
         g, u = linear(h, gate_up).chunk(2, -1)
-        return linear(F.silu(g).mul_(u), down.weight)
+        return linear(F.silu(g).mul_(u), down)
 
     return _Layer(
         module=layer,
         qkv=lambda h: linear(h, weight, bias),
-        out=lambda h: linear(h, o.weight),
+        out=lambda h: linear(h, o),
         mlp=mlp,
         head_norm=head_norm,
     )

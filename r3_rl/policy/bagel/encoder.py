@@ -55,18 +55,22 @@ class Encoded:
 class Contexts:
     """B contexts, their prefix tree read level by level.
 
+    `tasks`: of the rows, where an adapter is routed by task: what one task has read is no other's to look at.
     `least`: prefixes that fewer rows share are left to whoever scores the rows (`rest`); 1 reads everything. Gradient
     flows through the cache where it is enabled.
     """
 
-    def __init__(self, model: Bagel, reader: Reader, contexts: Sequence[Context], *, least: int = 1) -> None:
+    def __init__(
+        self, model: Bagel, reader: Reader, contexts: Sequence[Context], *, tasks: Sequence[str] = (), least: int = 1
+    ) -> None:
         self._model, self._reader, self._contexts = model, reader, contexts
+        self._tasks = list(tasks) or [""] * len(contexts)
         self._blocks: dict[Hashable, list[Block]] = {}
         self._parts: list[CachePart] = []
         self._owners: list[list[int]] = []
         self._depth = [0] * len(contexts)
         self._position = [0] * len(contexts)
-        for level in spans(contexts, least=least):
+        for level in spans(contexts, tasks=self._tasks, least=least):
             blocks = [self._read(span.pieces) for span in level]
             for places in _passes([sum(map(num_tokens, row)) for row in blocks]):
                 self._append([level[i] for i in places], [blocks[i] for i in places])
@@ -74,7 +78,8 @@ class Contexts:
     def _append(self, level: Sequence[Span], blocks: Sequence[Sequence[Block]]) -> None:
         """One pass: a row a span, after what its rows have read in earlier levels."""
         model, past = self._model, self.past([span.rows[0] for span in level])
-        packed = pack(blocks, model.config, start=past.next_position.tolist(), device=model.device)
+        tasks = self.tasks([span.rows[0] for span in level])
+        packed = pack(blocks, model.config, start=past.next_position.tolist(), tasks=tasks, device=model.device)
         part = model(packed, past.parts, keep=True).part
         # read many times from here on: laid out once
         keys, values = ([x.contiguous() for x in own] for own in (part.keys, part.values))
@@ -86,6 +91,10 @@ class Contexts:
                 self._depth[row] += len(span.pieces)
                 self._position[row] = end
         self._owners.append(owner)
+
+    def tasks(self, rows: Sequence[int]) -> list[str]:
+        """By what some of the rows are read."""
+        return [self._tasks[row] for row in rows]
 
     def past(self, rows: Sequence[int]) -> Encoded:
         """What has been read, as the past of some of the rows. Nothing is copied."""
@@ -105,8 +114,12 @@ class Contexts:
         return self._read(self._contexts[row][self._depth[row] :])
 
     def by_prefix(self) -> list[tuple[int, ...]]:
-        """The rows with a past, then those without, as far as there are any; rows with one past lie side by side."""
-        order = sorted(range(len(self._contexts)), key=lambda row: [owner[row] for owner in self._owners])
+        """The rows with a past, then those without, as far as there are any; rows with one past, and those of one task,
+        lie side by side."""
+        number = {task: place for place, task in enumerate(dict.fromkeys(self._tasks))}
+        order = sorted(
+            range(len(self._contexts)), key=lambda row: [number[self._tasks[row]], *(own[row] for own in self._owners)]
+        )
         split = [tuple(row for row in order if bool(self._depth[row]) is cached) for cached in (True, False)]
         return [rows for rows in split if rows]
 
@@ -134,6 +147,7 @@ def _passes(lengths: Sequence[int]) -> list[list[int]]:
     return passes
 
 
-def encode(model: Bagel, reader: Reader, contexts: Sequence[Context]) -> Encoded:
-    """Encode B contexts for many steps; pieces that rows share at their beginning are encoded once, by their keys."""
-    return Contexts(model, reader, contexts).past_of_steps(range(len(contexts)))
+def encode(model: Bagel, reader: Reader, contexts: Sequence[Context], tasks: Sequence[str] = ()) -> Encoded:
+    """Encode B contexts for many steps; pieces that rows of a task share at their beginning are encoded once, by their
+    keys."""
+    return Contexts(model, reader, contexts, tasks=tasks).past_of_steps(range(len(contexts)))

@@ -21,6 +21,7 @@ from r3_rl.policy.bagel.attention import CachePart, Seen, attend
 from r3_rl.policy.bagel.config import LanguageConfig
 from r3_rl.policy.bagel.kernels import rms_norm, rotate
 from r3_rl.policy.linear import Linear
+from r3_rl.policy.routing import Runs, through
 
 
 @dataclass(kw_only=True)
@@ -37,6 +38,13 @@ class Layout:
     num_columns: int
     mask: Tensor | None
     """bool [B, Q, Q], who may look at whom among the new tokens; None when everybody may."""
+    tasks: tuple[Runs, Runs] = ((), ())
+    """Of the understanding tokens and of the rest; empty where no adapter is routed by task."""
+
+    @property
+    def all_tasks(self) -> Runs:
+        """Of all tokens in order."""
+        return self.tasks[0] + self.tasks[1]
 
     def to_grid(self, x: Tensor) -> Tensor:
         """[N, ...] -> [B, Q, ...], zeros on padding."""
@@ -64,15 +72,22 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-def by_expert(x: Tensor, num_understanding: int, understanding: nn.Module, generation: nn.Module | None) -> Tensor:
+def by_expert(x: Tensor, layout: Layout, understanding: nn.Module, generation: nn.Module | None) -> Tensor:
     """Each token through its own expert's module, or all through the only one; one without tokens is not called."""
-    if generation is None or num_understanding == x.shape[0]:
-        return understanding(x)
+    num_understanding, (of_first, of_second) = layout.num_understanding, layout.tasks
+    if generation is None:
+        return _through(understanding, x, layout.all_tasks)
+    if num_understanding == x.shape[0]:
+        return _through(understanding, x, of_first)
     if num_understanding == 0:
-        return generation(x)
+        return _through(generation, x, of_second)
     # split, not two slices: its backward is one concatenation instead of two zero-filled copies
     first, second = x.split([num_understanding, x.shape[0] - num_understanding])
-    return torch.cat([understanding(first), generation(second)])
+    return torch.cat([_through(understanding, first, of_first), _through(generation, second, of_second)])
+
+
+def _through(module: nn.Module, x: Tensor, tasks: Runs) -> Tensor:
+    return module(x, tasks) if isinstance(module, MLP) else through(module, x, tasks)
 
 
 def rotary_tables(position: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -108,16 +123,15 @@ class Attention(nn.Module):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, D] -> output [N, D] and the new keys and values [B, Q, V, head_dim]."""
-        n = layout.num_understanding
-        q = by_expert(x, n, self.q_proj, self.q_proj_moe_gen).view(x.shape[0], -1, self.head_dim)
-        k = by_expert(x, n, self.k_proj, self.k_proj_moe_gen).view(x.shape[0], -1, self.head_dim)
-        v = by_expert(x, n, self.v_proj, self.v_proj_moe_gen).view(x.shape[0], -1, self.head_dim)
-        q = rotate(by_expert(q, n, self.q_norm, self.q_norm_moe_gen), *rotary)
-        k = rotate(by_expert(k, n, self.k_norm, self.k_norm_moe_gen), *rotary)
+        q = by_expert(x, layout, self.q_proj, self.q_proj_moe_gen).view(x.shape[0], -1, self.head_dim)
+        k = by_expert(x, layout, self.k_proj, self.k_proj_moe_gen).view(x.shape[0], -1, self.head_dim)
+        v = by_expert(x, layout, self.v_proj, self.v_proj_moe_gen).view(x.shape[0], -1, self.head_dim)
+        q = rotate(by_expert(q, layout, self.q_norm, self.q_norm_moe_gen), *rotary)
+        k = rotate(by_expert(k, layout, self.k_norm, self.k_norm_moe_gen), *rotary)
         k, v = layout.to_grid(k), layout.to_grid(v)
         out = attend(layout.to_grid(q), k, v, layout.mask, past, backend=backend)
         out = layout.to_flat(out).reshape(x.shape[0], -1)
-        return by_expert(out, n, self.o_proj, self.o_proj_moe_gen), k, v
+        return by_expert(out, layout, self.o_proj, self.o_proj_moe_gen), k, v
 
 
 class MLP(nn.Module):
@@ -129,8 +143,9 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, tasks: Runs = ()) -> Tensor:
+        inner = F.silu(through(self.gate_proj, x, tasks)) * through(self.up_proj, x, tasks)
+        return through(self.down_proj, inner, tasks)
 
 
 class DecoderLayer(nn.Module):
@@ -155,12 +170,11 @@ class DecoderLayer(nn.Module):
         past: list[Seen],
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n = layout.num_understanding
-        h = by_expert(x, n, self.input_layernorm, self.input_layernorm_moe_gen)
+        h = by_expert(x, layout, self.input_layernorm, self.input_layernorm_moe_gen)
         h, keys, values = self.self_attn(h, layout, rotary, past, backend)
         x = x + h
-        h = by_expert(x, n, self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
-        return x + by_expert(h, n, self.mlp, self.mlp_moe_gen), keys, values
+        h = by_expert(x, layout, self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
+        return x + by_expert(h, layout, self.mlp, self.mlp_moe_gen), keys, values
 
 
 @dataclass(kw_only=True)
@@ -216,7 +230,7 @@ class Decoder(nn.Module):
                 values.append(v.transpose(1, 2))
             if trace:
                 layers.append(x)
-        hidden = by_expert(x, layout.num_understanding, self.norm, self.norm_moe_gen)
+        hidden = by_expert(x, layout, self.norm, self.norm_moe_gen)
         part = CachePart(keys=keys, values=values, valid=valid) if keep else None
         return Decoded(hidden=hidden, part=part, layers=layers if trace else None)
 

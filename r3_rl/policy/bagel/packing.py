@@ -17,6 +17,7 @@ from torch import Tensor
 from r3_rl.errors import InputError
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.layers import Layout
+from r3_rl.policy.routing import runs_of
 
 _VIT, _LATENT = -1, -2
 _ROUND = 64
@@ -117,9 +118,11 @@ def pack(
     config: BagelConfig,
     *,
     start: Sequence[int] | None = None,
+    tasks: Sequence[str] = (),
     device: torch.device | str = "cpu",
 ) -> Packed:
-    """One row of blocks a sequence -> a flat batch. `start`: rotary position of each row's first block (default 0)."""
+    """One row of blocks a sequence -> a flat batch. `start`: rotary position of each row's first block (default 0);
+    `tasks`: of the rows, for adapters that are routed by task."""
     special = config.special_token_ids
     assert special is not None, "special token ids are resolved when the model is loaded"
     lengths = [sum(num_tokens(b) for b in row) for row in rows]
@@ -149,7 +152,7 @@ def pack(
                 position += 0 if isinstance(block, LatentBlock) and block.noisy else 1
             column = stop
         ends.append(position)
-    return _flatten(grid, looks, latents, ends, config, torch.device(device))
+    return _flatten(grid, looks, latents, ends, config, tasks, torch.device(device))
 
 
 def _empty_grid(rows: int, columns: int) -> _Grid:
@@ -182,6 +185,7 @@ def _flatten(
     latents: list[LatentBlock],
     ends: list[int],
     config: BagelConfig,
+    tasks: Sequence[str],
     device: torch.device,
 ) -> Packed:
     valid = grid.block >= 0
@@ -206,6 +210,7 @@ def _flatten(
         num_rows=valid.shape[0],
         num_columns=valid.shape[1],
         mask=_mask(grid, valid, device),
+        tasks=(runs_of(tasks, understanding // valid.shape[1]), runs_of(tasks, generation // valid.shape[1])),
     )
     channels = config.latent_channels
     return Packed(

@@ -25,9 +25,11 @@ from r3_rl.policy.base import (
     Sampling,
     SupervisedLoss,
     SupervisedNoise,
+    task_of,
 )
 from r3_rl.policy.prefixes import spans
 from r3_rl.policy.reference import Base
+from r3_rl.policy.routing import told
 from r3_rl.types import Context, ImageSegment, Segment, TextSegment
 
 
@@ -126,19 +128,20 @@ class BagelPolicy:
         llm = self.model.config.llm
         a_token = 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim
         a_token *= self.model.llm2vae.weight.element_size()
-        contexts = [s.context for s in segments]
-        for s in segments:
+        contexts, tasks = [s.context for s in segments], told(self.model, [task_of(s) for s in segments])
+        for s, task in zip(segments, list(tasks), strict=True):
             if isinstance(s, ImageSegment):
                 guidance = s.drawing.guidance
                 drops = [*(["text"] * guidance.needs_text_drop), *(["image"] * guidance.needs_image_drop)]
                 contexts += [kept_pieces(s.context, drop) for drop in drops]
+                tasks += [task] * len(drops)
         tokens = sum(len(s.token_ids) for s in segments if isinstance(s, TextSegment))
-        tokens += sum(self.reader.num_tokens(span.pieces) for level in spans(contexts) for span in level)
+        tokens += sum(self.reader.num_tokens(span.pieces) for level in spans(contexts, tasks=tasks) for span in level)
         return a_token * tokens
 
     def num_tokens(self, segments: Sequence[Segment]) -> int:
         """Tokens that replaying the segments together reads."""
-        return _replay.replayed_tokens(self.reader, segments)
+        return _replay.replayed_tokens(self.model, self.reader, segments)
 
     def remember_base(self, *, on_host: bool = False) -> None:
         """Keeps a copy of the weights that are about to be trained."""

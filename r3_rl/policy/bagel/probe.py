@@ -11,8 +11,9 @@ from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, TextBlock,
 
 
 @torch.no_grad()
-def outputs(model: Bagel) -> Tensor:
-    """Logits and velocities, float32 on the host, of a row with every kind of token: texts, an image, latents."""
+def outputs(model: Bagel, task: str = "") -> Tensor:
+    """Logits and velocities, float32 on the host, of a row with every kind of token: texts, an image, latents. task: by
+    which it is read, where the model's adapter is routed by task."""
     config: BagelConfig = model.config
     generator = torch.Generator().manual_seed(0)
     look = (min(2, config.vit_max_num_patch_per_side),) * 2
@@ -29,5 +30,5 @@ def outputs(model: Bagel) -> Tensor:
             noisy=True,
         ),
     ]
-    out = model(pack([row], config, device=model.device))
+    out = model(pack([row], config, tasks=[task], device=model.device))
     return torch.cat([out.logits.float().flatten(), out.velocity.float().flatten()]).cpu()

@@ -24,8 +24,9 @@ from r3_rl.policy.bagel.encoder import Contexts, Encoded
 from r3_rl.policy.bagel.model import Bagel, BagelOutput
 from r3_rl.policy.bagel.packing import Block, LatentBlock, Packed, TextBlock, num_tokens, pack
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
-from r3_rl.policy.base import FlowReplay, ImageReplay
+from r3_rl.policy.base import FlowReplay, ImageReplay, task_of
 from r3_rl.policy.prefixes import spans
+from r3_rl.policy.routing import told
 from r3_rl.policy.tokens import token_log_probs
 from r3_rl.types import Context, FlowSegment, ImagePiece, Segment, TextSegment, context_key, written_before
 
@@ -38,6 +39,8 @@ class _Row:
     """What is read before."""
     blocks: list[Block]
     """What is scored."""
+    task: str
+    """By which it is read; empty where no adapter is routed."""
     text: int | None = None
     """Index of the text segment scored in this row."""
     images: list[tuple[int, str]] = field(default_factory=list)
@@ -46,9 +49,9 @@ class _Row:
 
 def replay(model: Bagel, reader: Reader, segments: Sequence[Segment]) -> list[Tensor | ImageReplay]:
     """Log-probs of every segment: float32 [T] for a text, an `ImageReplay` for an image."""
-    rows = _rows(reader, segments)
+    rows = _rows(reader, segments, told(model, [task_of(segment) for segment in segments]))
     found = _Found()
-    cached = Contexts(model, reader, [row.context for row in rows], least=2)
+    cached = Contexts(model, reader, [row.context for row in rows], tasks=[row.task for row in rows], least=2)
     for places in cached.by_prefix():
         blocks = [[*cached.rest(i), *rows[i].blocks] for i in places]
         _score(model, segments, [rows[i] for i in places], blocks, cached.past(places), found)
@@ -77,7 +80,8 @@ def _score(
     found: _Found,
 ) -> None:
     """One pass over the blocks of rows, after their past."""
-    packed = pack(blocks, model.config, start=past.next_position.tolist(), device=model.device)
+    start, tasks = past.next_position.tolist(), [row.task for row in rows]
+    packed = pack(blocks, model.config, start=start, tasks=tasks, device=model.device)
     out = model(packed, past.parts)
     found.results |= _text_log_probs(segments, [row.text for row in rows if row.text is not None], out, packed)
     places = [place for row in rows for place in row.images]
@@ -118,29 +122,31 @@ def _text_log_probs(
     return results
 
 
-def _rows(reader: Reader, segments: Sequence[Segment]) -> list[_Row]:
-    """One row a text (with the image drawn after it, where both are replayed), one an image, one a dropped branch."""
+def _rows(reader: Reader, segments: Sequence[Segment], tasks: Sequence[str]) -> list[_Row]:
+    """One row a text (with the image drawn after it, where both are replayed and read alike), one an image, one a
+    dropped branch."""
     rows: list[_Row] = []
     by_text: dict[Hashable, _Row] = {}
     for i, segment in enumerate(segments):
         if isinstance(segment, TextSegment):
-            row = _Row(context=segment.context, blocks=[_scored(reader, segment)], text=i)
-            by_text.setdefault((context_key(segment.context), segment.token_ids), row)
+            row = _Row(context=segment.context, blocks=[_scored(reader, segment)], task=tasks[i], text=i)
+            by_text.setdefault((tasks[i], (context_key(segment.context), segment.token_ids)), row)
             rows.append(row)
     for i, segment in enumerate(segments):
         if not isinstance(segment, FlowSegment) or not len(segment.times):
             assert isinstance(segment, TextSegment), "an image without stochastic steps has nothing to replay"
             continue
-        host = by_text.get(written_before(segment.context))
+        host = by_text.get((tasks[i], written_before(segment.context)))
         if host is None:
-            host = _Row(context=segment.context, blocks=[])
+            host = _Row(context=segment.context, blocks=[], task=tasks[i])
             rows.append(host)
         host.blocks.extend(_noisy_blocks(reader, segment, "full"))
         host.images.append((i, "full"))
         for drop in _dropped(segment):
             if _replayed_steps(segment, drop):
                 blocks = _noisy_blocks(reader, segment, drop)
-                rows.append(_Row(context=kept_pieces(segment.context, drop), blocks=blocks, images=[(i, drop)]))
+                kept = kept_pieces(segment.context, drop)
+                rows.append(_Row(context=kept, blocks=blocks, task=tasks[i], images=[(i, drop)]))
     for row in rows:
         if row.text is not None and not row.images:
             text = row.blocks[0]
@@ -206,10 +212,10 @@ def _image_replay(
     return FlowReplay(log_probs=log_probs, mean=step.mean, std=step.std, velocity=velocity)
 
 
-def replayed_tokens(reader: Reader, segments: Sequence[Segment]) -> int:
+def replayed_tokens(model: Bagel, reader: Reader, segments: Sequence[Segment]) -> int:
     """Tokens that `replay` reads, without padding: prefixes that rows share once, a plan and its image in one row."""
-    rows = _rows(reader, segments)
+    rows = _rows(reader, segments, told(model, [task_of(segment) for segment in segments]))
     contexts = [row.context for row in rows]
     alone = sum(map(reader.num_tokens, contexts)) + sum(num_tokens(block) for row in rows for block in row.blocks)
-    shared = [span for level in spans(contexts, least=2) for span in level]
+    shared = [span for level in spans(contexts, tasks=[row.task for row in rows], least=2) for span in level]
     return alone - sum((len(span.rows) - 1) * reader.num_tokens(span.pieces) for span in shared)

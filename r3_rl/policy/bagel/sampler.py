@@ -21,6 +21,7 @@ from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import LatentBlock, Packed, pack
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
 from r3_rl.policy.base import Drawing
+from r3_rl.policy.routing import told
 from r3_rl.types import Context, FlowSegment, ImagePiece, ImageSegment
 
 _STEP_NOISE = 0x5851F42D4C957F2D
@@ -41,7 +42,14 @@ class Denoiser:
     """Velocities of one batch of contexts at any state and time; the contexts of all branches are encoded once."""
 
     def __init__(
-        self, model: Bagel, reader: Reader, contexts: Sequence[Context], grid: tuple[int, int], guidance: Guidance
+        self,
+        model: Bagel,
+        reader: Reader,
+        contexts: Sequence[Context],
+        grid: tuple[int, int],
+        guidance: Guidance,
+        *,
+        tasks: Sequence[str] = (),
     ) -> None:
         self.model, self.guidance = model, guidance
         self.num_rows, self.num_tokens = len(contexts), grid[0] * grid[1]
@@ -50,20 +58,22 @@ class Denoiser:
             # without an image in any context the image-dropped branch is the full one
             image = guidance.needs_image_drop and any(isinstance(piece, ImagePiece) for c in contexts for piece in c)
             drops += ["text", *(["image"] if image else [])]
-        cached = Contexts(model, reader, [kept_pieces(c, drop) for drop in drops for c in contexts])
+        read = [kept_pieces(c, drop) for drop in drops for c in contexts]
+        cached = Contexts(model, reader, read, tasks=list(tasks) * len(drops))
         full = cached.past_of_steps(range(self.num_rows))
         everything = cached.past_of_steps(range(len(drops) * self.num_rows)) if len(drops) > 1 else None
         self.branches = _Branches(
             full=full,
-            full_block=self._block(full, grid),
+            full_block=self._block(full, grid, cached.tasks(range(self.num_rows))),
             everything=everything,
-            everything_block=self._block(everything, grid) if everything else None,
+            everything_block=self._block(everything, grid, cached.tasks(range(len(read)))) if everything else None,
         )
 
-    def _block(self, encoded: Encoded, grid: tuple[int, int]) -> Packed:
+    def _block(self, encoded: Encoded, grid: tuple[int, int], tasks: Sequence[str]) -> Packed:
         blank = torch.zeros(self.num_tokens, self.model.config.latent_channels)
         rows = [[LatentBlock(tokens=blank, grid=grid, time=1.0, noisy=True)] for _ in encoded.next_position]
-        return pack(rows, self.model.config, start=encoded.next_position.tolist(), device=self.model.device)
+        start = encoded.next_position.tolist()
+        return pack(rows, self.model.config, start=start, tasks=tasks, device=self.model.device)
 
     def velocity(self, x: Tensor, times: Tensor) -> Tensor:
         """Guided velocity float32 [B, M, C] at x [B, M, C] and times [B], which lie on the CPU; guidance acts inside
@@ -173,7 +183,8 @@ def draw(
     initial = row_noise(noise_seeds or seeds, 1, shape)[:, 0]
     # other seeds than the initial noise's, and far from those of the neighbouring rows, or samples would repeat
     step_noise = row_noise([s ^ _STEP_NOISE for s in seeds], most, shape)
-    denoiser = Denoiser(model, reader, contexts, grid, drawings[0].guidance)
+    tasks = told(model, [drawing.task for drawing in drawings])
+    denoiser = Denoiser(model, reader, contexts, grid, drawings[0].guidance, tasks=tasks)
     walk = denoise(denoiser, drawings, initial, step_noise)
     images = reader.images(walk.final, size).cpu()
     out: list[ImageSegment] = []

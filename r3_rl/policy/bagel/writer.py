@@ -11,6 +11,7 @@ from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.base import Heard, Sampling
+from r3_rl.policy.routing import told
 from r3_rl.policy.tokens import choose, row_uniforms
 from r3_rl.types import Context, TextSegment
 
@@ -31,7 +32,8 @@ def write(
     log_probs: list[list[float]] = [[] for _ in range(num_rows)]
     cutoffs: list[list[float]] = [[] for _ in range(num_rows)]
     active = torch.arange(num_rows, device=model.device)
-    decoding = Decoding(model, encode(model, reader, contexts), limit)
+    tasks = told(model, [sampling.task] * num_rows)
+    decoding = Decoding(model, encode(model, reader, contexts, tasks), limit, task=tasks[0])
     feed = torch.full((num_rows,), reader.bos, dtype=torch.int64, device=model.device)
     running = torch.ones(num_rows, dtype=torch.bool, device=model.device)
     for step in range(limit):
@@ -65,6 +67,7 @@ def write(
             ended=tokens[r][-1] == reader.eos,
             temperature=sampling.temperature or 1.0,
             cutoff=torch.tensor(cutoffs[r]) if cutoffs[r] else None,
+            task=sampling.task,
         )
         for r in range(num_rows)
     ]
