@@ -17,6 +17,7 @@ from r3_rl.observe.curves import curves_section, scorers_section, time_section
 from r3_rl.observe.ending import Ending, read_ending
 from r3_rl.observe.evaluation import Evaluation, words_of
 from r3_rl.observe.gallery import gallery
+from r3_rl.observe.gates import gates_section
 from r3_rl.observe.guards import DEFAULTS, GUARDS, look, ratio_tolerance_of
 from r3_rl.observe.markup import Html, element, join
 from r3_rl.observe.page import page
@@ -46,6 +47,8 @@ class RunFiles:
     name: str
     metrics: Lines
     trajectories: Lines
+    gates: Lines
+    """Of an adapter that is routed by task; empty without."""
     images: Path
     evaluation: Evaluation | None
     benches: Sequence[BenchRow]
@@ -120,6 +123,7 @@ def read_run(folder: Path) -> RunFiles:
         name=folder.resolve().name,
         metrics=metrics,
         trajectories=trajectories,
+        gates=read_lines(folder / "gates.jsonl"),
         images=folder / "images",
         evaluation=evaluation,
         benches=benches,
@@ -142,6 +146,7 @@ def render(run: RunFiles) -> Html:
         _section("benches", "Benches", _benches(run)) if run.benches else None,
         _section("curves", "Curves", curves_section(run.metrics.rows, run.ratio_tolerance)),
         _section("scorers", "Scorers", scorers_section(run.metrics.rows)),
+        *([_section("gates", "Gates", gates_section(run.gates.rows))] if run.gates.rows else []),
         _section("time", "Where the time goes", time_section(run.metrics.rows)),
         _section("gallery", "Gallery", _gallery(run)),
         _section("recipe", "Recipe", _recipe(run)),

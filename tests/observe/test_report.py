@@ -14,7 +14,7 @@ from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
 from r3_rl.observe.statistics import share
 from r3_rl.observe.tables import headline
-from r3_rl.types import Prompt, Trajectory
+from r3_rl.types import STAGES, Prompt, Trajectory
 from tests.observe.browser import find_browser, open_browser
 from tests.observe.runs import HOSTILE, critique, evaluation, trajectory
 
@@ -133,6 +133,24 @@ def test_every_section_is_there(page):
         "# An example", "Resolved recipe",
     ):  # fmt: skip
         assert words in text, words
+
+
+def test_gates_are_drawn_where_a_run_has_some(finished_run, tmp_path):
+    assert "Gates" not in rows_and_heads(write_report(finished_run))
+    folder = tmp_path / "routed"
+    shutil.copytree(finished_run, folder)
+    with (folder / "gates.jsonl").open("w") as lines:
+        for step, own in ((1, 0.4), (41, 0.9)):
+            gate = [[own if i == j else (1 - own) / 4 for j in range(5)] for i in range(5)]
+            row = {"step": step, "tasks": list(STAGES), "places": {"shared/0": gate, "shared/1": gate}}
+            lines.write(json.dumps(row) + "\n")
+    found = rows_and_heads(write_report(folder))
+    assert "Gates" in found and "shared/1" in found and "of refinement" in found
+    assert found.count("0.40 -> 0.90") == 2 * 5 + 5 and "At step 1 -> at step 41" in found
+
+
+def rows_and_heads(page):
+    return Tags(page.read_text(encoding="utf-8")).text
 
 
 def test_texts_from_strangers_stay_text(tmp_path):
