@@ -55,8 +55,8 @@ class Exported:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
-    """Where everything lies."""
+class Source:
+    """Where an adapter and everything that belongs to it lies; `find_source` looks."""
 
     adapter: Path
     run: Path | None
@@ -103,7 +103,7 @@ def export(
     Raises InputError when the folder holds no adapter, the base is not its base or the output would go into a
     checkpoint, and RunError when the adapter changes nothing or what was read back differs from the policy.
     """
-    source = _find(Path(run), Path(base) if base is not None else None)
+    source = find_source(Path(run), Path(base) if base is not None else None)
     if merge and source.routed:
         raise InputError(
             f"{source.adapter}: routed by task, so it adds something else to the weights for each task",
@@ -121,7 +121,7 @@ def export(
         return _export(source, folder, merge=merge)
 
 
-def _export(source: _Source, folder: Path, *, merge: bool) -> Exported:
+def _export(source: Source, folder: Path, *, merge: bool) -> Exported:
     """Into a folder that nobody else writes."""
     marks = source.backbone.fingerprint(source.base)
     remembered = base_fingerprint(source.adapter)
@@ -150,7 +150,7 @@ def _export(source: _Source, folder: Path, *, merge: bool) -> Exported:
     return done
 
 
-def _export_tasks(policy: Policy, source: _Source, folder: Path, marks: str, before: Tensor) -> Exported:
+def _export_tasks(policy: Policy, source: Source, folder: Path, marks: str, before: Tensor) -> Exported:
     """A plain adapter for every task whose outputs are not the base's."""
     after = {task: source.outputs(policy, task) for task in STAGES}
     changes = {task: _largest(before, found) for task, found in after.items()}
@@ -173,11 +173,11 @@ def _export_tasks(policy: Policy, source: _Source, folder: Path, marks: str, bef
     return Exported(folder=folder, difference=max(d.difference for d in written), change=max(d.change for d in written))
 
 
-def _changes_nothing(source: _Source) -> RunError:
+def _changes_nothing(source: Source) -> RunError:
     return RunError(f"{source.adapter}: the adapter changes nothing", hint="was the run stopped before its first step?")
 
 
-def _compared(folder: Path, source: _Source, after: Tensor, change: float, *, merged: bool) -> Exported:
+def _compared(folder: Path, source: Source, after: Tensor, change: float, *, merged: bool) -> Exported:
     """Reads back what was written. Raises RunError where it does not give `after`, which is `change` from the base."""
     difference = _largest(after, _read_back(folder, source, merged=merged))
     # sums in another order differ by rounding; merging in bfloat16 rounds each weight, then what was read back must at
@@ -192,7 +192,11 @@ def _compared(folder: Path, source: _Source, after: Tensor, change: float, *, me
     return Exported(folder=folder, difference=difference, change=change)
 
 
-def _find(folder: Path, base: Path | None) -> _Source:
+def find_source(folder: Path, base: Path | None) -> Source:
+    """The adapter of a run, or in a folder. base: of the weights; None takes the recipe's.
+
+    Raises InputError where there is none, or nothing says which base it belongs to.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder", hint="give the folder of a run or of an adapter")
     if (folder / MANIFEST).is_file():
@@ -209,7 +213,7 @@ def _find(folder: Path, base: Path | None) -> _Source:
     model = model if isinstance(model, Mapping) else {}
     dtype = torch.float32 if model.get("dtype", "float32") == "float32" else torch.bfloat16
     base = base or _base_folder(recipe, folder)
-    return _Source(
+    return Source(
         adapter=adapter,
         run=run,
         recipe_text=text,
@@ -259,7 +263,7 @@ def _base_folder(recipe: Mapping[str, Any], folder: Path) -> Path:
     )
 
 
-def _default_folder(source: _Source, *, merged: bool) -> Path:
+def _default_folder(source: Source, *, merged: bool) -> Path:
     beside = "merged" if merged else "tasks" if source.routed else ""
     if source.run is not None:
         return source.run / (beside or "adapter")
@@ -270,7 +274,7 @@ def _largest(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-def _write_merged(policy: Policy, source: _Source, folder: Path) -> None:
+def _write_merged(policy: Policy, source: Source, folder: Path) -> None:
     adapters.merge(policy.module)
     refuse_without_room(folder, weights_bytes(policy.module), "the merged model")
     source.backbone.save(policy, folder)
@@ -281,7 +285,7 @@ def _write_merged(policy: Policy, source: _Source, folder: Path) -> None:
         (folder / RECIPE_FILE).write_text(source.recipe_text, encoding="utf-8")
 
 
-def _read_back(folder: Path, source: _Source, *, merged: bool) -> Tensor:
+def _read_back(folder: Path, source: Source, *, merged: bool) -> Tensor:
     if merged:
         return source.outputs(source.policy(folder))
     from peft import PeftModel
@@ -291,14 +295,14 @@ def _read_back(folder: Path, source: _Source, *, merged: bool) -> Tensor:
     return source.outputs(policy)
 
 
-def _write_card(done: Exported, source: _Source, marks: str, *, merged: bool, task: str = "") -> None:
+def _write_card(done: Exported, source: Source, marks: str, *, merged: bool, task: str = "") -> None:
     """task: that the adapter is for, if every task has its own."""
     model = source.recipe.get("model") or {}
     shipped = bool(source.recipe) and model.get("kind", "embedded") == "embedded" and model.get("path") is None
     world = find_world(world_named_in(source.recipe)).name if shipped else None
     facts = CardFacts(
         title=f"{source.name}: {'merged weights' if merged else f'adapter for {task}s' if task else 'adapter'}",
-        base=_shipped_words(world, model.get("base")) if world else _base_words(source),
+        base=base_words(source),
         base_fingerprint=marks,
         loading=_loading(world, model.get("base"), merged=merged, folder=task or "adapter"),
         proof=(
@@ -314,7 +318,11 @@ def _shipped_words(world: str, name: str | None) -> str:
     return f"the model {f'`{name}` ' if name else ''}that ships with the world {world}"
 
 
-def _base_words(source: _Source) -> str:
+def base_words(source: Source) -> str:
+    """The base as a card names it."""
+    model = source.recipe.get("model") or {}
+    if source.recipe and model.get("kind", "embedded") == "embedded" and model.get("path") is None:
+        return _shipped_words(find_world(world_named_in(source.recipe)).name, model.get("base"))
     spec = source.backbone.spec
     return f"{source.base.resolve().name}, {spec.title}'s layout (its release: {spec.licence})"
 

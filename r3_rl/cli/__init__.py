@@ -17,7 +17,7 @@ from r3_rl.cli.probe_verb import probe
 from r3_rl.cli.prompt_verbs import prompts
 from r3_rl.cli.recipe_verbs import recipes
 from r3_rl.cli.reward_verbs import rewards
-from r3_rl.cli.run_verbs import compare, demo, export, pretrain, refine, report, train
+from r3_rl.cli.run_verbs import compare, demo, export, merge, pretrain, refine, report, train
 from r3_rl.cli.serve_verb import serve
 from r3_rl.cli.study_verb import study
 from r3_rl.errors import R3Error, one_line
@@ -32,7 +32,7 @@ app = App(
     print_error=False,
     exit_on_error=False,
 )
-for verb in (demo, train, pretrain, refine, play, serve, export, report, compare, probe, study):
+for verb in (demo, train, pretrain, refine, play, serve, export, merge, report, compare, probe, study):
     app.command(verb)
 for lookup in (check, schema, doctor, recipes, rewards, prompts):
     app.command(lookup)

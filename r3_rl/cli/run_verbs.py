@@ -168,6 +168,19 @@ def export(run: str, /, *, out: str | None = None, merge: bool = False, base: st
     run_export(run, out, merge=merge, base=base)
 
 
+def merge(*parts: str, out: str, base: str | None = None) -> None:
+    """Add up adapters that were trained apart on one base: `r3 merge runs/reading:0.5 runs/drawing:0.5 --out both`.
+
+    Args:
+        parts: two or more folders of runs or adapters, each with `:WEIGHT` behind it; without one it counts 1.
+        out: folder to write.
+        base: folder of the base, where the recipe's has moved.
+    """
+    from r3_rl.merging import Part, merge_adapters
+
+    merge_adapters([Part.read(part) for part in parts], out, base=base)
+
+
 def report(run: str, /) -> None:
     """Write report.html of a run: curves, table, gallery; one file that needs no network.
 

@@ -35,6 +35,8 @@ class CardFacts:
     """What was compared on export, and how it came out."""
     merged: bool
     """True for full weights."""
+    made_of: tuple[str, ...] = ()
+    """Adapters that were added up, each with its weight, in words; empty for one that was trained as it is."""
 
 
 def write_model_card(folder: Path, facts: CardFacts, run: RunFiles | None, recipe: Mapping[str, Any]) -> Path:
@@ -55,7 +57,7 @@ def write_model_card(folder: Path, facts: CardFacts, run: RunFiles | None, recip
         *_measured(run),
         *(["## Pictures", *pictures] if pictures else []),
         "## How it was trained",
-        _training(recipe, run),
+        _added_up(facts.made_of) if facts.made_of else _training(recipe, run),
         "## Load it",
         f"```python\n{facts.loading.strip()}\n```",
         facts.proof,
@@ -187,6 +189,11 @@ def _training(recipe: Mapping[str, Any], run: RunFiles | None) -> str:
     lines = [f"- {name}: {escape(text)}" for name, text in facts.items() if text]
     whole = "Every setting stands in `recipe.resolved.yaml`." if recipe else "No recipe lay beside the adapter."
     return "\n".join([*lines, "", whole]) if lines else whole
+
+
+def _added_up(made_of: Sequence[str]) -> str:
+    parts = [f"- {escape(part)}" for part in made_of]
+    return "\n".join(["It was not trained as it is: adapters that were trained apart were added up.", "", *parts])
 
 
 def _words(value: Any) -> str:
