@@ -89,6 +89,24 @@ def test_a_prompt_is_drawn_alike_alone_and_beside_others_that_stop(pipe):
     np.testing.assert_allclose(many.rounds[0], one.rounds[0], atol=1)  # 1 level: sums of a batch round differently
 
 
+@pytest.mark.parametrize("routing", ["split", "routed"])
+def test_an_adapter_that_is_routed_by_task_is_asked_for_each_stage(world, tmp_path, routing):
+    model = adapters.attach(load_bagel(world), AdapterSettings(rank=2, routing=routing), BAGEL.spec.branches, seed=0)
+    with torch.no_grad():
+        for layer in adapters.adapted_layers(model).values():
+            for part in layer.lora_B.values():
+                part.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    adapters.save_adapter(model, tmp_path / "run" / "adapter", fingerprint=fingerprint(world))
+    pipe = Refiner.from_pretrained(world, tmp_path / "run", dtype="float32")
+    brief = {"max_new_tokens": 4}
+    pipe.loop = replace(pipe.loop, plan=replace(pipe.loop.plan, **brief), critique=replace(pipe.loop.critique, **brief))
+    (found,) = scripted(pipe, [EDIT])("a red circle", num_rounds=1, seed=0).trajectories
+    (draft, refined) = found.rounds
+    stages = [draft.plan.task, draft.image.drawing.task, refined.critique.segment.task, refined.image.drawing.task]
+    assert stages == ["plan", "draft", "critique", "refinement"]
+    assert pipe.edit(Image.new("RGB", (36, 36)), "add a red circle")[0].size == (36, 36)
+
+
 def test_zero_rounds_are_drafts(pipe):
     out = pipe(["a cross", "a square"], num_rounds=0, seed=0)
     assert [len(images) for images in out.rounds] == [1, 1]
