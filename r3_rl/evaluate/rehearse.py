@@ -176,7 +176,7 @@ def _update(trainer: R3Trainer, segments: dict[str, list[Segment]], names: Seque
 
 def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
     """What a run holds all the time. The optimiser's moments are those of AdamW, both in the weights' own type."""
-    trainer.learner.prepare(lambda: 0.0)
+    trainer.learner.prepare(lambda: 0.0, trainer.schedule.progressive)
     module = loaded.policy.module
     trained = [p for p in module.parameters() if p.requires_grad]
     own, adapted = _bytes(trained), bool(adapted_layers(module))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil
 
 import numpy as np
 import torch
 from torch import nn
 
-from r3_rl.balance.progressive import joint_share
+from r3_rl.balance.progressive import Progressive
 from r3_rl.policy.base import Example, Policy, SupervisedNoise
 from r3_rl.pretraining.muon import Muon
 from r3_rl.recipe.pretraining import PretrainSection
@@ -24,9 +25,9 @@ GENERATION = ("text_to_image", "edit")
 UNDERSTANDING = ("critique", "question", "plan")
 
 
-def objectives(step: int, settings: PretrainSection, rng: np.random.Generator) -> tuple[str, ...]:
-    """Which kinds of examples a step holds."""
-    if rng.random() < joint_share(step / settings.steps, settings.apart_fraction, settings.ramp_fraction):
+def objectives(step: int, joint: float, rng: np.random.Generator) -> tuple[str, ...]:
+    """Which kinds of examples a step holds, by the share of joint steps."""
+    if rng.random() < joint:
         return GENERATION + UNDERSTANDING
     return GENERATION if step % 2 == 0 else UNDERSTANDING
 
@@ -61,10 +62,17 @@ def optimizers(policy: Policy, settings: PretrainSection) -> list[torch.optim.Op
     ]
 
 
-def rate(step: int, done: float, settings: PretrainSection) -> float:
-    """Learning-rate factor: linear warm-up, flat, linear decay over the last share. `done`: share of the run, by steps
-    or by time, whichever is further."""
-    return min(1.0, (step + 1) / settings.warmup_steps, max((1 - done) / settings.decay_fraction, 0.01))
+def rate(step: int, done: float, settings: PretrainSection, progressive: Progressive) -> float:
+    """Learning-rate factor: linear warm-up, flat, linear decay over the last share; if the rate is to restart so for
+    the apart phase, and then once more. `done`: share of the run, by steps or by time, whichever is further."""
+    start, begin = progressive.start, 0
+    if settings.restart_rate and settings.apart_fraction > 0:
+        begin = ceil(start * settings.steps)
+        if step < begin:
+            begin, done = 0, done / start
+        else:
+            done = (done - start) / max(1 - start, 1e-9)
+    return min(1.0, (step - begin + 1) / settings.warmup_steps, max((1 - done) / settings.decay_fraction, 0.01))
 
 
 def run_pretraining(
@@ -86,21 +94,23 @@ def run_pretraining(
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
     limit = settings.max_hours * 3600 if settings.max_hours else None
+    progressive = settings.build(Progressive, apart=settings.apart_fraction, ramp=settings.ramp_fraction)
     for step in range(settings.steps):
         begin = time.monotonic()
         examples: list[Example] = []
-        for kind in objectives(step, settings, rng):
+        for kind in objectives(step, progressive.share(step / settings.steps), rng):
             if count := getattr(settings.batch, kind):
                 examples += drop_contexts(batches(kind, count), settings.context_dropout, rng)
         made = time.monotonic()
         means = _backward(policy, examples, settings, generator)
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         done = max(step / settings.steps, (begin - started) / limit if limit else 0.0)
-        factor = rate(step, done, settings)
+        factor = rate(step, done, settings, progressive)
         for optim, base in zip(optims, base_rates, strict=True):
             optim.param_groups[0]["lr"] = base * factor
             optim.step()
             optim.zero_grad(set_to_none=True)
+        progressive.observe((step + 1) / settings.steps, {name: -loss for name, loss in means.items()})
         average.update(module, min(settings.ema, (step + 1) / (step + 10)))
         now = time.monotonic()
         yield step, {**means, "learning_rate": factor, "time/data_s": made - begin, "time/step_s": now - begin}

@@ -10,6 +10,7 @@ from pydantic import Field
 from r3_rl import registered
 from r3_rl.recipe.base import Problem, Section, Share, section
 from r3_rl.recipe.branching import STAGES, phases_of
+from r3_rl.recipe.plateau import PLATEAU_GAIN, PLATEAU_STEPS, RESTART_RATE
 
 ZERO_STAGES = (1, 2)
 """Of DeepSpeed's ZeRO, those that leave the weights whole in every process."""
@@ -73,6 +74,9 @@ class ProgressiveSection(Section):
 
     apart_fraction: Share = Field(0.25, description="First share of the run, in which drafts and critiques take turns.")
     ramp_fraction: Share = Field(0.5, description="Following share, in which reflect-refine steps become the rule.")
+    plateau_steps: int | None = PLATEAU_STEPS
+    plateau_gain: float = PLATEAU_GAIN
+    restart_rate: bool = RESTART_RATE
 
 
 class AlgorithmSection(Section):

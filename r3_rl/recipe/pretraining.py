@@ -9,6 +9,7 @@ from pydantic import Field
 
 from r3_rl import registered
 from r3_rl.recipe.base import Problem, Section, Share, section
+from r3_rl.recipe.plateau import PLATEAU_GAIN, PLATEAU_STEPS, RESTART_RATE
 
 MOST = 10**6
 """Of anything that is counted here: more is a slip of the keyboard, and would end in a lack of memory."""
@@ -74,6 +75,9 @@ class PretrainSection(Section):
         0.0, description="First share of the steps, in which drawing and understanding take turns."
     )
     ramp_fraction: Share = Field(0.0, description="Following share, in which steps of both become the rule.")
+    plateau_steps: int | None = PLATEAU_STEPS
+    plateau_gain: float = PLATEAU_GAIN
+    restart_rate: bool = RESTART_RATE
     batch: MixSection = section("Examples of each task in a step.")
     micro_batch: int = Field(
         32, ge=1, le=MOST, description="Examples of one pass; small ones stay in the processor's cache."

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from r3_rl import ranks
+from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import InputError, MissingPackageError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Policy
@@ -154,8 +155,12 @@ def schedule_of(
         answer_share=args.answer_share,
         about=about,
         own_share=args.answer_own_share,
-        apart=args.apart_fraction,
-        ramp=args.ramp_fraction,
+        progressive=Progressive(
+            apart=args.apart_fraction,
+            ramp=args.ramp_fraction,
+            plateau_steps=args.plateau_steps,
+            plateau_gain=args.plateau_gain,
+        ),
     )
 
 

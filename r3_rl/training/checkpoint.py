@@ -69,8 +69,8 @@ def save_checkpoint(
 
 def load_checkpoint(
     found: Checkpoint, *, module: nn.Module, fingerprint: str, pool: NodePool, learner: Learner
-) -> TrainerState:
-    """Restore what `save_checkpoint` wrote; return the run's state. Raises CheckpointError for another kind of run."""
+) -> None:
+    """Restore what `save_checkpoint` wrote but for `read_state`. Raises CheckpointError for another kind of run."""
     if found.num_processes != ranks.count():
         raise CheckpointError(
             f"{found.folder} was saved by {found.num_processes} processes and is to be resumed by {ranks.count()}",
@@ -80,6 +80,10 @@ def load_checkpoint(
     load_pool(pool, found.folder)
     learner.load(found.folder)
     load_random(found.folder)
+
+
+def read_state(found: Checkpoint) -> TrainerState:
+    """The run's state as a checkpoint has it."""
     return TrainerState.load_from_json(str(found.folder / STATE))
 
 

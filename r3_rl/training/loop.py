@@ -35,7 +35,7 @@ from r3_rl.scoring.panel import Panel
 from r3_rl.training.arguments import refuse_training, settings_of
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import TimeBudgetCallback
-from r3_rl.training.checkpoint import keep_newest, load_checkpoint, pass_over, save_checkpoint
+from r3_rl.training.checkpoint import keep_newest, load_checkpoint, pass_over, read_state, save_checkpoint
 from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
 from r3_rl.training.earned import shared_noise
@@ -136,6 +136,7 @@ class Loop:
             if self.control.should_save:
                 folder = Path(args.output_dir) / f"checkpoint-{self.state.global_step}"
                 self.state.stateful_callbacks["balancer"] = self.balancer.state()
+                self.state.stateful_callbacks["progressive"] = self.schedule.progressive.state()
                 save_checkpoint(folder, learner=self.learner, state=self.state, **self._saved())
                 if ranks.rank() == 0:
                     keep_newest(folder, args.save_total_limit)
@@ -178,6 +179,10 @@ class Loop:
         }
         own = collected.metrics | learned | shared_noise(collected.leaves) | measured
         numbers = combine(ranks.everyone(own), over="ranks")
+        if "reward" in numbers and collected.phase != "answer":
+            # the next step's rate is set already: a plateau ends the apart phase with the step after it
+            after = (number + 2) / self.args.max_steps
+            self.schedule.progressive.observe(after, {collected.phase: numbers["reward"]})
         self.state.num_input_tokens_seen += int(numbers["num_tokens"])  # since the start: the state outlives a resume
         return numbers | {"num_tokens": self.state.num_input_tokens_seen}
 
@@ -272,7 +277,7 @@ class Loop:
     def prepare(self, checkpoint: str | Path | Checkpoint | None = None) -> None:
         """Make the optimiser and a fresh state, or those of a checkpoint; `train` calls it."""
         refuse_training(self.policy.module, self.args)
-        self.learner.prepare(lambda: self.time_budget.used)
+        self.learner.prepare(lambda: self.time_budget.used, self.schedule.progressive)
         self.handler.optimizer, self.handler.lr_scheduler = self.learner.optimizer, self.learner.scheduler
         self.state = TrainerState()
         if checkpoint is None:
@@ -280,8 +285,11 @@ class Loop:
         else:
             if not isinstance(checkpoint, Checkpoint):
                 checkpoint = ranks.of_first(partial(checked, Path(checkpoint)))
-            self.state = load_checkpoint(checkpoint, learner=self.learner, **self._saved())
+            self.state = read_state(checkpoint)
             self.balancer.load(self.state.stateful_callbacks.get("balancer", {}))
+            # before the learner, whose rate follows from it
+            self.schedule.progressive.load(self.state.stateful_callbacks.get("progressive", {}))
+            load_checkpoint(checkpoint, learner=self.learner, **self._saved())
             if ranks.rank() == 0:
                 pass_over(checkpoint, Path(self.args.output_dir))
         self.state.max_steps, self.state.is_world_process_zero = self.args.max_steps, ranks.rank() == 0

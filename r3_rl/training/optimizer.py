@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
 
 from r3_rl.training.config import R3Config
 
@@ -78,6 +80,20 @@ def set_rate(optimizer: torch.optim.Optimizer, chosen: Set[nn.Parameter], rate: 
         if ours:
             group["params"] = [p for p in group["params"] if p not in chosen]
             optimizer.add_param_group({**group, "params": ours, "lr": rate})
+
+
+@cache
+def course_of(kind: str, num_warmup_steps: int, num_steps: int) -> Callable[[int], float]:
+    """The course of a learning rate over so many steps: step -> its factor, as transformers' schedulers have it.
+
+    >>> [round(course_of("linear", 2, 6)(step), 2) for step in range(6)]
+    [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+    """
+    nothing = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    made = get_scheduler(kind, nothing, num_warmup_steps=num_warmup_steps, num_training_steps=num_steps)
+    assert isinstance(made, LambdaLR), kind
+    (course,) = made.lr_lambdas
+    return course  # type: ignore[no-any-return]
 
 
 def ending_in_time(scheduler: LambdaLR, used: Callable[[], float], *, total_steps: int) -> LambdaLR:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from r3_rl import ranks
+from r3_rl.balance.progressive import Progressive, begun_anew
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError
 from r3_rl.policy.backbone import GENERATION, branch_of
 from r3_rl.policy.base import Policy
 from r3_rl.policy.routing import GATE
 from r3_rl.training.config import R3Config
-from r3_rl.training.optimizer import ending_in_time, make_optimizer, set_rate
+from r3_rl.training.optimizer import course_of, ending_in_time, make_optimizer, set_rate
 from r3_rl.training.shards import Shards
 
 INSTALL = "pip install 'r3-rl[deepspeed]'"
@@ -52,8 +54,9 @@ class Learner:
         self.branch_of: dict[nn.Parameter, str] = {}
         """The same with the branches of the backbone, from `prepare` on."""
 
-    def prepare(self, used: Callable[[], float]) -> None:
-        """Makes the optimiser and the course of its rate. used: share of the run's time that has passed."""
+    def prepare(self, used: Callable[[], float], progressive: Progressive) -> None:
+        """Makes the optimiser and the course of its rate. used: share of the run's time that has passed; progressive:
+        where the run stands, whose phases have a course each."""
         args, names = self.args, self.names
         self.branch_of = {p: branch_of(name, self.policy.spec.branches) for p, name in names.items()}
         for parameter in names if self.shards is None else ():
@@ -71,6 +74,10 @@ class Learner:
         if self.scheduler is None:
             steps = {"num_warmup_steps": args.warmup_steps, "num_training_steps": args.max_steps}
             self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, **steps)
+            if args.schedule == "progressive" and args.restart_rate and isinstance(self.scheduler, LambdaLR):
+                course = partial(course_of, args.lr_scheduler_type, args.warmup_steps)
+                anew = begun_anew(course, lambda: progressive.start, args.apart_fraction, args.max_steps)
+                self.scheduler = LambdaLR(self.optimizer, anew)
             if args.time_budget_s is not None and isinstance(self.scheduler, LambdaLR):
                 self.scheduler = ending_in_time(self.scheduler, used, total_steps=args.max_steps)
 
@@ -185,9 +192,9 @@ class DeepSpeedLearner(Learner):
         super().__init__(policy, args)
         self.settings = engine_settings(args)
 
-    def prepare(self, used: Callable[[], float]) -> None:
+    def prepare(self, used: Callable[[], float], progressive: Progressive) -> None:
         """Makes the engine too; from then on a gradient of the weights sets it off."""
-        super().prepare(used)
+        super().prepare(used, progressive)
         if self.engine is not None:
             return
         if not torch.accelerator.is_available():

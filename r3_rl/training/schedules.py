@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from r3_rl import ranks
-from r3_rl.balance.progressive import joint_share
+from r3_rl.balance.progressive import Progressive
 from r3_rl.nodes import Node, given_image, trajectory
 from r3_rl.observe.metrics import Numbers, combine, means
 from r3_rl.recipe.branching import PHASES, BranchSection
@@ -93,9 +93,8 @@ class Schedule:
     about: AboutNodes | None = None
     own_share: float
     """Share of the questions that are about the policy's own images, as far as the pool has any."""
-    apart: float
-    ramp: float
-    """Of `progressive`: shares of the run, as `joint_share` takes them."""
+    progressive: Progressive
+    """Of `progressive`: when it joins drawing and understanding."""
 
     def collect(self, step: int, prompts: Sequence[Prompt], *, seed: int, progress: float) -> Collected:
         """Rollouts and credits of one turn. `step` counts turns from 0."""
@@ -126,7 +125,7 @@ class Schedule:
         """The phase of a turn, in every process alike."""
         name = self.name
         if name == "progressive":
-            joint = np.random.default_rng((seed, 1)).random() < joint_share(progress, self.apart, self.ramp)
+            joint = np.random.default_rng((seed, 1)).random() < self.progressive.share(progress)
             name = "tree" if joint else "cotrain"
         phases = PHASES[name]
         return phases[-1] if step % (self.reason_steps + 1) == self.reason_steps else phases[0]
