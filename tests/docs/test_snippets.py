@@ -41,6 +41,7 @@ def place(workplace, tmp_path_factory, monkeypatch):
     [
         "README.md",
         "CONTRIBUTING.md",
+        "docs/balance.md",
         "docs/evaluation.md",
         "docs/rewards.md",
         "docs/troubleshooting.md",
