@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ import subprocess
 
 import pytest
 
+from r3_rl.benches.made import write_sets
 from r3_rl.cli import app
 from r3_rl.serve.limits import ServeLimits
 from tests.docs.documents import REPOSITORY, snippets
@@ -30,7 +32,7 @@ def test_the_python_of_the_page_runs(url, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.processes
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_shell_of_the_page_runs(url):
+def test_the_shell_of_the_page_runs(url, tmp_path, monkeypatch):
     lines = [
         shlex.split(line, comments=True)
         for snippet in snippets(PAGE)
@@ -43,7 +45,24 @@ def test_the_shell_of_the_page_runs(url):
             assert len(json.loads(done.stdout)["data"]) == 2
         elif words[0] == "r3":
             app.parse_args(words[1:], print_error=False, exit_on_error=False)
-    assert {words[0] for words in lines} == {"pip", "r3", "curl"}
+        elif words[0] == "python":
+            monkeypatch.chdir(tmp_path)
+            exec(compile(words[2], PAGE.name, "exec"), {})
+            assert (tmp_path / "sets" / "pope" / "coco_pope_random.json").is_file()
+    assert {words[0] for words in lines} == {"pip", "r3", "curl", "python"}
+
+
+def test_the_task_of_lmms_eval_names_functions_and_columns_that_are_there(tmp_path):
+    folder = REPOSITORY / "examples" / "lmms_eval"
+    task, module = (folder / f"shapes_pope.{kind}" for kind in ("yaml", "py"))
+    named = set(re.findall(r"!function shapes_pope\.(\w+)", task.read_text()))
+    nodes = ast.parse(module.read_text()).body
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert len(named) == 6 and named <= defined | imported
+    row = json.loads((write_sets(tmp_path, count=2) / "pope" / "coco_pope_random.json").read_text().splitlines()[0])
+    assert {"question_id", "image", "text", "label"} <= row.keys()
+    assert (tmp_path / "pope" / "val2014" / row["image"]).is_file()
 
 
 def test_the_limits_of_the_page_are_those_of_the_code():
