@@ -19,6 +19,7 @@ ROOM = Path(recipe.__file__).parent
 OTHER_NAMES = {
     ("Format", "mode"): "format_mode",
     ("Format", "weight"): "format_weight",
+    ("Routing", "temperature"): "gate_temperature",
     ("Drawing", "shift"): "timestep_shift",
     ("Drawing", "convention"): "sde",
     ("Panel", "aggregate"): "multi_objective_aggregation",

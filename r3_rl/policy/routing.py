@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from r3_rl.errors import InputError
 from r3_rl.policy.linear import linear
 from r3_rl.policy.lora import AdaptedLinear, Kind
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import BalanceSection
 from r3_rl.types import STAGES
 
 Runs = tuple[tuple[str, int], ...]
@@ -46,7 +48,7 @@ class Routing:
     """
 
     kind: Kind
-    temperature: float = 1.0
+    temperature: float = default(BalanceSection, "gate_temperature")
     """> 0, of the gates: near 0 each task has its own part, far above 1 all have the same mixture."""
 
     @property
