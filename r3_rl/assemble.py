@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from r3_rl import ranks
 from r3_rl.flow.guidance import Guidance
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.backbone import Backbone
@@ -149,12 +148,11 @@ def prompt_stream(recipe: Recipe) -> PromptStream:
     return PromptStream(prompts, num_prompts=count, seed=data.seed)
 
 
-def trainer_arguments(recipe: Recipe, run_folder: Path, *, processes: int | None = None) -> R3Config:
-    """The arguments of a recipe's trainer. processes: of the run, where this one rehearses it alone."""
+def trainer_arguments(recipe: Recipe, run_folder: Path) -> R3Config:
+    """The arguments of a recipe's trainer."""
     return R3Config.of_recipe(
         recipe,
         str(run_folder / "checkpoints"),
-        optimizer_parts=(processes or ranks.count()) if recipe.training.shard_optimizer else 0,
         save_total_limit=2,
         run_name=run_folder.name,
         guards=recipe.guards,

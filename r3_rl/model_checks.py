@@ -58,8 +58,8 @@ def _backbone_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Pat
         yield ("lora", "branches"), f"{spec.title} has the branches {own}; use '{EVERY_BRANCH}' for all of them"
     if recipe.balance.routing != "shared" and not spec.can_route:
         yield ("balance", "routing"), f"{spec.title} does not tell tasks apart; use 'shared'"
-    if recipe.training.shard_optimizer and not spec.can_shard:
-        yield ("training", "shard_optimizer"), f"the layers of {spec.title} cannot be sharded; leave it out"
+    if recipe.training.parallel.kind == "fsdp2" and not spec.can_shard:
+        yield ("training", "parallel", "kind"), f"the layers of {spec.title} cannot be sharded; use 'ddp'"
     if recipe.training.gradient_checkpointing and not spec.can_recompute:
         yield ("training", "gradient_checkpointing"), f"{spec.title} does not compute layers again; set it to false"
     if GENERATION in spec.branches:

@@ -44,7 +44,18 @@ def join() -> None:
     # the others wait while the first one measures and draws; if it ends, their launcher ends them
     patience = timedelta(hours=4)
     # counts and numbers travel between hosts' memories, gradients between devices
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=patience)
+
+
+def join_alone() -> None:
+    """A group of this process only, for what is made for groups; nothing where there is one."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def leave() -> None:
@@ -137,27 +148,18 @@ def add_up(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def add_up_parts(parts: list[Tensor]) -> Tensor:
-    """The sum over the processes of the part that is this one's; all parts have one size."""
-    import torch
+def part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is in shards, sharing its memory; any other tensor itself."""
+    from torch.distributed.tensor import DTensor
 
-    own = torch.empty_like(parts[0])
-    if count() == 1:
-        return own.copy_(parts[0])
-    import torch.distributed as dist
-
-    dist.reduce_scatter(own, parts)
-    return own
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def collect(parts: list[Tensor], own: Tensor) -> None:
-    """Fills the parts by rank, each with its process's own."""
-    if count() == 1:
-        parts[0].copy_(own)
-        return
-    import torch.distributed as dist
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is in shards, put together. All processes that hold one call it."""
+    from torch.distributed.tensor import DTensor
 
-    dist.all_gather(parts, own)
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def add_gradients(parameters: Sequence[Parameter]) -> None:

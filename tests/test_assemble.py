@@ -49,7 +49,9 @@ CHANGED = {
 ELSEWHERE = {
     "training.score_cache": "assemble.py",
     "training.deepspeed": "training/parallel.py",  # needs a launcher: tests/training/test_processes.py
-    "training.shard_optimizer": "assemble.py",  # for full weights alone: tests/training/test_shards.py
+    # of several processes: tests/training/test_fsdp.py
+    **{f"training.parallel.{key}": "training/fsdp.py" for key in ("replicate", "keep_gathered", "reduce_dtype")},
+    "training.parallel.kind": "training/engines.py",
     "training.eval_steps": "evaluate/run.py",
     "training.eval_prompts": "evaluate/loop_bench.py",
     "training.eval_items": "evaluate/loop_bench.py",

@@ -130,6 +130,14 @@ def test_what_a_recipe_points_to_is_looked_up_beside_its_wrong_keys(write):
     assert refused(write("version: 1\nrewards: 3\ndata: 4\nmodel: [5]\n")), "mistakes of form alone"
 
 
+def test_the_key_that_chose_the_engine_is_answered_with_the_one_that_does(write):
+    for value, kind in (("true", "fsdp2"), ("false", "auto")):
+        (line,) = refused(write(GOOD + f"training: {{shard_optimizer: {value}}}\n"))
+        assert line == f"r.yaml:4: training.shard_optimizer: renamed; did you mean training.parallel: {{kind: {kind}}}?"
+        new = [f"training.parallel={{kind: {kind}}}", "lora.enabled=false"]
+        assert load_recipe(write(GOOD), new).training.parallel.kind == kind
+
+
 def test_keys_that_became_the_branch_are_answered_with_it(write):
     old = GOOD + "rollout: {num_generations: 16, images_per_plan: 4, images_per_critique: 2}\n"
     new = "rollout.branch: {plan: 4, draft: 4, critique: 8, refinement: 2}"

@@ -47,8 +47,8 @@ class Balancer:
         probe_every: steps between two measurements; 0 is never.
         seed: of the run, for aggregators that draw.
         by_stage: objectives are stages (plan, draft, critique, refinement), not kinds (understanding, generation).
-        in_parts: the parameters are this process's parts of what is trained, and `run` leaves gradients in them that
-            are added up over the processes already.
+        over_parts: for parameters in shards, in which `run` leaves gradients that are added up over the processes
+            already: the sum of what each shard contributes to a number.
 
     Raises:
         InputError: an aggregator that is not to be found.
@@ -62,10 +62,10 @@ class Balancer:
         probe_every: int,
         seed: int,
         by_stage: bool = False,
-        in_parts: bool = False,
+        over_parts: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.places, self.probe_every, self.seed = places, probe_every, seed
-        self.by_stage, self.in_parts = by_stage, in_parts
+        self.by_stage, self.over_parts = by_stage, over_parts
         self.on_probe: Callable[[Conflict], None] | None = None
         """Called with what a step found that told objectives apart."""
         found: Any = registered.find(registered.AGGREGATORS, aggregator)
@@ -86,7 +86,7 @@ class Balancer:
         parts = self.parts(credits) if apart else {}
         if len(parts) < 2:
             numbers = run(credits, normalisers)
-            if not self.in_parts:
+            if self.over_parts is None:
                 ranks.add_gradients(list(self.places))
             return numbers
         numbers_of_parts: list[Numbers] = []
@@ -102,7 +102,7 @@ class Balancer:
         for part in parts.values():
             before = self._take()
             run(part)
-            vectors.append(self._take() if self.in_parts else ranks.add_up(self._take()))
+            vectors.append(self._take() if self.over_parts else ranks.add_up(self._take()))
             self._give(before)
         return vectors
 
@@ -124,9 +124,9 @@ class Balancer:
 
     def _combined(self, step: int, objectives: tuple[str, ...], vectors: Sequence[Tensor]) -> Conflict:
         """Gives the parameters the weighted sum of the objectives' gradients."""
-        grams = grams_by_place(vectors, [p.numel() for p in self.places], list(self.places.values()))
-        if self.in_parts:
-            grams = dict(zip(grams, ranks.add_up(torch.stack(list(grams.values()))), strict=True))
+        grams = grams_by_place(vectors, self._sizes, list(self.places.values()))
+        if self.over_parts:
+            grams = dict(zip(grams, self.over_parts(torch.stack(list(grams.values()))), strict=True))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + step)  # PCGrad draws an order
             weights = self.aggregate(torch.stack(list(grams.values())).sum(dim=0))
@@ -137,12 +137,20 @@ class Balancer:
 
     def _take(self) -> Tensor:
         """The gradient as one vector, and the parameters without it."""
-        flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.places]
+        found = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.places)
+        flat = [ranks.part(gradient).flatten() for gradient in found]
         for p in self.places:
             p.grad = None
         return torch.cat(flat)
 
     def _give(self, vector: Tensor) -> None:
         """Adds a vector to the gradient."""
-        for p, part in zip(self.places, vector.split([p.numel() for p in self.places]), strict=True):
-            p.grad = part.view_as(p).clone() if p.grad is None else p.grad + part.view_as(p)
+        for p, values in zip(self.places, vector.split(self._sizes), strict=True):
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            held = ranks.part(p.grad)
+            held += values.view_as(held)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [ranks.part(p.detach()).numel() for p in self.places]

@@ -35,6 +35,7 @@ def train(
     dry_run: bool = False,
     rehearse: bool = False,
     processes: int = 1,
+    nodes: int = 1,
 ) -> int:
     """Fine-tune a policy by a recipe.
 
@@ -46,6 +47,7 @@ def train(
         dry_run: write the resolved recipe and stop.
         rehearse: run one step of every kind, say what memory and time the run takes, and stop; nothing is kept.
         processes: with --rehearse, how many the run will have: one of them is rehearsed.
+        nodes: with --rehearse, how many machines they will be on.
     """
     from r3_rl.cli.checked import checked_recipe
     from r3_rl.recipe_io import dump_resolved, find_recipe
@@ -64,14 +66,16 @@ def train(
 
     prepare_process(checked.training.num_threads)
     rank, num_processes = launched()
-    if processes < 1 or (processes > 1 and not rehearse):
-        raise InputError("--processes belongs to --rehearse and is at least 1", hint="start several with torchrun")
+    if min(processes, nodes) < 1 or (max(processes, nodes) > 1 and not rehearse):
+        raise InputError(
+            "--processes and --nodes belong to --rehearse and are at least 1", hint="start several with torchrun"
+        )
     if rehearse:
         if num_processes > 1:
             raise InputError("--rehearse measures one process", hint="run it without torchrun")
         from r3_rl.evaluate.rehearse import rehearse as run_rehearsal
 
-        rehearsal = run_rehearsal(checked, processes=processes)
+        rehearsal = run_rehearsal(checked, processes=processes, nodes=nodes)
         print(rehearsal)
         return 0 if rehearsal.fits else 1
     from r3_rl.evaluate.run import train as run_training

@@ -37,8 +37,8 @@ _QUESTIONS = 77
 """Keeps the seeds of questions that are trained on apart from those of measured ones."""
 
 
-def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, processes: int | None = None) -> R3Trainer:
-    """The trainer of a recipe. processes: of the run, where this one rehearses it alone."""
+def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Trainer:
+    """The trainer of a recipe."""
     panel = build_panel(recipe, recipe.rewards, base=Path.cwd())
     held_out = build_panel(recipe, recipe.eval_rewards, base=Path.cwd(), held_out=True) if recipe.eval_rewards else None
     loaded.policy.checkpoint_activations(recipe.training.gradient_checkpointing)
@@ -50,7 +50,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path, *, process
     return R3Trainer(
         model=loaded.policy,
         reward_funcs=panel,
-        args=trainer_arguments(recipe, folder, processes=processes),
+        args=trainer_arguments(recipe, folder),
         train_dataset=prompt_stream(recipe),
         processing_class=loop_settings(recipe.rollout),
         peft_config=peft_config,

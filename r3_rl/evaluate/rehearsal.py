@@ -107,6 +107,10 @@ class Rehearsal:
     stages: Mapping[str, Spent]
     resident: Mapping[str, int]
     """What is held all the time, bytes by name."""
+    sampling: int = 0
+    """Bytes that are held in rollouts too: weights that are in shards otherwise."""
+    updating: int = 0
+    """Bytes that are held in an update too: layers on their way to and from their shards."""
     caches: int
     """Bytes of the largest cache of keys and values at `rows` rollouts, part of the stages' memory."""
     update_bytes: int
@@ -128,7 +132,8 @@ class Rehearsal:
     @property
     def peak(self) -> float:
         """Most that is held at once, bytes."""
-        return sum(self.resident.values()) + max(self.rollout_bytes, self.update_bytes)
+        sampled, updated = self.sampling + self.rollout_bytes, self.updating + self.update_bytes
+        return sum(self.resident.values()) + max(sampled, updated)
 
     @property
     def fits(self) -> bool:
@@ -139,10 +144,10 @@ class Rehearsal:
     def largest_group(self) -> int:
         """Most peers with these prompts side by side; 0 where not even the update fits."""
         held = sum(self.resident.values())
-        if held + self.update_bytes > self.free:
+        if held + self.updating + self.update_bytes > self.free:
             return 0
         groups = range(1, MOST_ROWS // self.num_prompts + 1)
-        return bisect_left(groups, True, key=lambda group: not self._fits(held, group))
+        return bisect_left(groups, True, key=lambda group: not self._fits(held + self.sampling, group))
 
     def _fits(self, held: int, group: int) -> bool:
         rows = group * self.num_prompts
@@ -179,6 +184,8 @@ class Rehearsal:
     def _memory(self) -> list[str]:
         plan = {
             **self.resident,
+            **({"weights gathered for rollouts": self.sampling} if self.sampling else {}),
+            **({"layers on their way in an update": self.updating} if self.updating else {}),
             "caches of a step": self.caches * self._scale,
             "activations of rollouts": max(self.rollout_bytes - self.caches * self._scale, 0.0),
             "activations of an update": self.update_bytes,

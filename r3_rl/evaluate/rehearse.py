@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
 from r3_rl.assemble import LoadedPolicy, load_policy
 from r3_rl.errors import RunError
 from r3_rl.evaluate.build import build_trainer
+from r3_rl.evaluate.held import Held, Machines, held_by, num_bytes
 from r3_rl.evaluate.rehearsal import AGAIN, STAGES, Meter, Rehearsal
 from r3_rl.nodes import Node, always_edits, given_image
 from r3_rl.observe.memory import free_bytes, weighed
-from r3_rl.policy.adapters import adapted_layers, adapter_merged
+from r3_rl.policy.adapters import adapter_merged
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe.branching import PHASES
+from r3_rl.recipe.learning import ParallelSection
 from r3_rl.rollout.engine import Engine, score_batch
 from r3_rl.rollout.rows import Parts
 from r3_rl.training.batcher import micro_batches
@@ -43,24 +44,34 @@ _TYPICAL, _PROBED = 1, 0
 """Numbers of steps: the gradients of the two objectives are taken apart in step 0, and in few others."""
 
 
-def rehearse(recipe: Recipe, *, processes: int = 1) -> Rehearsal:
+def rehearse(recipe: Recipe, *, processes: int = 1, nodes: int = 1) -> Rehearsal:
     """Loads the recipe's policy and scorers, runs one step of every kind and plans the run from it.
 
-    processes: of the run; rehearsed is what one of them does, with its share of the prompts.
+    processes, nodes: of the run; rehearsed is what one process does, with its share of the prompts. Shards are
+    reckoned, not made: the rehearsal holds its weights whole, and steps nothing where they would be in shards.
 
     Raises RunError that names the stage where a GPU's memory ran out.
     """
     print(geometry(recipe, processes))
-    recipe = _of_one_process(recipe, processes)
+    recipe = _share(recipe, processes)
     free, begin = free_bytes("cuda" if torch.cuda.is_available() else "cpu"), time.perf_counter()
     loaded = load_policy(recipe.model, world=recipe.data.world)
     with TemporaryDirectory() as folder:
-        trainer = build_trainer(recipe, loaded, Path(folder), processes=processes)
+        trainer = build_trainer(_in_one_process(recipe), loaded, Path(folder))
+        if not recipe.lora.enabled:
+            loaded.policy.remember_base(on_host=True)  # nothing is trained: a second copy would be for nothing
         print(f"loaded in {time.perf_counter() - begin:.1f} s")
         meter = Meter(device=next(loaded.policy.module.parameters()).device)
         try:
             print(trainer.self_check())
-            return _rehearsed(recipe, loaded, trainer, meter, free)
+            return _rehearsed(
+                recipe,
+                loaded,
+                trainer,
+                meter,
+                free,
+                held_by(recipe, loaded, trainer, Machines(processes=processes, nodes=nodes)),
+            )
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"out of memory in stage '{meter.stage or 'self-check'}' with {meter.beside} rollouts side by side",
@@ -71,34 +82,36 @@ def rehearse(recipe: Recipe, *, processes: int = 1) -> Rehearsal:
             trainer.close()
 
 
-def _of_one_process(recipe: Recipe, processes: int) -> Recipe:
+def _share(recipe: Recipe, processes: int) -> Recipe:
     share = {"num_prompts": recipe.rollout.num_prompts // processes}
-    return recipe.model_copy(
-        update={
-            "training": recipe.training.model_copy(update={"deepspeed": None}),
-            "rollout": recipe.rollout.model_copy(update=share),
-        }
-    )
+    return recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update=share)})
 
 
-def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, meter: Meter, free: int) -> Rehearsal:
+def _in_one_process(recipe: Recipe) -> Recipe:
+    whole = {"deepspeed": None, "parallel": ParallelSection(kind="single")}
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=whole)})
+
+
+def _rehearsed(
+    recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, meter: Meter, free: int, held: Held
+) -> Rehearsal:
     schedule, branch, rounds = recipe.algorithm.schedule, recipe.rollout.branch, recipe.rollout.rounds
     names = list(dict.fromkeys(chain.from_iterable(STAGES[phase] for phase in PHASES[schedule])))
     names += AGAIN if schedule in ("full", "episode") else ()
     # below a prompt in the largest step, each with a text of its own: the most that they can cost
     peers = num_peers = max(branch.rollouts(phase, rounds) for phase in PHASES[schedule])
     num_prompts, whole = recipe.rollout.num_prompts, recipe.rollout.num_prompts * peers
-    resident, parts = _resident(loaded, trainer), trainer.schedule.engine.parts
+    parts = trainer.schedule.engine.parts
     share = max(map(len, parts.of([i // peers for i in range(whole)]))) / whole
     meter.shares = {"draft": share, "refinement": share}
     for few in _SMALL:
         _roll_out(trainer, trainer.prompts.batch(0)[:1], few, names, meter, Parts())
-    rows = meter.fitting(whole, free - sum(resident.values()))
+    rows = meter.fitting(whole, free - sum(held.always.values()) - held.sampling)
     if rows < whole:
         num_prompts, peers = (rows // peers, peers) if rows >= peers else (1, rows)
     meter.weigh = meter.device.type == "cuda"
     segments = _roll_out(trainer, trainer.prompts.batch(0)[:num_prompts], peers, names, meter, parts)
-    update_bytes = _update(trainer, segments, names, meter)
+    update_bytes = _update(trainer, segments, names, meter, steps=not held.sharded)
     caches = [loaded.policy.cache_bytes(s) * meter.shares.get(stage, 1.0) for stage, s in segments.items()]
     return Rehearsal(
         device=str(meter.device),
@@ -110,11 +123,13 @@ def _rehearsed(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, meter: 
         num_peers=num_peers,
         rows=num_prompts * peers,
         stages={name: meter.spent(name) for name in names if name in meter.seconds},
-        resident=resident,
+        resident=held.always,
+        sampling=held.sampling,
+        updating=held.updating,
         caches=round(max(caches, default=0.0)),
         update_bytes=update_bytes,
         free=free,
-        notes=_notes(segments, num_prompts * peers, whole, recipe),
+        notes=(*_notes(segments, num_prompts * peers, whole, recipe), *held.notes),
     )
 
 
@@ -148,8 +163,11 @@ def _roll_out(
     return segments
 
 
-def _update(trainer: R3Trainer, segments: dict[str, list[Segment]], names: Sequence[str], meter: Meter) -> int:
-    """Every kind of update and a step of the optimiser for their time, then the largest micro-batch for its memory."""
+def _update(
+    trainer: R3Trainer, segments: dict[str, list[Segment]], names: Sequence[str], meter: Meter, *, steps: bool
+) -> int:
+    """Every kind of update and (steps) a step of the optimiser for their time, then the largest micro-batch for its
+    memory."""
     meter.weigh, most = False, 0
     weights = {"understanding": trainer.losses.text_loss_weight, "generation": trainer.losses.image_loss_weight}
     for name, stages in _UPDATES.items():
@@ -161,8 +179,9 @@ def _update(trainer: R3Trainer, segments: dict[str, list[Segment]], names: Seque
             continue
         with meter(name, len(made)):
             trainer.accumulate(_TYPICAL, credits)
-        with meter("optimiser", len(made)):
-            trainer.learner.optimizer.step()
+        if steps:
+            with meter("optimiser", len(made)):
+                trainer.learner.optimizer.step()
         trainer.learner.zero_grad()
         batches = micro_batches(trainer.policy, credits, trainer.batcher.token_budget)
         meter.stage = name
@@ -171,42 +190,7 @@ def _update(trainer: R3Trainer, segments: dict[str, list[Segment]], names: Seque
         trainer.learner.zero_grad()
         most = max(most, taken.peak_bytes)
     # gradients are made by the update and are listed by themselves
-    return max(most - _bytes(trainer.balancer.places), 0)
-
-
-def _resident(loaded: LoadedPolicy, trainer: R3Trainer) -> dict[str, int]:
-    """What a run holds all the time. The optimiser's moments are those of AdamW, both in the weights' own type."""
-    trainer.learner.prepare(lambda: 0.0, trainer.schedule.progressive)
-    module = loaded.policy.module
-    trained = [p for p in module.parameters() if p.requires_grad]
-    own, adapted = _bytes(trained), bool(adapted_layers(module))
-    companions = {name: _bytes(module.parameters()) for name, module in loaded.policy.companions.items()}
-    frozen = _bytes(p for p in module.parameters() if not p.requires_grad)
-    dtype = str(loaded.dtype).removeprefix("torch.")
-    whole = {f"weights ({dtype})": frozen + (0 if adapted else own), **companions}
-    if trainer.shards is not None:
-        part = _bytes(trainer.shards.masters.values())
-        return {
-            **whole,
-            "reference policy (a part)": _bytes(trainer.shards.base),
-            "gradients (a part)": part,
-            "master weights (a part)": part,
-            "optimiser (AdamW, a part)": 2 * part,
-        }
-    # the second copy of the adapted weights that rollouts and updates in float32 run on (`adapter_merged`)
-    bases = (layer.get_base_layer().weight for layer in adapted_layers(module).values())
-    merged = [weight for weight in bases if weight.dtype == torch.float32]
-    return {
-        **whole,
-        **({"adapter": own} if adapted else {"reference policy (a copy)": own}),
-        **({"adapter merged into weights": _bytes(merged)} if adapted else {}),
-        "gradients": own,
-        "optimiser (AdamW)": 2 * own,
-    }
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return max(most - num_bytes(trainer.balancer.places), 0)
 
 
 def _notes(segments: dict[str, list[Segment]], rows: int, whole: int, recipe: Recipe) -> tuple[str, ...]:

@@ -157,8 +157,8 @@ def _train(
     bench = bench or bench_of(recipe)
     items: Items | None = bench.items() if bench else None
     benches = further(recipe, loaded, folder, checkpoint.step if checkpoint else 0) if further else None
-    if (bench or benches) and trainer.shards:
-        # the swap test asks the base after training, when the processes that hold parts of it have left
+    if (bench or benches) and trainer.learner.in_parts:
+        # the swap test asks the base after training, when the processes that hold shards of it have left
         loaded.policy.remember_base(on_host=True)
     gallery = _gallery(recipe, loaded, trainer, bench, items, recorder)
     loading_s = time.monotonic() - begin

@@ -283,7 +283,9 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
         every = {f"{name}.{own}": p for name, layer in routed.items() for own, p in layer.named_parameters()}
         return {name: p for name, p in every.items() if ".base_layer." not in name}
     own = tuple(f"{name}." for name in adapted_layers(module))
-    tensors = get_peft_model_state_dict(module, adapter_name=NAME, save_embedding_layers=False)
+    # not its state dict: whoever shards the module has hooks there, which change what it holds
+    held = {name: p.detach() for name, p in module.named_parameters()}
+    tensors = get_peft_model_state_dict(module, state_dict=held, adapter_name=NAME, save_embedding_layers=False)
     return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items() if name.startswith(own)}
 
 

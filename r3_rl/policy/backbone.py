@@ -107,7 +107,7 @@ class BackboneSpec:
     can_recompute: bool = False
     """Whether `training.gradient_checkpointing` works (`Policy.checkpoint_activations`)."""
     can_shard: bool = False
-    """Whether full weights can be trained with `training.shard_optimizer` (`Policy.layered`)."""
+    """Whether full weights can be trained with `training.parallel.kind: fsdp2` (`Policy.layered`)."""
     can_route: bool = False
     """Whether every token may take the adapters of its task (`Sampling.task`, `Drawing.task`): `balance.routing`."""
     released: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from r3_rl.errors import InputError
 from r3_rl.flow.guidance import Guidance
@@ -134,12 +134,15 @@ Heard = Callable[[str], None]
 
 
 class Layered(Protocol):
-    """A stack of like layers, each called through one door: who shards their gradients steps in there."""
+    """A module that is a stack of like layers, and whose call is a pass of the network: who shards its weights steps
+    in around it and its layers.
+
+    It is called with the embedded tokens first, and returns tensors, or lists and dataclasses of them. Every call runs
+    every layer, and the replay of one text is one call.
+    """
 
     layers: torch.nn.ModuleList
     """In the order in which they run; together they hold everything that training without an adapter trains."""
-    call: Callable[..., Any]
-    """(layer, *arguments) -> what the layer gives; `torch.nn.Module.__call__` unless somebody steps in."""
 
 
 class Sampler(Protocol):

@@ -90,6 +90,8 @@ class Recipe(Section):
             yield Problem("algorithm.answer_own_share", "only a world can say what an image shows; set it to 0")
         if self.data.questions is not None and self.algorithm.answer_share == 0:
             yield Problem("data.questions", "no step asks them; set algorithm.answer_share above 0, or drop the file")
+        if self.balance.routing != "shared" and self.training.parallel.kind == "fsdp2":
+            yield Problem("balance.routing", "routed adapters are not sharded; use 'shared', or training.parallel 'ddp'")
         if self.pretrain is not None and self.eval.benches:
             yield Problem("eval.benches", "only `r3 train` measures them; leave them out and run `r3 eval` afterwards")
         if self.pretrain is not None and not self.data.world:
@@ -150,15 +152,12 @@ class Recipe(Section):
 
     def _weights_problems(self) -> Iterator[Problem]:
         """Of the types in which weights are trained, and of shards."""
-        if self.training.shard_optimizer and self.lora.enabled:
-            yield Problem(
-                "training.shard_optimizer", "adapters are small, every process steps them whole; leave it out"
-            )
         halved = self.training.trains_in_bfloat16
+        shards = self.training.deepspeed is None and self.training.parallel.kind in ("auto", "fsdp2")
         if (
             not self.lora.enabled
             and self.pretrain is None
-            and not self.training.shard_optimizer
+            and not shards
             and self.model.dtype != ("bfloat16" if halved else "float32")
         ):
             yield Problem(
@@ -166,7 +165,7 @@ class Recipe(Section):
                 "training.deepspeed.bf16 trains weights in bfloat16; set it to bfloat16"
                 if halved
                 else "full weights are trained in float32: smaller steps vanish in bfloat16 "
-                "(training.shard_optimizer keeps float32 master weights)",
+                "(training.parallel.kind fsdp2 keeps float32 master weights)",
             )
         if self.lora.enabled and halved:
             yield Problem("training.deepspeed", "adapters are trained in float32; leave bf16 out")

@@ -12,7 +12,7 @@ MEANING = ("data", "model", "rewards", "training.seed")
 """What a run is about: with another of these, its curves and figures would be those of two runs."""
 MADE = (
     "lora.enabled", "lora.rank", "lora.rank_generation", "lora.alpha", "lora.branches", "balance.routing",
-    "balance.gate_temperature", "training.optim", "training.shard_optimizer", "training.deepspeed",
+    "balance.gate_temperature", "training.optim", "training.deepspeed",
 )  # fmt: skip
 """What the weights and the optimiser of a checkpoint were made by: it cannot be another one's."""
 STEPPED = ("training.learning_rate", "training.image_learning_rate", "training.lr_scheduler", "training.warmup_steps",

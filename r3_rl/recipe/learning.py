@@ -15,8 +15,8 @@ from r3_rl.recipe.plateau import PLATEAU_GAIN, PLATEAU_STEPS, RESTART_RATE
 ZERO_STAGES = (1, 2)
 """Of DeepSpeed's ZeRO, those that leave the weights whole in every process."""
 WHY_NOT = (
-    "use 1 or 2, or training.shard_optimizer: stage 3 gathers weights in every pass of the network, and the processes' "
-    "passes are unlike"
+    "use 1 or 2, or training.parallel.kind 'fsdp2': stage 3 gathers weights in every pass of the network, and the "
+    "processes' passes are unlike"
 )
 
 
@@ -212,6 +212,42 @@ class BalanceSection(Section):
     )
 
 
+class ParallelSection(Section):
+    """What the processes of a run divide among them."""
+
+    kind: Literal["auto", "single", "ddp", "fsdp2", "deepspeed"] = Field(
+        "auto",
+        description="`single`: one process. `ddp`: every process holds all weights and steps them alike. `fsdp2`: "
+        "full weights in shards, with float32 masters, gradients, moments and the reference policy; of an adapter the "
+        "frozen base. `deepspeed`: as `training.deepspeed` says. `auto`: `deepspeed` if there are such settings; "
+        "`fsdp2` for full weights, if there are several processes or 16 bits; else `ddp` or `single`.",
+    )
+    replicate: int = Field(
+        1,
+        ge=1,
+        le=65536,
+        description="Copies of the shards (`fsdp2`): with one a node, weights are gathered inside a node only, and "
+        "gradients cross between nodes once a step. Divides the number of processes.",
+    )
+    keep_gathered: bool = Field(
+        False,
+        description="An update keeps the weights of `fsdp2` gathered instead of gathering them in every pass: faster, "
+        "for the memory of one more copy.",
+    )
+    reduce_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type in which `fsdp2` adds up gradients of weights in 16 bits."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.kind in ("single", "ddp", "deepspeed"):
+            for key in ("replicate", "keep_gathered", "reduce_dtype"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    yield Problem(key, f"kind '{self.kind}' does not read it; leave it out, or use 'fsdp2'")
+
+
+OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+
+
 class TrainingSection(Section):
     """The optimiser and the run."""
 
@@ -251,13 +287,9 @@ class TrainingSection(Section):
     deepspeed: dict[str, Any] | None = Field(
         None,
         description="DeepSpeed's settings, as in its JSON files: ZeRO stage 1 or 2 shards the optimiser over the "
-        "processes. Null: every process holds the whole optimiser.",
+        "processes, with `parallel.kind` `auto` or `deepspeed`.",
     )
-    shard_optimizer: bool = Field(
-        False,
-        description="Full weights on several GPUs: gradients, float32 master weights, moments and the reference policy "
-        "lie in parts, one in every process; `model.dtype` may be bfloat16. Needs no other package.",
-    )
+    parallel: ParallelSection = section("What the processes of a run divide among them.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the run.")
     save_steps: int = Field(50, ge=1, le=MOST_STEPS, description="Steps between two checkpoints.")
     warning_signal: Literal["SIGUSR1", "SIGUSR2", "SIGXCPU"] | None = Field(
@@ -291,8 +323,15 @@ class TrainingSection(Section):
         stage = zero.get("stage") if isinstance(zero, dict) else None
         if self.deepspeed is not None and stage not in ZERO_STAGES:
             yield Problem("deepspeed", f"zero_optimization.stage {stage}: {WHY_NOT}")
-        if self.deepspeed is not None and self.shard_optimizer:
-            yield Problem("shard_optimizer", "training.deepspeed shards the optimiser too; use one of them")
+        kind = self.parallel.kind
+        if self.deepspeed is not None and kind not in ("auto", "deepspeed"):
+            yield Problem("parallel.kind", f"'{kind}' does not read training.deepspeed; leave that out, or use 'auto'")
+        if self.deepspeed is None and kind == "deepspeed":
+            yield Problem("deepspeed", "missing; give DeepSpeed's settings, such as {zero_optimization: {stage: 2}}")
+        if self.deepspeed is not None and self.parallel.replicate > 1:
+            yield Problem("parallel.replicate", "DeepSpeed places its shards itself; leave it out")
+        if self.optim in OF_BITSANDBYTES and kind == "fsdp2":
+            yield Problem("optim", "bitsandbytes knows no shards; use 'adamw_torch' or 'adamw_torch_8bit'")
         if self.deepspeed is not None and self.optim != "adamw_torch":
             yield Problem("optim", "with training.deepspeed the optimiser is sharded already; use 'adamw_torch'")
 

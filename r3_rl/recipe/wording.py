@@ -70,6 +70,9 @@ def mistakes_of(
                 yield (*path, *split(problem.path)), problem.message
         elif found["type"] == "extra_forbidden" and _is_renamed(path):
             yield path, f"renamed; write rollout.branch: {renamed(old)}"
+        elif found["type"] == "extra_forbidden" and path == ("training", "shard_optimizer"):
+            kind = "fsdp2" if found["input"] is True else "auto"
+            yield path, f"renamed; did you mean training.parallel: {{kind: {kind}}}?"
         elif found["type"] == "extra_forbidden" and path == ("pretrain", "position_weight"):
             yield path, f"renamed; write pretrain.prompt_weights: {{position: {_show(found['input'])}}}"
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -45,8 +45,6 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
             f"save_steps {args.save_steps} falls between the {args.num_iterations} updates on the same rollouts",
             hint="make it a multiple of num_iterations",
         )
-    if args.optimizer_parts and (lora is not None or args.deepspeed):
-        raise InputError("optimizer_parts is for full weights, without DeepSpeed", hint="set it to 0")
     needed = {"adamw_torch": "torch", "adamw_torch_8bit": "torchao"}.get(args.optim, "bitsandbytes")
     if find_spec(needed) is None:
         raise MissingPackageError(f"optim '{args.optim}' needs {needed}", hint=f"pip install {needed}")
@@ -65,17 +63,15 @@ def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> N
         )
 
 
-def refuse_training(module: nn.Module, args: R3Config) -> None:
-    """Raises InputError where parts of the optimiser are nobody's, and where trained weights have 16 bits: most steps
-    are too small for them and would vanish. DeepSpeed and shards keep float32 copies; adapters are float32 anyway."""
-    if args.optimizer_parts not in (0, ranks.count()):
-        raise InputError(f"{args.optimizer_parts} optimizer_parts for {ranks.count()} processes", hint="one each")
-    trained = {p.dtype for p in module.parameters() if p.requires_grad}
-    coarse = sorted(str(dtype).removeprefix("torch.") for dtype in trained if torch.finfo(dtype).bits < 32)
-    if coarse and not args.deepspeed and not args.optimizer_parts:
+def refuse_training(stepped: Iterable[nn.Parameter], args: R3Config) -> None:
+    """Raises InputError where what the optimiser steps has 16 bits: most steps are too small for them and would vanish.
+    DeepSpeed and shards keep float32 copies; adapters are float32 anyway."""
+    types = {p.dtype for p in stepped}
+    coarse = sorted(str(dtype).removeprefix("torch.") for dtype in types if torch.finfo(dtype).bits < 32)
+    if coarse and not args.deepspeed:
         raise InputError(
             f"weights in {', '.join(coarse)} are to be trained: small steps would vanish",
-            hint="load the model in float32, or train an adapter (peft_config)",
+            hint="load the model in float32, train an adapter (peft_config), or use training.parallel.kind: fsdp2",
         )
 
 

@@ -74,7 +74,7 @@ class Batcher:
         everyones = ranks.everyone([set(map(self._kind, batch.credits)) for batch in own])
         kinds = [set().union(*numbered) for numbered in zip_longest(*everyones, fillvalue=set())]
         return own + [
-            MicroBatch(credits=tuple(self._dummies[kind] for kind in sorted(missing)), dummy=True)
+            MicroBatch(credits=tuple(self.dummies[kind] for kind in sorted(missing)), dummy=True)
             for missing in kinds[len(own) :]
         ]
 
@@ -83,7 +83,7 @@ class Batcher:
         return credit.objective, credit.stage if routing_of(self.policy.module) else ""
 
     @cached_property
-    def _dummies(self) -> _Dummies:
+    def dummies(self) -> _Dummies:
         return _Dummies(self.policy, self.drawing)
 
 

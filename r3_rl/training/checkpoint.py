@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,14 @@ def save_checkpoint(
     def write() -> None:
         with writing(folder.parent):
             if ranks.rank() == 0:
-                save_weights(module, partial, fingerprint=fingerprint)
+                if learner.adapted:
+                    save_weights(module, partial, fingerprint=fingerprint)
                 state.save_to_json(str(partial / STATE))
             save_pool(pool, partial)
             save_random(partial)
+
+    def write_together() -> None:
+        with writing(folder.parent):
             learner.save(partial)
 
     def finish() -> None:
@@ -61,6 +66,7 @@ def save_checkpoint(
 
     try:
         ranks.together(write)
+        ranks.together(write_together)
         ranks.of_first(finish)
     except RunError:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its room back
@@ -70,16 +76,23 @@ def save_checkpoint(
 def load_checkpoint(
     found: Checkpoint, *, module: nn.Module, fingerprint: str, pool: NodePool, learner: Learner
 ) -> None:
-    """Restore what `save_checkpoint` wrote but for `read_state`. Raises CheckpointError for another kind of run."""
-    if found.num_processes != ranks.count():
+    """Restore what `save_checkpoint` wrote but for `read_state`, in another number of processes too.
+
+    Then node pools are dealt out anew, and what scorers draw from the global generators is what a new run's would.
+    Raises CheckpointError for another kind of run, and for another number of processes with DeepSpeed.
+    """
+    same_count = found.num_processes == ranks.count()
+    if not same_count and not learner.any_count:
         raise CheckpointError(
             f"{found.folder} was saved by {found.num_processes} processes and is to be resumed by {ranks.count()}",
-            hint=f"start it with {found.num_processes}: every process goes on with its own node pool and random state",
+            hint=f"start it with {found.num_processes}: DeepSpeed's shards are those of one number of processes",
         )
-    load_weights(module, found.folder, fingerprint=fingerprint)
-    load_pool(pool, found.folder)
+    if learner.adapted:
+        load_adapter(module, found.folder, fingerprint=fingerprint or None)
+    load_pool(pool, found.folder, saved_by=found.num_processes)
     learner.load(found.folder)
-    load_random(found.folder)
+    if same_count:
+        load_random(found.folder)
 
 
 def read_state(found: Checkpoint) -> TrainerState:
@@ -138,17 +151,7 @@ def save_weights(module: nn.Module, folder: Path, *, fingerprint: str) -> None:
     if adapted_layers(module):
         save_adapter(module, folder, fingerprint=fingerprint)
     else:
-        save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, folder / WEIGHTS)
-
-
-def load_weights(module: nn.Module, folder: Path, *, fingerprint: str) -> None:
-    """Restores what `save_weights` wrote. Raises CheckpointError for a checkpoint of another kind of run."""
-    if adapted_layers(module):
-        load_adapter(module, folder, fingerprint=fingerprint or None)
-    elif (folder / WEIGHTS).is_file():
-        module.load_state_dict(load_file(folder / WEIGHTS))
-    else:
-        raise CheckpointError(f"{folder} holds no {WEIGHTS}", hint="was this run trained with an adapter?")
+        save_file({n: p.detach().cpu().contiguous() for n, p in module.named_parameters()}, folder / WEIGHTS)
 
 
 def save_pool(pool: NodePool, folder: Path) -> None:
@@ -159,11 +162,23 @@ def save_pool(pool: NodePool, folder: Path) -> None:
     nodes.write_text(json.dumps(state["nodes"]), encoding="utf-8")
 
 
-def load_pool(pool: NodePool, folder: Path) -> None:
-    """Restores what `save_pool` wrote."""
-    tensors, nodes = _pool_files(folder, ranks.rank())
+def load_pool(pool: NodePool, folder: Path, *, saved_by: int) -> None:
+    """Restores what `save_pool` wrote. Pools of another number of processes are laid together, the oldest groups first,
+    and dealt out one by one."""
+    if saved_by == ranks.count():
+        groups = _groups(folder, ranks.rank())
+    else:
+        pools = [_groups(folder, rank)[::-1] for rank in range(saved_by)]
+        newest_first = [group for of_one_age in zip_longest(*pools) for group in of_one_age if group is not None]
+        groups = newest_first[ranks.rank() :: ranks.count()][::-1]
+    pool.load({"images": [images for images, _ in groups], "nodes": [rows for _, rows in groups]})
+
+
+def _groups(folder: Path, rank: int) -> list[tuple[torch.Tensor, Any]]:
+    """Images and what is known of them, of one process's pool."""
+    tensors, nodes = _pool_files(folder, rank)
     images, rows = load_file(tensors), json.loads(nodes.read_text(encoding="utf-8"))
-    pool.load({"images": [images[str(i)] for i in range(len(rows))], "nodes": rows})
+    return [(images[str(i)], of_group) for i, of_group in enumerate(rows)]
 
 
 def save_random(folder: Path) -> None:

@@ -22,6 +22,7 @@ from r3_rl.recipe.learning import (
     AlgorithmSection,
     BalanceSection,
     ObserveSection,
+    ParallelSection,
     ProgressiveSection,
     TrainingSection,
     TreeSection,
@@ -35,6 +36,7 @@ _PLACES: dict[type[Section], str] = {
     ProgressiveSection: "algorithm.progressive",
     BalanceSection: "balance",
     TrainingSection: "training",
+    ParallelSection: "training.parallel",
     ObserveSection: "observe",
 }
 
@@ -121,6 +123,10 @@ class R3Config:
     weight_decay: float = _key(TrainingSection, "weight_decay")
     max_grad_norm: float = _key(TrainingSection, "max_grad_norm")
     token_budget: int = _key(TrainingSection, "token_budget")
+    parallel: str = _key(ParallelSection, "kind")
+    replicate: int = _key(ParallelSection, "replicate")
+    keep_gathered: bool = _key(ParallelSection, "keep_gathered")
+    reduce_dtype: str = _key(ParallelSection, "reduce_dtype")
     deepspeed: dict[str, Any] | None = _key(TrainingSection, "deepspeed")  # noqa: RUF009 - a field
     seed: int = _key(TrainingSection, "seed")
     save_steps: int = _key(TrainingSection, "save_steps")
@@ -135,8 +141,6 @@ class R3Config:
     """Of plain scorers; None is 1 each."""
     data_seed: int | None = None
     """Order of the prompts; None takes `seed`."""
-    optimizer_parts: int = 0
-    """Full weights: parts of the optimiser, one a process (`training.shard_optimizer`); 0 is whole in each."""
     save_strategy: str = "steps"
     """`steps`, or `no` for no checkpoint."""
     save_total_limit: int | None = None

@@ -92,7 +92,7 @@ class Loop:
             probe_every=args.probe_every,
             seed=args.seed,
             by_stage=args.objectives == "stage",
-            in_parts=learner.shards is not None,
+            over_parts=learner.over_parts if learner.in_parts else None,
         )
         self.time_budget = TimeBudgetCallback()
         room = RoomCallback(self._checkpoint_bytes)
@@ -220,21 +220,21 @@ class Loop:
 
     def learn(self, number: int, credits: Sequence[Credit]) -> Numbers:
         """One update of the weights from this process's credits and those of the others."""
-        numbers = self.accumulate(number, credits)
-        # with dropout the ratio of a first pass is not 1, and its deviation says nothing about rollout and replay
-        if number % self.args.num_iterations or drops(self.policy.module):
-            numbers = Numbers({n: v for n, v in numbers.items() if n not in DEVIATIONS}, numbers.sizes)
-        norm = self.learner.norm()
-        if not torch.isfinite(norm):
-            raise RunError(
-                "the gradient is not finite",
-                hint="lower training.learning_rate or eta; the last checkpoint is good",
-            )
-        over_epsilon = over_epsilon_of(self.learner.branch_of, self.args.adam_epsilon)
-        rate = self.learner.scheduler.get_last_lr()[0]
-        measured = {"grad_norm": float(norm), "learning_rate": float(rate), **over_epsilon}
-        self._tell("on_pre_optimizer_step")
         with step_size(self.policy.module) as moved:
+            numbers = self.accumulate(number, credits)
+            # with dropout the ratio of a first pass is not 1, and its deviation says nothing about rollout and replay
+            if number % self.args.num_iterations or drops(self.policy.module):
+                numbers = Numbers({n: v for n, v in numbers.items() if n not in DEVIATIONS}, numbers.sizes)
+            norm = self.learner.norm()
+            if not torch.isfinite(norm):
+                raise RunError(
+                    "the gradient is not finite",
+                    hint="lower training.learning_rate or eta; the last checkpoint is good",
+                )
+            over_epsilon = over_epsilon_of(self.learner.branch_of, self.args.adam_epsilon)
+            rate = self.learner.scheduler.get_last_lr()[0]
+            measured = {"grad_norm": float(norm), "learning_rate": float(rate), **over_epsilon}
+            self._tell("on_pre_optimizer_step")
             self.learner.step(norm)
         self._tell("on_optimizer_step")
         return numbers | measured | moved
@@ -258,16 +258,15 @@ class Loop:
 
     def add_gradient(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
         """Add the gradient of some of this process's credits to what the optimiser steps; return their numbers."""
-        shards = self.learner.shards
-        with adapter_merged(self.policy.module), self.learner.collecting():
-            return accumulate(
-                self.batcher,
-                credits,
-                self.losses,
-                backward=self.learner.backward,
-                normalisers=normalisers,
-                base_first=shards.reference(self.policy) if shards and shards.base else None,
-            )
+        return accumulate(
+            self.batcher,
+            credits,
+            self.losses,
+            backward=self.learner.backward,
+            normalisers=normalisers,
+            base_first=self.learner.base(self.batcher),
+            collecting=partial(self.learner.collecting, batcher=self.batcher),
+        )
 
     def log(self, logs: dict[str, float] | Numbers) -> None:
         """Keep a line in the state's history and hand it to the callbacks."""
@@ -276,13 +275,12 @@ class Loop:
 
     def prepare(self, checkpoint: str | Path | Checkpoint | None = None) -> None:
         """Make the optimiser and a fresh state, or those of a checkpoint; `train` calls it."""
-        refuse_training(self.policy.module, self.args)
+        refuse_training(self.learner.names, self.args)
         self.learner.prepare(lambda: self.time_budget.used, self.schedule.progressive)
         self.handler.optimizer, self.handler.lr_scheduler = self.learner.optimizer, self.learner.scheduler
         self.state = TrainerState()
-        if checkpoint is None:
-            set_seed(self.args.seed)  # for scorers that draw from the global generators
-        else:
+        set_seed(self.args.seed)  # for scorers that draw from the global generators
+        if checkpoint is not None:
             if not isinstance(checkpoint, Checkpoint):
                 checkpoint = ranks.of_first(partial(checked, Path(checkpoint)))
             self.state = read_state(checkpoint)
@@ -303,7 +301,8 @@ class Loop:
         """How large the next checkpoint becomes, about; the images of the other processes' pools are as many."""
         nodes = [node for group in self.schedule.pool.groups for node in group]
         images = sum(node.image.numel() * node.image.element_size() for node in nodes if node.image is not None)
-        return weights_bytes(self.policy.module) + self.learner.saved_bytes() + images * ranks.count()
+        adapter = weights_bytes(self.policy.module) if self.learner.adapted else 0
+        return adapter + self.learner.saved_bytes() + images * ranks.count()
 
     def _tell(self, event: str, **more: Any) -> None:
         self.control = getattr(self.handler, event)(self.args, self.state, self.control, **more)

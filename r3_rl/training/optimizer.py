@@ -6,7 +6,7 @@ less; only its rate does. That ends where the gradient's elements come near the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from r3_rl import ranks
 from r3_rl.training.config import R3Config
 
 SAMPLED = 1024
@@ -119,6 +120,15 @@ def ending_in_time(scheduler: LambdaLR, used: Callable[[], float], *, total_step
     return LambdaLR(scheduler.optimizer, [hurried(course) for course in scheduler.lr_lambdas])
 
 
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Of tensors, whole or in shards; those of shards are asked in all processes together.
+
+    >>> total_norm([torch.tensor([3.0]), torch.tensor([4.0])])
+    tensor(5.)
+    """
+    return ranks.whole(torch.nn.utils.get_total_norm(list(tensors)))
+
+
 def over_epsilon_of(branch_of: Mapping[nn.Parameter, str], epsilon: float) -> dict[str, float]:
     """Compare gradient elements with AdamW's epsilon, branch by branch, and return the smallest ratio.
 
@@ -143,7 +153,7 @@ def over_epsilon_of(branch_of: Mapping[nn.Parameter, str], epsilon: float) -> di
     ratios = [
         norm / sum(g.numel() for g in found) ** 0.5 / epsilon
         for found in gradients.values()
-        if (norm := float(torch.nn.utils.get_total_norm(found))) > 0
+        if (norm := float(total_norm(found))) > 0
     ]
     return {"grad/over_epsilon": min(ratios)} if ratios else {}
 

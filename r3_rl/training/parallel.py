@@ -1,4 +1,4 @@
-"""How what is trained is held and stepped: whole in every process, in shards of our own, or by DeepSpeed's ZeRO.
+"""How what is trained is held and stepped: whole in every process, or by DeepSpeed's ZeRO. Shards are in `fsdp.py`.
 
 Processes roll out different things, so a gradient is accumulated first and added up over the processes afterwards, once
 a step; no wrapper's hooks act in a backward pass.
@@ -7,8 +7,8 @@ a step; no wrapper's hooks act in a backward pass.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,15 +22,19 @@ from transformers import get_scheduler
 from r3_rl import ranks
 from r3_rl.balance.progressive import Progressive, begun_anew
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError
+from r3_rl.policy.adapters import adapted_layers, adapter_merged
 from r3_rl.policy.backbone import GENERATION, branch_of
 from r3_rl.policy.base import Policy
 from r3_rl.policy.routing import GATE
+from r3_rl.training.batcher import Batcher
 from r3_rl.training.config import R3Config
-from r3_rl.training.optimizer import course_of, ending_in_time, make_optimizer, set_rate
-from r3_rl.training.shards import Shards
+from r3_rl.training.optimizer import course_of, ending_in_time, make_optimizer, set_rate, total_norm
+from r3_rl.training.parts import load_parts, save_parts
 
 INSTALL = "pip install 'r3-rl[deepspeed]'"
 LAUNCH = "torchrun --nproc_per_node 8 -m r3_rl train RECIPE"
+OPTIMIZER, SCHEDULE = "optimizer.pt", "schedule.pt"
+"""Files of a checkpoint: an adapter's optimiser and schedule; the schedule of full weights."""
 
 
 class Learner:
@@ -42,7 +46,12 @@ class Learner:
         optimizers: an optimiser and a schedule of the caller's; None makes those of `args`.
     """
 
-    shards: Shards | None = None
+    in_parts = False
+    """Whether what the optimiser steps is in shards, to which gradients are added up over the processes."""
+    gathers = False
+    """Whether weights are in shards during an update, so that all processes have to make the same passes."""
+    any_count = True
+    """Whether another number of processes can go on from what `save` wrote."""
 
     def __init__(self, policy: Policy, args: R3Config, optimizers: tuple[Any, Any] = (None, None)) -> None:
         self.policy, self.args = policy, args
@@ -59,7 +68,7 @@ class Learner:
         where the run stands, whose phases have a course each."""
         args, names = self.args, self.names
         self.branch_of = {p: branch_of(name, self.policy.spec.branches) for p, name in names.items()}
-        for parameter in names if self.shards is None else ():
+        for parameter in () if self.in_parts else names:
             ranks.share_first(parameter.detach())
         if self.optimizer is None:
             gates = {p for p, name in names.items() if name.endswith(f".{GATE}")}
@@ -81,9 +90,22 @@ class Learner:
             if args.time_budget_s is not None and isinstance(self.scheduler, LambdaLR):
                 self.scheduler = ending_in_time(self.scheduler, used, total_steps=args.max_steps)
 
-    def collecting(self) -> AbstractContextManager[None]:
-        """Around the passes of an update."""
-        return nullcontext()
+    def gather(self) -> None:
+        """Makes the weights whole, as they are between updates. All processes call it."""
+
+    def base(self, batcher: Batcher) -> AbstractContextManager[None] | None:
+        """What all micro-batches of an update are planned in, and scored by the base; None does it one by one."""
+        return None
+
+    @contextmanager
+    def collecting(self, count: int, batcher: Batcher) -> Iterator[None]:
+        """Around the passes of `count` micro-batches, as many in every process."""
+        with adapter_merged(self.policy.module):
+            yield
+
+    def over_parts(self, values: Tensor) -> Tensor:
+        """Of numbers that every shard has a share of: their sum."""
+        return values
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a loss to the parameters."""
@@ -91,7 +113,7 @@ class Learner:
 
     def norm(self) -> Tensor:
         """Of the step's gradient, over all processes."""
-        return torch.nn.utils.get_total_norm([p.grad for p in self.names if p.grad is not None])
+        return total_norm(p.grad for p in self.names if p.grad is not None)
 
     def step(self, norm: Tensor) -> None:
         """Clips the gradient, whose norm this is, to `max_grad_norm`, steps, and forgets the gradient."""
@@ -107,76 +129,56 @@ class Learner:
             parameter.grad = None
 
     def saved_bytes(self) -> int:
-        """About how much `save` writes, over all processes: two float32 moments of every trained number."""
-        return 8 * sum(p.numel() for p in self.names)
+        """About how much `save` writes, over all processes: two float32 moments of every trained number, and full
+        weights."""
+        return (8 if self.adapted else 12) * sum(p.numel() for p in self.names)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter is trained, and not full weights."""
+        return bool(adapted_layers(self.policy.module))
 
     def save(self, folder: Path) -> None:
-        """Optimiser and schedule. Every process calls it."""
-        if ranks.rank() == 0:
-            torch.save(self._state(), folder / "optimizer.pt")
+        """The moments, of full weights these too, and the schedule. Every process calls it."""
+        schedule = {"groups": _settings(self.optimizer), "scheduler": self.scheduler.state_dict()}
+        if self.adapted and ranks.rank() == 0:
+            torch.save({"optimizer": self.optimizer.state_dict(), **schedule}, folder / OPTIMIZER)
+        elif not self.adapted:
+            save_parts(folder, self.names, self.optimizer)
+            if ranks.rank() == 0:
+                torch.save(schedule, folder / SCHEDULE)
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote."""
-        self._restore(folder / "optimizer.pt")
-
-    def _state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
-
-    def _restore(self, file: Path) -> None:
+        """Restores what `save` wrote. Raises CheckpointError for a run that trained something else."""
+        file = folder / (OPTIMIZER if self.adapted else SCHEDULE)
         if not file.is_file():
-            raise CheckpointError(f"{file.parent} holds no {file.name}", hint="was the optimiser in shards, or whole?")
+            raise CheckpointError(
+                f"{folder} holds no {file.name}", hint="did the run train an adapter, or DeepSpeed step it?"
+            )
         stored = torch.load(file, map_location="cpu", weights_only=True)
-        groups, own = stored["optimizer"]["param_groups"], self.optimizer.param_groups
+        groups, own = stored["groups"], self.optimizer.param_groups
         if len(groups) != len(own):
             raise CheckpointError(f"{file} has {len(groups)} groups of weights with rates of their own, not {len(own)}")
+        settings = _settings(self.optimizer)
+        if self.adapted:
+            self.optimizer.load_state_dict(stored["optimizer"])
+        else:
+            load_parts(folder, self.names, self.optimizer)
         if isinstance(self.scheduler, LambdaLR):
             # rates and other settings are those of this run's arguments, which may have changed; moments and the step
             # are the checkpoint's
-            step, courses = stored["scheduler"]["last_epoch"], self.scheduler.lr_lambdas
-            for group, settings, course in zip(groups, own, courses, strict=True):
-                kept = {"params": group["params"], "lr": settings["initial_lr"] * course(step)}
-                group.update({**settings, **kept})
+            step = stored["scheduler"]["last_epoch"]
+            rates = [s["initial_lr"] * c(step) for s, c in zip(settings, self.scheduler.lr_lambdas, strict=True)]
+            groups = [{**group, "lr": rate} for group, rate in zip(settings, rates, strict=True)]
             stored["scheduler"]["base_lrs"] = [group["initial_lr"] for group in groups]
-            stored["scheduler"]["_last_lr"] = [group["lr"] for group in groups]
-        self.optimizer.load_state_dict(stored["optimizer"])
+            stored["scheduler"]["_last_lr"] = rates
+        for held, group in zip(self.optimizer.param_groups, groups, strict=True):
+            held.update(group)
         self.scheduler.load_state_dict(stored["scheduler"])
 
 
-class ShardLearner(Learner):
-    """Full weights whose gradients, float32 masters, moments and base are in shards, one in every process."""
-
-    def __init__(self, policy: Policy, args: R3Config) -> None:
-        super().__init__(policy, args)
-        keep_base = bool(args.beta or args.image_beta)
-        self.shards: Shards = Shards(policy.module, policy.layered, parts=args.optimizer_parts, keep_base=keep_base)
-        self.names = {self.shards.masters[weight]: name for weight, name in self.names.items()}
-
-    def collecting(self) -> AbstractContextManager[None]:
-        """Inside, gradients go to the shards."""
-        return self.shards.collecting()
-
-    def norm(self) -> Tensor:
-        """Of the gradient of all shards."""
-        return self.shards.norm()
-
-    def step(self, norm: Tensor) -> None:
-        """Steps the shards, then writes the weights."""
-        super().step(norm)
-        self.shards.publish()
-
-    def saved_bytes(self) -> int:
-        """About how much `save` writes, over all processes: masters beside the moments."""
-        return 12 * sum(p.numel() for p in self.names) * ranks.count()
-
-    def save(self, folder: Path) -> None:
-        """Every process's masters and moments."""
-        self.shards.save(folder)
-        torch.save(self._state(), folder / f"optimizer_{ranks.rank()}.pt")
-
-    def load(self, folder: Path) -> None:
-        """Restores what `save` wrote. Raises CheckpointError for a run that was not sharded like this one."""
-        self.shards.load(folder)
-        self._restore(folder / f"optimizer_{ranks.rank()}.pt")
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
 class DeepSpeedLearner(Learner):
@@ -187,6 +189,7 @@ class DeepSpeedLearner(Learner):
     """
 
     engine: Any = None
+    any_count = False
 
     def __init__(self, policy: Policy, args: R3Config) -> None:
         super().__init__(policy, args)

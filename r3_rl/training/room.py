@@ -72,5 +72,4 @@ def refuse_without_room(folder: Path, needed_bytes: int, what: str) -> None:
 def weights_bytes(module: nn.Module) -> int:
     """How large the saved weights become: those of the adapter, or all."""
     adapted = bool(adapted_layers(module))
-    tensors = (p for p in module.parameters() if p.requires_grad) if adapted else module.state_dict().values()
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad or not adapted)

@@ -7,7 +7,7 @@ that is trained gets gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -20,11 +20,15 @@ from r3_rl.policy.adapters import trainable_parameters
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
-from r3_rl.training.shards import Shards
+from r3_rl.training.batcher import Batcher
+from r3_rl.training.optimizer import total_norm
+from r3_rl.training.parallel import Learner
 from r3_rl.types import Prompt, Segment
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _COARSEST = 0.05
+_TOGETHER = (("plan", "draft"), ("critique",), ("refinement",))
+"""Stages that are replayed together: a plan and its draft are one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,8 @@ def self_check(
     *,
     seed: int = 0,
     rollout: AbstractContextManager[None] | None = None,
-    shards: Shards | None = None,
+    learner: Learner | None = None,
+    batcher: Batcher | None = None,
 ) -> SelfCheck:
     """Two rollouts of every stage, replayed as an update would replay them.
 
@@ -61,7 +66,8 @@ def self_check(
         settings: of the run.
         seed: of the rollouts.
         rollout: what the run's rollouts happen in (merged weights, say).
-        shards: where gradients lie in parts; then every process checks, and all the same rollouts.
+        learner, batcher: of the run, if its weights are in shards in an update; then every process checks, and all the
+            same rollouts.
 
     Raises RunError that says which stage or branch is wrong.
     """
@@ -71,13 +77,15 @@ def self_check(
     dtype = next(policy.module.parameters()).dtype
     tolerance = TOLERANCE.get(dtype, _COARSEST)
     gaps: dict[str, torch.Tensor] = {}
-    with shards.collecting() if shards else nullcontext():
-        for names in (
-            ("plan", "draft"),
-            ("critique",),
-            ("refinement",),
-        ):  # a plan and its draft are replayed in one row
-            gaps |= _replayed(policy, {name: stages[name] for name in names if stages[name]})
+    together = [{name: stages[name] for name in names if stages[name]} for names in _TOGETHER]
+    together = [of_stages for of_stages in together if of_stages]
+    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward
+    passes: AbstractContextManager[None] = nullcontext()
+    if learner is not None and batcher is not None and learner.gathers:
+        backward, passes = learner.backward, learner.collecting(len(together), batcher)
+    with passes:
+        for of_stages in together:
+            gaps |= _replayed(policy, of_stages, backward)
     deviation = {name: float(gap.max()) for name, gap in gaps.items()}
     means = {name: float(gap.mean()) for name, gap in gaps.items()}
     judged = deviation if dtype == torch.float32 else means
@@ -88,10 +96,12 @@ def self_check(
                 hint="rollout and replay must use the same weights, guidance, temperature and truncation",
             )
     trained = {branch: p for branch, p in trainable_parameters(policy.module, policy.spec.branches).items() if p}
-    norms = {branch: _norm(list(parameters.values()), shards) for branch, parameters in trained.items()}
+    copies = ranks.count() if learner is not None and learner.in_parts else 1
+    norms = {branch: _norm(parameters.values()) / copies for branch, parameters in trained.items()}
     policy.module.zero_grad(set_to_none=True)
-    if shards:
-        shards.zero_grad()
+    if learner is not None:
+        learner.zero_grad()
+        learner.gather()
     for branch, norm in norms.items():
         if not norm > 0:
             raise RunError(f"self-check: no gradient reaches the {branch} branch", hint="check lora.branches")
@@ -121,7 +131,9 @@ def _scored(plan: DrawingPlan) -> DrawingPlan:
     return replace(plan, drawing=replace(plan.drawing, sde_steps=tuple(sorted({0, last // 2, last}))))
 
 
-def _replayed(policy: Policy, stages: dict[str, list[Segment]]) -> dict[str, torch.Tensor]:
+def _replayed(
+    policy: Policy, stages: dict[str, list[Segment]], backward: Callable[[torch.Tensor], None]
+) -> dict[str, torch.Tensor]:
     """Every |ratio - 1| by stage; leaves the gradient of the log-probs behind."""
     names = [name for name, segments in stages.items() for _ in segments]
     segments = [segment for of_stage in stages.values() for segment in of_stage]
@@ -133,14 +145,9 @@ def _replayed(policy: Policy, stages: dict[str, list[Segment]]) -> dict[str, tor
         # squares, or the score function of on-policy samples could cancel
         total = total + new.square().sum().cpu()
     if total.requires_grad:  # not so for texts of a run that trains the generation branch alone
-        total.backward()
+        backward(total)
     return {name: torch.cat(found) for name, found in gaps.items()}  # nan stays
 
 
-def _norm(parameters: Sequence[torch.nn.Parameter], shards: Shards | None) -> float:
-    held = [shards.masters[p] for p in parameters] if shards else parameters
-    squares = [p.grad.float().square().sum() for p in held if p.grad is not None]
-    if not squares:
-        return 0.0
-    total = torch.stack(squares).sum()
-    return float(ranks.add_up(total).sqrt()) / ranks.count() if shards else float(total.sqrt())
+def _norm(parameters: Iterable[torch.nn.Parameter]) -> float:
+    return float(total_norm(p.grad for p in parameters if p.grad is not None))

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 
 from r3_rl import ranks
-from r3_rl.policy.adapters import adapted_layers, adapter_merged, attach
+from r3_rl.policy.adapters import adapter_merged, attach
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.engine import Stopwatch
 from r3_rl.scoring.panel import Panel
@@ -20,13 +20,12 @@ from r3_rl.training.arguments import Scorer, panel_of, refuse, schedule_of, stre
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import FlowCallback, TrackerCallback
 from r3_rl.training.checkpoint import save_weights
+from r3_rl.training.engines import learner_of
 from r3_rl.training.from_trl import adapter_of, config_of
 from r3_rl.training.guarding import GuardCallback
 from r3_rl.training.loop import Loop
-from r3_rl.training.parallel import DeepSpeedLearner, Learner, ShardLearner
 from r3_rl.training.schedules import AboutNodes, AskedNodes, Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
-from r3_rl.training.shards import Shards
 
 
 class R3Trainer(Loop):
@@ -80,14 +79,7 @@ class R3Trainer(Loop):
         self.loop = processing_class or LoopSettings(protocol=PROTOCOLS["compact"])
         if adapter is not None:
             attach(model.module, adapter, model.spec.branches, seed=args.seed)
-        if not args.optimizer_parts and not adapted_layers(model.module):
-            model.remember_base(on_host=not (args.beta or args.image_beta))
-        if args.optimizer_parts:
-            learner: Learner = ShardLearner(model, args)
-        elif args.deepspeed:
-            learner = DeepSpeedLearner(model, args)
-        else:
-            learner = Learner(model, args, optimizers)
+        learner = learner_of(model, args, optimizers)
         watch, self.guards = Stopwatch(), GuardCallback()
         super().__init__(
             policy=model,
@@ -111,11 +103,6 @@ class R3Trainer(Loop):
         )
         self.checked: SelfCheck | None = None
 
-    @property
-    def shards(self) -> Shards | None:
-        """Where full weights are trained in shards: those of this process."""
-        return self.learner.shards
-
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Call it after the others."""
         self.handler.add_callback(callback)
@@ -136,7 +123,8 @@ class R3Trainer(Loop):
             self.loop,
             seed=self.args.seed,
             rollout=adapter_merged(self.policy.module),
-            shards=self.shards,
+            learner=self.learner,
+            batcher=self.batcher,
         )
         return self.checked
 

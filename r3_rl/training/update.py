@@ -4,7 +4,7 @@ same gradient."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -63,6 +63,7 @@ def accumulate(
     backward: Callable[[Tensor], None],
     normalisers: tuple[float, float] | None = None,
     base_first: AbstractContextManager[None] | None = None,
+    collecting: Callable[[int], AbstractContextManager[None]] = lambda count: nullcontext(),
 ) -> Numbers:
     """Adds the step's gradient to the parameters, micro-batch by micro-batch. What weighs 0 is not replayed.
 
@@ -72,7 +73,9 @@ def accumulate(
         settings: of the losses.
         backward: takes a loss's gradient.
         normalisers: (text tokens, denoising steps) of the step over all processes; by default those of the credits.
-        base_first: makes the policy its base; then it is entered once, before all, and not for each micro-batch.
+        base_first: makes the policy its base, if a loss asks for it; then it is entered once, before all, and not for
+            each micro-batch.
+        collecting: what the passes of so many micro-batches happen in.
 
     Returns:
         Losses, ratios and divergences of this process's share of the step; without credits a loss of 0.
@@ -85,28 +88,29 @@ def accumulate(
     credits = [c for c in credits if weights[c.objective] > 0]
     num_text, num_image = normalisers or step_sizes(credits)
     found = [Numbers({"loss": 0.0})]
-    batches = batcher.plan(credits)
     references = None
-    if base_first is not None:
-        with base_first:
-            references = [_reference(policy, batch.segments, settings) for batch in batches]
-    for i, batch in enumerate(batches):
-        results = policy.replay(batch.segments)
-        reference = references[i] if references is not None else _reference(policy, batch.segments, settings)
-        if batch.dummy:
-            backward(_weightless(results))
-            continue
-        text = _part("understanding", batch.credits, results, reference, settings, num_text)
-        image = _part("generation", batch.credits, results, reference, settings, num_image)
-        parts = [(settings.text_loss_weight, text), (settings.image_loss_weight, image)]
-        loss = torch.stack([weight * part.loss for weight, part in parts if part is not None]).sum()
-        if not torch.isfinite(loss):
-            raise RunError(
-                "the loss is not finite",
-                hint="lower training.learning_rate or eta; the last checkpoint is good",
-            )
-        backward(loss)
-        found.append(_numbers(loss, text, image))
+    with base_first or nullcontext():
+        batches = batcher.plan(credits)
+        if base_first is not None:
+            references = [{} if b.dummy else _reference(policy, b.segments, settings) for b in batches]
+    with collecting(len(batches)):
+        for i, batch in enumerate(batches):
+            results = policy.replay(batch.segments)
+            if batch.dummy:
+                backward(_weightless(results))
+                continue
+            reference = references[i] if references is not None else _reference(policy, batch.segments, settings)
+            text = _part("understanding", batch.credits, results, reference, settings, num_text)
+            image = _part("generation", batch.credits, results, reference, settings, num_image)
+            parts = [(settings.text_loss_weight, text), (settings.image_loss_weight, image)]
+            loss = torch.stack([weight * part.loss for weight, part in parts if part is not None]).sum()
+            if not torch.isfinite(loss):
+                raise RunError(
+                    "the loss is not finite",
+                    hint="lower training.learning_rate or eta; the last checkpoint is good",
+                )
+            backward(loss)
+            found.append(_numbers(loss, text, image))
     return combine(found, over="batches")
 
 

@@ -75,7 +75,7 @@ def test_other_keys_that_the_page_names_exist():
 @pytest.mark.parametrize("name", RELEASED)
 def test_recipes_check_where_their_paths_exist_and_name_what_is_missing(name, places):
     checked = load_recipe(name, places if name != "bagel_base" else [*places, "data.kind=jsonl"])
-    assert checked.model.dtype == "bfloat16" and checked.training.shard_optimizer is not checked.lora.enabled
+    assert checked.model.dtype == "bfloat16" and checked.training.parallel.kind == "auto"
     assert checked.rollout.branch.plan == checked.rollout.branch.critique == 16
     assert checked.training.gradient_checkpointing
     with pytest.raises(ValueError) as caught:
@@ -99,18 +99,16 @@ def test_what_full_weights_take_is_computed_from_the_released_sizes():
     with torch.device("meta"):
         model, autoencoder = Bagel(config), Autoencoder(config.autoencoder)
     trained = [p.numel() for n, p in model.named_parameters() if ".layers." in n and "vit_model" not in n]
-    weights = 2 * sum(p.numel() for p in model.parameters()) + 4 * sum(p.numel() for p in autoencoder.parameters())
-    part, layer = sum(trained) / 8, sum(trained) / config.llm.num_hidden_layers
+    frozen = 2 * (sum(p.numel() for p in model.parameters()) - sum(trained))
+    frozen += 4 * sum(p.numel() for p in autoencoder.parameters())
+    part = sum(trained) / 8
     held = {
-        "weights and autoencoder": weights,
-        "gradients, float32": 4 * part,
-        "a layer's gradient on its way": 2 * layer,
+        "weights that are not in shards, autoencoder": frozen,
         "AdamW's moments, master weights": 12 * part,
         "reference policy": 2 * part,
+        "trained weights gathered, in rollouts": 2 * sum(trained),
     }
-    sending = 2 * 4 * max(trained) + 1e8  # a weight's gradient in float32, once more as one vector, its part
     rows = {cells[1].strip(): cells[2] for line in PAGE.splitlines() if len(cells := line.split("|")) == 5}
-    for name, size in held.items():
+    for name, size in {**held, "gradients, float32, in updates": 4 * part}.items():
         assert f"{size / 2**30:.1f} GiB" in rows[name], name
-    assert f"{sending / 2**30:.1f} GiB to send it" in rows["a layer's gradient on its way"]
-    assert f" {(sum(held.values()) + sending) / 2**30:.1f} GiB" in rows["all of it"]
+    assert f" {sum(held.values()) / 2**30:.1f} GiB" in rows["rollouts, all of it"]

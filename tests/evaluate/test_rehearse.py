@@ -154,12 +154,19 @@ def test_living_tensors_are_weighed_with_their_graph():
     assert nothing.peak_bytes == 0
 
 
-def test_one_of_several_processes_is_rehearsed_with_its_parts(base):
-    full = ["lora.enabled=false", "training.shard_optimizer=true", "model.dtype=bfloat16", "algorithm.beta=0.01"]
+def test_one_of_several_processes_is_rehearsed_with_its_shards(base):
+    full = ["lora.enabled=false", "model.dtype=bfloat16", "algorithm.beta=0.01"]
     recipe = load_recipe("shapes_r3", [f"model.path={base}", *PLAIN, *full])
     whole, part = room.rehearse(recipe), room.rehearse(recipe, processes=2)
     assert (whole.num_prompts, part.num_prompts) == (2, 1)
-    for name in [name for name in whole.resident if "a part)" in name]:
+    shards = [name for name in whole.resident if "a shard)" in name]
+    assert len(shards) == 4
+    for name in shards:
         assert part.resident[name] == pytest.approx(whole.resident[name] / 2, rel=1e-3)
-    assert part.resident["optimiser (AdamW, a part)"] == 4 * part.resident["reference policy (a part)"]
-    assert part.resident["weights (bfloat16)"] == whole.resident["weights (bfloat16)"]
+    assert part.resident["optimiser (AdamW, a shard)"] == 4 * part.resident["reference policy (a shard)"]
+    assert part.sampling == whole.sampling == 2 * part.resident["reference policy (a shard)"]
+    assert 0 < part.updating == whole.updating and "optimiser" not in part.stages
+    assert "each pass of an update sends" in str(part)
+    copies = load_recipe("shapes_r3", [f"model.path={base}", *PLAIN, *full, "training.parallel.replicate=2"])
+    copied = room.rehearse(copies, processes=2, nodes=2)
+    assert copied.resident == whole.resident and "between nodes only gradients travel" in str(copied)

@@ -236,14 +236,16 @@ def test_sharded_full_weights_are_measured_against_their_base(recipe, base, monk
     """The swap test asks the base after training; shards keep it for the KL terms only."""
     loaded, load = [], runs.load_policy
     monkeypatch.setattr(runs, "load_policy", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1])
-    changes = ("lora.enabled=false", "training.shard_optimizer=true", "training.max_steps=2")
-    train(recipe(*changes), bench=bench(recipe()))
+    changes = ("lora.enabled=false", "training.parallel.kind=fsdp2", "training.max_steps=2")
+    folder = train(recipe(*changes), bench=bench(recipe())).folder
     policy, plain = loaded[0].policy, load_bagel(base).state_dict()
-    trained = {name: tensor.clone() for name, tensor in policy.module.state_dict().items()}
+    trained = {name: tensor.detach().clone() for name, tensor in policy.module.named_parameters()}
     with policy.reference():
-        found = policy.module.state_dict()
+        found = dict(policy.module.named_parameters())
         assert all(torch.equal(found[name], plain[name]) for name in plain)
     assert any(not torch.equal(trained[name], plain[name]) for name in plain)
+    exported = load_bagel(folder / "model").state_dict()
+    assert all(torch.equal(exported[name], trained[name]) for name in plain), "the folder holds whole weights"
 
 
 def test_prompts_from_a_file_are_judged_by_the_panel(recipe):

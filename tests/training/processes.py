@@ -8,8 +8,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import nullcontext
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,21 @@ from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.bagel.policy import BagelPolicy
+from r3_rl.policy.base import Sampling
 from r3_rl.training.batcher import Batcher
-from r3_rl.training.shards import Shards
+from r3_rl.training.config import R3Config
+from r3_rl.training.engines import learner_of
 from r3_rl.training.signals import SignalCallback
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
-from r3_rl.types import Prompt
+from r3_rl.types import Prompt, TextPiece
 from tests.policy.tiny import PROMPTS, tiny_policy
-from tests.training.rollouts import gradient, step_credits, trained_policy
+from tests.training.rollouts import step_credits, trained_policy
 from tests.training.test_trainer import make, reddish, run, untimed, weights
 
 DISTINCT = (*PROMPTS, Prompt(text="a green cross"))
 """As many as a step takes. A prompt that comes twice is read once where one process has both groups and twice where two
 have one each, which rounds differently."""
+PATIENCE_S = 300
 SHARES: dict[str, tuple[tuple[str, ...], ...]] = {
     "texts_and_images": (("plan", "critique"), ("draft", "refinement")),
     "none": (("plan", "draft", "critique", "refinement"), ()),
@@ -48,9 +50,19 @@ def train_share(folder: Path, options: dict[str, Any], cut: int | None = None) -
         _train(folder / "again", options, str(folder / "run" / f"checkpoint-{cut}"))
 
 
+def resume_share(folder: Path, options: dict[str, Any], checkpoint: str) -> None:
+    """A run's share from somebody's checkpoint on."""
+    _train(folder, options, checkpoint)
+
+
 def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
     folder.mkdir(exist_ok=True)
     options = dict(options)
+    if "deepspeed" in options:
+        import deepspeed
+
+        # half a minute of compiling for a quicker sum in shared memory
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if options.pop("plain_products", False):
         torch.backends.mkldnn.enabled = False
     if options.get("scorer") == "reddish":
@@ -108,63 +120,110 @@ def whole_policy(dtype: str) -> BagelPolicy:
     return policy
 
 
-def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, sharded: bool = False) -> None:
-    """The gradient of one step whose credits lie in two processes as `SHARES` says, or all in a single one. sharded:
-    of full weights, each process's parts of it."""
-    policy = whole_policy("float32") if sharded else trained_policy()
-    shards = Shards(policy.module, policy.layered, parts=ranks.count(), keep_base=True) if sharded else None
-    stages = SHARES[share][ranks.rank()] if ranks.count() > 1 else sum(SHARES[share], ())
-    credits = [c for c in step_credits(policy) if c.stage in stages]
-    masters = list(shards.masters.values()) if shards else []
-    held = masters or [p for p in policy.module.parameters() if p.requires_grad]
-    places = {p: f"all/{i % 3}" for i, p in enumerate(held)}
-    balancer = Balancer(places, aggregator=aggregator, probe_every=probe_every, seed=0, in_parts=sharded)
-    settings = LossSettings(beta=0.1, image_beta=0.1)
+def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, **options: Any) -> None:
+    """The gradient of one step whose credits lie in two processes as `SHARES` says, or all in a single one, and the
+    weights after it and one more step.
+
+    options: `full` trains whole weights of that type, `recompute` keeps no activations, `scale` multiplies advantages;
+    `num_steps` takes fewer or more; others are arguments.
+    """
+    options = {"beta": 0.1, "image_beta": 0.1, **options}
+    num_steps = options.pop("num_steps", 2)
+    full, recompute = options.pop("full", None), options.pop("recompute", False)
+    policy = whole_policy(full) if full else trained_policy()
+    args = R3Config(str(folder), adam_epsilon=1e-6, lr_scheduler_type="constant", seed=0, **options)
+    credits = step_credits(policy)  # before the engine: of weights that are exactly everybody's
+    policy.checkpoint_activations(recompute)
+    learner = learner_of(policy, args)
+    shares = (*SHARES[share], *((),) * ranks.count())
+    stages = shares[ranks.rank()] if ranks.count() > 1 else sum(SHARES[share], ())
+    learner.prepare(lambda: 0.0)
+    places = {p: f"all/{i % 3}" for i, p in enumerate(learner.names)}
+    over = learner.over_parts if learner.in_parts else None
+    balancer = Balancer(places, aggregator=aggregator, probe_every=probe_every, seed=0, over_parts=over)
+    settings = LossSettings(beta=args.beta, image_beta=args.image_beta)
     batcher, passes, replay = Batcher(policy=policy, token_budget=64), [], policy.replay
+    own = [c for c in credits if c.stage in stages]
 
     def watched(segments: Any) -> Any:
-        passes.append(len(passes))
+        passes.extend([len(passes)] * torch.is_grad_enabled())  # a reference of nothing is not computed
         return replay(segments)
 
     policy.replay = watched  # type: ignore[method-assign]
 
     def run(part: Any, sizes: tuple[float, float]) -> Numbers:
-        base = shards.reference(policy) if shards else None
-        with shards.collecting() if shards else nullcontext():
-            return accumulate(
-                batcher, part, settings, backward=torch.Tensor.backward, normalisers=sizes, base_first=base
-            )
+        return accumulate(
+            batcher,
+            part,
+            settings,
+            backward=learner.backward,
+            normalisers=sizes,
+            base_first=learner.base(batcher),
+            collecting=partial(learner.collecting, batcher=batcher),
+        )
 
-    numbers = balancer.accumulate(0, credits, run, step_sizes(credits))
-    seen = {
-        "numbers": dict(combine(ranks.everyone(numbers), over="ranks")),
-        "passes": len(passes),
-        "touched": [p.grad is not None for p in held],
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    for step in range(num_steps):
+        with torch.no_grad():  # as unlike as rollouts are: nobody waits for anybody
+            policy.write(
+                [(TextPiece(text="a red circle"),)] * (ranks.rank() + 1),
+                Sampling(max_new_tokens=3),
+                [0, 1, 2, 3][: ranks.rank() + 1],
+            )
+        numbers = balancer.accumulate(step, own, run, step_sizes(own))
+        if step == 0:
+            seen = {
+                "numbers": dict(combine(ranks.everyone(numbers), over="ranks")),
+                "passes": len(passes),
+                "touched": [name for p, name in learner.names.items() if p.grad is not None],
+                "learner": type(learner).__name__,
+            }
+            grads = ((n, p.grad) for p, n in learner.names.items() if p.grad is not None)
+            tensors |= {f"gradient {name}": ranks.whole(g.detach()).clone() for name, g in grads}
+        norm = learner.norm()
+        tensors[f"norm {step}"] = norm.detach().clone()
+        learner.step(norm)
+    trained = set(learner.names.values())
+    tensors |= {n: p.detach().clone() for n, p in policy.module.named_parameters() if n in trained}
+    folder.mkdir(exist_ok=True)
     (folder / f"{ranks.rank()}.json").write_text(json.dumps(seen))
-    found = [m.grad for m in masters] if shards else gradient(policy)
-    torch.save(found, folder / f"{ranks.rank()}.pt")
+    torch.save(tensors, folder / f"{ranks.rank()}.pt")
+
+
+def add_up_cases(folder: Path, cases: dict[str, Any]) -> None:
+    """Several of these by name, in the same processes."""
+    for name, (share, aggregator, probe_every, options) in cases.items():
+        add_up_shares(folder / name, share, aggregator, probe_every, **options)
 
 
 def main(folder: str, job: str, *arguments: Any) -> None:
     """Joins the others, does its job, leaves."""
     torch.set_num_threads(1)  # a fork has no threads of its parent's
     ranks.join()
-    if find_spec("deepspeed"):
-        import deepspeed
-
-        # half a minute of compiling for a quicker sum in shared memory
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    {"train": train_share, "add_up": add_up_shares}[job](Path(folder), *arguments)
+    {"train": train_share, "add_up": add_up_shares, "cases": add_up_cases, "resume": resume_share}[job](
+        Path(folder), *arguments
+    )
     ranks.leave()
 
 
 def fork(count: int, folder: Path, *job: Any) -> None:
     """`count` processes that start with what is imported here."""
+    port = _free_port()
+    started = torch.multiprocessing.start_processes(
+        _child, (count, port, str(folder), *job), nprocs=count, join=False, start_method="fork"
+    )
+    end = time.monotonic() + PATIENCE_S
+    while not started.join(timeout=1):
+        if time.monotonic() > end:  # processes that wait for each other do it for ever
+            for process in started.processes:
+                process.kill()
+            raise TimeoutError(f"{count} processes were not done after {PATIENCE_S} s")
+
+
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(_child, (count, port, str(folder), *job), nprocs=count, start_method="fork")
+        return int(free.getsockname()[1])
 
 
 def _child(rank: int, count: int, port: int, *job: Any) -> None:

@@ -89,7 +89,7 @@ def test_three_steps_train_texts_and_image_tokens(folder, tmp_path):
 def test_a_dummy_is_one_token(folder):
     policy = policy_of(folder)
     policy.module.requires_grad_(True)
-    image = Batcher(policy=policy, drawing=PLAN.drawing)._dummies["generation", ""].segment
+    image = Batcher(policy=policy, drawing=PLAN.drawing).dummies["generation", ""].segment
     (replayed,) = policy.replay([image])
     assert replayed.log_probs.shape == image.log_probs.shape == (1,) and replayed.log_probs.requires_grad
 
@@ -146,7 +146,7 @@ def test_the_budget_counts_image_tokens_once_and_not_denoising_steps(folder, tmp
         ("lora.branches=understanding", "Toy has the branches shared; use 'both' for all of them"),
         ("lora.rank_generation=4", "Toy has no branch of its own for drawing, but shared; leave it out"),
         ("training.image_learning_rate=0.01", "Toy has no branch of its own for drawing"),
-        ("training.shard_optimizer=true lora.enabled=false", "the layers of Toy cannot be sharded; leave it out"),
+        ("training.parallel.kind=fsdp2", "the layers of Toy cannot be sharded; use 'ddp'"),
         ("training.gradient_checkpointing=true", "Toy does not compute layers again; set it to false"),
         ("model.kind=bagel", "it has no llm_config.json; check model.path"),
         ("rollout.protocol=toy", "the backbone 'toy' brings no templates; use 'compact'"),

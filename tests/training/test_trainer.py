@@ -322,7 +322,7 @@ def test_checkpoints_that_were_there_before_a_run_stay(tmp_path):
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     run(make(tmp_path / "a", max_steps=1, save_steps=1))
     full = make(tmp_path / "b", lora=None)
-    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds no schedule\.pt"):
         full.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
 
 

@@ -248,7 +248,7 @@ def test_nothing_to_learn_is_an_empty_update(policy):
 @pytest.mark.parametrize("guidance", [None, PAPER_GUIDANCE], ids=["plain", "guided"])
 def test_a_dummy_is_a_small_pass_that_leaves_a_gradient_of_zero(policy, guidance):
     batcher = Batcher(policy=policy, drawing=loop(guidance=guidance).draft.drawing)
-    text, image = (batcher._dummies[kind, ""].segment for kind in ("understanding", "generation"))
+    text, image = (batcher.dummies[kind, ""].segment for kind in ("understanding", "generation"))
     assert len(text.token_ids) == 1 and image.states.shape[:2] == (1, 1) and image.drawing.size == (12, 12)
     _weightless(policy.replay([text, image])).backward()
     touched = [p.grad for p in policy.module.parameters() if p.grad is not None]

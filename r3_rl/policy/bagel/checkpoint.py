@@ -146,7 +146,9 @@ def save_bagel(
     """
     folder = Path(folder)
     expected = set(_on_meta(Bagel, model.config).state_dict())
-    surplus = sorted(set(model.state_dict()) - expected)
+    # not its state dict: whoever shards the model has hooks there, which change what it holds
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    surplus = sorted(set(own) - expected)
     if surplus:
         raise CheckpointError(
             f"the model carries {len(surplus)} tensors that BAGEL does not have, such as {surplus[0]}",
@@ -156,7 +158,7 @@ def save_bagel(
     if model.config.autoencoder != autoencoder.config:
         raise CheckpointError("this autoencoder is not the one that the model's configuration describes")
     model.config.to_folder(folder)
-    _write_weights({n: t.to(dtype or t.dtype) for n, t in model.state_dict().items()}, folder / MODEL_FILES[0])
+    _write_weights({n: t.to(dtype or t.dtype) for n, t in own.items()}, folder / MODEL_FILES[0])
     if state := autoencoder.stored_state():
         _write_weights(state, folder / AUTOENCODER_FILES[0])
     if tokenizer is None:

@@ -8,9 +8,7 @@ channels, H heads, B rows, Q tokens a row. Module names are those of the release
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -201,7 +199,6 @@ class Decoder(nn.Module):
         self.norm_moe_gen = None if config.shared_experts else RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.backend = "matmul"
         self.gradient_checkpointing = False
-        self.call: Callable[..., Any] = nn.Module.__call__  # how a layer is run; whoever takes gradients apart steps in
 
     def forward(
         self,
@@ -222,9 +219,9 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.layers):
             seen = [part.layer(i) for part in past]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, k, v = checkpoint(self.call, layer, x, layout, rotary, seen, self.backend, use_reentrant=False)
+                x, k, v = checkpoint(layer, x, layout, rotary, seen, self.backend, use_reentrant=False)
             else:
-                x, k, v = self.call(layer, x, layout, rotary, seen, self.backend)
+                x, k, v = layer(x, layout, rotary, seen, self.backend)
             if keep:
                 keys.append(k.transpose(1, 2))
                 values.append(v.transpose(1, 2))

@@ -1,0 +1,82 @@
+"""Full weights and moments in a checkpoint, by torch's distributed checkpoints: every process writes what it holds, and
+any number of processes reads it back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from r3_rl.errors import CheckpointError
+
+FOLDER = "parts"
+"""Of a checkpoint."""
+
+
+def save_parts(folder: Path, names: Mapping[nn.Parameter, str], optimizer: torch.optim.Optimizer) -> None:
+    """Write the weights and what the optimiser knows of each. Every process calls it, in one as in several.
+
+    Args:
+        folder: of the checkpoint.
+        names: what is trained, whole or as a DTensor, and the names of the weights.
+        optimizer: of these parameters.
+
+    Raises RuntimeError in all processes when one of them could not write.
+    """
+    state: dict[str, Any] = {f"weight/{name}": p.detach() for p, name in names.items()}
+    for p, name in names.items():
+        state |= {f"moment/{key}/{name}": value for key, value in optimizer.state.get(p, {}).items()}
+    with _alone():
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder / FOLDER))
+
+
+def load_parts(folder: Path, names: Mapping[nn.Parameter, str], optimizer: torch.optim.Optimizer) -> None:
+    """Restore what `save_parts` wrote, whatever number of processes did. Every process calls it.
+
+    Raises CheckpointError for other weights than these.
+    """
+    reader = dcp.FileSystemReader(folder / FOLDER)
+    stored = reader.read_metadata().state_dict_metadata if (folder / FOLDER).is_dir() else {}
+    own = {f"weight/{name}": p for p, name in names.items()}
+    shapes = {key: meta.size for key, meta in stored.items() if key.startswith("weight/")}
+    if shapes != {key: p.shape for key, p in own.items()}:
+        raise CheckpointError(f"{folder} does not hold the weights that this run trains", hint="was it trained whole?")
+    state: dict[str, Any] = {key: p.detach() for key, p in own.items()}
+    moments = [(key, *key.split("/", 2)[1:]) for key in stored if key.startswith("moment/")]
+    for key, _, name in moments:
+        state[key] = _room(stored[key], own[f"weight/{name}"])
+    with _alone():
+        dcp.load(state, storage_reader=reader)
+    parameters = {name: p for p, name in names.items()}
+    optimizer.state.clear()
+    for key, kind, name in moments:
+        optimizer.state[parameters[name]][kind] = state[key]
+
+
+def _room(meta: Any, parameter: nn.Parameter) -> Tensor | None:
+    """Where a value is read to: like its parameter, if it is as large."""
+    if not isinstance(meta, TensorStorageMetadata):
+        return None
+    dtype = meta.properties.dtype
+    if meta.size == parameter.shape:
+        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+    return torch.zeros(meta.size, dtype=dtype)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without torch's remark that a single process is one, and with its exception as one that can be caught."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is")
+            yield
+    except CheckpointException as error:
+        raise RuntimeError(str(error)) from error
