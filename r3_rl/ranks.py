@@ -7,8 +7,11 @@ back what it was handed and starts nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from r3_rl.errors import R3Error
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+_FAILED = "failed"
+_GRACE_S = 15.0
+"""For a process to end by itself after another one failed."""
 _BUCKET = 1 << 26
 """Elements that are added up at once: a vector of all gradients would be a second copy of them."""
 
@@ -32,10 +38,16 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+_board: Any = None
+"""Where a process that fails says so, since whoever waits for it hears nothing."""
+
+
 def join() -> None:
     """Joins the launcher's group, on the GPU of this process where there are GPUs; nothing in a single process."""
+    global _board
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     if launched()[1] == 1 or dist.is_initialized():
         return
@@ -45,7 +57,10 @@ def join() -> None:
     patience = timedelta(hours=4)
     # counts and numbers travel between hosts' memories, gradients between devices
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=patience)
+    store, own, everybody = next(rendezvous("env://", timeout=patience))
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=group, rank=own, world_size=everybody, timeout=patience)
+    _board = dist.PrefixStore("board", store.clone())
 
 
 def join_alone() -> None:
@@ -56,6 +71,49 @@ def join_alone() -> None:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+@contextmanager
+def one_fate() -> Iterator[None]:
+    """Inside, the processes of a run end together: the first one that fails names its rank and the cause in one line;
+    the others end within seconds, wherever they wait for it, and say nothing."""
+    board, own = _board, rank()
+    if count() == 1 or board is None:
+        yield
+        return
+    over = Event()
+    Thread(target=_watch, args=(board, own, over), daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        if not _first(board, own):
+            raise SystemExit(1) from None  # what it met with is the other's end
+        if isinstance(error, R3Error):
+            error.message = f"rank {own}: {error.message}"
+        elif isinstance(error, Exception):
+            print(f"rank {own}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise
+    finally:
+        over.set()
+
+
+def _first(board: Any, own: int) -> bool:
+    """Whether no other process failed before; then this one is on the board."""
+    try:
+        return bool(board.compare_set(_FAILED, "", str(own)) == str(own).encode())
+    except RuntimeError:  # the process that keeps the board is gone
+        return own == 0
+
+
+def _watch(board: Any, own: int, over: Event) -> None:
+    """Ends this process if another one has failed and it does not end by itself."""
+    while not over.wait(1.0):
+        try:
+            failed = board.check([_FAILED])
+        except RuntimeError:
+            failed = True
+        if failed and not over.wait(_GRACE_S):
+            os._exit(1)  # it waits in a collective, which nothing interrupts
 
 
 def leave() -> None:

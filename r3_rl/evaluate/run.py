@@ -104,7 +104,8 @@ def train(
     if resume is not None:
         place = ranks.of_first(partial(find_place, resume, runs=runs, name=name))
     run_folder = place.run if place else folder or ranks.of_first(partial(new_run_folder, runs, name))
-    with SignalCallback(warning_signal=recipe.training.warning_signal) as signals, ExitStack() as held:
+    signals = SignalCallback(warning_signal=recipe.training.warning_signal)
+    with ranks.one_fate(), signals, ExitStack() as held:
         ranks.of_first(lambda: held.enter_context(sole_writer(run_folder)))
         try:
             resumed = None

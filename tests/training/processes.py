@@ -16,6 +16,7 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
+from r3_rl.errors import R3Error
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.base import Sampling
@@ -27,7 +28,7 @@ from r3_rl.training.update import LossSettings, accumulate, step_sizes
 from r3_rl.types import Prompt, TextPiece
 from tests.policy.tiny import PROMPTS, tiny_policy
 from tests.training.rollouts import step_credits, trained_policy
-from tests.training.test_trainer import make, reddish, run, untimed, weights
+from tests.training.test_trainer import make, red, reddish, run, untimed, weights
 
 DISTINCT = (*PROMPTS, Prompt(text="a green cross"))
 """As many as a step takes. A prompt that comes twice is read once where one process has both groups and twice where two
@@ -196,13 +197,40 @@ def add_up_cases(folder: Path, cases: dict[str, Any]) -> None:
         add_up_shares(folder / name, share, aggregator, probe_every, **options)
 
 
+def fail_share(folder: Path, how: str) -> None:
+    """A run in which the second process fails in its second step."""
+
+    def score(images: Any, **columns: Any) -> list[float | None]:
+        dead = how == "scorer" and ranks.rank() == 1 and trainer.state.global_step == 1
+        return [None if dead else score for score in red(images)]
+
+    def plant(step: int, collected: Any) -> None:
+        if (ranks.rank(), step) != (1, 1):
+            return
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "error":
+            raise ValueError("planted")
+        for credit in collected.credits if how == "loss" else ():
+            credit.segment.log_probs.fill_(float("nan"))
+
+    options = {"schedule": "draft_only", "num_prompts": 4, "max_steps": 4, "save_steps": 1, "parallel": "fsdp2"}
+    with ranks.one_fate():
+        trainer = make(folder, score, policy=whole_policy("float32"), lora=None, dataset=DISTINCT, **options)
+        trainer.on_collected = plant
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
+
+
 def main(folder: str, job: str, *arguments: Any) -> None:
     """Joins the others, does its job, leaves."""
     torch.set_num_threads(1)  # a fork has no threads of its parent's
     ranks.join()
-    {"train": train_share, "add_up": add_up_shares, "cases": add_up_cases, "resume": resume_share}[job](
-        Path(folder), *arguments
-    )
+    {"train": train_share, "add_up": add_up_shares, "cases": add_up_cases, "resume": resume_share, "fail": fail_share}[
+        job
+    ](Path(folder), *arguments)
     ranks.leave()
 
 
@@ -218,6 +246,28 @@ def fork(count: int, folder: Path, *job: Any) -> None:
             for process in started.processes:
                 process.kill()
             raise TimeoutError(f"{count} processes were not done after {PATIENCE_S} s")
+
+
+def fork_and_watch(count: int, folder: Path, *job: Any, patience_s: float = 60) -> list[int | None]:
+    """The same without a launcher that ends the others when one fails: their exit codes."""
+    port, context = _free_port(), torch.multiprocessing.get_context("fork")
+    started = [context.Process(target=_ended, args=(rank, count, port, str(folder), *job)) for rank in range(count)]
+    for process in started:
+        process.start()
+    end = time.monotonic() + patience_s
+    for process in started:
+        process.join(max(end - time.monotonic(), 0))
+        process.kill()
+    return [process.exitcode for process in started]
+
+
+def _ended(rank: int, *job: Any) -> None:
+    """As the command line ends."""
+    try:
+        _child(rank, *job)
+    except R3Error as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
 
 
 def _free_port() -> int:

@@ -1,0 +1,31 @@
+"""One process of several fails: all end soon, and one line names the rank and the cause."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from r3_rl.training.manifest import newest_whole
+from tests.training.processes import fork_and_watch
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("loss", "rank 1: the loss is not finite; lower training.learning_rate or eta; the last checkpoint is good"),
+        ("scorer", "rank 1: "),
+        ("error", "rank 1: ValueError: planted"),
+        ("killed", "rank 0: RuntimeError: "),
+    ],
+)
+def test_when_one_fails_all_end_and_one_line_says_why(tmp_path, capfd, how, said):
+    codes = fork_and_watch(2, tmp_path, "fail", how)
+    assert codes[0] == 1, "it did not have to be killed"
+    assert codes[1] == (-signal.SIGKILL if how == "killed" else 1)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("rank ")]
+    assert len(lines) == 1 and lines[0].startswith(said), lines
+    last, problems = newest_whole(tmp_path)
+    assert last is not None and last.step == 1 and not problems, "what was saved before goes on"
