@@ -248,7 +248,7 @@ def fork(count: int, folder: Path, *job: Any) -> None:
             raise TimeoutError(f"{count} processes were not done after {PATIENCE_S} s")
 
 
-def fork_and_watch(count: int, folder: Path, *job: Any, patience_s: float = 60) -> list[int | None]:
+def fork_and_watch(count: int, folder: Path, *job: Any, patience_s: float = PATIENCE_S) -> list[int | None]:
     """The same without a launcher that ends the others when one fails: their exit codes."""
     port, context = _free_port(), torch.multiprocessing.get_context("fork")
     started = [context.Process(target=_ended, args=(rank, count, port, str(folder), *job)) for rank in range(count)]
@@ -258,6 +258,7 @@ def fork_and_watch(count: int, folder: Path, *job: Any, patience_s: float = 60) 
     for process in started:
         process.join(max(end - time.monotonic(), 0))
         process.kill()
+        process.join()
     return [process.exitcode for process in started]
 
 

@@ -82,12 +82,18 @@ def test_what_somebody_else_listens_to_is_left_alone(tmp_path):
     assert trainer.state.global_step == 2 and heard == ["usr1"] * 2
 
 
-def test_all_processes_stop_at_the_same_step(tmp_path):
-    """Though the signal came to the second one alone."""
-    fork(2, tmp_path, "train", {"schedule": "draft_only", "max_steps": 9, "stop": [1, 2, "SIGTERM"]}, None)
+@pytest.mark.parametrize("engine", [{}, {"full": "float32", "parallel": "fsdp2"}], ids=["ddp", "fsdp2"])
+def test_all_processes_stop_at_the_same_step(tmp_path, engine):
+    """Though the signal came to the second one alone. What they save is whole, and one process goes on from it."""
+    options = {"schedule": "draft_only", "max_steps": 9, **engine}
+    fork(2, tmp_path, "train", {**options, "stop": [1, 2, "SIGTERM"]}, None)
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [len(numbers["rows"]) for numbers in seen] == [3, 3]
     assert [folder.name for folder in numbered(tmp_path / "run")] == ["checkpoint-3"]
+    (tmp_path / "one").mkdir()
+    alone = {**options, "max_steps": 4, **({"parallel": "single"} if engine else {})}
+    fork(1, tmp_path / "one", "resume", alone, str(tmp_path / "run" / "checkpoint-3"))
+    assert len(json.loads((tmp_path / "one" / "0.json").read_text())["rows"]) == 4
 
 
 # What follows starts `r3 train` as a user does.
