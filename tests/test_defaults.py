@@ -32,6 +32,8 @@ OTHER_THINGS = {
     ("LoopBench", "tags"): "kinds that are measured",
     ("JudgeSettings", "seed"): "sent to a judge's server",
     ("serve", "timeout_s"): "of a server's own calls",
+    ("backbone_of", "kind"): "of a folder of weights, not of an engine",
+    ("Progressive", "plateau_steps"): "no plateau ends a run's apart phase",
 }
 """Equal to the default of a key of that name, which means something else."""
 

@@ -91,7 +91,7 @@ class Recipe(Section):
         if self.data.questions is not None and self.algorithm.answer_share == 0:
             yield Problem("data.questions", "no step asks them; set algorithm.answer_share above 0, or drop the file")
         if self.balance.routing != "shared" and self.training.parallel.kind == "fsdp2":
-            yield Problem("balance.routing", "routed adapters are not sharded; use 'shared', or training.parallel 'ddp'")
+            yield Problem("balance.routing", "routed adapters cannot be sharded; use 'shared', or another engine")
         if self.pretrain is not None and self.eval.benches:
             yield Problem("eval.benches", "only `r3 train` measures them; leave them out and run `r3 eval` afterwards")
         if self.pretrain is not None and not self.data.world:
