@@ -94,7 +94,7 @@ def _drawing_tab(gr: Any, player: Player, last: Any, rounds: int) -> None:
     own = Scales.of(player.loop)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            prompt = gr.Textbox(player.examples[-2], label="Prompt", lines=2, max_lines=6)
+            prompt = gr.Textbox(player.examples[len(player.examples) // 2], label="Prompt", lines=2, max_lines=6)
             with gr.Row():
                 start = gr.Button("Draw", variant="primary", min_width=120)
                 stop = gr.Button("Stop", variant="secondary", min_width=80)
@@ -154,8 +154,9 @@ def _asking_tab(gr: Any, player: Player, last: Any) -> None:
                 type="pil", sources=["upload", "clipboard"], label="Image", height=280, elem_classes="asked"
             )
             take = gr.Button("Take the image drawn last", size="sm")
-            question = gr.Textbox(player.questions[0], label="Question", lines=2, max_lines=6)
-            gr.Examples([[text] for text in player.questions], inputs=question, label="Examples")
+            question = gr.Textbox(next(iter(player.questions), ""), label="Question", lines=2, max_lines=6)
+            if player.questions:  # a world may ask none
+                gr.Examples([[text] for text in player.questions], inputs=question, label="Examples")
             start = gr.Button("Ask", variant="primary")
         shown = [_side(gr, _answered(side, None)) for side in player.sides]
 

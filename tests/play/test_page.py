@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def url():
     player = Player(load(None, SHIPPED, dtype="float32"), name="shipped", scorers=scorers_named(["sharpness"]))
     with running(player, title="shipped") as url:
         yield url
+    gc.collect()  # here, where the event loops that gradio leaves open are no error
 
 
 @pytest.fixture
