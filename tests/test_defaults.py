@@ -19,7 +19,6 @@ ROOM = Path(recipe.__file__).parent
 OTHER_NAMES = {
     ("Format", "mode"): "format_mode",
     ("Format", "weight"): "format_weight",
-    ("Routing", "temperature"): "gate_temperature",
     ("Drawing", "shift"): "timestep_shift",
     ("Drawing", "convention"): "sde",
     ("Panel", "aggregate"): "multi_objective_aggregation",
@@ -33,7 +32,6 @@ OTHER_THINGS = {
     ("JudgeSettings", "seed"): "sent to a judge's server",
     ("serve", "timeout_s"): "of a server's own calls",
     ("backbone_of", "kind"): "of a folder of weights, not of an engine",
-    ("Progressive", "plateau_steps"): "no plateau ends a run's apart phase",
 }
 """Equal to the default of a key of that name, which means something else."""
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+from r3_rl.recipe.base import default
+from r3_rl.recipe.learning import ProgressiveSection
+
 
 def joint_share(done: float, apart: float, ramp: float) -> float:
     """Share of joint steps: 0 while `apart` lasts, then rising evenly over `ramp` to 1.
@@ -44,9 +47,9 @@ class Progressive:
     """The ramp begins at this time at the latest; without a plateau then exactly."""
     ramp: float
     """How long it takes."""
-    plateau_steps: int | None = None
+    plateau_steps: int | None = default(ProgressiveSection, "plateau_steps")
     """n: a value is on a plateau if its mean over the last n observations is hardly above that over the n before."""
-    plateau_gain: float = 0.0
+    plateau_gain: float = default(ProgressiveSection, "plateau_gain")
     """Gain of the mean that still counts, as a share of its size."""
     began: float | None = None
     """When a plateau set the ramp off; None where none has."""

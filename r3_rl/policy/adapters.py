@@ -67,7 +67,7 @@ def attach(module: nn.Module, settings: AdapterSettings, branches: Branches, *, 
         raise InputError("the model has an adapter already", hint="merge it or load the base anew")
     config, routing = lora_config(module, settings, branches), None
     if settings.routing != "shared":
-        routing = Routing(kind=settings.routing, temperature=settings.gate_temperature)
+        routing = Routing(kind=settings.routing, gate_temperature=settings.gate_temperature)
     _inject(module, config, routing)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -48,7 +48,7 @@ class Routing:
     """
 
     kind: Kind
-    temperature: float = default(BalanceSection, "gate_temperature")
+    gate_temperature: float = default(BalanceSection, "gate_temperature")
     """> 0, of the gates: near 0 each task has its own part, far above 1 all have the same mixture."""
 
     @property
@@ -77,7 +77,7 @@ class RoutedLinear(AdaptedLinear):
         if self.routing.kind == "split":
             return torch.eye(len(STAGES))
         gate: Tensor = self.get_parameter(GATE)
-        return (gate / self.routing.temperature).softmax(-1)
+        return (gate / self.routing.gate_temperature).softmax(-1)
 
     def factors(self, task: str) -> tuple[Tensor, Tensor]:
         """A [R, in] and B [out, R] of the plain LoRA that a task amounts to, with gradient."""
