@@ -25,7 +25,7 @@ def study(
         folder: of the study. Give it again to go on with one, or to add arms and seeds.
         overrides: settings of every arm, such as training.max_steps=80.
         recipe: that the arms change, such as shapes_r3.
-        arms: names with commas between: arms, groups (main, heads, credit, coordination, all), or recipes.
+        arms: names with commas between: arms, groups (main, heads, credit, routing, coordination, all), or recipes.
         seeds: how many of every arm; 3 in a new study.
         jobs: runs side by side; they share the cores.
         against: the arm that the others are compared with; without it r3, or the first.

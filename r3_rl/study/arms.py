@@ -52,6 +52,8 @@ _ARMS = (
     Arm(name="upgrad", label="R3, UPGrad", settings=("balance.aggregator=upgrad",)),
     Arm(name="config", label="R3, ConFIG", settings=("balance.aggregator=config",)),
     Arm(name="equal_norms", label="R3, equal norms", settings=("balance.aggregator=equal_norms",)),
+    Arm(name="split", label="R3, an adapter a stage", settings=("balance.routing=split",)),
+    Arm(name="routed", label="R3, routed adapters", settings=("balance.routing=routed",)),
     Arm(name="coin", label="R3, a coin for a reward", settings=("rewards=[{scorer: random_reward}]",)),
 )
 ARMS = {arm.name: arm for arm in _ARMS}
@@ -59,6 +61,7 @@ GROUPS = {
     "main": (R3, "draft_only", "critique_only", "cotrain"),
     "heads": (R3, "text_only", "flow_only", "frozen_critic"),
     "credit": (R3, "one_to_one", "refined_twice", "episode"),
+    "routing": (R3, "split", "routed"),
     "coordination": (R3, "pcgrad", "cagrad", "upgrad", "config", "equal_norms"),
     "all": tuple(ARMS),
 }
