@@ -19,6 +19,7 @@ from r3_rl.scoring.registry import check_scorer, load_scorer, short_name
 from r3_rl.serve.conversation import Answer, answer_of
 from r3_rl.serve.studio import BASE
 from r3_rl.serve.worker import ModelWorker
+from r3_rl.stages import ANSWER
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.types import ImagePiece, TextPiece
 
@@ -137,7 +138,7 @@ class Player:
         """
         self._refiner.check([question])
         context = (ImagePiece(image=from_picture(image)), TextPiece(text=question))
-        sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
+        sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.0, task=ANSWER.name)
         clients = {side: self._worker.client(base=side == BASE) for side in self.sides}
         return {side: answer_of(*client.write([context], sampling, [0])) for side, client in clients.items()}
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from r3_rl.errors import InputError
 from r3_rl.evaluate.loading import SHIPPED, load
 from r3_rl.evaluate.refiner import Refiner
 from r3_rl.play.player import Player, Scales, scorers_named
+from r3_rl.policy.adapters import AdapterSettings, attach
 
 PROMPT = "one yellow triangle and two green circles"
 
@@ -69,6 +71,17 @@ def test_both_sides_answer_a_question_about_an_image(player):
     assert list(said) == ["shipped", "base"] and said["base"].thought and said["base"].content
     with pytest.raises(InputError, match="does not know 'zebras'"):
         player.ask(drawn["shipped"].images[0], "how many zebras ?")
+
+
+def test_an_adapter_that_is_routed_by_task_answers_too():
+    routed = load(None, None, dtype="float32")
+    attach(routed.policy.module, AdapterSettings(rank=2, routing="routed"), routed.policy.spec.branches, seed=0)
+    player = Player(replace(routed, adapted=True), name="routed")
+    try:
+        said = player.ask(Image.new("RGB", (36, 36)), "how many circles ?")
+    finally:
+        player.close()
+    assert said["routed"].content == said["base"].content, "a fresh adapter is the base"
 
 
 def test_examples_are_one_prompt_of_each_kind_and_questions_that_it_knows(player):
