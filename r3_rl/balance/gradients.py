@@ -72,6 +72,8 @@ class Balancer:
         self.aggregate: Any = found() if inspect.isclass(found) else found
         """An `Aggregate`, which may also have `state` and `load`."""
         self.always = aggregator != SUM
+        self._touched: list[bool] = []
+        """Of each parameter, whether an objective of the last step that told them apart reached it."""
 
     def accumulate(
         self,
@@ -99,11 +101,18 @@ class Balancer:
     def apart(self, parts: Mapping[str, Sequence[CreditT]], run: Callable[[Sequence[CreditT]], object]) -> list[Tensor]:
         """The gradient of each part as a vector, over all processes; what the parameters hold stays as it is."""
         vectors = []
+        touched = torch.zeros(len(self.places), device=next(iter(self.places)).device)
         for part in parts.values():
-            before = self._take()
+            held = [p.grad for p in self.places]
+            for p in self.places:
+                p.grad = None
             run(part)
-            vectors.append(self._take() if self.over_parts else ranks.add_up(self._take()))
-            self._give(before)
+            touched += torch.tensor([float(p.grad is not None) for p in self.places], device=touched.device)
+            found = self._taken()
+            vectors.append(found if self.over_parts else ranks.add_up(found))
+            for p, gradient in zip(self.places, held, strict=True):
+                p.grad = gradient
+        self._touched = (ranks.add_up(touched) > 0).tolist()
         return vectors
 
     def state(self) -> dict[str, Any]:
@@ -135,8 +144,8 @@ class Balancer:
         self._give(torch.stack(combined).sum(dim=0) if len(combined) > 2 else combined[0] + combined[1])
         return found
 
-    def _take(self) -> Tensor:
-        """The gradient as one vector, and the parameters without it."""
+    def _taken(self) -> Tensor:
+        """The gradient as one vector, the parameters without it."""
         found = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.places)
         flat = [ranks.part(gradient).flatten() for gradient in found]
         for p in self.places:
@@ -144,8 +153,11 @@ class Balancer:
         return torch.cat(flat)
 
     def _give(self, vector: Tensor) -> None:
-        """Adds a vector to the gradient."""
-        for p, values in zip(self.places, vector.split(self._sizes), strict=True):
+        """Adds a vector to the gradient. What no objective touched in any process has none: zeros would let momentum
+        move weights that a step does not train."""
+        for p, values, touched in zip(self.places, vector.split(self._sizes), self._touched, strict=True):
+            if not touched:
+                continue
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             held = ranks.part(p.grad)

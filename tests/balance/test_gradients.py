@@ -75,6 +75,30 @@ def test_what_stood_in_the_parameters_stays():
         torch.testing.assert_close(got, torch.tensor([11.0, 21.0]))
 
 
+@pytest.mark.parametrize("aggregator", ["sum", "config", "equal_norms"])
+def test_weights_that_no_objective_reached_have_no_gradient_and_stay(aggregator):
+    used, unused = (torch.nn.Parameter(torch.ones(1, 2)) for _ in range(2))
+    places = {used: "shared/0", unused: "shared/1"}
+    balancer = Balancer(places, aggregator=aggregator, probe_every=1, seed=0)
+    optimizer = torch.optim.AdamW([used, unused], lr=0.1, weight_decay=0.0)
+    unused.grad = torch.ones(1, 2)
+    optimizer.step()  # momentum that zeros for a gradient would go on with
+    optimizer.zero_grad()
+    before = unused.detach().clone()
+
+    def run(part, normalisers):
+        for pull in part:
+            (used @ torch.tensor(pull.direction)).sum().backward()
+        return Numbers({})
+
+    balancer.accumulate(0, [understanding(*E), generation(*F)], run, (1.0, 1.0))
+    assert unused.grad is None
+    assert used.grad is not None
+    optimizer.step()
+    assert torch.equal(unused, before)
+    assert not torch.equal(used, torch.ones(1, 2))
+
+
 def torchjd_is_there():
     try:
         import torchjd  # noqa: F401
