@@ -16,6 +16,7 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
+from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import R3Error
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.bagel.policy import BagelPolicy
@@ -138,7 +139,7 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, *
     learner = learner_of(policy, args)
     shares = (*SHARES[share], *((),) * ranks.count())
     stages = shares[ranks.rank()] if ranks.count() > 1 else sum(SHARES[share], ())
-    learner.prepare(lambda: 0.0)
+    learner.prepare(lambda: 0.0, Progressive(apart=args.apart_fraction, ramp=args.ramp_fraction))
     places = {p: f"all/{i % 3}" for i, p in enumerate(learner.names)}
     over = learner.over_parts if learner.in_parts else None
     balancer = Balancer(places, aggregator=aggregator, probe_every=probe_every, seed=0, over_parts=over)
