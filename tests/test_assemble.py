@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {
 }
 CHANGED = {
     "algorithm.frozen_stages": ("critique",),
+    "algorithm.progressive.plateau_steps": 5,
     "training.image_learning_rate": 1e-4,
     "rollout.protocol": "bagel",
     "rollout.draft.window": None,  # with window_size 4 only `random` is right; tested among the loops

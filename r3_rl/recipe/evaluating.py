@@ -18,7 +18,7 @@ class EvalSection(Section):
         {},
         max_length=32,
         description="Benches by the names of `r3 eval --bench`, each with the file or folder that it reads; null for a "
-        "world, which reads none: `{shapes: null, pope: data/pope}`.",
+        "world, which reads none: `{pope: data/pope}`.",
     )
     rounds: tuple[Annotated[int, Field(ge=0, le=MOST_ROUNDS)], ...] = Field(
         (0, 1, 2),

@@ -64,6 +64,15 @@ def misfit(recipe: Recipe, world_size: int) -> Iterator[tuple[Path, str]]:
             f"{prompts} prompts do not divide over {world_size} processes; use {nearest}",
         )
         return
+    parallel = recipe.training.parallel
+    if world_size % parallel.replicate:
+        yield (
+            ("training", "parallel", "replicate"),
+            f"{world_size} process{'es' * (world_size > 1)} cannot hold {parallel.replicate} copies of the shards; use "
+            "a divisor (a run of several processes is checked with --processes)",
+        )
+    if parallel.kind == "single" and world_size > 1:
+        yield ("training", "parallel", "kind"), f"'single' is one process, and there are {world_size}; use 'auto'"
     if recipe.algorithm.scale_rewards == "batch" and world_size > 1:
         yield (
             ("algorithm", "scale_rewards"),

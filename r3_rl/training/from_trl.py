@@ -78,7 +78,7 @@ def adapter_of(config: Any) -> AdapterSettings | None:
 
     >>> from peft import LoraConfig
     >>> adapter_of(LoraConfig(r=4, lora_alpha=8))
-    AdapterSettings(rank=4, rank_generation=None, alpha=8, dropout=0.0, branches='both')
+    AdapterSettings(rank=4, rank_generation=None, alpha=8, dropout=0.0, branches='both', ...)
     """
     if config is None or isinstance(config, AdapterSettings):
         return config

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from r3_rl.assemble import load_policy
+from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import InputError, RecipeError
 from r3_rl.evaluate.base import bench_of
 from r3_rl.evaluate.pretrain import new_policy, pretrain
@@ -157,12 +158,10 @@ def test_the_first_bases_say_how_often_positions_were_asked_for():
     assert weights == {"shapes_pretrain": {"position": 2.0}, "shapes_first_base": {"position": 1.5}}
 
 
-def test_objectives_are_apart_first_and_joint_later(tmp_path: Path) -> None:
-    settings = _recipe(
-        tmp_path, "pretrain.steps=100", "pretrain.apart_fraction=0.4", "pretrain.ramp_fraction=0.2"
-    ).pretrain
+def test_objectives_are_apart_first_and_joint_later() -> None:
     rng = np.random.default_rng(0)
-    held = [objectives(step, settings, rng) for step in range(100)]
+    run_of = Progressive(apart=0.4, ramp=0.2)
+    held = [objectives(step, run_of.share(step / 100), rng) for step in range(100)]
     assert set(held[:40]) == {GENERATION, UNDERSTANDING}
     assert set(held[60:]) == {GENERATION + UNDERSTANDING}
 
@@ -170,7 +169,7 @@ def test_objectives_are_apart_first_and_joint_later(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("step", "done", "factor"), [(0, 0.0, 0.025), (99, 0.5, 1.0), (99, 0.8, 0.5), (9, 1.0, 0.01)])
 def test_the_rate_rises_and_falls(tmp_path: Path, step: int, done: float, factor: float) -> None:
     settings = _recipe(tmp_path).pretrain
-    assert rate(step, done, settings) == pytest.approx(factor)
+    assert rate(step, done, settings, Progressive(apart=0.0, ramp=0.0)) == pytest.approx(factor)
 
 
 def test_dropped_contexts_keep_the_image_to_learn() -> None:

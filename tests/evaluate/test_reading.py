@@ -99,7 +99,7 @@ def test_questions_of_a_perfect_reader_are_all_right_and_counted_by_kind(monkeyp
     assert sum(found["questions/shape"]) == kinds["shape"] - 1
     assert all(sum(found[f"questions/{k}"]) == kinds[k] for k in QUESTION_KINDS if k != "shape")
     assert [rows for rows, _ in policy.asked] == [4, 4, 4]
-    assert {sampling for _, sampling in policy.asked} == {Sampling(temperature=0.5, max_new_tokens=64)}
+    assert {sampling for _, sampling in policy.asked} == {Sampling(temperature=0.5, max_new_tokens=64, task="answer")}
 
 
 def test_an_answer_is_the_word_after_a_closed_thought():

@@ -24,6 +24,7 @@ from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.progress import RunProgress
 from r3_rl.observe.recorder import Recorder, new_run_folder, read_lines
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers
+from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.scoring.base import ScorerInfo, scorer_info
 from r3_rl.scoring.batch import ScoreBatch
@@ -690,19 +691,19 @@ class _Watch(TrainerCallback):
 
 def on_one_weight(module):
     """Which of its adapted layers run on the cached sum."""
-    return [layer.is_plain for layer in adapted_layers(module).values()]
+    return [layer.plain_weight("") is not None for layer in adapted_layers(module).values()]
 
 
 @pytest.mark.parametrize(("dropout", "merged"), [(0.0, True), (0.1, False)])
 def test_updates_run_on_merged_weights_unless_the_adapter_drops(tmp_path, monkeypatch, dropout, merged):
     found = []
 
-    def watched(batcher, *args, **kwargs):
-        found.extend(on_one_weight(batcher.policy.module))
-        return accumulate(batcher, *args, **kwargs)
+    def watched(policy, segments):
+        found.extend(on_one_weight(policy.module))
+        return replay(policy, segments)
 
-    accumulate = loop_module.accumulate
-    monkeypatch.setattr(loop_module, "accumulate", watched)
+    replay = BagelPolicy.replay
+    monkeypatch.setattr(BagelPolicy, "replay", watched)
     run(make(tmp_path, lora=AdapterSettings(rank=2, dropout=dropout)))
     assert found and set(found) == {merged}
 
