@@ -31,6 +31,16 @@ class Finished:
     err: str
 
 
+@pytest.fixture(autouse=True)
+def no_process_group_is_left() -> Iterator[None]:
+    """A process that shards alone has a group of its own, which processes forked from it would take for theirs."""
+    yield
+    if "torch.distributed" in sys.modules:
+        from r3_rl import ranks
+
+        ranks.leave()
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""
