@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +49,7 @@ class Run:
     @cached_property
     def evaluation(self) -> Evaluation:
         """Figures before and after."""
-        return Evaluation.from_document(json.loads((self.folder / MEASURED).read_text(encoding="utf-8")))
+        return Evaluation.from_document(json.loads((self.folder / "evaluation.json").read_text(encoding="utf-8")))
 
     @cached_property
     def values(self) -> ItemValues:
@@ -59,7 +59,7 @@ class Run:
     @cached_property
     def summary(self) -> Mapping[str, Any]:
         """What `summary.json` says of the run."""
-        found: Mapping[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        found: Mapping[str, Any] = json.loads((self.folder / MEASURED).read_text(encoding="utf-8"))
         return found
 
     @cached_property
@@ -81,22 +81,22 @@ class ArmRuns:
     runs: Mapping[int, Run]
     """By seed."""
 
-    def level(self, name: str, phase: str, seeds: Iterable[int] | None = None) -> Effect | None:
+    def level(self, name: str, phase: str) -> Effect | None:
         """A figure before or after training; None unless every run has it."""
-        chosen = self._chosen(seeds)
+        chosen = list(self.runs.values())
         means = [run.mean(name, phase) for run in chosen]
         return _effect(means, _matrix(chosen, name, phase))
 
     def change(self, name: str) -> Effect | None:
         """A figure after - before training."""
-        chosen = self._chosen(None)
+        chosen = list(self.runs.values())
         means = [_minus(run.mean(name, "after"), run.mean(name, "before")) for run in chosen]
         return _effect(means, _difference(_matrix(chosen, name, "before"), _matrix(chosen, name, "after")))
 
     def minus(self, other: ArmRuns, name: str, phase: str = "after") -> Effect | None:
         """This arm - another one, over the seeds and the items that both have."""
         seeds = [seed for seed in self.runs if seed in other.runs]
-        mine, its = self._chosen(seeds), other._chosen(seeds)
+        mine, its = ([arm.runs[seed] for seed in seeds] for arm in (self, other))
         means = [_minus(a.mean(name, phase), b.mean(name, phase)) for a, b in zip(mine, its, strict=True)]
         if any(a.values.items != b.values.items for a, b in zip(mine, its, strict=True)):
             return _effect(means, None)
@@ -117,9 +117,6 @@ class ArmRuns:
                 found.setdefault(step, []).append(value)
         steps = sorted(found)
         return Series(steps=np.array(steps, dtype=np.int64), values=np.array([np.mean(found[step]) for step in steps]))
-
-    def _chosen(self, seeds: Iterable[int] | None) -> list[Run]:
-        return [self.runs[seed] for seed in (self.runs if seeds is None else seeds)]
 
 
 def finished(jobs: Sequence[Job]) -> list[ArmRuns]:

@@ -15,8 +15,8 @@ from r3_rl.recipe_io import dump_resolved, load_recipe
 from r3_rl.study.arms import Arm, find_arms
 
 PLAN = "study.json"
-MEASURED = "evaluation.json"
-"""What a run has when it is done."""
+MEASURED = "summary.json"
+"""What a run has when it is done: of what it measured, this is written last."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,5 +98,10 @@ def test_only_the_newest_whole_run_of_a_job_counts(tmp_path):
     assert job.interrupted == job.runs / "r3"
     _run(job.runs / "r3-2", 0, BEFORE)
     assert job.done == job.runs / "r3-2"
+    (job.runs / "r3-2" / "summary.json").rename(
+        job.runs / "r3-2" / "elsewhere"
+    )  # killed while it wrote what it measured
+    assert job.done is None
+    (job.runs / "r3-2" / "elsewhere").rename(job.runs / "r3-2" / "summary.json")
     found = finished([job, Job(arm=ARMS["coin"], seed=0, study=tmp_path)])
     assert [arm.arm.name for arm in found] == ["r3"]
