@@ -56,20 +56,22 @@ def _table(result: BenchResult, models: Sequence[str]) -> Iterator[str]:
     head = ["", "decoding", *models]
     for before, after in pairs:
         head += [f"{after} - {before}", "win / tie / loss"]
-    yield _line(head)
-    yield _line(["---"] * len(head))
+    yield markdown_line(head)
+    yield markdown_line(["---"] * len(head))
     group = ""
     for row in result.rows:
         if row.figure.group != group:
             group = row.figure.group
-            yield _line([f"**{group}**", *[""] * (len(head) - 1)])
+            yield markdown_line([f"**{group}**", *[""] * (len(head) - 1)])
         yield from _rows(row, models, pairs)
 
 
 def _rows(row: Row, models: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
     title = row.figure.label + (f" ({row.figure.hint})" if row.figure.hint else "")
     for decoding, cells in row.cells.items():
-        yield _line([title, decoding, *_model_cells(row.figure, cells, models), *_change_cells(row, cells, pairs)])
+        yield markdown_line(
+            [title, decoding, *_model_cells(row.figure, cells, models), *_change_cells(row, cells, pairs)]
+        )
         title = ""
 
 
@@ -94,7 +96,12 @@ def counts(found: Estimate | None) -> str:
     return f"{found.tally.wins} / {found.tally.ties} / {found.tally.losses}"
 
 
-def _line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table.
+
+    >>> markdown_line(["a", "b|c"])
+    '| a | b\\\\|c |'
+    """
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -136,6 +136,7 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
   .results tbody th[scope=row] { min-width: 0; }
   .results thead th { text-align: left; font-size: 11.5px; } .results thead tr, .results .group { border: 0; }
   .results thead th.number { text-align: left; } .results .group th { padding-top: 12px; }
+  .heat th[scope=row], .heat th[scope=colgroup] { white-space: normal; min-width: 128px; }
   .wide text { font-size: 16px; } .card header .phase { margin-left: 0; }
   .round { grid-template-columns: 104px minmax(0, 1fr); gap: 3px 12px; } .round figure { display: contents; }
   figure img, .no-image { width: 104px; height: 104px; } figcaption { grid-column: 1; margin: 0; }

@@ -6,108 +6,58 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from r3_rl.observe.progress import duration
+from r3_rl.benches.text import markdown_line
+from r3_rl.observe.measures import GREEDY
 from r3_rl.observe.recorder import write_document
 from r3_rl.study.figures import ArmRuns
-from r3_rl.study.rows import HEADLINE, NOT_MEASURED, Row
+from r3_rl.study.rows import HEADLINE
+from r3_rl.study.tables import COSTS, Cell, Report, Table, costs_of
 
 TABLES, NUMBERS = "study.md", "figures.jsonl"
 
 
-def write_documents(
-    folder: Path, arms: Sequence[ArmRuns], rows: Sequence[Row], against: ArmRuns | None, lead: str
-) -> None:
-    """Write both files.
-
-    Args:
-        folder: of the study.
-        arms: with a finished run each.
-        rows: figures to show.
-        against: the arm that the others are compared with; None leaves the comparison out.
-        lead: what was run, one paragraph.
-    """
-    lines = [f"# Study: {folder.resolve().name}", "", lead, "", *_short(arms, rows), "", *_changes(arms, rows)]
-    if against:
-        lines += ["", *_compared(arms, rows, against)]
-    lines += ["", *_costs(arms)]
+def write_documents(folder: Path, report: Report) -> None:
+    """Write `study.md` and `figures.jsonl` into a study's folder."""
+    lines = [f"# Study: {report.title}", "", report.lead, "", "## Change by training, greedy, in points", ""]
+    lines += _short(report)
+    lines += ["", "## All figures: base, and change by training", "", *_table(report.changes)]
+    if report.compared.heads:
+        title = f"## After training, each arm minus {report.against}: the same seeds and items"
+        lines += ["", title, "", *_table(report.compared)]
+    lines += ["", "## What each arm cost, a run", ""]
+    lines += _lines(["arm", *COSTS], [[arm.arm.label, *costs_of(arm)] for arm in report.arms])
     write_document(folder / TABLES, "\n".join(lines) + "\n")
-    write_document(folder / NUMBERS, "".join(f"{json.dumps(number)}\n" for number in _numbers(arms)))
+    write_document(folder / NUMBERS, "".join(f"{json.dumps(number)}\n" for number in _numbers(report.arms)))
 
 
-def _short(arms: Sequence[ArmRuns], rows: Sequence[Row]) -> Iterator[str]:
-    shown = [row for row in rows if row.name.removesuffix("_greedy") in HEADLINE and row.name.endswith("_greedy")]
-    yield "## Change by training, greedy, in points"
-    yield ""
-    yield from _table(
-        ["arm", *(row.label.removesuffix(", greedy") for row in shown)],
-        [
-            ["base, per cent", *(row.base(arms) for row in shown)],
-            *(
-                [
-                    arm.arm.label,
-                    *(
-                        _bold(
-                            row.words(effect := arm.change(row.name), signed=True), effect is not None and effect.clear
-                        )
-                        for row in shown
-                    ),
-                ]
-                for arm in arms
-            ),
-        ],
-    )
+def _short(report: Report) -> Iterator[str]:
+    """Arms down, the figures that matter most across."""
+    wanted = [f"{name}{GREEDY}" for name in HEADLINE]
+    shown = [(row, cells) for row, cells in report.changes.lines if row.name in wanted]
+    columns = [list(map(_words, cells)) for _, cells in shown]
+    body = [[head, *(column[place] for column in columns)] for place, head in enumerate(report.changes.heads)]
+    yield from _lines(["", *(row.label.removesuffix(", greedy") for row, _ in shown)], body)
 
 
-def _changes(arms: Sequence[ArmRuns], rows: Sequence[Row]) -> Iterator[str]:
-    yield "## All figures: base, and change by training"
-    yield ""
-    body = []
-    for row in rows:
-        cells = []
-        for arm in arms:
-            effect = arm.change(row.name) if row.compared else arm.level(row.name, "after")
-            cells.append(
-                _bold(row.words(effect, signed=row.compared), effect is not None and row.compared and effect.clear)
-            )
-        base = row.base(arms)
-        body.append([row.label, base, *cells])
-    yield from _table(["", "base", *(arm.arm.label for arm in arms)], _grouped(rows, body))
+def _table(table: Table) -> Iterator[str]:
+    body: list[list[str]] = []
+    group = ""
+    for row, cells in table.lines:
+        if row.group != group:
+            group = row.group
+            body.append([f"*{group}*", *[""] * len(cells)])
+        body.append([row.label, *map(_words, cells)])
+    yield from _lines(["", *table.heads], body)
 
 
-def _compared(arms: Sequence[ArmRuns], rows: Sequence[Row], against: ArmRuns) -> Iterator[str]:
-    yield f"## After training, each arm minus {against.arm.label}: the same seeds and items"
-    yield ""
-    others = [arm for arm in arms if arm is not against]
-    body = []
-    for row in rows:
-        effects = [arm.minus(against, row.name) for arm in others]
-        cells = [_bold(row.words(effect, signed=True), effect is not None and effect.clear) for effect in effects]
-        body.append([row.label, *cells])
-    yield from _table(["", *(arm.arm.label for arm in others)], _grouped(rows, body))
+def _words(cell: Cell) -> str:
+    return f"**{cell.text}**" if cell.clear else cell.text
 
 
-def _costs(arms: Sequence[ArmRuns]) -> Iterator[str]:
-    yield "## What each arm cost, a run"
-    yield ""
-    yield from _table(["arm", *COSTS], [[arm.arm.label, *costs_of(arm)] for arm in arms])
-
-
-COSTS = ("seeds", "images drawn", "tokens", "training", "all, measuring included")
-
-
-def costs_of(arm: ArmRuns) -> list[str]:
-    """Images, tokens and seconds of an arm's run, averaged over its seeds."""
-    images, tokens = arm.total("image/count"), arm.total("num_tokens", last=True)
-    trained = arm.total("time/step_s")
-    walls = [run.summary.get("wall_s") for run in arm.runs.values()]
-    known = [float(wall) for wall in walls if isinstance(wall, int | float)]
-    return [
-        ", ".join(map(str, arm.runs)),
-        NOT_MEASURED if images is None else f"{images:,.0f}",
-        NOT_MEASURED if tokens is None else f"{tokens:,.0f}",
-        NOT_MEASURED if trained is None else duration(trained),
-        duration(sum(known) / len(known)) if known else NOT_MEASURED,
-    ]
+def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield markdown_line(head)
+    yield markdown_line(["---"] * len(head))
+    yield from map(markdown_line, body)
 
 
 def _numbers(arms: Sequence[ArmRuns]) -> Iterator[dict[str, object]]:
@@ -116,25 +66,3 @@ def _numbers(arms: Sequence[ArmRuns]) -> Iterator[dict[str, object]]:
             for phase, found in (("before", run.evaluation.before), ("after", run.evaluation.after)):
                 means = {name: round(interval.mean, 5) for name, interval in found.items()}
                 yield {"arm": arm.arm.name, "seed": seed, "phase": phase, "means": means}
-
-
-def _grouped(rows: Sequence[Row], body: Sequence[list[str]]) -> list[list[str]]:
-    """Lines with the name of each group above its first."""
-    lines: list[list[str]] = []
-    group = ""
-    for row, cells in zip(rows, body, strict=True):
-        if row.group != group:
-            group = row.group
-            lines.append([f"*{group}*", *[""] * (len(cells) - 1)])
-        lines.append(cells)
-    return lines
-
-
-def _bold(text: str, clear: bool) -> str:
-    return f"**{text}**" if clear else text
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|" + "---|" * len(head)
-    yield from (f"| {' | '.join(cells)} |" for cells in body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from r3_rl.benches.budget_chart import budget_card
@@ -12,10 +12,9 @@ from r3_rl.observe.markup import Child, Html, element
 from r3_rl.observe.measures import GREEDY
 from r3_rl.observe.page import page
 from r3_rl.observe.recorder import write_document
-from r3_rl.study.document import COSTS, costs_of
-from r3_rl.study.figures import ArmRuns, Effect
+from r3_rl.study.figures import ArmRuns
 from r3_rl.study.plane import Point, plane
-from r3_rl.study.rows import Row
+from r3_rl.study.tables import COSTS, Cell, Report, Table, costs_of
 
 PAGE = "study.html"
 ACROSS = {"ita_fixed": "ITA, fixed images", "listing": "exact listing", "questions": "questions answered"}
@@ -28,47 +27,38 @@ CURVES = {
 }
 
 
-def write_page(folder: Path, arms: Sequence[ArmRuns], rows: Sequence[Row], against: ArmRuns | None, lead: str) -> Path:
-    """Write `study.html` into the study's folder.
-
-    Args:
-        folder: of the study.
-        arms: with a finished run each.
-        rows: figures to show.
-        against: the arm that the others are compared with; None leaves the comparison out.
-        lead: what was run, one paragraph.
-    """
-    title = folder.resolve().name
+def write_page(folder: Path, report: Report) -> Path:
+    """Write `study.html` into the study's folder and return its path."""
+    arms = report.arms
     note = (
-        "Greedy texts, held-out prompts and images. Bold: neither the interval over the seeds nor that over the items "
-        "holds 0. Brackets: Student's 95 % interval over the seeds; over the items where there is one seed."
+        "Where each arm ends; the base is grey. Greedy texts, held-out prompts and images. Brackets: Student's 95 % "
+        "interval over the seeds; over the items where there is one seed."
+    )
+    changes = (
+        "After - before, in points (entropies: nats). Bold: neither the interval over the seeds nor the one over the "
+        "items holds 0."
     )
     sections = [
-        element("header", element("p", "r3-rl study", class_="eyebrow"), element("h1", title), element("p", lead)),
-        _section("Understanding against generation", "Where each arm ends; the base is grey. " + note, _planes(arms)),
-        _section("Change by training", "After - before, in points (entropies: nats).", _changes(arms, rows)),
-    ]
-    if against and len(arms) > 1:
-        sections.append(
-            _section(
-                f"Each arm minus {against.arm.label}",
-                "After training, paired: the same seeds and, where a figure has them, the same items.",
-                _compared(arms, rows, against),
-            )
-        )
+        element(
+            "header", element("p", "r3-rl study", class_="eyebrow"), element("h1", report.title),
+            element("p", report.lead),
+        ),
+        _section("Understanding against generation", note, _planes(arms)),
+        _section("Change by training", changes, _table(report.changes)),
+    ]  # fmt: skip
+    if report.compared.heads:
+        paired = "After training, paired: the same seeds and, where a figure has them, the same items."
+        sections.append(_section(f"Each arm minus {report.against}", paired, _table(report.compared)))
     if cards := _budgets(arms):
-        sections.append(
-            _section(
-                "Edit budgets",
-                "Right images after training against the number of images: the loop looks at its first image and "
-                "redraws it; the dashed line draws again instead, and its own critic picks one.",
-                element("div", cards, class_="charts pair"),
-            )
+        budgets = (
+            "Right images after training against the number of images: the loop looks at its first image and redraws "
+            "it; the dashed line draws again instead, and its own critic picks one."
         )
+        sections.append(_section("Edit budgets", budgets, element("div", cards, class_="charts pair")))
     sections.append(_section("Over the steps", "Means over the seeds.", _curves(arms)))
     sections.append(_section("Cost of a run", "Averaged over the seeds.", _costs(arms)))
     footer = element("footer", "Made by r3-rl. The same tables as text: study.md; every number: figures.jsonl.")
-    write_document(folder / PAGE, str(page(f"{title} - r3-rl study", [*sections, footer])))
+    write_document(folder / PAGE, str(page(f"{report.title} - r3-rl study", [*sections, footer])))
     return folder / PAGE
 
 
@@ -93,44 +83,25 @@ def _base(arm: ArmRuns, across: str, up: str) -> Point | None:
     return Point(label="base", understanding=x, generation=y) if x and y else None
 
 
-def _changes(arms: Sequence[ArmRuns], rows: Sequence[Row]) -> Html:
-    head = ["", "base, per cent", *(arm.arm.label for arm in arms)]
-    body = []
-    for row in rows:
-        cells: list[Html] = [element("td", row.base(arms))]
-        for arm in arms:
-            effect = arm.change(row.name) if row.compared else arm.level(row.name, "after")
-            cells.append(_cell(row, effect, signed=row.compared))
-        body.append((row, cells))
-    return _grouped(head, body)
-
-
-def _compared(arms: Sequence[ArmRuns], rows: Sequence[Row], against: ArmRuns) -> Html:
-    others = [arm for arm in arms if arm is not against]
-    body = [(row, [_cell(row, arm.minus(against, row.name), signed=True) for arm in others]) for row in rows]
-    return _grouped(["", *(arm.arm.label for arm in others)], body)
-
-
-def _grouped(head: Sequence[str], body: Iterable[tuple[Row, Sequence[Html]]]) -> Html:
+def _table(table: Table) -> Html:
     lines, group = [], ""
-    for row, cells in body:
+    for row, cells in table.lines:
         if row.group != group:
             group = row.group
-            heading = element("th", element("b", group), colspan=len(head), scope="colgroup")
+            heading = element("th", element("b", group), colspan=1 + len(cells), scope="colgroup")
             lines.append(element("tr", heading))
-        lines.append(element("tr", element("th", row.label, scope="row"), cells))
-    table = element(
-        "table", element("thead", element("tr", [element("th", words, scope="col") for words in head])),
-        element("tbody", lines), class_="heat",
-    )  # fmt: skip
-    return element("div", table, class_="box")
+        lines.append(element("tr", element("th", row.label, scope="row"), map(_cell, cells)))
+    return _box(["", *table.heads], lines)
 
 
-def _cell(row: Row, effect: Effect | None, *, signed: bool) -> Html:
-    text = row.words(effect, signed=signed)
-    clear = signed and effect is not None and effect.clear
-    seeds = ", ".join(row.number(value, signed=signed) for value in effect.per_seed) if effect else None
-    return element("td", element("b", text) if clear else text, title=f"by seed: {seeds}" if seeds else None)
+def _cell(cell: Cell) -> Html:
+    title = f"by seed: {cell.by_seed}" if cell.by_seed else None
+    return element("td", element("b", cell.text) if cell.clear else cell.text, title=title)
+
+
+def _box(heads: Sequence[str], lines: Sequence[Html]) -> Html:
+    head = element("thead", element("tr", [element("th", words, scope="col") for words in heads]))
+    return element("div", element("table", head, element("tbody", lines), class_="heat"), class_="box")
 
 
 def _budgets(arms: Sequence[ArmRuns]) -> list[Html]:
@@ -186,10 +157,8 @@ def _curves(arms: Sequence[ArmRuns]) -> Html:
 
 
 def _costs(arms: Sequence[ArmRuns]) -> Html:
-    head = element("tr", [element("th", words, scope="col") for words in ("arm", *COSTS)])
     lines = [
         element("tr", element("th", arm.arm.label, scope="row"), [element("td", cell) for cell in costs_of(arm)])
         for arm in arms
     ]
-    table = element("table", element("thead", head), element("tbody", lines), class_="heat")
-    return element("div", table, class_="box")
+    return _box(["arm", *COSTS], lines)

@@ -40,7 +40,7 @@ def plane(title: str, across: str, up: str, base: Point | None, points: Sequence
             end = scale.x(point.understanding.mean), scale.y(point.generation.mean)
             parts.append(element("line", x1=x, y1=y, x2=end[0], y2=end[1], class_="dashed", style="opacity:.45"))
         parts.append(element("circle", cx=x, cy=y, r=4, style="fill:var(--past)"))
-        parts.append(element("text", "base", x=x + 6, y=y + 12))
+        parts.append(_beside("base", x, y + 12))
     for index, point in enumerate(points):
         parts += _cross(point, index, scale)
     legend = [
@@ -114,5 +114,11 @@ def _cross(point: Point, index: int, scale: _Scale) -> list[Html]:
         element("line", x1=left, x2=right, y1=y, y2=y, class_=f"line {colour}", style="stroke-width:1"),
         element("line", x1=x, x2=x, y1=bottom, y2=top, class_=f"line {colour}", style="stroke-width:1"),
         element("circle", cx=x, cy=y, r=4, class_=f"fill {colour}"),
-        element("text", str(index + 1), x=x + 6, y=y - 5, style="fill:var(--ink)"),
+        _beside(str(index + 1), x, y - 5),
     ]
+
+
+def _beside(words: str, x: float, y: float) -> Html:
+    """A word right of a point; left of one at the right edge, where it would be cut off."""
+    at_edge = x > WIDTH - RIGHT - 24
+    return element("text", words, x=x - 6 if at_edge else x + 6, y=y, class_="end" if at_edge else None)

@@ -78,11 +78,13 @@ def rows_of(arms: Sequence[ArmRuns]) -> list[Row]:
 
 def _of_group(group: str, rows: Sequence[Measured]) -> Iterator[Row]:
     whole = [row for row in rows if "/" not in row.name]
-    for row in whole:
+    labels = [row.label for row in whole]
+    said = [f"{row.label}, {row.hint}" if labels.count(row.label) > 1 else row.label for row in whole]
+    for row, label in zip(whole, said, strict=True):
         if row.measure is not None and row.measure.decoding == "once":
-            yield Row(name=row.name, label=row.label, group=group)
+            yield Row(name=row.name, label=label, group=group)
         elif row.greedy.phases:
-            yield Row(name=greedy(row.name), label=f"{row.label}, greedy", group=group)
-    for row in whole:
+            yield Row(name=greedy(row.name), label=f"{label}, greedy", group=group)
+    for row, label in zip(whole, said, strict=True):
         if row.sampled.phases:
-            yield Row(name=row.name, label=f"{row.label}, sampled", group=group)
+            yield Row(name=row.name, label=f"{label}, sampled", group=group)

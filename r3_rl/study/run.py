@@ -15,7 +15,7 @@ from r3_rl.study.figures import ArmRuns, finished
 from r3_rl.study.jobs import run_jobs
 from r3_rl.study.page import write_page
 from r3_rl.study.plan import Plan, write_plan
-from r3_rl.study.rows import rows_of
+from r3_rl.study.tables import report_of
 
 
 def study(
@@ -73,9 +73,9 @@ def write_report(plan: Plan, *, against: str | None = None) -> Path:
     if not arms:
         raise RunError(f"no run of {plan.folder} is done", hint=f"see the logs in {jobs[0].runs}")
     reference = next((arm for arm in arms if arm.arm.name == (against or R3)), arms[0])
-    rows, lead = rows_of(arms), _lead(plan, arms)
-    write_documents(plan.folder, arms, rows, reference, lead)
-    return write_page(plan.folder, arms, rows, reference, lead)
+    report = report_of(plan.folder.resolve().name, _lead(plan, arms), arms, reference)
+    write_documents(plan.folder, report)
+    return write_page(plan.folder, report)
 
 
 def _plan(
