@@ -24,6 +24,9 @@ def play(
     from r3_rl.process import prepare_process
 
     prepare_process()
+    from r3_rl.play.page import need_gradio
+
+    need_gradio()  # before what only comes with it is imported: who lacks it is told of this extra, not of another
     from r3_rl.play.command import play as open_page
 
     names = [name.strip() for name in scorers.split(",") if name.strip()]

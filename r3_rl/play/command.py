@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from r3_rl.errors import InputError
 from r3_rl.evaluate.loading import load
-from r3_rl.play.page import make_app, need_gradio
+from r3_rl.play.page import make_app
 from r3_rl.play.player import Player, scorers_named
 from r3_rl.serve.command import adapter_name
 from r3_rl.serve.limits import ServeLimits
@@ -39,7 +39,6 @@ def play(*, model: str | None, adapter: str | None, port: int, rounds: int, scor
     if not 0 <= rounds <= (most := ServeLimits().rounds):
         raise InputError(f"--rounds {rounds}", hint=f"0 to {most}")
     specs = scorers_named(scorers)
-    need_gradio()
     with listen(HOST, port, token="") as listening:
         loaded = load(model, adapter)
         named = [name for name in (model, adapter) if name]
