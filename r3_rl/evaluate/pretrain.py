@@ -25,6 +25,7 @@ from r3_rl.policy.backbone import Backbone
 from r3_rl.policy.base import Policy
 from r3_rl.policy.registry import pretrained_backbone
 from r3_rl.pretraining.steps import Average, run_pretraining
+from r3_rl.pretraining.tower import train_tower
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.recipe_io import dump_resolved
@@ -89,6 +90,9 @@ def _pretrain(
     steps = 0
     leg_seconds: list[float] = []
     legs = settings.legs()
+    for step, numbers in train_tower(policy, backbone, world, settings, seed=recipe.training.seed):
+        if step + 1 == settings.tower_steps:
+            print(f"tower: {numbers['tower/right']:.1%} of objects told right after {step + 1} steps")
     with RunProgress("pretrain", total_steps=sum(leg.steps for leg in legs)) as progress:
         for number, leg in enumerate(legs):
             begin = time.monotonic()

@@ -193,6 +193,11 @@ class Backbone(Protocol):
         """
         ...
 
+    def look(self, policy: Policy, images: torch.Tensor) -> torch.Tensor | None:
+        """Return what the understanding tower tells of images [n, 3, H, W] in [0, 1], with gradient: [n, patches in
+        reading order, width]. None for a backbone without a tower that can be pretrained by itself."""
+        ...
+
     def probe(self, policy: Policy, task: str = "") -> torch.Tensor:
         """Return the outputs [n], float32 on the host, for one fixed input that passes through every branch: equal
         policies give equal outputs. task: by which it is read, where the policy's adapter is routed by task."""

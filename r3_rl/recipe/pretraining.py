@@ -69,6 +69,14 @@ class PretrainSection(Section):
         None, gt=0, description="Hours after which pretraining ends (the rates fall in time); null is no limit."
     )
     start: str | None = Field(None, description="Folder of weights to go on from; null starts from random ones.")
+    tower_steps: int = Field(
+        0,
+        ge=0,
+        le=MOST,
+        description="Updates of the understanding tower alone, before all others: it learns to tell "
+        "what is in each square of an image, as released models begin with a tower that can see.",
+    )
+    tower_images: int = Field(64, ge=1, le=MOST, description="Images of such an update.")
     warmup_steps: int = Field(40, ge=1, le=MOST, description="Steps of linear warm-up.")
     decay_fraction: float = Field(0.4, gt=0, le=1, description="Last share of the run, in which the rates fall to 0.")
     apart_fraction: Share = Field(

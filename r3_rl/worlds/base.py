@@ -62,6 +62,16 @@ class Question:
     """One of the world's `question_kinds`."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Squares:
+    """What is in each square of images, for teaching an understanding tower to see."""
+
+    labels: np.ndarray
+    """int64 [n, squares in reading order, fields]: the number of the word that a field says; -1 says nothing."""
+    sizes: tuple[int, ...]
+    """Words of each field."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """What `r3 demo` runs in a world."""
@@ -184,6 +194,10 @@ class World(Protocol[Scene]):
 
     def roughen(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return exact images with the flaws that a model's images have and that a verdict overlooks."""
+        ...
+
+    def squares(self, scenes: Sequence[Scene]) -> Squares | None:
+        """Return what the squares of scenes' images hold; None where images are not made of squares."""
         ...
 
     def inspect(self, images: np.ndarray) -> list[Scene]:

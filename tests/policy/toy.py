@@ -187,6 +187,9 @@ class ToyBackbone:
         save_file(weights, folder / "toy.safetensors")
         policy.tokenizer.save(str(folder / "tokenizer.json"))
 
+    def look(self, policy, images):
+        return None
+
     def probe(self, policy, task=""):
         return policy.module(list(range(policy.module.embed.num_embeddings))).detach().flatten()
 

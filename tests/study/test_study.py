@@ -28,9 +28,14 @@ def _call(folder, *more):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def _run(folder, arm):
+    """The run folder of an arm that ended; `ARM-2` where the first was stopped before its first checkpoint."""
+    return next(job.done for job in Plan.read(folder).jobs() if job.arm.name == arm)
+
+
 def _metrics(folder, arm):
     """Lines of a run without what a clock or a meter said."""
-    lines = (folder / "runs" / "seed-0" / arm / "metrics.jsonl").read_text().splitlines()
+    lines = (_run(folder, arm) / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [{k: v for k, v in row.items() if "time" not in k and "memory" not in k} for row in rows]
 
@@ -60,7 +65,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_figures(tmp_path):
     for arm in ("r3", "draft_only"):
         assert _metrics(stopped, arm) == _metrics(whole, arm)
         found = [
-            Evaluation.from_document(json.loads((folder / "runs" / "seed-0" / arm / "evaluation.json").read_text()))
+            Evaluation.from_document(json.loads((_run(folder, arm) / "evaluation.json").read_text()))
             for folder in (whole, stopped)
         ]
         assert found[0] == found[1]

@@ -174,6 +174,14 @@ class BagelBackbone:
         ours = _ours(policy)
         save_bagel(ours.model, ours.reader.autoencoder, ours.reader.tokenizer, folder, dtype=dtype)
 
+    def look(self, policy: Policy, images: torch.Tensor) -> torch.Tensor:
+        """After the connector, before the table of places."""
+        import torch
+
+        ours = _ours(policy)
+        blocks = [ours.reader.look_block(image) for image in images]
+        return ours.model.tower(torch.stack([block.patches for block in blocks]), blocks[0].grid)
+
     def probe(self, policy: Policy, task: str = "") -> torch.Tensor:
         """Logits and velocities of one row with every kind of token in it: texts, a looked-at image, latents."""
         from r3_rl.policy.bagel.probe import outputs

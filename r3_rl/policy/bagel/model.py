@@ -107,9 +107,14 @@ class Bagel(nn.Module):
         for grid, same in itertools.groupby(looks, key=lambda b: b.grid):
             patches = torch.stack([b.patches for b in same]).to(self.device, self.connector.fc1.weight.dtype)
             rows = torch.from_numpy(table_rows(grid, self.vit_pos_embed.side)).to(self.device)
-            features = self.connector(self.vit_model(patches, rows)) + self.vit_pos_embed(rows)
+            features = self.tower(patches, grid) + self.vit_pos_embed(rows)
             out.append(features.flatten(0, 1))
         return torch.cat(out)
+
+    def tower(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patches of images of one size [I, T, P] -> what the decoder is told of each, its place aside [I, T, D]."""
+        rows = torch.from_numpy(table_rows(grid, self.vit_pos_embed.side)).to(self.device)
+        return self.connector(self.vit_model(patches, rows))
 
     def embed_latents(self, latents: Tensor, times: Tensor, position_ids: Tensor) -> Tensor:
         """[G, C], [G], [G] -> [G, D]."""

@@ -12,8 +12,19 @@ import numpy as np
 from r3_rl.errors import CheckpointError
 from r3_rl.recipe.pretraining import OF_THE_WORLD
 from r3_rl.types import Prompt, Verdict
-from r3_rl.worlds.base import Batches, Demo, Edited, Question, Seed, Tags, World
-from r3_rl.worlds.shapes import data, drawing, inspector, judging, language, prompts, questions, reading, shipped
+from r3_rl.worlds.base import Batches, Demo, Edited, Question, Seed, Squares, Tags, World
+from r3_rl.worlds.shapes import (
+    data,
+    drawing,
+    inspector,
+    judging,
+    language,
+    prompts,
+    questions,
+    reading,
+    shipped,
+    squares,
+)
 from r3_rl.worlds.shapes.board import NINE, Board
 from r3_rl.worlds.shapes.scene import Scene
 
@@ -129,6 +140,10 @@ class ShapesWorld:
     def roughen(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Pixel noise and slight blur."""
         return drawing.roughen_pixels(images, rng)
+
+    def squares(self, scenes: Sequence[Scene]) -> Squares:
+        """Of each cell: whether something is in it, its colour, shape, size, and whether it is malformed."""
+        return squares.squares(scenes, self.board)
 
     def inspect(self, images: np.ndarray) -> list[Scene]:
         """Objects in reading order, malformed ones marked."""

@@ -17,7 +17,7 @@ import numpy as np
 from r3_rl.errors import CheckpointError
 from r3_rl.scoring.base import scorer_info
 from r3_rl.types import Prompt, Verdict
-from r3_rl.worlds.base import Demo, Edited, Question
+from r3_rl.worlds.base import Demo, Edited, Question, Squares
 
 HERE = Path(__file__).resolve().parent
 PALETTE = {"dark": (0.0, 0.0, 0.0), "amber": (1.0, 0.7, 0.0), "teal": (0.0, 0.7, 0.7), "plum": (0.6, 0.0, 0.5)}
@@ -165,6 +165,11 @@ class ToyWorld:
 
     def roughen(self, images, rng):
         return np.clip(images + rng.uniform(-0.05, 0.05, images.shape), 0, 1).astype(np.float32)
+
+    def squares(self, scenes):
+        words = list(PALETTE)
+        labels = [[[words.index(word) if word in words else -1] for word in scene] for scene in scenes]
+        return Squares(labels=np.array(labels), sizes=(len(words),))
 
     def inspect(self, images):
         return [self._read(image) for image in np.asarray(images)]
