@@ -36,6 +36,8 @@ class Sizes:
     """True plans to draw."""
     num_edits: int = 200
     """True instructions to carry out."""
+    num_critics: int = 150
+    """Most wrong drafts of the fixed set that are redrawn by what other critics say."""
     num_own_questions: int = 150
     """Most questions about drafts of its own."""
     num_others: int = 120

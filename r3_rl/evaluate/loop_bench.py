@@ -10,6 +10,7 @@ import torch
 
 from r3_rl.assemble import loop_settings, world_tags
 from r3_rl.evaluate.base import SEED
+from r3_rl.evaluate.critics import measure_critics
 from r3_rl.evaluate.drafting import in_turns, measure_drafts, sample_drafts
 from r3_rl.evaluate.fixed_sets import FixedSets, LoopItems, OwnDrafts, Sizes
 from r3_rl.evaluate.measured import Measured, Values, decodings, entropies
@@ -94,6 +95,9 @@ class LoopBench:
             out.add({**found, "ita_base_drafts": base}, suffix)
         out.add(measure_drafts(policy, drafts, settings, rounds=self.rounds, seed=seed + 9))
         out.add(self._painter(policy, items))
+        of_critics = fixed.wrong.first(items.sizes.num_critics)
+        greedily = settings.for_evaluation(0.0)
+        out.add(measure_critics(self.world, policy, of_critics, greedily, self.judge, seed=seed + 14))
         if settings.plan is not None and settings.plan.temperature > 0:
             out.add({"entropy_plan": entropies([t.rounds[0].plan for t in walked])})
         out.items = replace(items, fixed=fixed)

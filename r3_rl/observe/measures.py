@@ -87,6 +87,14 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
         "wrong_drafts_repaired": Measure(
             label="Wrong drafts repaired", hint="right after one refinement", items="wrong"
         ),
+        "repaired_by_oracle": Measure(
+            label="… by the world's own instruction", hint="a critic without fault before the same painter",
+            items="wrong", decoding="once",
+        ),
+        "repaired_by_stranger": Measure(
+            label="… by what it said of another draft", hint="greedy; drawing again without having looked",
+            items="wrong", decoding="once",
+        ),
         "right_drafts_kept": Measure(label="Right drafts left alone", hint="the critique says stop", items="right"),
         "instruction_useful": Measure(
             label="Instruction useful", hint="followed exactly, it leaves fewer edits to do", items="wrong"

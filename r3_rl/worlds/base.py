@@ -216,6 +216,11 @@ class World(Protocol[Scene]):
         """Return how many edits lead from the scene to one that satisfies the prompt; 0 if and only if it is right."""
         ...
 
+    def repair(self, scene: Scene, prompt: Prompt, rng: np.random.Generator) -> str | None:
+        """Return an instruction that leaves fewer edits to a scene which satisfies the prompt; None if it is right, or
+        if nothing helps. `rng` chooses what the prompt leaves free."""
+        ...
+
     def edits(self, count: int, *, seed: Seed) -> list[Edited]:
         """Return random true edits."""
         ...

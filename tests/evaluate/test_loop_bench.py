@@ -139,7 +139,7 @@ def test_drafts_of_one_kind_only_leave_out_what_wants_both(policy, monkeypatch, 
     bench = small(Always)
     found = bench.run(policy, bench.run(policy, bench.items()).items)
     assert not any(name.startswith(("ita_own", "ita_base")) for name in found.values)
-    left_out = "repair" if total else "damage"
+    left_out = "repair_round" if total else "damage_round"
     assert not any(name.startswith(left_out) for name in found.values)
     assert ("swap_own_critic_edits" in found.values) is (total == 0)
     base = found.items.fixed.base_drafts

@@ -163,6 +163,11 @@ class ShapesWorld:
         """Of the smallest set of edits."""
         return judging.edits_needed(scene, prompt, self.board)
 
+    def repair(self, scene: Scene, prompt: Prompt, rng: np.random.Generator) -> str | None:
+        """The first edit of a smallest set of them."""
+        edits = judging.useful_edits(scene, prompt, rng, self.board)
+        return language.instruction_text(edits[0], self.board) if edits else None
+
     def edits(self, count: int, *, seed: Seed) -> list[Edited]:
         """Every kind of edit, on clean and on malformed objects."""
         return data.ShapesStream(seed=seed, board=self.board).edits(count)

@@ -198,6 +198,9 @@ class ToyWorld:
         words = "correct" if needed == 0 else f"expected {prompt.text}, found {' '.join(scene)}"
         return Verdict(total=float(needed == 0), words=words)
 
+    def repair(self, scene, prompt, rng):
+        return None if self.edits_needed(scene, prompt) == 0 else self._repair(scene, prompt)
+
     def edits(self, count, *, seed):
         rng, made = np.random.default_rng(seed), []
         for _ in range(count):
