@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from r3_rl.errors import InputError, RunError
+from r3_rl.observe.course import kept_words, read_best
 from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.model_card import CardFacts, write_model_card
 from r3_rl.observe.report import read_run
@@ -265,7 +266,7 @@ def _base_folder(recipe: Mapping[str, Any], folder: Path) -> Path:
 
 def _default_folder(source: Source, *, merged: bool) -> Path:
     beside = "merged" if merged else "tasks" if source.routed else ""
-    if source.run is not None:
+    if source.run is not None and not read_best(source.adapter):
         return source.run / (beside or "adapter")
     return source.adapter.with_name(f"{source.adapter.name}-{beside}") if beside else source.adapter
 
@@ -310,6 +311,7 @@ def _write_card(done: Exported, source: Source, marks: str, *, merged: bool, tas
             f"adapter moves them by up to {done.change:.3g}." + (_ONE_OF_SEVERAL.format(task=task) if task else "")
         ),
         merged=merged,
+        kept=kept_words(source.adapter),
     )
     write_model_card(done.folder, facts, read_run(source.run) if source.run is not None else None, source.recipe)
 

@@ -13,6 +13,7 @@ from torch import nn, uint8
 
 from r3_rl.assemble import LoadedPolicy, loop_settings
 from r3_rl.benches.base import ItemBench
+from r3_rl.benches.metric import choose_figure
 from r3_rl.benches.results import BenchResult
 from r3_rl.benches.run import EvalSettings, find_benches, write_results
 from r3_rl.benches.subjects import BASE, MODEL, TRAINED, Subject, Subjects
@@ -20,7 +21,9 @@ from r3_rl.benches.work import all_batches, forget, measure_alone
 from r3_rl.evaluate.fixed_sets import digest
 from r3_rl.evaluate.loading import Loaded
 from r3_rl.observe.bench_table import FOLDER
+from r3_rl.observe.course import Metric
 from r3_rl.observe.recorder import write_document
+from r3_rl.observe.statistics import Interval
 from r3_rl.recipe import Recipe
 
 STEP = "step-"
@@ -53,7 +56,7 @@ class RunBenches:
         first_step: of the checkpoint that the run goes on from; 0 for a new run.
 
     Raises:
-        InputError: broken files, or a bench of a world whose words the model does not speak.
+        InputError: broken files, a bench of a world whose words the model does not speak, or a metric that none has.
     """
 
     def __init__(self, recipe: Recipe, loaded: LoadedPolicy, folder: Path, first_step: int = 0) -> None:
@@ -62,22 +65,43 @@ class RunBenches:
         self._loaded, self._sections = loaded, recipe.model_dump(mode="json")
         every = self._subject(MODEL, loaded.fingerprint, source=str(loaded.folder))
         self._benches: list[ItemBench] = find_benches(self._settings, Subjects(models=[every], comparisons=[]))
+        section = recipe.eval
+        self._chosen = choose_figure(self._benches, section.metric, section.wanted) if section.keep_best else None
+        self._num_steps = recipe.training.max_steps
         self._folder.mkdir(exist_ok=True)
         earlier = sorted(int(key.removeprefix(STEP)) for key in self._kept() if key.startswith(STEP))
         self._steps = {step: self._kept()[f"{STEP}{step}"] for step in earlier if step <= first_step}
         """What was measured between two steps, by step: its plan."""
+
+    @property
+    def metric(self) -> Metric | None:
+        """What the best step is told by; None if no adapter is kept."""
+        if self._chosen is None:
+            return None
+        bench = self._chosen.bench
+        settings = [json.dumps(dict(bench.facts), sort_keys=True), str(self._settings.num_seeds), *bench.items]
+        return self._chosen.metric(digest([*settings, repr(self._loop), repr(self._settings.rounds)]))
+
+    def read(self, step: int) -> Interval | None:
+        """Return the metric of the base (step 0), or of the policy after a step that was measured."""
+        assert self._chosen is not None, "asked of a run that has a metric"
+        subject = self._base() if step == 0 else self._at(step, "") if step in self._steps else self._trained(step, "")
+        return self._chosen.read(self._folder, subject, self._settings.num_seeds)
 
     def before(self) -> None:
         """Measure the base, whatever the adapter holds already."""
         self._measure(self._base())
 
     def during(self, step: int) -> None:
-        """Measure the policy as it is after so many steps."""
-        self._steps[step] = self._measure(self._at(step, self._marks()))
+        """Measure the policy as it is after so many steps; `after` has nothing left to do if they are all."""
+        if step >= self._num_steps:
+            self._measure(self._trained(step, self._marks()))
+        else:
+            self._steps[step] = self._measure(self._at(step, self._marks()))
 
     def after(self, step: int) -> dict[str, Any]:
         """Measure the policy after its last step, write tables and page, and return the figures for `summary.json`."""
-        trained = self._subject(TRAINED, self._marks(), source=f"after training, {step} steps")
+        trained = self._trained(step, self._marks())
         self._measure(trained)
         between = [self._at(number, plan["weights"]) for number, plan in sorted(self._steps.items()) if number < step]
         models = [self._base(), *between, trained]
@@ -90,6 +114,9 @@ class RunBenches:
 
     def _at(self, step: int, marks: str) -> Subject:
         return self._subject(f"{STEP}{step}", marks, source=f"after {step} steps")
+
+    def _trained(self, step: int, marks: str) -> Subject:
+        return self._subject(TRAINED, marks, source=f"after training, {step} steps")
 
     def _subject(self, key: str, marks: str, *, source: str, switched_off: bool = False) -> Subject:
         loaded = Loaded(policy=self._loaded.policy, loop=self._loop, adapted=True, marks=marks, sections=self._sections)

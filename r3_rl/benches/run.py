@@ -233,7 +233,7 @@ def _join_samples(folder: Path, todo: Sequence[Batch]) -> None:
 
 def _result(folder: Path, bench: ItemBench, subjects: Subjects, todo: Sequence[Batch]) -> BenchResult:
     """The rows of one bench, those of whole sets of images last."""
-    result = bench_result(bench, _measured(folder, bench, todo), subjects.comparisons)
+    result = bench_result(bench, measured_values(folder, bench, todo), subjects.comparisons)
     if not isinstance(bench, ComparesSets):
         return result
     drawn: dict[tuple[str, str], list[dict[str, Path]]] = {}
@@ -246,8 +246,8 @@ def _result(folder: Path, bench: ItemBench, subjects: Subjects, todo: Sequence[B
     return replace(result, rows=[*result.rows, *distance_rows(found, len(bench.items), subjects.comparisons)])
 
 
-def _measured(folder: Path, bench: ItemBench, todo: Sequence[Batch]) -> dict[tuple[str, str], Values]:
-    """Values by model and decoding."""
+def measured_values(folder: Path, bench: ItemBench, todo: Sequence[Batch]) -> dict[tuple[str, str], Values]:
+    """Return the values of a bench by model and decoding, from finished batches."""
     grouped: dict[tuple[str, str], list[Batch]] = {}
     for batch in todo:
         if batch.bench is bench:

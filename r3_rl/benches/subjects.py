@@ -10,6 +10,7 @@ from typing import Any
 
 from r3_rl.errors import InputError
 from r3_rl.evaluate.loading import Loaded, find_adapter, load, load_base_of
+from r3_rl.observe.course import BEST, BEST_FILE
 from r3_rl.policy.adapter_files import RECIPE_FILE
 from r3_rl.policy.adapters import adapter_merged
 from r3_rl.policy.base import Policy
@@ -40,6 +41,8 @@ class Subject:
     def short_name(self) -> str:
         """The last part of what it was named by: of a run rather than of the adapter/ in it."""
         place = Path(self.source)
+        if place.name == BEST and place.parent.name:
+            return f"{place.parent.name} {BEST}"
         return place.parent.name if place.name in ("adapter", "model") and place.parent.name else place.name
 
     @property
@@ -123,6 +126,10 @@ def _subjects(name: str | None) -> Iterator[Subject]:
         yield Subject(key=TRAINED, loaded=loaded, source=str(name))
     elif folder is not None and (folder / "model").is_dir() and (folder / RECIPE_FILE).is_file():
         trained = load(folder / "model", None)
+        yield Subject(key=BASE, loaded=load_base_of(trained), source=f"the base of {name}")
+        yield Subject(key=TRAINED, loaded=trained, source=str(name))
+    elif folder is not None and (folder / BEST_FILE).is_file():
+        trained = load(folder, None)
         yield Subject(key=BASE, loaded=load_base_of(trained), source=f"the base of {name}")
         yield Subject(key=TRAINED, loaded=trained, source=str(name))
     elif folder is not None and (folder / RECIPE_FILE).is_file() and not (folder / "config.json").is_file():

@@ -25,7 +25,8 @@ def checked_recipe(path_or_name: str, overrides: Sequence[str] = (), *, processe
     from r3_rl.recipe import misfit
     from r3_rl.recipe_io import load_recipe
 
-    return load_recipe(path_or_name, overrides, further=[partial(misfit, world_size=processes), _lacking, _questions])
+    of_processes = partial(misfit, world_size=processes)
+    return load_recipe(path_or_name, overrides, further=[of_processes, _lacking, _questions, _metric])
 
 
 def prompt_columns(recipe: Recipe) -> list[str]:
@@ -100,6 +101,16 @@ def _questions(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 
         load_questions(recipe.data.questions, unknown_words=_vocabulary(recipe))
     yield from ()
+
+
+def _metric(recipe: Recipe) -> Iterator[tuple[Path, str]]:
+    """A figure that no bench of the recipe has. Benches load torch, so they are only asked about a name."""
+    if recipe.eval.metric is None and recipe.eval.wanted is None:
+        return
+    from r3_rl.benches.metric import metric_problem
+
+    if why := metric_problem(recipe):
+        yield ("eval", "metric"), why
 
 
 def _demanded(found: Any, params: Mapping[str, Any]) -> Iterator[str]:

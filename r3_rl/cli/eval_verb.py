@@ -16,6 +16,7 @@ def eval_(
     /,
     *,
     bench: str,
+    best: bool = False,
     rounds: str = "0,1,2,3",
     seeds: int = 1,
     limit: int | None = None,
@@ -27,6 +28,7 @@ def eval_(
 
     Args:
         subject: a run, an adapter (`shipped` comes with the package) or a model; without it the embedded model.
+        best: measure the adapter of the run's best step (`eval.keep_best`), not that of its last one.
         bench: names of benches, with commas between; NAME=PATH for one that reads files. A world's name is its bench.
         rounds: edit budgets to report, with commas between; the largest one is run.
         seeds: how often everything is drawn and asked, with other noise.
@@ -44,6 +46,12 @@ def eval_(
         raise InputError("--bench names no bench", hint="such as --bench vqav2=FOLDER,pope=FILE")
     if seeds < 1 or (limit is not None and limit < 1):
         raise InputError("--seeds and --limit are at least 1")
+    if best:
+        from r3_rl.observe.course import best_folder
+
+        if subject is None:
+            raise InputError("--best is that of a run", hint="give the folder of a run")
+        subject = str(best_folder(subject))
     prepare_process()
     from r3_rl.benches.run import EvalSettings, evaluate
 
@@ -66,8 +74,10 @@ def _budgets(text: str) -> list[int]:
 
 
 def _folder_name(subject: str | None) -> str:
-    """After the run, not after the adapter/ folder in it."""
+    """After the run, not after the adapter/ folder in it; its best adapter has one of its own."""
     if subject is None:
         return "embedded"
     place = Path(subject).resolve()
+    if place.name == "best":
+        return f"{place.parent.name}-best"
     return place.parent.name if place.name in ("adapter", "model") else place.name

@@ -158,18 +158,22 @@ def refine(
     refine_command(prompt=prompt, model=model, adapter=adapter, rounds=rounds, out=out, seed=seed)
 
 
-def export(run: str, /, *, out: str | None = None, merge: bool = False, base: str | None = None) -> None:
+def export(
+    run: str, /, *, best: bool = False, out: str | None = None, merge: bool = False, base: str | None = None
+) -> None:
     """Write the adapter of a run with its model card, reload it and compare the outputs.
 
     Args:
         run: folder of a run, of an adapter, or of a checkpoint.
+        best: take the adapter of the run's best step (`eval.keep_best`), not that of its last one.
         out: folder to write; without it the adapter is completed where it lies. A checkpoint needs one.
         merge: write full weights with the adapter merged in.
         base: folder of the base, where the recipe's has moved.
     """
     from r3_rl.export import export as run_export
+    from r3_rl.observe.course import best_folder
 
-    run_export(run, out, merge=merge, base=base)
+    run_export(best_folder(run) if best else run, out, merge=merge, base=base)
 
 
 def merge(*parts: str, out: str, base: str | None = None) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from r3_rl import registered
 from r3_rl.evaluate.measured import Items, Measured
+from r3_rl.observe.course import Metric
 from r3_rl.observe.statistics import Interval
 from r3_rl.policy.base import Policy
 from r3_rl.recipe import Recipe
@@ -53,12 +54,22 @@ class Bench(Protocol[Some]):
 class Measures(Protocol):
     """Further benches that a run is measured by. What was measured of the same weights is not measured again."""
 
+    @property
+    def metric(self) -> Metric | None:
+        """What the best step is told by; None if the run keeps none."""
+        ...
+
     def before(self) -> None:
         """Measure the base."""
         ...
 
     def during(self, step: int) -> None:
-        """Measure the policy between two steps."""
+        """Measure the policy after a step."""
+        ...
+
+    def read(self, step: int) -> Interval | None:
+        """Return the metric of the base (step 0), or of the policy after a step that was measured; None if no item has
+        it. Asked of a run that has a metric only."""
         ...
 
     def after(self, step: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a run ended, in one sentence with what to do: by its last step, its clock, a guard or a signal."""
+"""How a run ended, in one sentence with what to do: by its last step, its clock, its metric, a guard or a signal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 
+from r3_rl.evaluate.best import KeepBest, stopped_words
 from r3_rl.observe.ending import Ending
 from r3_rl.observe.progress import duration
 from r3_rl.training.manifest import numbered
@@ -43,7 +44,7 @@ class Pace:
         return f"training.time_budget_s={math.ceil(SLACK * training_s)}"
 
 
-def ending_of(trainer: R3Trainer, folder: Path, pace: Pace, *, stopped_by: int | None) -> Ending:
+def ending_of(trainer: R3Trainer, folder: Path, pace: Pace, *, stopped_by: int | None, keep: KeepBest | None) -> Ending:
     """How a run ended that is not training any more.
 
     Args:
@@ -51,6 +52,7 @@ def ending_of(trainer: R3Trainer, folder: Path, pace: Pace, *, stopped_by: int |
         folder: of the run.
         pace: what it took.
         stopped_by: the signal that ended it, if one did.
+        keep: of a run that keeps its best adapter.
     """
     step, num_steps, said = trainer.state.global_step, trainer.args.max_steps, trainer.guards.stopped
     if stopped_by is not None:
@@ -60,6 +62,9 @@ def ending_of(trainer: R3Trainer, folder: Path, pace: Pace, *, stopped_by: int |
         return Ending(step=step, num_steps=num_steps, why="guard", words=str(said))
     if step >= num_steps:
         return Ending(step=step, num_steps=num_steps, why="done")
+    if keep is not None and keep.stops and keep.course is not None:
+        words = stopped_words(keep.course, step, num_steps)
+        return Ending(step=step, num_steps=num_steps, why="metric", words=words)
     each = duration(pace.training_s / max(pace.steps, 1) * num_steps)
     around = f" and {duration(pace.around_s)} of loading and measuring" if pace.minutes else ""
     words = (

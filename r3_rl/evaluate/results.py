@@ -56,7 +56,7 @@ def write_results(
     seeds: Sequence[int],
     wall_s: float,
     values: Mapping[str, Values] | None = None,
-    benches: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `evaluation.json`, `summary.json` and, for `r3 compare`, `values.json`.
 
@@ -67,7 +67,7 @@ def write_results(
         seeds: of the run.
         wall_s: seconds that the run took.
         values: of each phase, item by item.
-        benches: figures of the recipe's section `eval`, by bench and name.
+        more: what else `summary.json` has: figures of the section `eval`, the best step, an early end.
     """
     texts = items.texts()
     if values is not None:
@@ -98,9 +98,7 @@ def write_results(
             summary[f"{name}_difference"] = evaluation.differences[name].as_dict()
     summary |= {"num_prompts": len(items.prompts), "seeds": list(seeds), "wall_s": round(wall_s, 1)}
     summary["sets"] = {name: digest(asked) for name, asked in texts.items()}
-    if benches:
-        summary["benches"] = dict(benches)
-    recorder.document("summary.json", summary)
+    recorder.document("summary.json", summary | dict(more or {}))
 
 
 def _documents(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | int]]:

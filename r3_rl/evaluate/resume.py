@@ -103,6 +103,9 @@ def resume(place: Place, recipe: Recipe, *, allow_changes: bool = False) -> Resu
             "a larger training.max_steps goes on"
         )
         return Resumed(checkpoint=checkpoint, changes=(), finished=True)
+    if not found and ending is not None and ending.why == "metric" and ending.step == checkpoint.step:
+        print(f"nothing is left to do: {place.run} is measured and has {ending.words}")
+        return Resumed(checkpoint=checkpoint, changes=(), finished=True)
     print(f"resuming from {checkpoint.folder}: weights, optimiser, schedule, random state, node pool, step")
     if found:
         print("\n".join([f"changed from step {checkpoint.step} on:", *(f"  {change}" for change in found)]))

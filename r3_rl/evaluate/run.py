@@ -19,6 +19,7 @@ from r3_rl.assemble import (
 )
 from r3_rl.errors import InputError
 from r3_rl.evaluate.base import SEED, Bench, Measures, bench_of
+from r3_rl.evaluate.best import BestKeeper, KeepBest, best_words, save_trained
 from r3_rl.evaluate.build import build_trainer
 from r3_rl.evaluate.early import Pace, ending_of, how_to_go_on
 from r3_rl.evaluate.gallery import BetweenSteps, Gallery, by_judge, by_panel
@@ -26,6 +27,7 @@ from r3_rl.evaluate.measured import Items, Measured
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.resume import Resumed, find_place, record_changes
 from r3_rl.evaluate.resume import resume as resume_from
+from r3_rl.observe.course import BEST
 from r3_rl.observe.ending import FILE as ENDING
 from r3_rl.observe.ending import Ending
 from r3_rl.observe.environment import environment
@@ -34,12 +36,11 @@ from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.progress import RunProgress, duration
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
-from r3_rl.policy.adapters import adapted_layers, adapter_merged, save_adapter
+from r3_rl.policy.adapters import adapted_layers, adapter_merged
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe_io import dump_resolved
 from r3_rl.training.callbacks import RecordCallback
 from r3_rl.training.manifest import Checkpoint
-from r3_rl.training.room import refuse_without_room, weights_bytes
 from r3_rl.training.schedules import Collected
 from r3_rl.training.signals import SignalCallback
 from r3_rl.training.trainer import R3Trainer
@@ -151,7 +152,7 @@ def _train(
     trainer = build_trainer(recipe, loaded, folder)
     checkpoint = resumed.checkpoint if resumed else None
     if ranks.rank() > 0:
-        return _follow(trainer, signals, checkpoint, folder)
+        return _follow(trainer, recipe, signals, checkpoint, folder)
     recorder = _recorder(recipe, folder, resumed, loaded, source)
     print(f"run folder {folder}")
     print(trainer.self_check())
@@ -166,11 +167,12 @@ def _train(
     before = _measure(bench, items, loaded, gallery, "before", 0, base=True) if bench else None
     if benches:
         benches.before()
+    keep = _keep_best(recipe, loaded, trainer, folder, benches, checkpoint)
     around_s = loading_s + (1 + AGAIN) * (time.monotonic() - begin - loading_s)
     if limit_s is not None:
         trainer.args.time_budget_s = max(limit_s - around_s, 0.0)
-    between = [benches.during] if benches and recipe.eval.during else []
-    training_s = _lead(trainer, recipe, signals, gallery, checkpoint, folder, between)
+    between = [benches.during] if benches and recipe.eval.during and keep is None else []
+    training_s = _lead(trainer, recipe, signals, gallery, checkpoint, folder, between, keep)
     ranks.leave()
     pace = Pace(
         steps=trainer.state.global_step - (checkpoint.step if checkpoint else 0),
@@ -178,32 +180,53 @@ def _train(
         around_s=around_s,
         minutes=limit_s is not None,
     )
-    ending = ending_of(trainer, folder, pace, stopped_by=signals.asked)
+    ending = ending_of(trainer, folder, pace, stopped_by=signals.asked, keep=keep)
     if ending.why in ("signal", "guard"):
         _stop(trainer, recorder, ending)
         return RunResult(folder=folder, before=before, after=None, ending=ending, stopped_by=signals.asked)
-    _save_result(recipe, loaded, folder)
+    save_trained(recipe, loaded, folder / ("adapter" if adapted_layers(loaded.policy.module) else "model"))
     after = evaluation = None
     if bench and before and before.items:
         after = _measure(bench, before.items, loaded, gallery, "after", trainer.state.global_step)
         evaluation = evaluation_of(bench, before, after)
-    found = benches.after(trainer.state.global_step) if benches else {}
+    more: dict[str, Any] = {"ended": ending.document()} if ending.early else {}
+    if benches:
+        more["benches"] = benches.after(trainer.state.global_step)
+    course = keep.finish(trainer.state.global_step) if keep else None
+    if course and course.best:
+        more["best"] = course.summary()
     seeds, wall_s = [recipe.training.seed], time.monotonic() - begin
     if evaluation and before and before.items and after:
         values = {"before": before.values, "after": after.values}
-        write_results(
-            recorder, evaluation, items=before.items, seeds=seeds, wall_s=wall_s, values=values, benches=found
-        )
+        write_results(recorder, evaluation, items=before.items, seeds=seeds, wall_s=wall_s, values=values, more=more)
         print_table(evaluation)
-    elif found:
-        recorder.document("summary.json", {"seeds": seeds, "wall_s": round(wall_s, 1), "benches": found})
+    elif benches:
+        recorder.document("summary.json", {"seeds": seeds, "wall_s": round(wall_s, 1), **more})
     recorder.document(ENDING, ending.document())
     if ending.early:
         print(ending.words)
     print(f"report {write_report(folder)}")
     if evaluation and headline:
         print_headline(evaluation)
+    if course:
+        print(best_words(course, folder))
     return RunResult(folder=folder, before=before, after=after, ending=ending, evaluation=evaluation)
+
+
+def _keep_best(
+    recipe: Recipe,
+    loaded: LoadedPolicy,
+    trainer: R3Trainer,
+    folder: Path,
+    benches: Measures | None,
+    checkpoint: Checkpoint | None,
+) -> KeepBest | None:
+    """Of the first process, if the recipe keeps its best adapter."""
+    if benches is None or benches.metric is None:
+        return None
+    save, trainer.beside = partial(save_trained, recipe, loaded), folder / BEST
+    keeper = BestKeeper(benches, benches.metric, save, folder, checkpoint.folder if checkpoint else None)
+    return KeepBest(recipe.training.eval_steps, recipe.eval.patience, recipe.eval.min_gain, keeper)
 
 
 def _stop(trainer: R3Trainer, recorder: Recorder, ending: Ending) -> None:
@@ -244,6 +267,7 @@ def _lead(
     checkpoint: Checkpoint | None,
     folder: Path,
     between: Sequence[Callable[[int], None]],
+    keep: KeepBest | None,
 ) -> float:
     """The steps of the first process, which records them, draws the gallery and does what else is done `between` steps;
     the seconds that they took."""
@@ -258,18 +282,27 @@ def _lead(
         trainer.add_callback(signals)
         done = [*([gallery.draw] if gallery.prompts else []), *between]
         trainer.add_callback(BetweenSteps(done, recipe.training.eval_steps))
+        if keep is not None:
+            trainer.add_callback(keep)
         return float(trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"])
 
 
-def _follow(trainer: R3Trainer, signals: SignalCallback, checkpoint: Checkpoint | None, folder: Path) -> RunResult:
+def _follow(
+    trainer: R3Trainer, recipe: Recipe, signals: SignalCallback, checkpoint: Checkpoint | None, folder: Path
+) -> RunResult:
     """What every process but the first one does: its share of every step."""
     trainer.self_check()
+    section, keep = recipe.eval, None
+    if section.keep_best:
+        keep = KeepBest(recipe.training.eval_steps, section.patience, section.min_gain, None)
     with closing(trainer):
         trainer.add_callback(signals)
+        if keep is not None:
+            trainer.add_callback(keep)
         done = trainer.train(resume_from_checkpoint=checkpoint)
     ranks.leave()
     pace = Pace(steps=done.global_step, training_s=done.metrics["train_runtime"], around_s=0.0, minutes=False)
-    ending = ending_of(trainer, folder, pace, stopped_by=signals.asked)
+    ending = ending_of(trainer, folder, pace, stopped_by=signals.asked, keep=keep)
     return RunResult(folder=folder, before=None, after=None, ending=ending, stopped_by=signals.asked)
 
 
@@ -281,17 +314,6 @@ def _keep_rollouts(recorder: Recorder, every: int) -> Callable[[int, Collected],
             recorder.trajectories(step + 1, collected.trajectories())
 
     return keep
-
-
-def _save_result(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> None:
-    """The adapter, or a whole folder of weights that `model.path` takes."""
-    policy = loaded.policy
-    refuse_without_room(folder, weights_bytes(policy.module), "the trained weights")
-    if adapted_layers(policy.module):
-        text = dump_resolved(recipe)
-        save_adapter(policy.module, folder / "adapter", fingerprint=loaded.fingerprint, recipe_text=text)
-    else:
-        loaded.backbone.save(policy, folder / "model")
 
 
 def _gallery(

@@ -32,22 +32,28 @@ class BenchRow:
     change: Interval
 
     def said(self, interval: Interval, *, signed: bool = False) -> str:
-        """A figure in its unit with its interval; a distance has none.
+        """A figure in its unit with its interval."""
+        return said(interval, self.unit, signed=signed)
 
-        >>> interval = Interval(mean=0.5, low=0.25, high=0.75, count=4)
-        >>> row = BenchRow(bench="", label="", hint="", unit="share", wanted="more", decoding="greedy",
-        ...                before=interval, after=interval, change=interval)
-        >>> row.said(interval), row.said(interval, signed=True)
-        ('50.0 % (25.0 to 75.0)', '+50.0 (+25.0 to +75.0)')
-        """
-        share = self.unit in ("share", "change")
-        scale, digits = (100.0, 1) if share else (1.0, 3)
-        sign = "+" if signed or self.unit == "change" else ""
-        mean, low, high = (
-            f"{scale * value:{sign}.{digits}f}" for value in (interval.mean, interval.low, interval.high)
-        )
-        unit = " %" if share and not sign else ""
-        return f"{mean}{unit}" if self.unit == "distance" else f"{mean}{unit} ({low} to {high})"
+
+def said(interval: Interval, unit: str, *, signed: bool = False) -> str:
+    """Return a figure in its unit with its interval; a distance has none.
+
+    Args:
+        interval: value and bounds.
+        unit: `share`, `change`, `number` or `distance`.
+        signed: whether it is a change.
+
+    >>> interval = Interval(mean=0.5, low=0.25, high=0.75, count=4)
+    >>> said(interval, "share"), said(interval, "share", signed=True)
+    ('50.0 % (25.0 to 75.0)', '+50.0 (+25.0 to +75.0)')
+    """
+    share = unit in ("share", "change")
+    scale, digits = (100.0, 1) if share else (1.0, 3)
+    sign = "+" if signed or unit == "change" else ""
+    mean, low, high = (f"{scale * value:{sign}.{digits}f}" for value in (interval.mean, interval.low, interval.high))
+    percent = " %" if share and not sign else ""
+    return f"{mean}{percent}" if unit == "distance" else f"{mean}{percent} ({low} to {high})"
 
 
 def rows_of(table: Mapping[str, Any]) -> list[BenchRow]:

@@ -29,6 +29,10 @@ class Curve:
 
     label: str
     series: Series
+    bounds: tuple[np.ndarray, np.ndarray] | None = None
+    """float64 [N] twice: where the interval of each value begins and ends; None draws none."""
+    ringed: int | None = None
+    """A step whose value is marked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,11 @@ def line_chart(
         width: of the drawing in its own units, near the pixels it will fill, so that its text keeps its size.
     """
     axis = axis or Axis()
-    drawn = [Curve(label=this.label, series=_thin(this.series)) for this in curves if len(this.series)]
+    drawn = [
+        this if this.bounds else Curve(label=this.label, series=_thin(this.series), ringed=this.ringed)
+        for this in curves
+        if len(this.series)
+    ]
     missing = [this.label for this in curves if not len(this.series)]
     body: list[Html] = []
     if drawn:
@@ -174,7 +182,8 @@ class _Scale:
 
 def _scale(curves: Sequence[Curve], axis: Axis, width: int) -> tuple[_Scale, list[float]]:
     steps = (min(int(c.series.steps[0]) for c in curves), max(int(c.series.steps[-1]) for c in curves))
-    values = np.concatenate([c.series.values for c in curves] + [np.array(axis.marks)])
+    bounds = [bound for c in curves for bound in c.bounds or ()]
+    values = np.concatenate([c.series.values for c in curves] + bounds + [np.array(axis.marks)])
     if axis.log:
         bottom = math.floor(math.log10(max(LOG_FLOOR, float(values.min()))))
         top = max(bottom + 1, math.ceil(math.log10(max(LOG_FLOOR, float(values.max())))))
@@ -212,6 +221,7 @@ def _svg(title: str, curves: Sequence[Curve], axis: Axis, width: int) -> Html:
         parts.append(element("text", f"{last:,}", x=width - RIGHT, y=HEIGHT - 6, class_="label end"))
     for index, curve in enumerate(curves):
         parts += _lines(curve, index, scale)
+        parts += _marks(curve, f"c{index % NUM_COLOURS + 1}", scale)
     parts.append(element("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="guide", visibility="hidden"))
     return element(
         "svg",
@@ -238,6 +248,18 @@ def _lines(curve: Curve, index: int, scale: _Scale) -> list[Html]:
         element("polyline", points=raw, class_=f"raw {colour}"),
         element("polyline", points=mean, class_=f"line {colour}"),
     ]
+
+
+def _marks(curve: Curve, colour: str, scale: _Scale) -> list[Html]:
+    """Intervals as whiskers, and the ring."""
+    parts = []
+    for step, low, high in zip(curve.series.steps, *(curve.bounds or ((), ())), strict=bool(curve.bounds)):
+        x = scale.x(step)
+        parts.append(element("line", x1=x, x2=x, y1=scale.y(low), y2=scale.y(high), class_=f"raw {colour}"))
+    for step, value in zip(curve.series.steps, curve.series.values, strict=True):
+        if step == curve.ringed:
+            parts.append(element("circle", cx=scale.x(step), cy=scale.y(value), r=5, class_=f"line ring {colour}"))
+    return parts
 
 
 def _points(steps: np.ndarray, values: np.ndarray, scale: _Scale) -> str:

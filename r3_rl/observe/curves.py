@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from r3_rl.observe.charts import WIDE, Axis, Curve, line_chart, stacked_bar
+from r3_rl.observe.course import BEST, Course
 from r3_rl.observe.evaluation import words_of
-from r3_rl.observe.history import series
+from r3_rl.observe.history import Series, series
 from r3_rl.observe.markup import Html, element
 from r3_rl.observe.metrics import find_metric
 
@@ -90,6 +93,27 @@ def scorers_section(rows: Rows) -> list[Html]:
         hint = hint if curves else f"{hint} The recipe names none under `{prefix}`, or none was logged."
         cards.append(line_chart(title, curves, note=hint, width=WIDE))
     return [element("div", cards, class_="charts pair")]
+
+
+def course_chart(course: Course) -> Html:
+    """The metric that the best adapter is kept by, with its intervals; the best step is ringed."""
+    points = [*([(0, course.base)] if course.base else []), *((r.step, r.value) for r in course.readings)]
+    low, high = (np.array([getattr(value, end) for _, value in points]) for end in ("low", "high"))
+    steps, values = np.array([step for step, _ in points], np.int64), np.array([value.mean for _, value in points])
+    best = course.best
+    note = "No step has a value yet."
+    if best is not None:
+        way = "Higher" if course.metric.wanted == "more" else "Lower"
+        value = course.said(best.value)
+        note = f"Ringed: step {best.step}, {value}, kept in {BEST}/. {way} is better. Step 0 is the base."
+    curve = Curve(
+        label=course.metric.name,
+        series=Series(steps=steps, values=values),
+        bounds=(low, high),
+        ringed=None if best is None else best.step,
+    )
+    axis = Axis(percent=course.metric.unit in ("share", "change"))
+    return line_chart(course.metric.words, [curve], axis=axis, note=note, width=WIDE)
 
 
 def time_section(rows: Rows) -> list[Html]:

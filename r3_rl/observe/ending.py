@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 FILE = "ended.json"
-Way = Literal["done", "clock", "guard", "signal"]
+Way = Literal["done", "clock", "metric", "guard", "signal"]
+"""By its last step, its clock, because its metric got no better, by a guard, by a signal."""
 WAYS = get_args(Way)
 
 

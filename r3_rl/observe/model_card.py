@@ -35,6 +35,8 @@ class CardFacts:
     """What was compared on export, and how it came out."""
     merged: bool
     """True for full weights."""
+    kept: str = ""
+    """Of the adapter of a run's best step: by what it was kept."""
     made_of: tuple[str, ...] = ()
     """Adapters that were added up, each with its weight, in words; empty for one that was trained as it is."""
 
@@ -54,6 +56,7 @@ def write_model_card(folder: Path, facts: CardFacts, run: RunFiles | None, recip
         f"# {escape(facts.title)}",
         _introduction(facts),
         "## Measured",
+        *([facts.kept] if facts.kept else []),
         *_measured(run),
         *(["## Pictures", *pictures] if pictures else []),
         "## How it was trained",

@@ -13,7 +13,8 @@ from ruamel.yaml.error import YAMLError
 
 from r3_rl.errors import InputError
 from r3_rl.observe.bench_table import FOLDER, BenchRow, benches_table, rows_of
-from r3_rl.observe.curves import curves_section, scorers_section, time_section
+from r3_rl.observe.course import COURSE, Course
+from r3_rl.observe.curves import course_chart, curves_section, scorers_section, time_section
 from r3_rl.observe.ending import Ending, read_ending
 from r3_rl.observe.evaluation import Evaluation, words_of
 from r3_rl.observe.gallery import gallery
@@ -53,6 +54,8 @@ class RunFiles:
     evaluation: Evaluation | None
     benches: Sequence[BenchRow]
     """Headline figures of the recipe's section `eval`; empty without one."""
+    course: Course | None
+    """Of the metric that the best adapter is kept by; None if the recipe keeps none."""
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
     recipe: str
@@ -113,6 +116,11 @@ def read_run(folder: Path) -> RunFiles:
         benches = rows_of(_document(folder / FOLDER / "table.json", faults))
     except WRONG_SHAPE as error:
         faults.append(f"{FOLDER}/table.json does not have the expected shape: {error!r}")
+    course = None
+    try:
+        course = Course.from_document(found) if (found := _document(folder / COURSE, faults)) else None
+    except WRONG_SHAPE as error:
+        faults.append(f"{COURSE} does not have the expected shape: {error!r}")
     metrics, trajectories = read_lines(folder / "metrics.jsonl"), read_lines(folder / "trajectories.jsonl")
     for name, lines in (("metrics.jsonl", metrics), ("trajectories.jsonl", trajectories)):
         if not (folder / name).is_file():
@@ -127,6 +135,7 @@ def read_run(folder: Path) -> RunFiles:
         images=folder / "images",
         evaluation=evaluation,
         benches=benches,
+        course=course,
         summary=summary,
         environment=environment,
         recipe=_text(folder / "recipe.yaml", faults),
@@ -143,7 +152,7 @@ def render(run: RunFiles) -> Html:
         _title(run),
         _section("guards", "Guards", _guards(run)),
         _section("results", "Before and after training", _results(run)),
-        _section("benches", "Benches", _benches(run)) if run.benches else None,
+        _section("benches", "Benches", _benches(run)) if run.benches or run.course else None,
         _section("curves", "Curves", curves_section(run.metrics.rows, run.ratio_tolerance)),
         _section("scorers", "Scorers", scorers_section(run.metrics.rows)),
         *([_section("gates", "Gates", gates_section(run.gates.rows))] if run.gates.rows else []),
@@ -239,15 +248,18 @@ def _results(run: RunFiles) -> list[Html]:
 
 
 def _benches(run: RunFiles) -> list[Html]:
-    note = (
-        "Headline figures of the recipe's section `eval`, with 95 % intervals over items. Changes are paired by item "
-        "and coloured if their interval excludes zero. Every figure, sample and image is in "
-        f"`{FOLDER}/index.html` of the run."
-    )
-    return [
-        element("p", _with_code(note), class_="note"),
-        element("div", benches_table(run.benches), class_="box"),
-    ]
+    parts = [element("div", course_chart(run.course), class_="charts pair")] if run.course else []
+    if run.benches:
+        note = (
+            "Headline figures of the recipe's section `eval` after the last step, with 95 % intervals over items. "
+            "Changes are paired by item and coloured if their interval excludes zero. Every figure, sample and image "
+            f"is in `{FOLDER}/index.html` of the run."
+        )
+        parts += [
+            element("p", _with_code(note), class_="note"),
+            element("div", benches_table(run.benches), class_="box"),
+        ]
+    return parts
 
 
 def _gallery(run: RunFiles) -> list[Html]:

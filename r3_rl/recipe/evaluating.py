@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from r3_rl.recipe.base import Section
+from r3_rl.recipe.base import Problem, Section
 
 MOST_ROUNDS = 16
 
 
 class EvalSection(Section):
-    """What is measured before and after training, in addition to the figures of a world."""
+    """What is measured before and after training, in addition to the figures of a world, and what is kept by it."""
 
     benches: dict[str, str | None] = Field(
         {},
@@ -37,3 +38,40 @@ class EvalSection(Section):
     during: bool = Field(
         False, description="Measure every training.eval_steps too; each time costs what the first one did."
     )
+    keep_best: bool = Field(
+        False,
+        description="Write the adapter (or the full weights) of the best step that `during` measured to `best/` of the "
+        "run; `adapter/` stays that of the last step.",
+    )
+    metric: str | None = Field(
+        None,
+        min_length=3,
+        max_length=200,
+        description="What `keep_best` goes by: `BENCH/FIGURE` with the names of `eval/table.json`, such as "
+        "`shapes.drawing/round_2`, with greedy texts. Null takes the headline figure of the first bench at the largest "
+        "edit budget. Figures of single kinds of prompts and distances of whole sets (FID) cannot be chosen.",
+    )
+    wanted: Literal["more", "less"] | None = Field(
+        None, description="Whether `metric` is to rise or to fall; null takes what the figure says of itself."
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="End the run when so many measurements in a row brought no better `metric`; null never does.",
+    )
+    min_gain: float = Field(
+        0.0, ge=0, le=1_000_000, description="By how much a measurement has to be better to count for `patience`."
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Of the keys that say which step is the best."""
+        if self.keep_best and not self.benches:
+            yield Problem("keep_best", "nothing says which step is the best; name a bench in eval.benches")
+        elif self.keep_best and not self.during:
+            yield Problem("keep_best", "nothing is measured between the steps; set eval.during to true")
+        for key in ("metric", "wanted", "patience", "min_gain"):
+            if not self.keep_best and getattr(self, key) != type(self).model_fields[key].default:
+                yield Problem(key, "nothing follows it; set eval.keep_best to true, or leave it out")
+        if self.min_gain and self.keep_best and self.patience is None:
+            yield Problem("min_gain", "nothing follows it; set eval.patience, or leave it out")

@@ -30,7 +30,14 @@ STATE = "trainer_state.json"
 
 
 def save_checkpoint(
-    folder: Path, *, module: nn.Module, fingerprint: str, pool: NodePool, learner: Learner, state: TrainerState
+    folder: Path,
+    *,
+    module: nn.Module,
+    fingerprint: str,
+    pool: NodePool,
+    learner: Learner,
+    state: TrainerState,
+    beside: Path | None = None,
 ) -> None:
     """Write a checkpoint. Every process calls it; the folder has its name once all have written their parts.
 
@@ -40,6 +47,7 @@ def save_checkpoint(
         fingerprint: of its base, kept beside an adapter.
         pool, learner: of this process.
         state: of the run.
+        beside: a folder that belongs to the state and is copied under its own name, if it is there.
 
     Raises:
         RunError: a process could not write; what was written is removed, and the checkpoints before it stay.
@@ -53,6 +61,8 @@ def save_checkpoint(
                 if learner.adapted:
                     save_weights(module, partial, fingerprint=fingerprint)
                 state.save_to_json(str(partial / STATE))
+                if beside is not None and beside.is_dir():
+                    shutil.copytree(beside, partial / beside.name)
             save_pool(pool, partial)
             save_random(partial)
 

@@ -100,6 +100,8 @@ class Loop:
         self.state, self.control = TrainerState(), TrainerControl()
         self.on_gates: Callable[[int, dict[str, Any]], None] | None = None
         """Called with the gates of a routed adapter every `probe_every` steps."""
+        self.beside: Path | None = None
+        """A folder that belongs to the state, such as the best adapter so far: every checkpoint has a copy."""
         self._collected: Collected | None = None
         self._asked: list[Future[list[Verdict]]] = []
         self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
@@ -137,7 +139,7 @@ class Loop:
                 folder = Path(args.output_dir) / f"checkpoint-{self.state.global_step}"
                 self.state.stateful_callbacks["balancer"] = self.balancer.state()
                 self.state.stateful_callbacks["progressive"] = self.schedule.progressive.state()
-                save_checkpoint(folder, learner=self.learner, state=self.state, **self._saved())
+                save_checkpoint(folder, learner=self.learner, state=self.state, beside=self.beside, **self._saved())
                 if ranks.rank() == 0:
                     keep_newest(folder, args.save_total_limit)
                 self._tell("on_save")
@@ -302,7 +304,8 @@ class Loop:
         nodes = [node for group in self.schedule.pool.groups for node in group]
         images = sum(node.image.numel() * node.image.element_size() for node in nodes if node.image is not None)
         adapter = weights_bytes(self.policy.module) if self.learner.adapted else 0
-        return adapter + self.learner.saved_bytes() + images * ranks.count()
+        beside = 0 if self.beside is None else weights_bytes(self.policy.module)
+        return adapter + beside + self.learner.saved_bytes() + images * ranks.count()
 
     def _tell(self, event: str, **more: Any) -> None:
         self.control = getattr(self.handler, event)(self.args, self.state, self.control, **more)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from r3_rl.evaluate import run as runs
 from r3_rl.evaluate.run import train
 from r3_rl.export import export
 from r3_rl.recipe_io import load_recipe
+from tests.conftest import REPOSITORY
 from tests.docs.world import world_folder
 from tests.evaluate.test_run import PLAIN
 
@@ -127,10 +131,27 @@ def test_benches_that_nobody_would_measure_are_refused(recipe):
         ("eval.scorers=nowhere.yaml", "eval.scorers: no such file"),
         ("eval.rounds=[0, 17]", "eval.rounds"),
         ("eval.limit=0", "eval.limit"),
+        (
+            ["eval.keep_best=true", "eval.metric=shapes.drawing/rond_1"],
+            "eval.metric: no figure is called 'shapes.drawing/rond_1'; did you mean 'shapes.drawing/round_1'?",
+        ),
+        (
+            ["eval.keep_best=true", "eval.metric=xyz"],
+            "no figure is called 'xyz'; such as shapes.drawing/draft, shapes.drawing/round_1",
+        ),
+        (
+            ["eval.keep_best=true", "eval.metric=shapes.drawing/gain_1"],
+            "'shapes.drawing/gain_1' is better neither higher nor lower by itself; say more or less with eval.wanted",
+        ),
+        (["eval.keep_best=true", "eval.during=false"], "eval.keep_best: nothing is measured between the steps"),
+        (["eval.keep_best=true", "eval.benches={}"], "eval.keep_best: nothing says which step is the best"),
+        ("eval.patience=2", "eval.patience: nothing follows it; set eval.keep_best to true"),
+        (["eval.keep_best=true", "eval.min_gain=0.1"], "eval.min_gain: nothing follows it; set eval.patience"),
     ],
 )
 def test_a_bad_bench_is_one_line_of_r3_check(recipe, r3, override, said):
-    done = r3("check", "mine.yaml", "model.path=base", override)
+    overrides = [override] if isinstance(override, str) else override
+    done = r3("check", "mine.yaml", "model.path=base", *overrides)
     assert done.code == 2 and said in done.err and done.err.count("\n") == 1
 
 
@@ -140,3 +161,54 @@ def test_a_broken_file_is_said_before_a_model_is_loaded(recipe, r3, monkeypatch,
     monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("the run was begun"))
     done = r3("train", "mine.yaml", "model.path=base", f"eval.benches={{pope: {tmp_path}}}")
     assert done.code == 2 and "coco_pope_random.json:1: not a line of JSON" in done.err
+
+
+def test_an_unknown_metric_is_said_before_a_model_is_loaded(recipe, r3, monkeypatch):
+    monkeypatch.setattr("r3_rl.process.prepare_process", lambda *_: pytest.fail("the run was begun"))
+    done = r3("train", "mine.yaml", "model.path=base", "eval.keep_best=true", "eval.metric=pope.random/accurate")
+    assert done.code == 2 and "did you mean 'pope.random/accuracy'?" in done.err and done.err.count("\n") == 1
+
+
+def test_the_best_adapter_is_found_by_those_who_want_it(recipe, r3, tmp_path, capsys):
+    run = train(recipe("eval.keep_best=true", "eval.benches={pope: sets/pope}"), further=RunBenches)
+    said = json.loads((run.folder / "best" / "best.json").read_text())
+    table = json.loads((run.folder / "eval" / "table.json").read_text())
+    (accuracy,) = (row for row in table["benches"][0]["figures"] if row["name"] == "accuracy")
+    models = accuracy["decodings"]["greedy"]["models"]
+    best = {2: "step-2", 4: "trained"}[said["step"]]
+    assert said["metric"] == "pope.random/accuracy" and said["value"] == models[best]["mean"]
+    assert said["value"] == max(models["step-2"]["mean"], models["trained"]["mean"])
+    assert f"best adapter: {run.folder / 'best'}, of step {said['step']}" in capsys.readouterr().out.splitlines()[-1]
+    report = (run.folder / "report.html").read_text()
+    assert f"Ringed: step {said['step']}" in report and "line ring" in report
+
+    adapter = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert r3("export", str(run.folder), "--best").code == 0
+    card = (run.folder / "best" / "README.md").read_text()
+    assert f"weights of step {said['step']}" in card and "pope.random/accuracy" in card
+    assert (run.folder / "adapter" / "adapter_model.safetensors").read_bytes() == adapter, "the last step's stays"
+    assert not (run.folder / "adapter" / "README.md").exists()
+    none = r3("export", str(tmp_path), "--best")
+    assert none.code == 2 and "has kept no best adapter; `eval.keep_best: true` in a recipe keeps one" in none.err
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_and_keep_one_adapter(place, tmp_path):
+    settings = ["training.learning_rate=1.0e-9", "training.max_steps=9", "training.eval_steps=1", "eval.rounds=[0]"]
+    settings += ["eval.benches={pope: sets/pope}", "eval.keep_best=true", "eval.patience=1", "observe.gallery=0"]
+    places = [f"model.path={place / 'base'}", f"training.output_dir={tmp_path}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "r3_rl"]
+    done = subprocess.run(
+        [*command, "train", "mine.yaml", *PLAIN, *places, *settings],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "mine" / "summary.json").read_text())
+    assert (summary["ended"]["step"], summary["ended"]["why"], summary["best"]["step"]) == (2, "metric", 1)
+    assert "best adapter: " in done.stdout.splitlines()[-1] and done.stdout.count("best adapter: ") == 1
+    assert (tmp_path / "mine" / "best" / "adapter_model.safetensors").is_file()
