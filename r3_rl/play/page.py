@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from r3_rl.errors import InputError, MissingPackageError, R3Error
-from r3_rl.evaluate.refiner import RefinerOutput
 from r3_rl.observe.markup import Html, element
 from r3_rl.observe.notebook import notebook_html
-from r3_rl.play.player import Player, Scales
+from r3_rl.play.player import Player, Scales, Shown
 from r3_rl.serve.conversation import Answer
 from r3_rl.serve.limits import ServeLimits
 
@@ -127,13 +126,13 @@ def _drawing_tab(gr: Any, player: Player, last: Any, rounds: int) -> None:
         )
         yield [*(_drawn(side, None, busy=side in sides) for side in player.sides), None]
         try:
-            so_far: dict[str, RefinerOutput] = {}
+            so_far: dict[str, Shown] = {}
             for so_far in steps:
                 yield [
                     *(_drawn(side, so_far.get(side), busy=side in sides) for side in player.sides),
-                    so_far[sides[0]].images[0],
+                    _last_image(so_far[sides[0]]),
                 ]
-            yield [*(_drawn(side, so_far.get(side)) for side in player.sides), so_far[sides[0]].images[0]]
+            yield [*(_drawn(side, so_far.get(side)) for side in player.sides), _last_image(so_far[sides[0]])]
         except R3Error as error:
             raise _told(gr, error) from error
 
@@ -183,10 +182,16 @@ def _told(gr: Any, error: R3Error) -> Any:
     return gr.Error(str(error), duration=None, title="Not done", print_exception=False)
 
 
-def _drawn(side: str, output: RefinerOutput | None, *, busy: bool = False) -> Html:
-    """What a side has drawn so far."""
-    state = element("p", "drawing …", class_="quiet busy") if busy else None
-    rows = Html(notebook_html(output.trajectories)) if output else None
+def _last_image(shown: Shown) -> Image.Image | None:
+    """For the other tab."""
+    return None if shown.output is None else shown.output.images[0]
+
+
+def _drawn(side: str, shown: Shown | None, *, busy: bool = False) -> Html:
+    """What a side has drawn so far, and what it is writing."""
+    words = f"{shown.stage}: {shown.text} …" if shown and shown.stage else "drawing …"
+    state = element("p", words, class_="quiet busy") if busy else None
+    rows = Html(notebook_html(shown.output.trajectories)) if shown and shown.output else None
     return element("div", element("h3", side), rows, state)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from PIL import Image
 
@@ -32,6 +35,20 @@ EXAMPLES = (
     "a black cat on a white sofa, a lamp behind it",
 )
 """Prompts for a model of an open vocabulary."""
+_EVERY_S = 0.1
+"""Between two looks at a text that is being written: a page is sent again for each."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shown:
+    """How far a side has come."""
+
+    output: RefinerOutput | None = None
+    """After the last stage that is done; None before the draft."""
+    stage: str = ""
+    """What is being written: `plan` or `critique`; empty while nothing is."""
+    text: str = ""
+    """As far as it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +114,9 @@ class Player:
         scales: Scales | None = None,
         scorers: Sequence[str] = (),
         sides: Sequence[str] | None = None,
-    ) -> Iterator[dict[str, RefinerOutput]]:
-        """Run the loop for each side, one stage at a time in turns; give what there is after each stage, by side.
+    ) -> Iterator[dict[str, Shown]]:
+        """Run the loop for each side, one stage at a time in turns; give what there is after each stage, by side, and
+        the plans and critiques while they are written.
 
         Args:
             prompt: what to draw.
@@ -112,22 +130,30 @@ class Player:
             InputError: what `Refiner.stream` raises; ScorerError for a scorer that breaks its contract.
         """
         loop = self.loop if scales is None else scales.put_into(self.loop)
+        written: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
         with ExitStack() as held:
             panel = held.enter_context(Panel([self.scorers[name] for name in scorers])) if scorers else None
+            thread = held.enter_context(ThreadPoolExecutor(1))  # stages run in it, while this one looks at their texts
             streams = {
-                side: self._refiner.with_policy(self._worker.client(base=side == BASE), loop).stream(
-                    prompt, num_rounds=rounds, seed=seed, submit=panel.submit if panel else None
-                )
+                side: self._refiner.with_policy(
+                    self._worker.client(base=side == BASE, follows=lambda stage, text: written.put((stage, text))), loop
+                ).stream(prompt, num_rounds=rounds, seed=seed, submit=panel.submit if panel else None)
                 for side in (self.sides if sides is None else sides)
             }
-            so_far: dict[str, RefinerOutput] = {}
+            so_far: dict[str, Shown] = {}
             while streams:
                 for side, stream in list(streams.items()):
-                    output = next(stream, None)
+                    stage_done = thread.submit(next, stream, None)
+                    stage_done.add_done_callback(lambda _: written.put(None))
+                    output = so_far[side].output if side in so_far else None
+                    for stage, text in _looks(written):
+                        so_far[side] = Shown(output=output, stage=stage, text=text)
+                        yield dict(so_far)
+                    output = stage_done.result()
                     if output is None:
                         del streams[side]
                         continue
-                    so_far[side] = output
+                    so_far[side] = Shown(output=output)
                     yield dict(so_far)
 
     def ask(self, image: Image.Image, question: str) -> dict[str, Answer]:
@@ -162,6 +188,23 @@ class Player:
     def close(self) -> None:
         """End the model's thread; what waits is refused."""
         self._worker.close()
+
+
+def _looks(written: SimpleQueue[tuple[str, str] | None]) -> Iterator[tuple[str, str]]:
+    """The newest text, at most every `_EVERY_S`, until None comes; the last one is looked at if it stays."""
+    newest: tuple[str, str] | None = None
+    until = 0.0
+    while True:
+        try:
+            left = max(0.0, until - time.monotonic())
+            found = written.get(timeout=left) if newest is not None and left else written.get(block=newest is None)
+            if found is None:
+                return
+            newest = found
+        except Empty:
+            assert newest is not None, "else it waits"
+            yield newest
+            newest, until = None, time.monotonic() + _EVERY_S
 
 
 def scorers_named(names: Sequence[str]) -> list[ScorerSpec]:

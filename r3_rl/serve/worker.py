@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -60,10 +60,12 @@ class WorkerClient:
     Args:
         worker: that is asked.
         base: whether the adapter is switched off for this request.
+        follows: is told the stage and its first text as far as it is written, of every `write` that names no
+            listeners.
     """
 
-    def __init__(self, worker: ModelWorker, *, base: bool) -> None:
-        self._worker, self.base = worker, base
+    def __init__(self, worker: ModelWorker, *, base: bool, follows: Callable[[str, str], None] | None = None) -> None:
+        self._worker, self.base, self._follows = worker, base, follows
         self.cancelled = False
 
     @property
@@ -82,9 +84,13 @@ class WorkerClient:
 
         A batch that fails is written again row by row, and whoever listens hears its text from the start.
         """
+        if heard is None:
+            heard = [None] * len(contexts)
+            if self._follows is not None and contexts:
+                heard[0] = partial(self._follows, sampling.task)
         rows = [
             _Row(client=self, how=sampling, context=context, seed=seed, noise_seed=seed, heard=hear)
-            for context, seed, hear in zip(contexts, seeds, heard or [None] * len(contexts), strict=True)
+            for context, seed, hear in zip(contexts, seeds, heard, strict=True)
         ]
         return self._ask(rows, TextSegment)
 
@@ -145,9 +151,9 @@ class ModelWorker:
         self._thread = threading.Thread(target=self._run, name="r3-model", daemon=True)
         self._thread.start()
 
-    def client(self, *, base: bool) -> WorkerClient:
+    def client(self, *, base: bool, follows: Callable[[str, str], None] | None = None) -> WorkerClient:
         """Return a place for a request; entering it tells the worker to expect rows from it."""
-        return WorkerClient(self, base=base)
+        return WorkerClient(self, base=base, follows=follows)
 
     def put(self, rows: Sequence[_Row]) -> None:
         """Queue rows of one client. Raises `Abandoned` if it was given up, `Refusal` if the worker is closing."""

@@ -34,8 +34,28 @@ def pixels(image):
     return np.asarray(image).astype(int)
 
 
+def drawn(steps):
+    """What there is after each stage that draws or judges, by side, without the looks at texts in between."""
+    whole = [step for step in steps if not any(shown.stage for shown in step.values())]
+    return [{side: shown.output for side, shown in step.items()} for step in whole]
+
+
+def test_a_plan_is_read_while_it_is_written_and_before_its_draft(player):
+    steps = [step["shipped"] for step in player.draw(PROMPT, seed=1, rounds=1, sides=["shipped"])]
+    done = [place for place, shown in enumerate(steps) if not shown.stage]
+    draft = steps[done[0]].output
+    plans, critiques = steps[: done[0]], steps[done[0] + 1 : done[1]]
+    assert {(shown.stage, shown.output) for shown in plans} == {("plan", None)}
+    plan = draft.trajectories[0].rounds[0].plan.text
+    assert all(plan.startswith(shown.text) for shown in plans) and plans[-1].text == plan, (
+        "the whole one stays in sight"
+    )
+    assert {shown.stage for shown in critiques} == {"critique"} and critiques[0].output is draft
+    assert all(steps[done[1]].output.critiques[0][0].startswith(shown.text) for shown in critiques)
+
+
 def test_both_sides_grow_stage_by_stage_to_what_the_refiner_gives(player, loaded):
-    stages = list(player.draw(PROMPT, seed=1, rounds=1))
+    stages = drawn(player.draw(PROMPT, seed=1, rounds=1))
     assert set(stages[0]) == {"shipped"} and list(stages[-1]) == ["shipped", "base"]
     grown = [len(stage["shipped"].rounds[0]) + len(stage["shipped"].critiques[0]) for stage in stages]
     assert grown == sorted(grown) and grown[0] == 1 < grown[-1]
@@ -49,7 +69,7 @@ def test_both_sides_grow_stage_by_stage_to_what_the_refiner_gives(player, loaded
 
 
 def test_chosen_scorers_are_asked_instead_of_the_world(player):
-    (last,) = list(player.draw(PROMPT, seed=1, rounds=0, scorers=["sharpness", "jpeg_size"], sides=["base"]))
+    (last,) = drawn(player.draw(PROMPT, seed=1, rounds=0, scorers=["sharpness", "jpeg_size"], sides=["base"]))
     verdict = last["base"].trajectories[0].final.verdict
     assert set(verdict.scores) == {"sharpness", "jpeg_size"} and last["base"].scores is None
 
@@ -60,17 +80,17 @@ def test_guidance_reaches_drafts_and_refinements(player, loaded):
     other = Scales(draft=2.0, refine=3.0, image=1.5).put_into(player.loop)
     assert (other.draft.drawing.guidance.text, other.refine.drawing.guidance.text) == (2.0, 3.0)
     assert other.refine.drawing.guidance.image == 1.5
-    plain = [stage["base"].images[0] for stage in player.draw("a cross", seed=0, rounds=0, sides=["base"])]
-    guided = player.draw("a cross", seed=0, rounds=0, sides=["base"], scales=replace(own, draft=4.0))
-    assert np.abs(pixels(next(guided)["base"].images[0]) - pixels(plain[0])).max() > 1
+    (plain,) = drawn(player.draw("a cross", seed=0, rounds=0, sides=["base"]))
+    (guided,) = drawn(player.draw("a cross", seed=0, rounds=0, sides=["base"], scales=replace(own, draft=4.0)))
+    assert np.abs(pixels(guided["base"].images[0]) - pixels(plain["base"].images[0])).max() > 1
 
 
 def test_both_sides_answer_a_question_about_an_image(player):
-    (*_, drawn) = player.draw("two red circles", seed=0, rounds=2, sides=["shipped"])
-    said = player.ask(drawn["shipped"].images[0], "how many circles ?")
+    image = drawn(player.draw("two red circles", seed=0, rounds=2, sides=["shipped"]))[-1]["shipped"].images[0]
+    said = player.ask(image, "how many circles ?")
     assert list(said) == ["shipped", "base"] and said["base"].thought and said["base"].content
     with pytest.raises(InputError, match="does not know 'zebras'"):
-        player.ask(drawn["shipped"].images[0], "how many zebras ?")
+        player.ask(image, "how many zebras ?")
 
 
 def test_an_adapter_that_is_routed_by_task_answers_too():
