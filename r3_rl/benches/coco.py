@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r3_rl.benches.base import Figure, ItemBench, Job, Request, Sample, batch_of
-from r3_rl.benches.distances import clip_embedder, cmmd, frechet_and_kernel, inception
+from r3_rl.benches.distances import check_weights, clip_embedder, cmmd, frechet_and_kernel, inception
 from r3_rl.benches.drawing import DrawingBench
 from r3_rl.benches.judged import Judge
 from r3_rl.benches.published import COCO, field, find_image, given_path, missing, read_json
@@ -30,10 +30,14 @@ def coco(request: Request) -> list[ItemBench]:
 
     `--scorers` names the scorer of CLIPScore and, under `distances`, the weights of Inception (FID, KID) and of CLIP
     (CMMD); what has no weights is not measured.
+
+    Raises:
+        InputError: files or weights that are missing; the line says what to fetch and where to name it.
     """
     folder = given_path(request, COCO)
     chosen = dict(request.scorers.get(COCO.name, {}))
     weights = chosen.pop("distances", {})
+    check_weights(weights, "--scorers: coco.distances")
     section = RewardSection.model_validate({"scorer": "clip_score", "params": {}, **chosen})
     captions = _captions(folder, request.limit)
     drawing = DrawingBench(

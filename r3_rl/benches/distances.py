@@ -7,21 +7,33 @@ the weights are given by path. Below a few thousand images FID is biased upwards
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from r3_rl.errors import InputError, MissingPackageError
+from r3_rl.errors import InputError, MissingPackageError, one_line
+from r3_rl.importing import closest
 from r3_rl.pixels import flat_rgb
 
 SIGMA, SCALE = 10.0, 1000.0
 """Of CMMD, as its authors set them."""
 INSTALL = "pip install 'r3-rl[eval]'"
+FETCH_INCEPTION = (
+    "fetch weights-inception-2015-12-05-6726825d.pth from github.com/toshas/torch-fidelity/releases/tag/v0.2.0 and "
+    "name the file under distances.inception"
+)
+FETCH_CLIP = (
+    "fetch CLIP's weights, such as ViT-L-14-336px.pt of OpenAI, and name them under distances.clip: ViT-L-14-336:FILE"
+)
+PACKAGES = {"inception": ("torchmetrics", "torch_fidelity"), "clip": ("open_clip",)}
+"""What each measure needs."""
 Embed = Callable[[Sequence[Path]], np.ndarray]
 """Image files -> embeddings float64 [n, D], each of length 1."""
 
@@ -32,6 +44,31 @@ class Distances:
 
     fid: float
     kid: float
+
+
+def check_weights(weights: Mapping[str, Any], place: str) -> None:
+    """Look whether what reads the images is there, before any image is drawn.
+
+    Args:
+        weights: `inception`, a file, and `clip`, open_clip's `NAME:TAG`; what is absent is not measured.
+        place: where they are named, for errors.
+
+    Raises:
+        InputError: another key, or a file that is missing; the line says what to fetch and where to name it.
+            MissingPackageError: a package that is not installed.
+    """
+    for key, value in weights.items():
+        if key not in PACKAGES:
+            raise InputError(f"{place}: nothing is called '{one_line(str(key), 40)}'", hint=closest(str(key), PACKAGES))
+        if key == "inception" and not Path(str(value)).is_file():
+            raise InputError(f"{place}.inception: no such file: '{value}'", hint=FETCH_INCEPTION)
+        tag = str(value).partition(":")[2]
+        if key == "clip" and not tag:  # open_clip would take random weights
+            raise InputError(f"{place}.clip: '{value}' names no weights", hint=FETCH_CLIP)
+        if key == "clip" and ("/" in tag or Path(tag).suffix) and not Path(tag).is_file():
+            raise InputError(f"{place}.clip: no such file: '{tag}'", hint=FETCH_CLIP)
+        if lacking := [name for name in PACKAGES[key] if find_spec(name) is None]:
+            raise MissingPackageError(f"{place}.{key} needs the package {lacking[0].replace('_', '-')}", hint=INSTALL)
 
 
 def frechet_and_kernel(real: Sequence[Path], drawn: Sequence[Path], extractor: nn.Module) -> Distances:
@@ -71,23 +108,21 @@ def inception(weights: Path) -> nn.Module:
     """Return the Inception network of FID with the weights of a file.
 
     Args:
-        weights: `pt_inception-2015-12-05-6726825d.pth`, as torch-fidelity publishes it.
+        weights: `weights-inception-2015-12-05-6726825d.pth`, as torch-fidelity publishes it.
 
     Raises:
-        InputError: no such file. MissingPackageError: torchmetrics or torch-fidelity is not installed.
+        InputError: a file that holds something else.
     """
-    if not weights.is_file():
-        raise InputError(
-            f"{weights}: no such file", hint="fetch pt_inception-2015-12-05-6726825d.pth from torch-fidelity's releases"
-        )
-    try:
-        from torchmetrics.image.fid import NoTrainInceptionV3
+    from torchmetrics.image.fid import NoTrainInceptionV3
 
+    try:
         return NoTrainInceptionV3(
             name="inception-v3-compat", features_list=["2048"], feature_extractor_weights_path=str(weights)
         )
-    except (ImportError, ModuleNotFoundError):
-        raise MissingPackageError("FID and KID need torchmetrics and torch-fidelity", hint=INSTALL) from None
+    except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(
+            f"{weights}: not Inception's weights ({one_line(str(error), 60)})", hint=FETCH_INCEPTION
+        ) from None
 
 
 def clip_embedder(weights: str) -> Embed:
@@ -97,14 +132,15 @@ def clip_embedder(weights: str) -> Embed:
         weights: open_clip's `NAME:TAG`, such as `ViT-L-14-336:openai`; the tag may be a file.
 
     Raises:
-        MissingPackageError: open_clip is not installed.
+        InputError: weights that cannot be read or fetched, or an architecture that open_clip does not know.
     """
-    try:
-        import open_clip
-    except ImportError:
-        raise MissingPackageError("CMMD needs open_clip", hint=INSTALL) from None
+    import open_clip
+
     name, _, tag = weights.partition(":")
-    model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag or None)
+    try:
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
+    except Exception as error:  # open_clip, torch, the hub and the unpickler each raise their own
+        raise InputError(f"CMMD: '{weights}' cannot be read ({one_line(str(error), 60)})", hint=FETCH_CLIP) from None
     model.eval()
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ import numpy as np
 from r3_rl.benches.base import Figure, ItemBench, Request, Sums, batch_of
 from r3_rl.benches.drawing import DrawingBench
 from r3_rl.benches.published import DPG, GENEVAL, GENEVAL_PLUS, TIIF, Published, given_path
-from r3_rl.errors import DataError, InputError
+from r3_rl.errors import DataError, InputError, R3Error
 from r3_rl.evaluate.gallery import by_panel
 from r3_rl.recipe import RewardSection
 from r3_rl.scoring.panel import Panel, ScorerSpec
@@ -45,18 +45,23 @@ class Judge:
     def __init__(self, reward: RewardSection, name: str) -> None:
         if problems := check_scorer(reward.scorer, reward.params):
             raise InputError(f"bench '{name}': {problems[0]}", hint="set its parameters in the file of --scorers")
-        self._reward = reward
+        self._reward, self._name = reward, name
         self._spec: ScorerSpec | None = None
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
         """Return the trajectories with a verdict for every image.
 
         Raises:
+            InputError: a scorer that cannot be loaded, such as one whose weights are missing.
             ScorerError: more than a quarter of the scores are missing; the line says why.
         """
         reward = self._reward
         if self._spec is None:
-            scorer = load_scorer(reward.scorer, reward.params, Path.cwd())
+            try:
+                scorer = load_scorer(reward.scorer, reward.params, Path.cwd())
+            except R3Error as error:
+                hint = f"{error.hint}; name it in the file of --scorers, under {self._name}.params"
+                raise InputError(f"bench '{self._name}': {error.message}", hint=hint.removeprefix("; ")) from error
             self._spec = ScorerSpec(name=reward.scorer, scorer=scorer, params=reward.params, timeout_s=reward.timeout_s)
         with Panel([self._spec]) as panel:
             judged = by_panel(panel, counted=True)(trajectories)

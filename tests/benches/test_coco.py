@@ -12,9 +12,9 @@ from PIL import Image
 
 from r3_rl.benches.base import Request
 from r3_rl.benches.coco import CAPTIONS, NOT_MEASURED, CocoBench, coco
-from r3_rl.benches.distances import cmmd, frechet_and_kernel, inception
+from r3_rl.benches.distances import clip_embedder, cmmd, frechet_and_kernel
 from r3_rl.benches.made import write_sets
-from r3_rl.benches.run import EvalSettings, evaluate
+from r3_rl.benches.run import EvalSettings, check_benches, evaluate
 from r3_rl.errors import InputError
 
 SHARP = {"coco": {"scorer": "sharpness"}}
@@ -135,6 +135,7 @@ def test_distances_are_rows_without_intervals(tmp_path, sets, monkeypatch):
     from r3_rl.benches import coco as module
 
     monkeypatch.setattr(module, "inception", lambda path: FirstPixels())
+    monkeypatch.setattr(module, "check_weights", lambda weights, place: None)
     scorers = {"coco": {**SHARP["coco"], "distances": {"inception": "weights.pth"}}}
     (tmp_path / "s.yaml").write_text(json.dumps(scorers))
     settings = EvalSettings(benches=[f"coco={sets / 'coco'}"], rounds=[0, 1], limit=4, scorers=tmp_path / "s.yaml")
@@ -147,6 +148,37 @@ def test_distances_are_rows_without_intervals(tmp_path, sets, monkeypatch):
     assert "[" not in line
 
 
-def test_weights_that_are_not_there_are_told(tmp_path):
-    with pytest.raises(InputError, match="no such file; fetch pt_inception"):
-        inception(tmp_path / "no.pth")
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (
+            {"inception": "no.pth"},
+            "coco.distances.inception: no such file: 'no.pth'; fetch weights-inception-2015-12-05",
+        ),
+        ({"clip": "ViT-L-14-336:no/clip.pt"}, "coco.distances.clip: no such file: 'no/clip.pt'; fetch CLIP's weights"),
+        ({"clip": "ViT-L-14-336"}, "'ViT-L-14-336' names no weights; fetch CLIP's weights"),
+        ({"inceptoin": "a.pth"}, "nothing is called 'inceptoin'; did you mean 'inception'?"),
+    ],
+)
+def test_weights_that_are_not_there_are_told_before_a_model_is_loaded(sets, tmp_path, weights, said):
+    (tmp_path / "s.yaml").write_text(json.dumps({"coco": {**SHARP["coco"], "distances": weights}}))
+    settings = EvalSettings(benches=[f"coco={sets / 'coco'}"], scorers=tmp_path / "s.yaml")
+    with pytest.raises(InputError) as caught:
+        check_benches(settings)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_broken_clip_weights_are_one_line(tmp_path):
+    pytest.importorskip("open_clip", reason="the extra 'eval' is not installed")
+    (tmp_path / "clip.pt").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"CMMD: 'ViT-B-32:.*clip.pt' cannot be read \(.*\); fetch CLIP's weights"):
+        clip_embedder(f"ViT-B-32:{tmp_path / 'clip.pt'}")
+
+
+def test_a_scorer_without_its_weights_names_the_bench_and_where_to_put_them(sets, tmp_path):
+    judge = {"coco": {"params": {"weights": str(tmp_path / "nowhere")}}}
+    (bench,) = coco(Request(name="coco", path=sets / "coco", tags=None, world=None, rounds=[0], scorers=judge))
+    with pytest.raises(InputError) as caught:
+        bench.drawing.verdicts([])
+    assert str(caught.value).startswith("bench 'coco': no such file or folder: ")
+    assert str(caught.value).endswith("name it in the file of --scorers, under coco.params")
