@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from r3_rl.observe.environment import installed_version
-from r3_rl.process import MALLOC, physical_cores
+from r3_rl.process import KEEPING, physical_cores
 
 PACKAGES = {
     "train": (
@@ -145,5 +145,5 @@ def _torchvision() -> Iterator[Finding]:
 def _allocator() -> Finding:
     if not sys.platform.startswith("linux"):
         return Finding("allocator", "the system's own")
-    ready = all(name in os.environ for name in MALLOC)
+    ready = all(name in os.environ for name in KEEPING)
     return Finding("allocator", "set for training" if ready else "default; demo, train and pretrain set it themselves")

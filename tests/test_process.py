@@ -11,21 +11,21 @@ import tomllib
 import pytest
 
 from r3_rl.doctor import PACKAGES, examine, matmul_gflops
-from r3_rl.process import MALLOC, MARKER, physical_cores, prepare_process
+from r3_rl.process import KEEPING, MARKER, physical_cores, prepare_process
 from tests.conftest import REPOSITORY
 
 SCRIPT = """
 import os, sys
-from r3_rl.process import MALLOC, prepare_process
+from r3_rl.process import KEEPING, prepare_process
 print("started", sys.argv[1:], flush=True)
 prepare_process({threads})
-print(os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"], *(os.environ.get(name) for name in MALLOC))
+print(os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"], *(os.environ.get(name) for name in KEEPING))
 """
 glibc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the settings are glibc's")
 
 
 def start(threads: int | None = None, **changed: str) -> list[str]:
-    names = (MARKER, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", *MALLOC)
+    names = (MARKER, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", *KEEPING)
     environment = {name: value for name, value in os.environ.items() if name not in names} | changed
     command = [sys.executable, "-c", SCRIPT.format(threads=threads), "a b"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -36,7 +36,7 @@ def start(threads: int | None = None, **changed: str) -> list[str]:
 def test_process_restarts_once_with_its_arguments():
     first, second, last = start()
     assert first == second == "started ['a b']"
-    assert last.split() == [str(physical_cores()), "1", *MALLOC.values()]
+    assert last.split() == [str(physical_cores()), "1", *KEEPING.values()]
 
 
 @glibc
@@ -50,7 +50,7 @@ def test_values_of_the_user_are_kept():
 
 @pytest.mark.processes
 def test_nothing_is_restarted_where_all_is_set():
-    started, last = start(5, OMP_NUM_THREADS="3", **MALLOC)
+    started, last = start(5, OMP_NUM_THREADS="3", **KEEPING)
     assert started == "started ['a b']"
     assert last.split()[0] == "5", "a recipe's own number of threads comes first"
 

@@ -84,7 +84,7 @@ def serve(
         raise InputError("--workers, --max-waiting, --timeout-s and --memory-gb are above 0")
     if memory_gb is not None and not isolate:
         raise InputError("--memory-gb limits the process of a scorer", hint="leave --no-isolate out")
-    prepare_process()
+    prepare_process(keep_memory=False)
     from r3_rl.scoring.server import ServerSettings
     from r3_rl.scoring.server import serve as serve_scorers
 

@@ -1,7 +1,10 @@
 """What one sender can cost a server: little time, little memory, and never the others' place."""
 
+import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +12,10 @@ from urllib.request import urlopen
 
 import msgpack
 import numpy as np
+import psutil
 import pytest
 
+from r3_rl.process import MARKER
 from r3_rl.scoring.asked import ScorerSpec
 from r3_rl.scoring.base import scorer_info
 from r3_rl.scoring.png import encode_png
@@ -180,3 +185,26 @@ def test_more_objects_than_the_grid_holds_are_not_judged(include):
 def test_the_limits_are_told_to_clients():
     with running([spec(lengths)], settings=ServerSettings(limits=Limits(keys=3))) as url:
         assert b'"keys":3' in urlopen(f"{url}/info", timeout=60).read()
+
+
+@pytest.mark.processes
+def test_what_a_large_request_took_goes_back_to_the_system(tmp_path):
+    command = [sys.executable, "-m", "r3_rl", "rewards", "serve", "sharpness", "--port", "0"]
+    environment = {name: value for name, value in os.environ.items() if name != MARKER and "MALLOC" not in name}
+    small, large = (encode_png(np.zeros((side, side, 3), np.uint8)) for side in (36, 2048))
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = process.stdout.readline().split(" at ")[1].split()[0]
+            server = psutil.Process(process.pid)
+            for _ in range(5):
+                assert post(url, body_of([{"images": 0}], (small,)))[0] == 200
+            before = server.memory_info().rss
+            with ThreadPoolExecutor(3) as pool:
+                asked = [pool.submit(post, url, body_of([{"images": 0}], (large,))) for _ in range(3)]
+                assert [each.result()[0] for each in asked] == [200] * 3
+            deadline = time.monotonic() + 60
+            while (after := server.memory_info().rss) > 1.1 * before and time.monotonic() < deadline:
+                time.sleep(0.2)
+            assert after <= 1.1 * before, f"{before / 1e6:.0f} -> {after / 1e6:.0f} MB"
+        finally:
+            process.kill()
