@@ -25,6 +25,7 @@ from machine import Report
 from timed_policy import EveryoneEdits
 
 from r3_rl.flow.guidance import Guidance
+from r3_rl.modalities import TextPiece, TextSegment
 from r3_rl.nodes import given_image
 from r3_rl.observe.memory import peak_bytes
 from r3_rl.policy.adapters import AdapterSettings, attach
@@ -42,7 +43,7 @@ from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.credit import Credit
 from r3_rl.training.update import LossSettings, accumulate
-from r3_rl.types import Prompt, TextPiece, TextSegment
+from r3_rl.types import Prompt
 
 GOAL_BYTES = 75 * 2**30
 PROMPT = "a photo of two red apples to the left of a blue bench, and one green umbrella above them"

@@ -75,9 +75,10 @@ def first_image(model: Any, prompt: str) -> Any:
 
 def roll_out(model: Any, prompt: str, image: Any, rows: Sequence[int]) -> Rollouts:
     """Rows of one group; row r has the seeds of row r, whoever else is in the batch, and an instruction of its own."""
+    from r3_rl.modalities import TextPiece
     from r3_rl.nodes import given_image
     from r3_rl.stages import CRITIQUE
-    from r3_rl.types import Prompt, TextPiece
+    from r3_rl.types import Prompt
 
     policy, settings, asked = model.policy, model.settings, Prompt(text=prompt)
     seconds: dict[str, float] = {}

@@ -24,6 +24,7 @@ from PIL import Image
 
 from r3_rl.evaluate.loading import SHIPPED, load
 from r3_rl.evaluate.refiner import Refiner
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.pixels import from_picture
 from r3_rl.policy.base import Sampling
 from r3_rl.rollout.rows import row_seeds
@@ -31,7 +32,6 @@ from r3_rl.serve.command import running
 from r3_rl.serve.images import png_base64
 from r3_rl.serve.limits import ServeLimits
 from r3_rl.serve.studio import Studio, StudioSettings
-from r3_rl.types import ImagePiece, TextPiece
 
 PROMPT, QUESTION = "one yellow triangle and two green circles", "how many circles ?"
 

@@ -102,8 +102,8 @@ def cases(policy: Any, args: argparse.Namespace, sizes: Sequence[int]) -> dict[s
     import torch
 
     from r3_rl.flow.guidance import Guidance
+    from r3_rl.modalities import ImagePiece, TextPiece
     from r3_rl.policy.base import Drawing, Sampling
-    from r3_rl.types import ImagePiece, TextPiece
 
     owners = [group for group, size in enumerate(sizes) for _ in range(size)]
     rows = range(len(owners))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from r3_rl.algorithm.advantage import advantages
+from r3_rl.modalities import Context, TextPiece
 from r3_rl.observe.metrics import Numbers
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.checkpoint import random_bagel
@@ -21,7 +22,7 @@ from r3_rl.rollout.rows import row_seeds
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.training.credit import Credit, StageCredit
 from r3_rl.training.schedules import Collected, Schedule
-from r3_rl.types import Context, Prompt, TextPiece
+from r3_rl.types import Prompt
 
 
 def text_policy(qwen: Any, tokenizer: Any) -> BagelPolicy:

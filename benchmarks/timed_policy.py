@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from r3_rl.modalities import Context, ImageSegment, Segment, TextSegment
 from r3_rl.policy.bagel.policy import BagelPolicy
-from r3_rl.policy.base import Drawing, Heard, ImageReplay, Sampling
+from r3_rl.policy.base import Drawing, Heard, Replay, Sampling
 from r3_rl.stages.protocol import Protocol
-from r3_rl.types import Context, Critique, ImageSegment, Segment, TextSegment
+from r3_rl.types import Critique
 
 Result = TypeVar("Result")
 
@@ -42,7 +43,7 @@ class TimedPolicy(BagelPolicy):
     ) -> list[ImageSegment]:
         return self._timed("draw", lambda: super(TimedPolicy, self).draw(contexts, drawings, seeds, noise_seeds))
 
-    def replay(self, segments: Sequence[Segment]) -> list[torch.Tensor | ImageReplay]:
+    def replay(self, segments: Sequence[Segment]) -> list[Replay]:
         return self._timed("replay", lambda: super(TimedPolicy, self).replay(segments))
 
     def _timed(self, name: str, run: Callable[[], Result]) -> Result:

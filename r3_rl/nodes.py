@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from r3_rl.types import Critique, ImagePiece, ImageSegment, Prompt, Round, TextSegment, Trajectory, Verdict, still
+from r3_rl.modalities import DrawnSegment, ImageSegment, Piece, Segment, TextSegment, still
+from r3_rl.types import Critique, Prompt, Round, Trajectory, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ class Node:
     """Rows that go through the node."""
     parent: Node | None = None
     """What it continues; None for a root."""
-    sample: TextSegment | ImageSegment | None = None
+    sample: Segment | None = None
     """What the policy wrote or drew; `still` for a given image, None for a prompt."""
     critique: Critique | None = None
     """How the text of a critique was read."""
@@ -88,14 +89,27 @@ class Node:
         return self.sample.image
 
     @cached_property
-    def looked_at(self) -> ImagePiece:
-        """The image as something to look at; one piece, whoever asks, so that its key is made once."""
-        return ImagePiece(image=self.image, use="look")
+    def looked_at(self) -> Piece:
+        """What was drawn as something to look at; one piece, whoever asks, so that its key is made once."""
+        assert self.sample is not None, self.stage
+        return self.sample.piece("look")
 
     @cached_property
-    def edited(self) -> ImagePiece:
-        """The image as something to redraw."""
-        return ImagePiece(image=self.image, use="edit")
+    def edited(self) -> Piece:
+        """What was drawn as something to redraw."""
+        assert self.sample is not None, self.stage
+        return self.sample.piece("edit")
+
+    def given(self) -> Node:
+        """What was drawn and what is known of it, without the way to it: a root to be."""
+        assert isinstance(self.sample, DrawnSegment), self.stage
+        return Node(
+            id=NodeId(row=0, depth=0),
+            prompt=self.prompt,
+            sample=self.sample.given(),
+            verdict=self.verdict,
+            num_refinements=self.num_refinements,
+        )
 
     @property
     def score(self) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -17,30 +17,12 @@ from safetensors.torch import load, save
 
 from r3_rl.errors import InputError
 from r3_rl.flow.guidance import Guidance
+from r3_rl.modalities import DrawnSegment, Piece, Segment, TextSegment, content_key
 from r3_rl.nodes import Node, NodeId
 from r3_rl.policy.base import Drawing
-from r3_rl.types import (
-    Context,
-    Critique,
-    FlowSegment,
-    ImagePiece,
-    ImageSegment,
-    ImageTokenSegment,
-    Prompt,
-    TextPiece,
-    TextSegment,
-    Verdict,
-)
+from r3_rl.types import Critique, Prompt, Verdict
 
-VERSION = 3
-_KINDS = {kind.__name__: kind for kind in (TextSegment, ImageSegment, FlowSegment, ImageTokenSegment)}
-_ARRAYS = {
-    TextSegment: ("log_probs", "cutoff"),
-    ImageSegment: ("log_probs",),
-    FlowSegment: ("states", "next_states", "times", "next_times", "log_probs"),
-    ImageTokenSegment: ("log_probs",),
-}
-_WORDS = {TextSegment: ("token_ids", "text", "ended", "temperature", "task"), ImageTokenSegment: ("token_ids",)}
+VERSION = 4
 
 
 def to_bytes(nodes: Sequence[Node]) -> bytes:
@@ -118,46 +100,38 @@ class _Writer:
         self._places[node] = len(self.nodes) - 1
         return self._places[node]
 
-    def _sample(self, sample: TextSegment | ImageSegment) -> dict[str, Any]:
-        arrays = {n: None if (x := getattr(sample, n)) is None else self._array(x) for n in _ARRAYS[type(sample)]}
-        row: dict[str, Any] = {
-            "kind": type(sample).__name__,
-            "arrays": arrays,
-            "context": [self._piece(piece) for piece in sample.context],
-            "words": {n: getattr(sample, n) for n in _WORDS.get(type(sample), ())},
-        }
-        if isinstance(sample, ImageSegment):
-            row["image"] = self._image(sample.image)
-            row["drawing"] = None if sample.drawing is None else asdict(sample.drawing)
-        return row
+    def _sample(self, sample: Segment) -> dict[str, Any]:
+        row = self._fields(sample, without=("context", "drawing"))
+        drawing = sample.drawing if isinstance(sample, DrawnSegment) else None
+        row["context"] = [self._piece(piece) for piece in sample.context]
+        return row | {"drawing": None if drawing is None else asdict(drawing)}
 
-    def _piece(self, piece: TextPiece | ImagePiece) -> int:
+    def _piece(self, piece: Piece) -> int:
         if piece.key not in self._places:
-            row: dict[str, Any]
-            if isinstance(piece, TextPiece):
-                row = {"text": piece.text, "token_ids": piece.token_ids, "keep": piece.keep}
-            else:
-                row = {"image": self._image(piece.image), "use": piece.use}
-            self.pieces.append(row)
+            self.pieces.append(self._fields(piece))
             self._places[piece.key] = len(self.pieces) - 1
         return self._places[piece.key]
 
-    def _image(self, image: torch.Tensor) -> int:
-        """Of an image that was written before, the same number: by content, since pieces hold copies."""
-        key = ImagePiece(image=image, use="bytes").key
-        if key not in self._places:
-            self._places[key] = self._array(image)
-        return self._places[key]
+    def _fields(self, held: Any, without: Sequence[str] = ()) -> dict[str, Any]:
+        """A piece or segment of whichever modality: its kind, its tensors' numbers, and the rest unchanged."""
+        values = {f.name: getattr(held, f.name) for f in fields(held) if f.name not in without}
+        arrays = {name: self._array(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        words = {name: value for name, value in values.items() if name not in arrays}
+        return {"kind": type(held).__name__, "arrays": arrays, "words": words}
 
     def _array(self, array: torch.Tensor) -> int:
-        self.arrays.append(array.detach().cpu().clone().contiguous())
-        return len(self.arrays) - 1
+        """Of a tensor that was written before, the same number: by content, since pieces hold copies."""
+        key = ("array", content_key(array))
+        if key not in self._places:
+            self.arrays.append(array.detach().cpu().clone().contiguous())
+            self._places[key] = len(self.arrays) - 1
+        return self._places[key]
 
 
 class _Reader:
     def __init__(self, *, arrays: dict[str, torch.Tensor], pieces: Sequence[dict[str, Any]]) -> None:
         self._arrays = arrays
-        self._pieces = [self._piece(row) for row in pieces]
+        self._pieces: list[Piece] = [self._made(row, Piece) for row in pieces]
 
     def node(self, row: dict[str, Any], above: Sequence[Node]) -> Node:
         """The node of a row, whose parent was read before."""
@@ -181,29 +155,30 @@ class _Reader:
             num_refinements=row["num_refinements"],
         )
 
-    def _sample(self, row: dict[str, Any]) -> TextSegment | ImageSegment:
-        arrays: dict[str, Any] = {n: None if i is None else self._arrays[str(i)] for n, i in row["arrays"].items()}
-        context: Context = tuple(self._pieces[i] for i in row["context"])
-        words = _tuples(row["words"])
-        if "image" in row:
-            words |= {"image": self._arrays[str(row["image"])], "drawing": _drawing(row["drawing"])}
-        sample: TextSegment | ImageSegment = _KINDS[row["kind"]](context=context, **arrays, **words)
+    def _sample(self, row: dict[str, Any]) -> Segment:
+        drawing = {} if row["drawing"] is None else {"drawing": _drawing(row["drawing"])}
+        sample: Segment = self._made(row, Segment, context=tuple(self._pieces[i] for i in row["context"]), **drawing)
         return sample
 
-    def _piece(self, row: dict[str, Any]) -> TextPiece | ImagePiece:
-        if "image" in row:
-            return ImagePiece(image=self._arrays[str(row["image"])], use=row["use"])
-        ids = row["token_ids"]
-        return TextPiece(text=row["text"], token_ids=None if ids is None else tuple(ids), keep=row["keep"])
+    def _made(self, row: dict[str, Any], family: type[Any], **more: Any) -> Any:
+        """The piece or segment of a row."""
+        kind = next((kind for kind in _kinds(family) if kind.__name__ == row["kind"]), None)
+        if kind is None:
+            raise InputError(f"rollouts with a {row['kind']}", hint="import the backbone that makes it")
+        arrays = {name: self._arrays[str(number)] for name, number in row["arrays"].items()}
+        return kind(**arrays, **_tuples(row["words"]), **more)
+
+
+def _kinds(family: type[Any]) -> list[type[Any]]:
+    """A class and all that are derived from it, those of other people's backbones too."""
+    return [family, *(kind for below in family.__subclasses__() for kind in _kinds(below))]
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
     return {"total": verdict.total, "scores": dict(verdict.scores), "words": verdict.words, "best": verdict.best}
 
 
-def _drawing(row: dict[str, Any] | None) -> Drawing | None:
-    if row is None:
-        return None
+def _drawing(row: dict[str, Any]) -> Drawing:
     return Drawing(**_tuples(row) | {"guidance": Guidance(**_tuples(row["guidance"]))})
 
 

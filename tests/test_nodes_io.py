@@ -17,7 +17,7 @@ from r3_rl.policy.base import Sampling
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan
 from r3_rl.types import Verdict
-from tests.policy.test_policy import FAITHFUL, GUIDED, log_probs
+from tests.policy.test_policy import FAITHFUL, GUIDED
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 
 
@@ -81,12 +81,12 @@ def test_what_several_nodes_share_is_written_once():
 def test_another_process_replays_them_to_the_same_log_probs(tmp_path):
     nodes = rolled(GUIDED)
     (tmp_path / "rollouts").write_bytes(to_bytes(nodes))
-    here = torch.cat([log_probs(x).detach().flatten() for x in tiny_policy().replay(samples(nodes))])
+    here = torch.cat([x.log_probs.detach().flatten() for x in tiny_policy().replay(samples(nodes))])
     script = (
         "import sys, torch\nfrom pathlib import Path\nfrom r3_rl.nodes_io import from_bytes\n"
-        "from tests.test_nodes_io import log_probs, samples, tiny_policy\n"
+        "from tests.test_nodes_io import samples, tiny_policy\n"
         "nodes = from_bytes(Path(sys.argv[1]).read_bytes())\n"
-        "found = torch.cat([log_probs(x).detach().flatten() for x in tiny_policy().replay(samples(nodes))])\n"
+        "found = torch.cat([x.log_probs.detach().flatten() for x in tiny_policy().replay(samples(nodes))])\n"
         "torch.save(found, sys.argv[2])\n"
     )
     there = tmp_path / "there.pt"

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KINDS = ("understanding", "generation")
+from r3_rl.modalities import Objective
+
+KINDS: tuple[Objective, Objective] = ("understanding", "generation")
 """Objectives, where texts and images are told apart."""
 _NUMBER = re.compile(r"\.(\d+)\.")
 

@@ -13,13 +13,13 @@ from r3_rl.benches.base import FEW, GREEDY, Figure, Job, Request, Sample
 from r3_rl.benches.drawing import OF_A_SEED
 from r3_rl.errors import InputError
 from r3_rl.evaluate.base import SEED
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.pixels import open_image
 from r3_rl.policy.base import Policy
 from r3_rl.policy.words import unknown_words
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.stages import ANSWER
 from r3_rl.stages.protocol import split_thought
-from r3_rl.types import ImagePiece, TextPiece
 
 SHORT = "Answer the question using a single word or phrase."
 YES_NO = "Please answer yes or no."

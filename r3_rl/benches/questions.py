@@ -13,12 +13,13 @@ from r3_rl.benches.base import BATCH, GREEDY, SAMPLED, Figure, Job, Sample, Scor
 from r3_rl.benches.drawing import OF_A_SEED
 from r3_rl.evaluate.base import SEED
 from r3_rl.evaluate.reading import ANSWER_TOKENS
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.observe.trajectories import to_pixels
 from r3_rl.rollout.engine import run_loop
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.stages import ANSWER
 from r3_rl.stages.protocol import split_thought
-from r3_rl.types import ImagePiece, Prompt, TextPiece
+from r3_rl.types import Prompt
 from r3_rl.worlds.base import Question, World
 
 READS = "Understanding, on images of the world"

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from r3_rl.modalities import TextSegment
 from r3_rl.observe.measures import GREEDY, OWN, greedy, in_nats, measure_of
 from r3_rl.observe.statistics import Interval, mean_of, paired_difference, share, unpaired_difference
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Prompt, TextSegment, Trajectory, Verdict
+from r3_rl.types import Prompt, Trajectory, Verdict
 
 CHUNK = 128
 """Rows of one pass: enough to keep the processor busy, few enough for its cache and memory."""

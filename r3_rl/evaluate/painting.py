@@ -14,11 +14,12 @@ import torch
 
 from r3_rl.evaluate.measured import Values, chunks, right
 from r3_rl.evaluate.reflection import Refined
+from r3_rl.modalities import DrawnSegment, ImagePiece, ImageSegment, TextPiece
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.stages import DRAFT, REFINEMENT
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import ImagePiece, Prompt, TextPiece, Trajectory
+from r3_rl.types import Prompt, Trajectory
 from r3_rl.worlds.base import Edited, World
 from r3_rl.worlds.sets import Drawn, verdicts
 
@@ -61,7 +62,7 @@ def measure_true_plans(
         ]
         how = replace(settings.draft.drawing, task=DRAFT.name)
         drawn = policy.draw(contexts, [how] * len(these), row_seeds(seed, part.start, len(these)))
-        hits += [right(verdict) for verdict in verdicts(world, [d.image for d in drawn], these)]
+        hits += [right(verdict) for verdict in verdicts(world, _images(drawn), these)]
     return hits
 
 
@@ -80,7 +81,7 @@ def measure_edits(
         ]
         how = replace(settings.refine.drawing, task=REFINEMENT.name)
         drawn = policy.draw(contexts, [how] * len(these), row_seeds(seed, part.start, len(these)))
-        hits += _show_the_same(world, [d.image for d in drawn], np.stack([e.target for e in these]))
+        hits += _show_the_same(world, _images(drawn), np.stack([e.target for e in these]))
     return hits
 
 
@@ -109,6 +110,10 @@ def measure_instructions(world: World[Any], drafts: Sequence[Drawn], refined: Se
     if asked:
         carried = _show_the_same(world, [image for image, _ in asked], world.draw([scene for _, scene in asked]))
     return {"instruction_useful": useful, "edit_carried_out": carried}
+
+
+def _images(drawn: Sequence[DrawnSegment]) -> list[torch.Tensor]:
+    return [segment.image for segment in drawn if isinstance(segment, ImageSegment)]
 
 
 def _show_the_same(world: World[Any], drawn: Sequence[torch.Tensor], targets: np.ndarray) -> list[float]:

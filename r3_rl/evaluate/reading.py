@@ -15,12 +15,13 @@ import torch
 from r3_rl.evaluate.fixed_sets import fixed_drafts
 from r3_rl.evaluate.measured import Values, chunks, entropies
 from r3_rl.evaluate.reflection import read, stops_if_right
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.policy.base import Policy, Sampling
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.stages import ANSWER
 from r3_rl.stages.protocol import split_thought
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Critique, ImagePiece, TextPiece, Trajectory
+from r3_rl.types import Critique, Trajectory
 from r3_rl.worlds.base import Question, World
 from r3_rl.worlds.sets import Pair
 

@@ -20,18 +20,19 @@ from r3_rl.errors import RunError
 from r3_rl.evaluate.build import build_trainer
 from r3_rl.evaluate.held import Held, Machines, held_by, num_bytes
 from r3_rl.evaluate.rehearsal import AGAIN, STAGES, Meter, Rehearsal
-from r3_rl.nodes import Node, always_edits, given_image
+from r3_rl.modalities import Segment, TextSegment
+from r3_rl.nodes import Node, always_edits
 from r3_rl.observe.memory import free_bytes, weighed
 from r3_rl.policy.adapters import adapter_merged
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe.branching import PHASES
 from r3_rl.recipe.learning import ParallelSection
-from r3_rl.rollout.engine import Engine, score_batch
-from r3_rl.rollout.rows import Parts
+from r3_rl.rollout.engine import Engine
+from r3_rl.rollout.rows import Parts, score_batch
 from r3_rl.training.batcher import micro_batches
 from r3_rl.training.credit import Credit
 from r3_rl.training.trainer import R3Trainer
-from r3_rl.types import Prompt, Segment, TextSegment
+from r3_rl.types import Prompt
 
 _SMALL = (2, 4)
 """Rollouts of one prompt whose memory is measured first."""
@@ -147,7 +148,7 @@ def _roll_out(
             trainer.panel.score(score_batch(drafts))
         made: list[Node] = [*(draft.above for draft in drafts), *drafts]
         if "critique" in names:
-            looked_at = [given_image(draft.prompt, draft.image) for draft in drafts[::peers]]
+            looked_at = [draft.given() for draft in drafts[::peers]]
             critiques = engine.critiques(looked_at, seed=seed, num_rows=peers)
             made += critiques
         if "refinement" in names:
@@ -169,12 +170,11 @@ def _update(
     """Every kind of update and (steps) a step of the optimiser for their time, then the largest micro-batch for its
     memory."""
     meter.weigh, most = False, 0
-    weights = {"understanding": trainer.losses.text_loss_weight, "generation": trainer.losses.image_loss_weight}
     for name, stages in _UPDATES.items():
         made = [(stage, i, segment) for stage in stages for i, segment in enumerate(segments.get(stage, ()))]
         # advantages of both signs
         credits = [Credit(segment=segment, advantage=1.0 if i % 2 else -1.0, stage=stage) for stage, i, segment in made]
-        credits = [credit for credit in credits if weights[credit.objective] > 0]
+        credits = [credit for credit in credits if trainer.losses.of[credit.objective].weight > 0]
         if name not in names or not credits:
             continue
         with meter(name, len(made)):

@@ -15,6 +15,7 @@ from PIL import Image
 from r3_rl.errors import InputError
 from r3_rl.evaluate.loading import Loaded
 from r3_rl.evaluate.refiner import Refiner, RefinerOutput
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.pixels import from_picture
 from r3_rl.policy.base import Sampling
 from r3_rl.scoring.panel import Panel, ScorerSpec
@@ -24,7 +25,6 @@ from r3_rl.serve.studio import BASE
 from r3_rl.serve.worker import ModelWorker
 from r3_rl.stages import ANSWER
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
-from r3_rl.types import ImagePiece, TextPiece
 
 ANSWER_TOKENS = 256
 """Most tokens of an answer."""

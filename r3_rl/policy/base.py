@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from r3_rl.errors import InputError
 from r3_rl.flow.guidance import Guidance
+from r3_rl.modalities import Context, DrawnSegment, Segment, TextSegment
 from r3_rl.policy.backbone import BackboneSpec
 from r3_rl.recipe.base import default
 from r3_rl.recipe.drawing import DraftSection, DrawingSection
 from r3_rl.recipe.sampling import WritingSection
-from r3_rl.types import Context, ImageSegment, Segment, TextSegment
 
 if TYPE_CHECKING:
     import torch
@@ -59,29 +59,16 @@ class Drawing:
     """As in `Sampling`."""
 
 
-def task_of(segment: Segment) -> str:
-    """Return the task that a text was written or an image drawn at; empty if nobody said.
-
-    >>> import torch
-    >>> from r3_rl.types import still
-    >>> task_of(still(torch.zeros(3, 2, 2)))
-    ''
-    """
-    if isinstance(segment, TextSegment):
-        return segment.task
-    return segment.drawing.task if isinstance(segment.drawing, Drawing) else ""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ImageReplay:
-    """The scored steps or tokens of one image under the current weights."""
+class Replay:
+    """A segment under the current weights."""
 
     log_probs: torch.Tensor
-    """float32 [S], with gradient."""
+    """float32 [S] of its tokens or scored steps, with gradient."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FlowReplay(ImageReplay):
+class FlowReplay(Replay):
     """Denoising steps: their divergence from the reference policy's is known in closed form."""
 
     mean: torch.Tensor
@@ -169,8 +156,9 @@ class Sampler(Protocol):
         drawings: Sequence[Drawing],
         seeds: Sequence[int],
         noise_seeds: Sequence[int] | None = None,
-    ) -> list[ImageSegment]:
-        """One image a context, without gradient. Drawings of one call differ in their stochastic steps and tasks only.
+    ) -> Sequence[DrawnSegment]:
+        """One image, or what else it draws, a context, without gradient. Drawings of one call differ in their
+        stochastic steps and tasks only.
 
         Rows with the same `noise_seeds` start from the same noise; `seeds` keep their stochastic steps apart.
         """
@@ -203,8 +191,8 @@ class Policy(Sampler, Protocol):
         """Of its texts."""
         ...
 
-    def replay(self, segments: Sequence[Segment]) -> list[torch.Tensor | ImageReplay]:
-        """Scores segments under the current weights, with gradient: a tensor [T] a text, an `ImageReplay` an image."""
+    def replay(self, segments: Sequence[Segment]) -> list[Replay]:
+        """Scores segments under the current weights, with gradient."""
         ...
 
     def num_tokens(self, segments: Sequence[Segment]) -> int:

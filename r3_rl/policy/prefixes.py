@@ -9,7 +9,31 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from r3_rl.types import Context, context_key
+from r3_rl.modalities import Context, TextPiece
+
+
+def context_key(context: Context) -> tuple[Hashable, ...]:
+    """Return the keys of a context's pieces, in order: contexts with equal keys are the same to a policy.
+
+    >>> context_key((TextPiece(text="a"), TextPiece(text="b", token_ids=(7,), keep=True)))
+    (('text', 'a', False), ('text', (7,), True))
+    """
+    return tuple(piece.key for piece in context)
+
+
+def written_before(context: Context) -> Hashable:
+    """Return `(context_key, token_ids)` of the sampled text that a context ends with; None if it does not end with one.
+
+    A plan and the image drawn after it are brought together by this key.
+
+    >>> prompt, plan = TextPiece(text="a red circle"), TextPiece(text="red", token_ids=(7, 2))
+    >>> written_before((prompt, plan)) == (context_key((prompt,)), (7, 2)), written_before((prompt,))
+    (True, None)
+    """
+    last = context[-1] if context else None
+    if not isinstance(last, TextPiece) or last.token_ids is None:
+        return None
+    return context_key(context[:-1]), last.token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +56,6 @@ def spans(contexts: Sequence[Context], *, tasks: Sequence[str] = (), least: int 
             side in every level. Left out, all are read alike.
         least: leave out spans with fewer rows than this, and what follows them; 2 returns only what is shared.
 
-    >>> from r3_rl.types import TextPiece
     >>> a, b, c = (TextPiece(text=text) for text in "abc")
     >>> levels = spans([(a, b), (a, c), (a,), (c, b)])
     >>> [[("".join(piece.text for piece in s.pieces), s.rows) for s in level] for level in levels]

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from r3_rl.balance.progressive import Progressive
+from r3_rl.modalities import Context, ImagePiece, TextPiece
 from r3_rl.policy.base import Example, Policy, SupervisedNoise
 from r3_rl.pretraining.muon import Muon
 from r3_rl.recipe.pretraining import PretrainSection
-from r3_rl.types import Context, ImagePiece, TextPiece
 
 GENERATION = ("text_to_image", "edit")
 UNDERSTANDING = ("critique", "question", "plan")

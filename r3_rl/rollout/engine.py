@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 
 from r3_rl.nodes import Node, image_roots, numbered, prompt_roots, trajectory
 from r3_rl.policy.base import Sampler, Sampling
-from r3_rl.rollout.rows import Parts, round_seed, row_seeds
-from r3_rl.scoring.batch import ScoreBatch, to_uint8
+from r3_rl.rollout.rows import Parts, round_seed, row_seeds, score_batch
+from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.stages import CRITIQUE, DRAFT, PLAN, REFINEMENT
 from r3_rl.stages.base import Stage, WritingStage
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
-from r3_rl.types import Prompt, TextSegment, Trajectory, Verdict
+from r3_rl.types import Prompt, Trajectory, Verdict
 
 Submit = Callable[[ScoreBatch], Future[list[Verdict]]]
 """The panel's `submit`."""
@@ -252,20 +252,3 @@ def run_loop(
 def _seeds(seed: int, stage: Stage, children: Sequence[Node]) -> list[int]:
     all_rows = row_seeds(seed, stage.number, max((c.id.row for c in children), default=-1) + 1)
     return [all_rows[c.id.row] for c in children]
-
-
-def score_batch(images: Sequence[Node]) -> ScoreBatch:
-    """What scorers are asked about images of a stage: each with the text that led to it and the image that it was
-    refined from; peers, which they may compare, are those of a root."""
-    led = [node.parent.sample if node.parent is not None else None for node in images]
-    texts = [text.text if isinstance(text, TextSegment) else "" for text in led]
-    before = [to_uint8(node.above.above.image) for node in images if node.above.critique is not None]
-    return ScoreBatch(
-        prompts=[node.prompt for node in images],
-        images=[to_uint8(node.image) for node in images],
-        texts=texts,
-        token_ids=[text.token_ids if isinstance(text, TextSegment) else () for text in led],
-        draft_images=before or None,
-        critiques=texts if before else None,
-        groups=[node.root.id.row for node in images],
-    )

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
-import torch
 
-from r3_rl.nodes import Node, given_image
-from r3_rl.types import Prompt, Verdict
+from r3_rl.nodes import Node
 
 
 def spread(group: Sequence[Node]) -> float:
@@ -44,12 +41,7 @@ class NodePool:
             if node is not None and node.score is not None and node.num_refinements < self.max_depth:
                 groups.setdefault(node.root, []).append(node)
         for group in groups.values():
-            # the images and what is known of them, without the way to them
-            self.groups.append(
-                tuple(
-                    given_image(n.prompt, n.image, verdict=n.verdict, num_refinements=n.num_refinements) for n in group
-                )
-            )
+            self.groups.append(tuple(node.given() for node in group))
 
     def choose(self, count: int, rng: np.random.Generator) -> list[Node]:
         """Draws `count` nodes, no group twice while there are others (then groups serve again); none when no group
@@ -76,35 +68,3 @@ class NodePool:
                 side = (perfect if rng.random() < self.perfect_ratio else wrong) or perfect or wrong
             chosen.append(side[int(rng.integers(len(side)))])
         return chosen
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: plain data and tensors, newest group last."""
-        return {
-            "images": [torch.stack([node.image for node in group]) for group in self.groups],
-            "nodes": [[_plain(node) for node in group] for group in self.groups],
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restores what `state` gave."""
-        self.groups.clear()
-        for images, nodes in zip(state["images"], state["nodes"], strict=True):
-            self.groups.append(tuple(_restored(image, n) for image, n in zip(images, nodes, strict=True)))
-
-
-def _plain(node: Node) -> dict[str, Any]:
-    assert node.verdict is not None
-    return {
-        "text": node.prompt.text,
-        "columns": dict(node.prompt.columns),
-        "score": node.score,
-        "depth": node.num_refinements,
-        "scores": dict(node.verdict.scores),
-        "words": node.verdict.words,
-        "best": node.verdict.best,
-    }
-
-
-def _restored(image: torch.Tensor, n: dict[str, Any]) -> Node:
-    verdict = Verdict(total=n["score"], scores=n["scores"], words=n["words"], best=n["best"])
-    prompt = Prompt(text=n["text"], columns=n["columns"])
-    return given_image(prompt, image, verdict=verdict, num_refinements=n["depth"])

@@ -1,11 +1,16 @@
-"""Rows of a turn: where their random numbers come from, and in which batches they are drawn."""
+"""Rows of a turn: where their random numbers come from, in which batches they are drawn, and how they are scored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from r3_rl.modalities import DrawnSegment, TextSegment
+from r3_rl.nodes import Node
+from r3_rl.scoring.batch import ScoreBatch
 
 
 def row_seeds(seed: int, stage: int, count: int) -> list[int]:
@@ -47,3 +52,30 @@ class Parts:
         for place, key in enumerate(keys):
             parts.setdefault(order[key] * self.count // len(order), []).append(place)
         return [parts[number] for number in sorted(parts)]
+
+
+def score_batch(images: Sequence[Node]) -> ScoreBatch:
+    """What scorers are asked about images of a stage: each with the text that led to it and the image that it was
+    refined from; peers, which they may compare, are those of a root."""
+    led = [node.parent.sample if node.parent is not None else None for node in images]
+    texts = [text.text if isinstance(text, TextSegment) else "" for text in led]
+    before = [node.above.above for node in images if node.above.critique is not None]
+    shown = _shown(images) | {f"draft_{argument}": values for argument, values in _shown(before).items()}
+    return ScoreBatch(
+        prompts=[node.prompt for node in images],
+        images=shown.pop("images", None),
+        texts=texts,
+        token_ids=[text.token_ids if isinstance(text, TextSegment) else () for text in led],
+        draft_images=shown.pop("draft_images", None),
+        critiques=texts if before else None,
+        groups=[node.root.id.row for node in images],
+        drawn=shown,
+    )
+
+
+def _shown(nodes: Sequence[Node]) -> dict[str, list[Any]]:
+    """What was drawn, under the argument that scorers take it as."""
+    shown: dict[str, list[Any]] = {}
+    for drawn in (node.sample for node in nodes if isinstance(node.sample, DrawnSegment)):
+        shown.setdefault(drawn.argument, []).append(drawn.scored())
+    return shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,12 @@ class ScoreBatch:
     """The critique each of `images` came from."""
     groups: Sequence[Hashable] | None = None
     """Equal for peers; group-wise scorers and `normalize_then_sum` need it."""
+    drawn: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """What was drawn and is not an image, by the keyword under which scorers take it."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "texts", "token_ids", "draft_images", "critiques", "groups"):
-            values = getattr(self, name)
+        for name in ("images", "texts", "token_ids", "draft_images", "critiques", "groups", *self.drawn):
+            values = self.drawn[name] if name in self.drawn else getattr(self, name)
             if values is not None and len(values) != self.count:
                 raise ValueError(f"ScoreBatch.{name} has {len(values)} entries for {self.count} prompts")
         for name in ("images", "draft_images"):
@@ -79,7 +81,7 @@ class CallParts:
 def call_parts(batch: ScoreBatch, info: ScorerInfo, state: RunProgress) -> CallParts:
     """Lay a batch out as the keywords a scorer is called with; raises ValueError for a column named like a keyword."""
     columns = batch.columns()
-    clash = sorted(set(columns) & set(STANDARD_ARGUMENTS))
+    clash = sorted(set(columns) & {*STANDARD_ARGUMENTS, *batch.drawn})
     if clash:
         raise ValueError(f"the data set's column '{clash[0]}' has the name of a scorer argument; rename the column")
     texts = list(batch.texts) if batch.texts is not None else [""] * batch.count
@@ -95,6 +97,7 @@ def call_parts(batch: ScoreBatch, info: ScorerInfo, state: RunProgress) -> CallP
         "images": batch.images,
         "draft_images": batch.draft_images,
         "critiques": batch.critiques,
+        **batch.drawn,
         **columns,
     }
     return CallParts(

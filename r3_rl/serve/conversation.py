@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image
 
+from r3_rl.modalities import Context, ImagePiece, Piece, TextPiece, TextSegment
 from r3_rl.pixels import from_picture
 from r3_rl.serve.images import file_in, opened, unpacked
 from r3_rl.serve.limits import ServeLimits
 from r3_rl.serve.requests import BadField, ChatAsked, TextPart, check_at_most, check_text
 from r3_rl.stages.protocol import END_THINK, THINK
-from r3_rl.types import Context, ImagePiece, Piece, TextPiece, TextSegment
 
 DEFAULT_TOKENS = 512
 

@@ -20,9 +20,9 @@ from typing import Any, TypeVar, cast
 import torch
 
 from r3_rl.errors import InputError
+from r3_rl.modalities import Context, ImagePiece, ImageSegment, Segment, TextSegment
 from r3_rl.policy.backbone import BackboneSpec
 from r3_rl.policy.base import Drawing, Heard, Policy, Sampling
-from r3_rl.types import Context, ImagePiece, ImageSegment, TextSegment
 from r3_rl.web.refusals import Refusal
 
 _LOG = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class ModelWorker:
             row.made.set_result(segment)
 
     @torch.no_grad()
-    def _call(self, rows: Sequence[_Row]) -> Sequence[TextSegment | ImageSegment]:
+    def _call(self, rows: Sequence[_Row]) -> Sequence[Segment]:
         contexts, seeds = [row.context for row in rows], [row.seed for row in rows]
         switched = self.policy.reference() if rows[0].client.base and self._adapted else nullcontext()
         with switched:

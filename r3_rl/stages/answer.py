@@ -3,11 +3,11 @@ question; a thought may come first."""
 
 from __future__ import annotations
 
+from r3_rl.modalities import Context, TextPiece, TextSegment
 from r3_rl.nodes import Node
 from r3_rl.stages.base import Reading
 from r3_rl.stages.protocol import split_thought
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Context, TextPiece, TextSegment
 
 
 def said(text: str) -> str:

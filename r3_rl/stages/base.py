@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from r3_rl.modalities import Context, TextSegment
 from r3_rl.nodes import Node
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Context, Critique, TextSegment
+from r3_rl.types import Critique
 
 
 class Stage(Protocol):

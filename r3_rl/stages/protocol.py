@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from r3_rl.errors import InputError
+from r3_rl.modalities import Context, TextPiece, TextSegment
 from r3_rl.policy.registry import find
-from r3_rl.types import Context, Critique, Prompt, TextPiece, TextSegment
+from r3_rl.types import Critique, Prompt
 
 THINK, END_THINK = "<think>", "</think>"
 

@@ -5,10 +5,10 @@ A plan is written below a prompt. A draft is drawn below a plan, or below the pr
 
 from __future__ import annotations
 
+from r3_rl.modalities import Context, TextSegment
 from r3_rl.nodes import Node
 from r3_rl.stages.base import Reading
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Context, TextPiece, TextSegment
 
 
 class _Plan:
@@ -28,7 +28,7 @@ class _Draft:
         read = settings.protocol.reason_context(parent.prompt)
         if not isinstance(plan := parent.sample, TextSegment):
             return read
-        return (*read, TextPiece(text=plan.text, token_ids=plan.token_ids))
+        return (*read, plan.piece())
 
 
 PLAN, DRAFT = _Plan(), _Draft()

@@ -7,10 +7,10 @@ edit.
 
 from __future__ import annotations
 
+from r3_rl.modalities import Context, DrawnSegment, TextPiece, TextSegment
 from r3_rl.nodes import Node
 from r3_rl.stages.base import Reading
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Context, ImagePiece, ImageSegment, TextPiece, TextSegment
 
 
 class _Critique:
@@ -18,7 +18,7 @@ class _Critique:
 
     def context(self, parent: Node, settings: LoopSettings) -> Context | None:
         """None where the loop has ended, and below an image whose score is missing: what it gains would be missing."""
-        if not isinstance(parent.sample, ImageSegment) or (parent.verdict is not None and parent.score is None):
+        if not isinstance(parent.sample, DrawnSegment) or (parent.verdict is not None and parent.score is None):
             return None
         asked = settings.protocol.reflect_template.format(prompt=parent.prompt.text)
         return (*_earlier(parent, settings), parent.looked_at, TextPiece(text=asked))
@@ -45,13 +45,10 @@ class _Refinement:
 
 def _earlier(image: Node, settings: LoopSettings) -> Context:
     """The images and critiques on the way to an image, oldest first; nothing without `history`."""
-    pieces: list[TextPiece | ImagePiece] = []
-    for node in image.way[:-1] if settings.history else ():
-        if isinstance(node.sample, ImageSegment):
-            pieces.append(node.looked_at)
-        elif node.critique is not None and isinstance(node.sample, TextSegment):
-            pieces.append(TextPiece(text=node.sample.text, token_ids=node.sample.token_ids))
-    return tuple(pieces)
+    before = image.way[:-1] if settings.history else []
+    return tuple(
+        node.looked_at for node in before if isinstance(node.sample, DrawnSegment) or node.critique is not None
+    )
 
 
 CRITIQUE, REFINEMENT = _Critique(), _Refinement()

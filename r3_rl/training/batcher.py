@@ -21,22 +21,13 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.flow.guidance import Guidance
+from r3_rl.modalities import Context, Segment, TextPiece, TextSegment
 from r3_rl.policy.base import Drawing, Policy, Sampling
+from r3_rl.policy.prefixes import context_key, written_before
 from r3_rl.policy.routing import routing_of
 from r3_rl.recipe.base import default
 from r3_rl.recipe.learning import TrainingSection
 from r3_rl.training.credit import Credit
-from r3_rl.types import (
-    Context,
-    FlowSegment,
-    ImageSegment,
-    ImageTokenSegment,
-    Segment,
-    TextPiece,
-    TextSegment,
-    context_key,
-    written_before,
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,29 +93,9 @@ class _Dummies(dict[tuple[str, str], Credit]):
                 (segment,) = self._policy.write([context], Sampling(max_new_tokens=1, task=task), [0])
             else:
                 how = replace(self._drawing, num_steps=2, sde_steps=(0,), guidance=Guidance(), task=task)
-                segment = _one_token(self._policy.draw([context], [how], [0])[0])
+                segment = self._policy.draw([context], [how], [0])[0].least()
         self[kind] = Credit(segment=segment, advantage=0.0, stage="dummy")
         return self[kind]
-
-
-def _one_token(image: ImageSegment) -> ImageSegment:
-    """The first token, of denoising steps that of the first scored one. Those tokens are square: a side is
-    sqrt(height * width / tokens) pixels."""
-    if isinstance(image, ImageTokenSegment):
-        return replace(image, token_ids=image.token_ids[:1], log_probs=image.log_probs[:1])
-    assert isinstance(image, FlowSegment), "only drawn images are replayed"
-    height, width = image.drawing.size
-    side = round((height * width / image.states.shape[1]) ** 0.5)
-    return replace(
-        image,
-        image=image.image[:, :side, :side],
-        states=image.states[:1, :1],
-        next_states=image.next_states[:1, :1],
-        times=image.times[:1],
-        next_times=image.next_times[:1],
-        log_probs=image.log_probs[:1],
-        drawing=replace(image.drawing, size=(side, side)),
-    )
 
 
 def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) -> list[list[Credit]]:
@@ -153,7 +124,7 @@ def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) 
 
 def _peers_key(context: Context) -> Hashable:
     """The key of the first piece that not every row reads: all read the same system prompt."""
-    return next((p.key for p in context if not (isinstance(p, TextPiece) and p.keep)), None)
+    return next((piece.key for piece in context if not piece.keep), None)
 
 
 def _bundles(credits: Sequence[Credit]) -> list[list[Credit]]:
@@ -166,10 +137,11 @@ def _bundles(credits: Sequence[Credit]) -> list[list[Credit]]:
             # peers may write the same text: either may go with the drafts
             by_text.setdefault((context_key(segment.context), segment.token_ids), bundles[-1])
     for credit in credits:
-        if isinstance(credit.segment, ImageSegment):
-            host = by_text.get(written_before(credit.segment.context)) if credit.stage == "draft" else None
-            if host is not None:
-                host.append(credit)
-            else:
-                bundles.append([credit])
+        if isinstance(credit.segment, TextSegment):
+            continue
+        host = by_text.get(written_before(credit.segment.context)) if credit.stage == "draft" else None
+        if host is not None:
+            host.append(credit)
+        else:
+            bundles.append([credit])
     return bundles

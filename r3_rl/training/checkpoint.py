@@ -7,19 +7,21 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers.trainer_callback import TrainerState
 
 from r3_rl import ranks
-from r3_rl.errors import CheckpointError, RunError
+from r3_rl.errors import CheckpointError, InputError, RunError
+from r3_rl.nodes import Node
+from r3_rl.nodes_io import from_bytes, to_bytes
 from r3_rl.policy.adapters import adapted_layers, load_adapter, save_adapter
 from r3_rl.rollout.pool import NodePool
 from r3_rl.training.manifest import Checkpoint, aside, complete, numbered, step_of
@@ -165,11 +167,11 @@ def save_weights(module: nn.Module, folder: Path, *, fingerprint: str) -> None:
 
 
 def save_pool(pool: NodePool, folder: Path) -> None:
-    """The node pool of this process: images and what is known of them."""
+    """The node pool of this process: images and what is known of them, and how many each group has."""
     folder.mkdir(parents=True, exist_ok=True)
-    state, (tensors, nodes) = pool.state(), _pool_files(folder, ranks.rank())
-    save_file({str(i): images for i, images in enumerate(state["images"])}, tensors)
-    nodes.write_text(json.dumps(state["nodes"]), encoding="utf-8")
+    nodes, sizes = _pool_files(folder, ranks.rank())
+    nodes.write_bytes(to_bytes([node for group in pool.groups for node in group]))
+    sizes.write_text(json.dumps([len(group) for group in pool.groups]), encoding="utf-8")
 
 
 def load_pool(pool: NodePool, folder: Path, *, saved_by: int) -> None:
@@ -181,14 +183,18 @@ def load_pool(pool: NodePool, folder: Path, *, saved_by: int) -> None:
         pools = [_groups(folder, rank)[::-1] for rank in range(saved_by)]
         newest_first = [group for of_one_age in zip_longest(*pools) for group in of_one_age if group is not None]
         groups = newest_first[ranks.rank() :: ranks.count()][::-1]
-    pool.load({"images": [images for images, _ in groups], "nodes": [rows for _, rows in groups]})
+    pool.groups.clear()
+    pool.groups.extend(groups)
 
 
-def _groups(folder: Path, rank: int) -> list[tuple[torch.Tensor, Any]]:
-    """Images and what is known of them, of one process's pool."""
-    tensors, nodes = _pool_files(folder, rank)
-    images, rows = load_file(tensors), json.loads(nodes.read_text(encoding="utf-8"))
-    return [(images[str(i)], of_group) for i, of_group in enumerate(rows)]
+def _groups(folder: Path, rank: int) -> list[tuple[Node, ...]]:
+    """Of one process's pool, the oldest first."""
+    file, sizes = _pool_files(folder, rank)
+    try:
+        nodes = iter(from_bytes(file.read_bytes()))
+    except InputError as error:
+        raise CheckpointError(f"{file}: {error}", hint="it was saved by another version of r3-rl; begin anew") from None
+    return [tuple(islice(nodes, size)) for size in json.loads(sizes.read_text(encoding="utf-8"))]
 
 
 def save_random(folder: Path) -> None:

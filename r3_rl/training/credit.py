@@ -15,11 +15,11 @@ import torch
 
 from r3_rl.algorithm.advantage import advantages, peer_statistics
 from r3_rl.algorithm.gain import Format, text_reward
+from r3_rl.modalities import DrawnSegment, Objective, Segment, TextSegment
 from r3_rl.nodes import Node, numbered
 from r3_rl.observe.metrics import Numbers, means
 from r3_rl.recipe.base import default
 from r3_rl.recipe.learning import AlgorithmSection
-from r3_rl.types import ImageSegment, Segment, TextSegment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,9 @@ class Credit:
     """plan, draft, critique or refinement."""
 
     @property
-    def objective(self) -> Literal["understanding", "generation"]:
+    def objective(self) -> Objective:
         """Texts are understanding, images generation."""
-        return "generation" if isinstance(self.segment, ImageSegment) else "understanding"
+        return self.segment.objective
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +113,7 @@ def credit(
     Returns:
         Credits in the order of the ends, each text before its images.
     """
-    drawn = [i for i, end in enumerate(ends) if isinstance(end.sample, ImageSegment)]
+    drawn = [i for i, end in enumerate(ends) if isinstance(end.sample, DrawnSegment)]
     of_image = worth if image_worth is None else image_worth
     images = compare([ends[i] for i in drawn], of_image[drawn].float(), settings)
     # the end itself if it is a text, else the text that it was drawn after

@@ -10,11 +10,12 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.algorithm.gain import gains
+from r3_rl.modalities import DrawnSegment, TextSegment
 from r3_rl.nodes import Node, numbered
 from r3_rl.stages.answer import said
 from r3_rl.stages.answer_rules import worth
 from r3_rl.training.credit import CreditSettings, StageCredit, compare, credit, finish, with_form
-from r3_rl.types import TextSegment, Trajectory, Verdict
+from r3_rl.types import Verdict
 
 Rewards = Callable[[Sequence[Verdict], Sequence[int]], Sequence[float | None]]
 """The panel's `rewards`: verdicts and their groups -> one number each, None where it is missing."""
@@ -141,12 +142,14 @@ def of_critiques(critiques: Sequence[Node]) -> dict[str, torch.Tensor]:
     }
 
 
-def whole_trajectories(trajectories: Sequence[Trajectory]) -> dict[str, torch.Tensor]:
-    """From the draft to the last image drawn, however many rounds lie between; a missing score is missing."""
-    first, last = (
-        _tensor([r.verdict.total if r.verdict else None for r in rounds])
-        for rounds in ([t.rounds[0] for t in trajectories], [t.final for t in trajectories])
-    )
+def whole_trajectories(ends: Sequence[Node]) -> dict[str, torch.Tensor]:
+    """From the draft to the last image drawn, however many rounds lie between; a missing score is missing.
+
+    Args:
+        ends: where each trajectory ends: an image, or a critique that ended the loop.
+    """
+    drawn = [[node for node in end.way if isinstance(node.sample, DrawnSegment)] for end in ends]
+    first, last = scores([images[0] for images in drawn]), scores([images[-1] for images in drawn])
     gain = (last - first)[~(last - first).isnan()]
     return {
         "refine/gain_mean": gain,

@@ -23,6 +23,7 @@ from r3_rl.balance.conflict import place_of
 from r3_rl.balance.gates import by_place, gates_of, imbalance, numbers
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
+from r3_rl.modalities import TextSegment
 from r3_rl.observe.memory import held_bytes, peak_bytes
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.adapters import adapter_merged, drops, training_mode
@@ -45,7 +46,7 @@ from r3_rl.training.parallel import Learner
 from r3_rl.training.room import RoomCallback, weights_bytes
 from r3_rl.training.schedules import Collected, Schedule
 from r3_rl.training.update import DEVIATIONS, LossSettings, accumulate, step_sizes
-from r3_rl.types import TextSegment, Verdict
+from r3_rl.types import Verdict
 
 
 class Loop:
@@ -301,8 +302,8 @@ class Loop:
 
     def _checkpoint_bytes(self) -> int:
         """How large the next checkpoint becomes, about; the images of the other processes' pools are as many."""
-        nodes = [node for group in self.schedule.pool.groups for node in group]
-        images = sum(node.image.numel() * node.image.element_size() for node in nodes if node.image is not None)
+        kept = [vars(node.sample).values() for group in self.schedule.pool.groups for node in group]
+        images = sum(value.nbytes for values in kept for value in values if isinstance(value, torch.Tensor))
         adapter = weights_bytes(self.policy.module) if self.learner.adapted else 0
         beside = 0 if self.beside is None else weights_bytes(self.policy.module)
         return adapter + beside + self.learner.saved_bytes() + images * ranks.count()

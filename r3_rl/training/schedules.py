@@ -19,7 +19,8 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.balance.progressive import Progressive
-from r3_rl.nodes import Node, given_image, trajectory
+from r3_rl.modalities import DrawnSegment, TextSegment
+from r3_rl.nodes import Node, trajectory
 from r3_rl.observe.metrics import Numbers, combine, means
 from r3_rl.recipe.branching import PHASES, BranchSection
 from r3_rl.rollout.engine import Engine
@@ -38,7 +39,7 @@ from r3_rl.training.earned import (
     totals,
     whole_trajectories,
 )
-from r3_rl.types import ImageSegment, Prompt, TextSegment, Trajectory
+from r3_rl.types import Prompt, Trajectory
 
 SyntheticNodes = Callable[[int, int], list[Node]]
 """(count, seed) -> scored images that no policy drew."""
@@ -159,17 +160,18 @@ class Schedule:
             before, ends = set(ends), self._branched(ends, round_seed(seed, number), progress)
             if grown := [end for end in ends if end not in before]:
                 stages.append(credit_refinements(grown, self.credit))
-        return _collected("full", ends, stages, items=whole_trajectories([trajectory(end) for end in ends]))
+        return _collected("full", ends, stages, items=whole_trajectories(ends))
 
     def _episode(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
         """One draft a prompt, not trained on, branches; what is drawn from it goes on alone."""
         drafts = [draft for draft in self.engine.drafts(prompts, seed=seed) if draft.score is not None]
-        given = [given_image(draft.prompt, draft.image, verdict=draft.verdict) for draft in drafts]
-        roots = self.engine.roots(given, num_rows=self.branch.critique * self.branch.refinement)
+        roots = self.engine.roots(
+            [draft.given() for draft in drafts], num_rows=self.branch.critique * self.branch.refinement
+        )
         ends = self._branched(roots, round_seed(seed, 1), progress)
         for number in range(2, self.rounds + 1):
             ends = self.engine.round(ends, seed=round_seed(seed, number), progress=progress)
-        items = {"refine/draft_score": scores(drafts), **whole_trajectories([trajectory(end) for end in ends])}
+        items = {"refine/draft_score": scores(drafts), **whole_trajectories(ends)}
         return _collected("episode", ends, [credit_trajectories(ends, self.credit)], items=items)
 
     def _answer(self, count: int, seed: int) -> Collected:
@@ -217,7 +219,7 @@ def _collected(
     # texts that earned nothing too: all do where entropy is gone
     made = dict.fromkeys(node for leaf in leaves for node in leaf.way)
     texts = [node.sample.log_probs for node in made if isinstance(node.sample, TextSegment)]
-    images = [c.segment.log_probs for stage in stages for c in stage.credits if isinstance(c.segment, ImageSegment)]
+    images = [c.segment.log_probs for stage in stages for c in stage.credits if isinstance(c.segment, DrawnSegment)]
     # mean -log p of the sampled tokens is an unbiased estimate of their entropy
     log_probs = {"entropy": -torch.cat(texts)} if texts else {}
     log_probs |= {"image/log_prob_mean": torch.cat(images)} if images else {}

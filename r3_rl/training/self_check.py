@@ -15,6 +15,7 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.errors import RunError
+from r3_rl.modalities import Segment
 from r3_rl.nodes import always_edits
 from r3_rl.policy.adapters import trainable_parameters
 from r3_rl.policy.base import Policy
@@ -23,7 +24,7 @@ from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.optimizer import total_norm
 from r3_rl.training.parallel import Learner
-from r3_rl.types import Prompt, Segment
+from r3_rl.types import Prompt
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 _COARSEST = 0.05
@@ -140,7 +141,7 @@ def _replayed(
     gaps: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     total = torch.zeros(())
     for name, segment, result in zip(names, segments, policy.replay(segments), strict=True):
-        new = result if isinstance(result, torch.Tensor) else result.log_probs
+        new = result.log_probs
         gaps[name].append(((new.detach().cpu() - segment.log_probs).exp() - 1).abs())
         # squares, or the score function of on-policy samples could cancel
         total = total + new.square().sum().cpu()

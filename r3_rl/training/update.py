@@ -15,18 +15,34 @@ from torch import Tensor
 from r3_rl import ranks, registered
 from r3_rl.algorithm.loss import PolicyLoss, k3, policy_loss
 from r3_rl.algorithm.surrogates import LossInputs, Surrogate
+from r3_rl.balance.conflict import KINDS
 from r3_rl.errors import RunError
 from r3_rl.flow.sde import kl_mean, kl_velocity
+from r3_rl.modalities import Objective, Segment
 from r3_rl.observe.metrics import Numbers, combine
-from r3_rl.policy.base import FlowReplay, ImageReplay, Policy
+from r3_rl.policy.base import FlowReplay, Policy, Replay
 from r3_rl.recipe.base import default
 from r3_rl.recipe.learning import AlgorithmSection
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.credit import Credit
-from r3_rl.types import ImageSegment, Segment, TextSegment
 
 DEVIATIONS = ("ratio/text_deviation", "ratio/image_deviation")
 """Only on the first pass over fresh rollouts does a ratio that is not 1 say that rollout and replay disagree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveLoss:
+    """The loss of what is written, or of what is drawn."""
+
+    metrics: str
+    """Prefix of its metrics."""
+    surrogate: Surrogate
+    weight: float
+    """In the loss of the step; 0 trains nothing of it."""
+    beta: float
+    """KL coefficient."""
+    epsilon: float
+    epsilon_high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +60,27 @@ class LossSettings:
     text_loss_weight: float = default(AlgorithmSection, "text_loss_weight")
     image_loss_weight: float = default(AlgorithmSection, "image_loss_weight")
 
-    def beta_of(self, segment: Segment) -> float:
-        """The KL coefficient of a text or an image."""
-        return self.beta if isinstance(segment, TextSegment) else self.image_beta
-
     @cached_property
-    def surrogates(self) -> dict[str, Surrogate]:
-        """By objective. Raises InputError for a name that stands for no loss."""
-        named = {"understanding": self.text_loss, "generation": self.image_loss}
-        return {objective: registered.find(registered.LOSSES, name) for objective, name in named.items()}
+    def of(self) -> dict[Objective, ObjectiveLoss]:
+        """The losses by objective. Raises InputError for a name that stands for no loss."""
+        return {
+            "understanding": ObjectiveLoss(
+                metrics="text",
+                surrogate=registered.find(registered.LOSSES, self.text_loss),
+                weight=self.text_loss_weight,
+                beta=self.beta,
+                epsilon=self.epsilon,
+                epsilon_high=self.epsilon_high,
+            ),
+            "generation": ObjectiveLoss(
+                metrics="image",
+                surrogate=registered.find(registered.LOSSES, self.image_loss),
+                weight=self.image_loss_weight,
+                beta=self.image_beta,
+                epsilon=self.image_epsilon,
+                epsilon_high=None,
+            ),
+        }
 
 
 def accumulate(
@@ -84,9 +112,8 @@ def accumulate(
         RunError: a loss is not finite; its gradient is not taken.
     """
     policy = batcher.policy
-    weights = {"understanding": settings.text_loss_weight, "generation": settings.image_loss_weight}
-    credits = [c for c in credits if weights[c.objective] > 0]
-    num_text, num_image = normalisers or step_sizes(credits)
+    credits = [c for c in credits if settings.of[c.objective].weight > 0]
+    sizes: dict[Objective, float] = dict(zip(KINDS, normalisers or step_sizes(credits), strict=True))
     found = [Numbers({"loss": 0.0})]
     references = None
     with base_first or nullcontext():
@@ -100,36 +127,32 @@ def accumulate(
                 backward(_weightless(results))
                 continue
             reference = references[i] if references is not None else _reference(policy, batch.segments, settings)
-            text = _part("understanding", batch.credits, results, reference, settings, num_text)
-            image = _part("generation", batch.credits, results, reference, settings, num_image)
-            parts = [(settings.text_loss_weight, text), (settings.image_loss_weight, image)]
-            loss = torch.stack([weight * part.loss for weight, part in parts if part is not None]).sum()
+            parts = {
+                name: _part(name, batch.credits, results, reference, settings, size)
+                for name, size in sizes.items()
+                if any(credit.objective == name for credit in batch.credits)
+            }
+            loss = torch.stack([settings.of[name].weight * part.loss for name, part in parts.items()]).sum()
             if not torch.isfinite(loss):
                 raise RunError(
                     "the loss is not finite",
                     hint="lower training.learning_rate or eta; the last checkpoint is good",
                 )
             backward(loss)
-            found.append(_numbers(loss, text, image))
+            found.append(_numbers(loss, {settings.of[name].metrics: part for name, part in parts.items()}))
     return combine(found, over="batches")
 
 
-def _weightless(results: Sequence[Tensor | ImageReplay]) -> Tensor:
+def _weightless(results: Sequence[Replay]) -> Tensor:
     """A loss of 0 whose gradient reaches what the results do."""
-    return 0.0 * torch.stack([_log_probs(r).sum() for r in results]).sum()
+    return 0.0 * torch.stack([result.log_probs.sum() for result in results]).sum()
 
 
-def _log_probs(result: Tensor | ImageReplay) -> Tensor:
-    return result if isinstance(result, Tensor) else result.log_probs
-
-
-def _numbers(loss: Tensor, text: PolicyLoss | None, image: PolicyLoss | None) -> Numbers:
+def _numbers(loss: Tensor, parts: Mapping[str, PolicyLoss]) -> Numbers:
     """The metrics of a micro-batch; losses before their weights, but for the whole one."""
     found = Numbers({"loss": loss.detach()})
-    for part, name, prefix in ((text, "text", ""), (image, "image", "image/")):
-        if part is None:
-            continue
-        means = part.statistics.means()
+    for name, part in parts.items():
+        means, prefix = part.statistics.means(), "" if name == "text" else f"{name}/"
         values = {
             **{
                 f"{prefix}clip_ratio/{side}_mean": means.get(f"clip_ratio/{side}") for side in ("low", "high", "region")
@@ -145,15 +168,14 @@ def _numbers(loss: Tensor, text: PolicyLoss | None, image: PolicyLoss | None) ->
 
 def step_sizes(credits: Sequence[Credit]) -> tuple[float, float]:
     """Text tokens, and denoising steps or image tokens, of a step over all processes, at least 1 each."""
-    text = sum(len(c.segment.token_ids) for c in credits if isinstance(c.segment, TextSegment))
-    image = sum(len(c.segment.log_probs) for c in credits if isinstance(c.segment, ImageSegment))
-    texts, images = ranks.total(text, image)
+    sizes = [(credit.objective, len(credit.segment.log_probs)) for credit in credits]
+    texts, images = ranks.total(*(sum(size for name, size in sizes if name == kind) for kind in KINDS))
     return float(max(texts, 1)), float(max(images, 1))
 
 
-def _reference(policy: Policy, segments: Sequence[Segment], settings: LossSettings) -> dict[int, Tensor | ImageReplay]:
+def _reference(policy: Policy, segments: Sequence[Segment], settings: LossSettings) -> dict[int, Replay]:
     """The reference policy's view of the segments that have a KL term, by their place; empty without one."""
-    wanted = [i for i, segment in enumerate(segments) if settings.beta_of(segment)]
+    wanted = [i for i, segment in enumerate(segments) if settings.of[segment.objective].beta]
     if not wanted:
         return {}
     with torch.no_grad(), policy.reference():
@@ -161,43 +183,43 @@ def _reference(policy: Policy, segments: Sequence[Segment], settings: LossSettin
 
 
 def _part(
-    objective: str,
+    objective: Objective,
     batch: Sequence[Credit],
-    results: Sequence[Tensor | ImageReplay],
-    reference: Mapping[int, Tensor | ImageReplay],
+    results: Sequence[Replay],
+    reference: Mapping[int, Replay],
     settings: LossSettings,
     normaliser: float,
-) -> PolicyLoss | None:
-    """The loss of a micro-batch's texts or of its images; None if it has none."""
-    new = {i: _log_probs(result) for i, result in enumerate(results) if batch[i].objective == objective}
-    if not new:
-        return None
+) -> PolicyLoss:
+    """The loss of those of a micro-batch's credits that have this objective."""
+    loss, new = (
+        settings.of[objective],
+        {i: results[i].log_probs for i, c in enumerate(batch) if c.objective == objective},
+    )
     log_probs = torch.cat(list(new.values()))
-    texts = objective == "understanding"
     lengths = torch.tensor([len(values) for values in new.values()])
     inputs = LossInputs(
         log_probs=log_probs,
         old_log_probs=torch.cat([batch[i].segment.log_probs for i in new]).to(log_probs.device),
         advantages=torch.cat([torch.full_like(v, batch[i].advantage, requires_grad=False) for i, v in new.items()]),
         owner=torch.arange(len(new)).repeat_interleave(lengths).to(log_probs.device),
-        epsilon=settings.epsilon if texts else settings.image_epsilon,
-        epsilon_high=settings.epsilon_high if texts else None,
+        epsilon=loss.epsilon,
+        epsilon_high=loss.epsilon_high,
     )
     divergences = [_divergence(results[i], reference[i], settings.image_kl) for i in new if i in reference]
     return policy_loss(
         inputs,
         normaliser=normaliser,
-        surrogate=settings.surrogates[objective],
-        beta=settings.beta if texts else settings.image_beta,
+        surrogate=loss.surrogate,
+        beta=loss.beta,
         kl=torch.cat(divergences) if divergences else None,
     )
 
 
-def _divergence(replay: Tensor | ImageReplay, base: Tensor | ImageReplay, kind: str) -> Tensor:
+def _divergence(replay: Replay, base: Replay, kind: str) -> Tensor:
     """Of each element from the reference policy's, [S]: of denoising steps that of the means over the variance, or of
     the velocities; of words and image tokens it is estimated."""
     if not isinstance(replay, FlowReplay) or not isinstance(base, FlowReplay):
-        return k3(_log_probs(replay), _log_probs(base))
+        return k3(replay.log_probs, base.log_probs)
     if kind == "velocity":
         return kl_velocity(replay.velocity, base.velocity)
     return kl_mean(replay.mean, base.mean, replay.std)

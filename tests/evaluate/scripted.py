@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from r3_rl.modalities import Context, ImagePiece, TextSegment, still
 from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.base import Sampling
 from r3_rl.stages.protocol import PROTOCOLS
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Context, Critique, ImagePiece, Prompt, Round, TextSegment, Trajectory, Verdict, still
+from r3_rl.types import Critique, Prompt, Round, Trajectory, Verdict
 from tests.policy.tiny import PROMPTS, loop
 
 STOP = "<think> nothing </think> no further edit needed"

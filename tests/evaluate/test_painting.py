@@ -17,7 +17,7 @@ from r3_rl.evaluate.painting import (
     plan_is_right,
 )
 from r3_rl.evaluate.reflection import Refined
-from r3_rl.types import TextPiece
+from r3_rl.modalities import TextPiece
 from r3_rl.worlds.base import find_world
 from r3_rl.worlds.sets import wrong_drafts
 from r3_rl.worlds.shapes.drawing import render

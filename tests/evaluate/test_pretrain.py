@@ -13,6 +13,7 @@ from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import InputError, RecipeError
 from r3_rl.evaluate.base import bench_of
 from r3_rl.evaluate.pretrain import new_policy, pretrain
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.observe.lock import LOCK
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.recorder import read_lines
@@ -29,7 +30,6 @@ from r3_rl.pretraining.steps import (
 )
 from r3_rl.recipe.sampling import ModelSection
 from r3_rl.recipe_io import load_recipe
-from r3_rl.types import ImagePiece, TextPiece
 from r3_rl.worlds.base import find_world
 from r3_rl.worlds.shapes.prompts import TAGS, all_prompts
 

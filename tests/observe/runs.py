@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from r3_rl.modalities import ImageSegment, TextSegment, still
 from r3_rl.observe.environment import environment
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.statistics import mean_of, paired_difference, share, unpaired_difference
-from r3_rl.types import Critique, ImageSegment, Prompt, Round, TextSegment, Trajectory, Verdict, still
+from r3_rl.types import Critique, Prompt, Round, Trajectory, Verdict
 
 COLOURS = {"red": (222, 60, 50), "blue": (60, 110, 230), "green": (60, 190, 90), "yellow": (232, 205, 60)}
 HOSTILE = "a <script>alert('prompt')</script> & \"circle\" left of a 'square'"

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from r3_rl.modalities import TextSegment, still
 from r3_rl.observe.notebook import notebook_html
-from r3_rl.types import Critique, Prompt, Round, TextSegment, Trajectory, Verdict, still
+from r3_rl.types import Critique, Prompt, Round, Trajectory, Verdict
 
 BAD = "<script>alert(1)</script> & \"'"
 

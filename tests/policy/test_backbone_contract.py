@@ -14,17 +14,18 @@ from r3_rl import registered
 from r3_rl.errors import InputError, RunError
 from r3_rl.export import export
 from r3_rl.flow.guidance import Guidance
+from r3_rl.modalities import ImagePiece, ImageTokenSegment, TextPiece
 from r3_rl.model_checks import fewest_tokens
 from r3_rl.nodes import given_image
 from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.backbone import branch_of
-from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling, SupervisedNoise
+from r3_rl.policy.base import Drawing, Example, Sampling, SupervisedNoise
 from r3_rl.policy.registry import backbone_of, find, names
 from r3_rl.recipe import Recipe
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
-from r3_rl.types import ImagePiece, ImageTokenSegment, Prompt, TextPiece
+from r3_rl.types import Prompt
 from tests.policy.installed import install_toy
 from tests.policy.tiny import AnyWords
 
@@ -95,10 +96,6 @@ def rolled_out(policy, guidance=Guidance(), top_p=1.0):  # noqa: B008 - frozen
     }
 
 
-def log_probs(result):
-    return result.log_probs if isinstance(result, ImageReplay) else result
-
-
 def test_it_is_found_by_its_name_and_by_its_folder_alone(backbone, folder, tmp_path):
     assert backbone.spec.name in names()
     assert backbone_of(folder) is backbone
@@ -162,7 +159,7 @@ def test_samples_are_scored_as_they_were_drawn(policy, guidance):
     together = [segment for segments in stages.values() for segment in segments]
     for segments in [*stages.values(), together[::2], together[::-1]]:
         for segment, result in zip(segments, policy.replay(segments), strict=True):
-            new = log_probs(result).detach()
+            new = result.log_probs.detach()
             assert new.shape == segment.log_probs.shape and len(new) > 0
             assert float(((new - segment.log_probs).exp() - 1).abs().max()) < 1e-4, type(segment)
     assert 1 <= policy.num_tokens(together) <= sum(policy.num_tokens([segment]) for segment in together)
@@ -237,7 +234,7 @@ def test_gradient_reaches_every_branch(policy):
     adapted(policy)
     stages = rolled_out(policy)
     results = policy.replay([segment for segments in stages.values() for segment in segments])
-    torch.cat([log_probs(result).square() for result in results]).sum().backward()
+    torch.cat([result.log_probs.square() for result in results]).sum().backward()
     for branch, parameters in adapters.trainable_parameters(policy.module, policy.spec.branches).items():
         squares = [p.grad.square().sum() for p in parameters.values() if p.grad is not None]
         assert sum(squares) > 0, branch
@@ -288,7 +285,7 @@ def test_memory_returns(policy):
     for _ in range(2):
         stages = rolled_out(policy)
         results = policy.replay([segment for segments in stages.values() for segment in segments])
-        torch.cat([log_probs(result) for result in results]).sum().backward()
+        torch.cat([result.log_probs for result in results]).sum().backward()
         policy.module.zero_grad()
         del stages, results
     assert held() <= before

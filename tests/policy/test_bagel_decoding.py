@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from r3_rl.modalities import TextPiece
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers, adapter_merged, attach
 from r3_rl.policy.bagel import decoding
 from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.decoding import Decoding
 from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.packing import TextBlock, pack
-from r3_rl.types import TextPiece
 from tests.policy.tiny_bagel import tiny_bagel, tiny_policy
 
 WRITTEN = torch.tensor([[5, 9, 7, 6], [8, 5, 11, 10], [6, 6, 12, 5], [9, 10, 5, 7]])

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from r3_rl.modalities import TextPiece
 from r3_rl.policy.bagel.attention import CachePart, attend
 from r3_rl.policy.bagel.decoding import Decoding
 from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.kernels import _RmsNorm, _Rotate, rms_norm, rotate
 from r3_rl.policy.bagel.packing import LatentBlock, LookBlock, TextBlock, pack
 from r3_rl.policy.base import Sampling
-from r3_rl.types import TextPiece
 from tests.policy.golden_set import in_order
 from tests.policy.tiny import CONFIG, tiny_policy
 

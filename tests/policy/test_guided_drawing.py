@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from r3_rl.flow.guidance import Guidance
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.policy.base import Drawing
-from r3_rl.types import ImagePiece, TextPiece
 from tests.policy.tiny import pictures, tiny_policy
 
 # nothing renormalised away: a dropped branch that differs is pulled from four times over

@@ -9,18 +9,18 @@ import torch
 
 from r3_rl.errors import CheckpointError
 from r3_rl.flow.guidance import Guidance
+from r3_rl.modalities import ImagePiece, TextPiece, TextSegment
 from r3_rl.nodes import given_image
 from r3_rl.policy.adapters import AdapterSettings, adapter_merged, trainable_parameters
 from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens
 from r3_rl.policy.bagel.config import AutoencoderConfig
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.bagel.sampler import row_noise
-from r3_rl.policy.base import Drawing, Example, ImageReplay, Sampling
+from r3_rl.policy.base import Drawing, Example, Sampling
 from r3_rl.policy.tokens import choose, token_log_probs
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.stages.settings import DrawingPlan
-from r3_rl.types import ImagePiece, TextPiece, TextSegment
 from tests.policy.tiny import PAPER_GUIDANCE, PROMPTS, loop, pictures, tiny_policy
 
 ADAPTER = AdapterSettings(rank=4, alpha=8.0)
@@ -60,14 +60,10 @@ def policy():
     return tiny_policy()
 
 
-def log_probs(result):
-    return result.log_probs if isinstance(result, ImageReplay) else result
-
-
 def deviation(policy, segments):
     """Largest |ratio - 1|."""
     pairs = zip(segments, policy.replay(segments), strict=True)
-    return max(float(((log_probs(new).detach() - s.log_probs).exp() - 1).abs().max()) for s, new in pairs)
+    return max(float(((new.log_probs.detach() - s.log_probs).exp() - 1).abs().max()) for s, new in pairs)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +179,7 @@ def test_under_other_weights_a_truncated_text_keeps_its_tokens_and_its_rivals():
     with torch.no_grad():  # the likeliest words of before are now the least likely
         policy.module.language_model.lm_head.weight.neg_()
     for scored in policy.replay(texts):
-        assert torch.isfinite(scored).all() and (scored <= 0).all()
+        assert torch.isfinite(scored.log_probs).all() and (scored.log_probs <= 0).all()
     logits, target = torch.tensor([[2.0, 1.5, 1.0, -4.0, -5.0]]), torch.tensor([0])
     _, _, cutoff = choose(logits, Sampling(top_p=0.9), torch.zeros(1))
     likelier = logits + torch.tensor([[3.0, 0, 0, 0, 0]])
@@ -226,7 +222,7 @@ def test_a_plan_and_its_draft_share_one_row_and_score_as_apart(policy):
     together = policy.replay([*plans, *drafts])
     apart = [*policy.replay(plans), *policy.replay(drafts)]
     for a, b in zip(together, apart, strict=True):
-        torch.testing.assert_close(log_probs(a), log_probs(b), atol=2e-5, rtol=0)
+        torch.testing.assert_close(a.log_probs, b.log_probs, atol=2e-5, rtol=0)
 
 
 def test_what_peers_share_is_read_once_and_scores_as_apart(policy):
@@ -238,7 +234,7 @@ def test_what_peers_share_is_read_once_and_scores_as_apart(policy):
     ragged = [*critiques[1:], *found["refinement"], *found["plan"][:3], *found["draft"][2:]]
     for whole, segment in zip(policy.replay(ragged), ragged, strict=True):
         (alone,) = policy.replay([segment])
-        torch.testing.assert_close(log_probs(whole), log_probs(alone), atol=2e-5, rtol=0)
+        torch.testing.assert_close(whole.log_probs, alone.log_probs, atol=2e-5, rtol=0)
 
 
 def test_a_shared_context_gets_the_gradient_of_all_its_rows():
@@ -249,7 +245,7 @@ def test_a_shared_context_gets_the_gradient_of_all_its_rows():
     def gradient(passes):
         policy.module.zero_grad()
         for segments in passes:
-            torch.cat(policy.replay(segments)).sum().backward()
+            torch.cat([r.log_probs for r in policy.replay(segments)]).sum().backward()
         return torch.cat([p.grad.flatten() for p in policy.module.parameters() if p.grad is not None])
 
     together, apart = gradient([critiques]), gradient([[c] for c in critiques])
@@ -343,7 +339,9 @@ def test_the_end_token_is_part_of_an_ended_text_and_of_no_other(policy):
     assert {t.ended for t in texts} == {True, False}
     assert deviation(policy, texts) < 1e-4
     for text, scored in zip(texts, policy.replay(texts), strict=True):
-        assert scored.shape == text.log_probs.shape, "the end token is scored, hence trained, like every other one"
+        assert scored.log_probs.shape == text.log_probs.shape, (
+            "the end token is scored, hence trained, like every other one"
+        )
 
 
 def test_seeds_make_samples_and_nothing_else_does(policy):
@@ -402,7 +400,7 @@ def test_gradient_reaches_the_experts(stage):
     """Drawing trains the understanding expert too, through what the latents read."""
     policy = tiny_policy()
     segments = one_of_each(policy, GUIDED)[stage]
-    sum(log_probs(r).square().sum() for r in policy.replay(segments)).backward()
+    sum(r.log_probs.square().sum() for r in policy.replay(segments)).backward()
     got = {name for name, p in policy.module.named_parameters() if p.grad is not None and float(p.grad.norm()) > 0}
     understanding = {n for n in got if ".layers." in n and "vit" not in n and "_moe_gen" not in n}
     generation = {n for n in got if "_moe_gen" in n}
@@ -424,7 +422,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         policy = tiny_policy()
         segments = one_of_each(policy, FAITHFUL)["draft"]
         policy.model.decoder.gradient_checkpointing = checkpointed
-        sum(log_probs(r).square().sum() for r in policy.replay(segments)).backward()
+        sum(r.log_probs.square().sum() for r in policy.replay(segments)).backward()
         gradients.append(policy.model.decoder.layers[0].mlp.up_proj.weight.grad)
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
@@ -518,7 +516,7 @@ def test_supervised_text_loss_is_the_replayed_log_prob(policy):
         [Example(context=context, answer="a red circle")], torch.zeros(0, 1), torch.zeros(0, 1, 9, 432)
     )
     assert loss.num_text == 4 and loss.num_flow == 0
-    torch.testing.assert_close(loss.text, -replayed.sum(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(loss.text, -replayed.log_probs.sum(), atol=1e-4, rtol=0)
 
 
 def test_supervised_losses_add_up_over_micro_batches(policy):
@@ -570,12 +568,16 @@ def test_full_weights_have_a_reference_too():
     policy.remember_base()
     with torch.no_grad():
         policy.model.language_model.lm_head.weight.mul_(1.5)
-    moved = policy.replay(segments)
+
+    def scored(of):
+        return torch.cat([r.log_probs for r in of.replay(segments)])
+
+    moved = scored(policy)
     with policy.reference(), torch.no_grad():
-        torch.testing.assert_close(torch.cat(policy.replay(segments)), torch.cat(base.replay(segments)))
-    sum(m.sum() for m in moved).backward()
+        torch.testing.assert_close(scored(policy), scored(base))
+    moved.sum().backward()
     assert policy.model.language_model.lm_head.weight.grad is not None
-    torch.testing.assert_close(torch.cat(policy.replay(segments)), torch.cat(moved))
+    torch.testing.assert_close(scored(policy), moved)
 
 
 def test_a_tokenizer_without_the_special_tokens_is_refused():

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r3_rl.policy.prefixes import spans
-from r3_rl.types import ImagePiece, TextPiece, context_key, written_before
+from r3_rl.modalities import ImagePiece, TextPiece
+from r3_rl.policy.prefixes import context_key, spans, written_before
 from tests.policy.tiny import pictures
 
 

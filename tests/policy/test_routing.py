@@ -9,16 +9,17 @@ import torch
 from peft import PeftModel
 
 from r3_rl.errors import CheckpointError, InputError
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.nodes import always_edits
 from r3_rl.policy import adapters
 from r3_rl.policy.adapters import AdapterSettings, adapter_disabled, adapter_merged
-from r3_rl.policy.base import Sampling, task_of
+from r3_rl.policy.base import Sampling
 from r3_rl.policy.routing import GATE, SHARED, routed_layers
 from r3_rl.policy.task_adapters import save_task_adapter
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan
-from r3_rl.types import STAGES, ImagePiece, TextPiece
-from tests.policy.test_policy import FAITHFUL, GUIDED, deviation, log_probs
+from r3_rl.types import STAGES
+from tests.policy.test_policy import FAITHFUL, GUIDED, deviation
 from tests.policy.test_sharing import counted
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 
@@ -69,7 +70,7 @@ def test_a_fresh_adapter_is_plain_sharing_bit_for_bit(kind, shared_experts):
         for policy in (plain, fresh):
             with adapter_merged(policy.module) if merged else torch.no_grad():
                 found.append(flat(stages_of(policy, GUIDED)))
-        assert [task_of(s) for s in found[1]] == [task_of(s) for s in found[0]]
+        assert [s.task for s in found[1]] == [s.task for s in found[0]]
         assert all(torch.equal(a.log_probs, b.log_probs) for a, b in zip(*found, strict=True))
     if kind == "routed":
         theirs = adapters.adapted_layers(plain.module)
@@ -85,7 +86,7 @@ def test_every_stage_is_scored_as_it_was_made_alone_and_all_in_one_batch(kind, s
         stages = stages_of(policy, GUIDED)
         assert deviation(policy, flat(stages)) < 1e-4
     for name, segments in stages.items():
-        assert {task_of(s) for s in segments} == {name}
+        assert {s.task for s in segments} == {name}
         assert deviation(policy, segments) < 1e-4, name
     assert deviation(policy, flat(stages)) < 1e-4, "beside the weights, in one pass"
     wrong = [replace(s, task="critique") for s in stages["plan"]]
@@ -136,14 +137,14 @@ def test_a_task_s_adapter_is_the_same_in_plain_peft(kind, shared_experts, tmp_pa
         PeftModel.from_pretrained(base.module, str(tmp_path / task))
         again = base.replay([replace(s) for s in stages[task]])
         for new, mine, old in zip(again, policy.replay(stages[task]), stages[task], strict=True):
-            assert (log_probs(new) - log_probs(mine)).abs().max() < 1e-5
-            assert ((log_probs(new) - old.log_probs).exp() - 1).abs().max() < 1e-4
+            assert (new.log_probs - mine.log_probs).abs().max() < 1e-5
+            assert ((new.log_probs - old.log_probs).exp() - 1).abs().max() < 1e-4
     with pytest.raises(InputError, match="no adapter that is routed"):
         save_task_adapter(tiny_policy(adapter=settings("shared")).module, "plan", tmp_path / "no", fingerprint="f")
 
 
 def gradients(policy, segments):
-    sum(log_probs(r).square().sum() for r in policy.replay(segments)).backward()
+    sum(r.log_probs.square().sum() for r in policy.replay(segments)).backward()
     found = {n: p.grad for n, p in policy.module.named_parameters() if p.requires_grad}
     policy.module.zero_grad(set_to_none=True)
     return found
@@ -182,8 +183,8 @@ def test_the_reference_is_the_base_whatever_the_task():
     with torch.no_grad():
         segments = flat(stages_of(policy, GUIDED))
         with policy.reference():
-            ours = [log_probs(r) for r in policy.replay(segments)]
-        theirs = [log_probs(r) for r in base.replay(segments)]
+            ours = [r.log_probs for r in policy.replay(segments)]
+        theirs = [r.log_probs for r in base.replay(segments)]
     assert all((a - b).abs().max() < 1e-5 for a, b in zip(ours, theirs, strict=True))
 
 

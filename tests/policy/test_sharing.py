@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.nodes import given_image
 from r3_rl.policy.bagel import encoder
-from r3_rl.policy.base import ImageReplay, Sampling
+from r3_rl.policy.base import FlowReplay, Sampling
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan
-from r3_rl.types import ImagePiece, TextPiece
-from tests.policy.test_policy import FAITHFUL, GUIDED, deviation, log_probs
+from tests.policy.test_policy import FAITHFUL, GUIDED, deviation
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 
 EDITS = (
@@ -229,7 +229,7 @@ def test_what_is_shared_is_scored_as_sampled_and_as_apart(sizes, drawing, backen
         assert deviation(policy, segments) < 1e-4, "as the reference policy scores them"
     for whole, segment in zip(policy.replay(segments), segments, strict=True):
         (alone,) = policy.replay([segment])
-        torch.testing.assert_close(log_probs(whole), log_probs(alone), atol=2e-5, rtol=0)
+        torch.testing.assert_close(whole.log_probs, alone.log_probs, atol=2e-5, rtol=0)
 
 
 @DRAWINGS
@@ -241,7 +241,7 @@ def test_what_is_shared_gets_the_gradient_of_all_rows(sizes, drawing):
     def gradient(passes):
         policy.module.zero_grad()
         for batch in passes:
-            results = [r for r in policy.replay(batch) if isinstance(r, ImageReplay)]
+            results = [r for r in policy.replay(batch) if isinstance(r, FlowReplay)]
             torch.cat([r.velocity.flatten() for r in results]).square().sum().backward()
         return torch.cat([p.grad.flatten() for p in policy.module.parameters() if p.grad is not None])
 
@@ -256,5 +256,5 @@ def test_equal_plans_of_one_prompt_are_both_scored():
     after = [(*context, TextPiece(text=p.text, token_ids=p.token_ids)) for p in (plan, twin)]
     drafts = policy.draw(after, [GUIDED] * 2, [1, 2])
     found = policy.replay([plan, twin, *drafts])
-    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[0].log_probs, found[1].log_probs, atol=1e-6, rtol=0)
     assert deviation(policy, [plan, twin, *drafts]) < 1e-4

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from r3_rl.flow.guidance import Guidance
+from r3_rl.modalities import TextSegment
 from r3_rl.policy.adapters import AdapterSettings, adapted_layers, attach
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.backbone import BAGEL, SHARED
@@ -23,7 +24,7 @@ from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.policy.routing import GATE
 from r3_rl.stages.protocol import Protocol
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
-from r3_rl.types import Critique, Prompt, TextSegment
+from r3_rl.types import Critique, Prompt
 from r3_rl.worlds.shapes.language import build_tokenizer
 
 TOKENIZER = build_tokenizer()

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from r3_rl.errors import InputError
+from r3_rl.modalities import ImageTokenSegment, TextPiece, TextSegment
 from r3_rl.policy.backbone import BackboneSpec, Branch, ImageSizes
-from r3_rl.policy.base import Drawing, ImageReplay, Policy, Sampling, SupervisedLoss
+from r3_rl.policy.base import Drawing, Policy, Replay, Sampling, SupervisedLoss
 from r3_rl.policy.reference import Base
 from r3_rl.policy.tokens import choose, row_uniforms, token_log_probs
 from r3_rl.policy.weights import digest, find_weights, read_tokenizer
 from r3_rl.recipe.base import Problem, Section
-from r3_rl.types import ImageTokenSegment, TextPiece, TextSegment
 
 CELL, LARGEST, LONGEST = 12, 48, 512
 PALETTE = torch.tensor([[r, g, b] for r in (0.1, 0.9) for g in (0.1, 0.9) for b in (0.1, 0.9)])
@@ -119,8 +119,10 @@ class ToyPolicy(Policy):
 
     def scored(self, s):
         if isinstance(s, TextSegment):
-            return self.log_probs(s.context, s.token_ids, temperature=s.temperature, cutoff=s.cutoff)
-        return ImageReplay(log_probs=self.log_probs(s.context, s.token_ids, s.drawing.guidance))
+            found = self.log_probs(s.context, s.token_ids, temperature=s.temperature, cutoff=s.cutoff)
+        else:
+            found = self.log_probs(s.context, s.token_ids, s.drawing.guidance)
+        return Replay(log_probs=found)
 
     def num_tokens(self, segments):
         return sum(len(self.ids(s.context)) + len(s.token_ids) for s in segments)

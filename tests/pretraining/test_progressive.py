@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from r3_rl.balance.progressive import Progressive
+from r3_rl.modalities import TextPiece
 from r3_rl.policy.base import Example
 from r3_rl.pretraining.steps import GENERATION, UNDERSTANDING, objectives, rate, run_pretraining
 from r3_rl.recipe.pretraining import PretrainSection
-from r3_rl.types import TextPiece
 from tests.policy.tiny import pictures, tiny_policy
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from r3_rl.errors import CheckpointError
+from r3_rl.modalities import still
 from r3_rl.nodes import Node, NodeId, prompt_roots
 from r3_rl.rollout.pool import NodePool, mixed, spread
-from r3_rl.types import Prompt, Verdict, still
+from r3_rl.training.checkpoint import load_pool, save_pool
+from r3_rl.types import Prompt, Verdict
 
 
 def group(name, *scores, depth=0):
@@ -49,7 +52,7 @@ def test_what_a_group_says_about_itself():
     assert mixed(group("nearly", 1 - 1e-7, 0.5)), "a weighted panel reaches 1 only up to rounding"
 
 
-def test_perfect_is_the_best_that_the_panel_can_say():
+def test_perfect_is_the_best_that_the_panel_can_say(tmp_path):
     """Weights that add up to 1.3 or 0.5: a total of 1 is then not what tells a perfect image."""
     more = [replace(n, verdict=replace(n.verdict, best=1.3)) for n in group("m", 1.3, 1.1)]
     less = [replace(n, verdict=replace(n.verdict, best=0.5)) for n in group("l", 0.5, 0.2)]
@@ -57,7 +60,8 @@ def test_perfect_is_the_best_that_the_panel_can_say():
         assert [node.perfect for node in made] == [True, False] and mixed(made)
         kept = pool("spread_only", made, perfect_ratio=0.0)
         other = pool("spread_only")
-        other.load(kept.state())
+        save_pool(kept, tmp_path)
+        load_pool(other, tmp_path, saved_by=1)
         assert other.choose(1, np.random.default_rng(0))[0].score == made[1].score
 
 
@@ -125,16 +129,21 @@ def test_the_same_generator_chooses_the_same_nodes():
     assert all(x is y for x, y in zip(a, b, strict=True))
 
 
-def test_state_round_trip_through_json():
+def test_a_checkpoint_brings_the_pool_back(tmp_path):
     made = pool("uniform", MIXED, WRONG, max_depth=2)
     made.add(group("deep", 0.7, depth=1))
-    state = made.state()
-    state["nodes"] = json.loads(json.dumps(state["nodes"]))
+    save_pool(made, tmp_path)
     other = pool("uniform", RIGHT, max_depth=2)
-    other.load(state)
+    load_pool(other, tmp_path, saved_by=1)
     assert len(other.groups) == 3
     for a, b in zip(made.groups, other.groups, strict=True):
         for x, y in zip(a, b, strict=True):
             assert x.prompt == y.prompt and x.verdict == y.verdict
             assert (x.score, x.num_refinements) == (y.score, y.num_refinements) and torch.equal(x.image, y.image)
     assert names(made.choose(3, np.random.default_rng(0))) == names(other.choose(3, np.random.default_rng(0)))
+
+
+def test_a_pool_of_an_earlier_version_is_refused(tmp_path):
+    save_file({"0": torch.zeros(1, 3, 2, 2)}, tmp_path / "node_pool.safetensors")
+    with pytest.raises(CheckpointError, match=r"node_pool.safetensors: these bytes are no rollouts"):
+        load_pool(pool("uniform"), tmp_path, saved_by=1)

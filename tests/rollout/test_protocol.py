@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from r3_rl.modalities import TextPiece, TextSegment, still
 from r3_rl.nodes import given_critique, given_image
 from r3_rl.stages import CRITIQUE, REFINEMENT
 from r3_rl.stages.protocol import PROTOCOLS, Protocol, protocol_named, split_thought
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.types import Prompt, TextPiece, TextSegment, still
+from r3_rl.types import Prompt
 
 COMPACT, BAGEL = PROTOCOLS["compact"], protocol_named("bagel")
 

@@ -12,6 +12,7 @@ import torch
 
 from r3_rl.evaluate.loading import Loaded
 from r3_rl.evaluate.refiner import Refiner
+from r3_rl.modalities import ImagePiece, TextPiece, TextSegment
 from r3_rl.pixels import from_picture
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.base import Sampling
@@ -20,7 +21,6 @@ from r3_rl.serve.command import running
 from r3_rl.serve.conversation import Answers, answer_of
 from r3_rl.serve.streaming import Chunks
 from r3_rl.serve.studio import Studio, StudioSettings
-from r3_rl.types import ImagePiece, TextPiece, TextSegment
 from tests.serve.conftest import data_url, levels_apart, picture_of, png_of
 
 PROMPT = "one yellow triangle and two green circles"

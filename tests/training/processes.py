@@ -18,6 +18,7 @@ from r3_rl import ranks
 from r3_rl.balance.gradients import Balancer
 from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import R3Error
+from r3_rl.modalities import TextPiece
 from r3_rl.observe.metrics import Numbers, combine
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.base import Sampling
@@ -26,7 +27,7 @@ from r3_rl.training.config import R3Config
 from r3_rl.training.engines import learner_of
 from r3_rl.training.signals import SignalCallback
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
-from r3_rl.types import Prompt, TextPiece
+from r3_rl.types import Prompt
 from tests.policy.tiny import PROMPTS, tiny_policy
 from tests.training.rollouts import step_credits, trained_policy
 from tests.training.test_trainer import make, red, reddish, run, untimed, weights

@@ -10,13 +10,14 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.errors import InputError
+from r3_rl.modalities import TextSegment
 from r3_rl.nodes import given_image, image_roots
 from r3_rl.recipe_io import load_recipe
 from r3_rl.stages import ANSWER
 from r3_rl.stages.answer_rules import RULES, worth
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.earned import credit_answers
-from r3_rl.types import Prompt, TextSegment
+from r3_rl.types import Prompt
 from r3_rl.worlds.files.questions import MATCHES
 from tests.training.test_trainer import make, run
 

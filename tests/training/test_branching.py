@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from r3_rl.modalities import ImageSegment
 from r3_rl.stages.protocol import Protocol
-from r3_rl.types import Critique, ImageSegment
+from r3_rl.types import Critique
 from tests.policy.tiny import PAPER_GUIDANCE, loop
 from tests.training.test_trainer import make, run
 

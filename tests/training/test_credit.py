@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from r3_rl.modalities import FlowSegment, TextSegment, still
 from r3_rl.nodes import Node, NodeId, prompt_roots
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.policy.base import Drawing
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.earned import credit_critiques, credit_drafts, credit_refinements, credit_trajectories
-from r3_rl.types import Critique, FlowSegment, Prompt, TextSegment, Verdict, still
+from r3_rl.types import Critique, Prompt, Verdict
 
 PLAIN = CreditSettings(gain="paper", format_mode="gate", format_weight=0.1)
 PROMPT = Prompt(text="a red circle")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.errors import InputError, MissingPackageError
+from r3_rl.nodes_io import from_bytes
 from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
 from r3_rl.training.checkpoint import load_pool
@@ -164,13 +166,13 @@ def test_a_resumed_run_of_two_is_the_uninterrupted_one(tmp_path):
     fork(1, tmp_path / "one", "resume", options, str(folder))
     alone = found(tmp_path / "one", 1)
     assert len(alone.numbers[0]["rows"]) == 4 and alone.numbers[0]["rows"][:2] == whole.numbers[0]["rows"][:2]
-    pools = json.loads((folder / "node_pool.json").read_text()), json.loads((folder / "node_pool_1.json").read_text())
+    pools = [from_bytes((folder / f"{name}.safetensors").read_bytes()) for name in ("node_pool", "node_pool_1")]
     one = make(tmp_path / "deal", **{**options, "scorer": reddish})
     load_pool(one.schedule.pool, folder, saved_by=2)
     dealt = [[node.score for node in group] for group in one.schedule.pool.groups]
-    assert sorted(dealt) == sorted([node["score"] for node in group] for pool in pools for group in pool), (
-        "nothing is lost"
-    )
+    assert sorted(chain(*dealt)) == sorted(node.score for pool in pools for node in pool), "nothing is lost"
+    sizes = [json.loads((folder / f"{name}.json").read_text()) for name in ("node_pool", "node_pool_1")]
+    assert sorted(map(len, dealt)) == sorted(chain(*sizes))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 
 from r3_rl.errors import RunError
 from r3_rl.flow.guidance import Guidance
+from r3_rl.modalities import ImageSegment, TextSegment
 from r3_rl.policy.adapters import adapter_merged
 from r3_rl.policy.base import Sampling
 from r3_rl.training.self_check import self_check
-from r3_rl.types import ImageSegment, TextSegment
 from tests.policy.tiny import PAPER_GUIDANCE, PROMPTS, loop
 from tests.training.rollouts import trained_policy
 
@@ -89,7 +89,7 @@ def test_numbers_that_are_not_finite_do_not_pass():
 
 def broken(replay):
     def spoilt(segments):
-        return [r * float("nan") if isinstance(r, torch.Tensor) else r for r in replay(segments)]
+        return [replace(r, log_probs=r.log_probs * float("nan")) for r in replay(segments)]
 
     return spoilt
 

@@ -13,6 +13,7 @@ from r3_rl.evaluate.base import bench_of
 from r3_rl.evaluate.pretrain import pretrain
 from r3_rl.evaluate.run import train
 from r3_rl.export import export
+from r3_rl.modalities import ImagePiece, ImageTokenSegment, TextPiece
 from r3_rl.nodes import Node
 from r3_rl.nodes_io import from_bytes, to_bytes
 from r3_rl.observe.recorder import read_lines
@@ -22,7 +23,7 @@ from r3_rl.recipe_io import json_schema, load_recipe
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.batcher import Batcher
-from r3_rl.types import ImagePiece, ImageTokenSegment, Prompt, TextPiece
+from r3_rl.types import Prompt
 from tests.policy.installed import install_toy
 from tests.policy.tiny import AnyWords
 from tests.policy.toy import TOY

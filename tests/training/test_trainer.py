@@ -19,6 +19,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError, RunError, ScorerError
+from r3_rl.modalities import TextSegment
 from r3_rl.nodes import given_image
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.observe.progress import RunProgress
@@ -35,7 +36,7 @@ from r3_rl.training.callbacks import RecordCallback
 from r3_rl.training.config import R3Config
 from r3_rl.training.manifest import checked, newest_whole, numbered
 from r3_rl.training.trainer import R3Trainer
-from r3_rl.types import TextSegment, Verdict
+from r3_rl.types import Verdict
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 
 LORA = AdapterSettings(rank=2)
@@ -716,7 +717,7 @@ def test_dropout_acts_in_updates_and_nowhere_else(tmp_path, monkeypatch):
 
     def deviation(credits):
         text = next(c.segment for c in credits if isinstance(c.segment, TextSegment))
-        return float((policy.replay([text])[0].detach() - text.log_probs).abs().max())
+        return float((policy.replay([text])[0].log_probs.detach() - text.log_probs).abs().max())
 
     def watched(batcher, credits, *args, **kwargs):
         inside.append(deviation(credits))

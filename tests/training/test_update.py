@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from r3_rl.errors import RunError
+from r3_rl.modalities import TextPiece
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.policy.base import Sampling
+from r3_rl.policy.prefixes import context_key, written_before
 from r3_rl.training.batcher import Batcher, micro_batches
 from r3_rl.training.credit import Credit
 from r3_rl.training.update import LossSettings, _weightless, accumulate, step_sizes
-from r3_rl.types import TextPiece, context_key, written_before
 from tests.policy.tiny import PAPER_GUIDANCE, loop
 from tests.training.rollouts import gradient, names, step_credits, trained_policy
 
@@ -226,10 +227,8 @@ def weighted_log_prob(policy, credits):
     total = 0.0
     with torch.no_grad():
         for credit, result in zip(credits, policy.replay([c.segment for c in credits]), strict=True):
-            if isinstance(result, torch.Tensor):
-                total += credit.advantage * float(result.double().sum()) / num_text
-            else:
-                total += 2 * credit.advantage * float(result.log_probs.double().sum()) / num_image
+            weight = 1 / num_text if credit.objective == "understanding" else 2 / num_image
+            total += weight * credit.advantage * float(result.log_probs.double().sum())
     return total
 
 

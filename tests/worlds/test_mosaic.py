@@ -7,9 +7,9 @@ import pytest
 
 from r3_rl.assemble import base_folder
 from r3_rl.errors import CheckpointError, InputError
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.recipe.sampling import ModelSection
-from r3_rl.types import ImagePiece, TextPiece
 from r3_rl.worlds import sets
 from r3_rl.worlds.base import find_world, world_speaking
 from r3_rl.worlds.shapes.data import ShapesStream

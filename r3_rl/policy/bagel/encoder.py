@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from r3_rl.modalities import Context, Piece
 from r3_rl.policy.bagel.attention import CachePart
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import Block, num_tokens, pack
 from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.prefixes import Span, spans
-from r3_rl.types import Context, Piece
 
 _MOST_PADDING = 4096
 """Tokens. A pass that would be padded by more is split: keys of padding are stored as long as those of tokens."""

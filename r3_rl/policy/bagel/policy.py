@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from r3_rl.modalities import Context, ImageSegment, Segment, TextSegment
 from r3_rl.policy.backbone import BackboneSpec
 from r3_rl.policy.bagel import replay as _replay
 from r3_rl.policy.bagel import sampler, supervised, writer
@@ -20,17 +21,15 @@ from r3_rl.policy.base import (
     Drawing,
     Example,
     Heard,
-    ImageReplay,
     Layered,
+    Replay,
     Sampling,
     SupervisedLoss,
     SupervisedNoise,
-    task_of,
 )
 from r3_rl.policy.prefixes import spans
 from r3_rl.policy.reference import Base
 from r3_rl.policy.routing import told
-from r3_rl.types import Context, ImageSegment, Segment, TextSegment
 
 
 class BagelPolicy:
@@ -87,7 +86,7 @@ class BagelPolicy:
             return []
         return sampler.draw(self.model, self.reader, contexts, drawings, seeds, noise_seeds)
 
-    def replay(self, segments: Sequence[Segment]) -> list[Tensor | ImageReplay]:
+    def replay(self, segments: Sequence[Segment]) -> list[Replay]:
         """Log-probs under the current weights, with gradient."""
         return _replay.replay(self.model, self.reader, segments)
 
@@ -128,7 +127,7 @@ class BagelPolicy:
         llm = self.model.config.llm
         a_token = 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim
         a_token *= self.model.llm2vae.weight.element_size()
-        contexts, tasks = [s.context for s in segments], told(self.model, [task_of(s) for s in segments])
+        contexts, tasks = [s.context for s in segments], told(self.model, [s.task for s in segments])
         for s, task in zip(segments, list(tasks), strict=True):
             if isinstance(s, ImageSegment):
                 guidance = s.drawing.guidance

@@ -10,12 +10,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from r3_rl.errors import CheckpointError
+from r3_rl.errors import CheckpointError, InputError
+from r3_rl.modalities import Context, ImagePiece, Piece, TextPiece
 from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens, tokens_to_latents
 from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.images import patchify, resize, resized_size
 from r3_rl.policy.bagel.packing import Block, LatentBlock, LookBlock, TextBlock
-from r3_rl.types import Context, ImagePiece, TextPiece
 
 _SPECIAL = {
     "bos_token_id": "<|im_start|>",
@@ -111,9 +111,10 @@ class Reader:
             if isinstance(piece, TextPiece):
                 out.append(self.text_block(piece.text, piece.token_ids))
                 continue
-            if piece.use == "edit":
-                out.append(self.latent_block(piece.image))
-            out.append(self.look_block(piece.image))
+            shown = _image(piece)
+            if shown.use == "edit":
+                out.append(self.latent_block(shown.image))
+            out.append(self.look_block(shown.image))
         return out
 
     def num_tokens(self, context: Context) -> int:
@@ -123,8 +124,9 @@ class Reader:
             if isinstance(piece, TextPiece):
                 total += len(self.text_block(piece.text, piece.token_ids).ids)
                 continue
-            size = resized_size(piece.image.shape[1], piece.image.shape[2], self.config.vae_resize)
-            if piece.use == "edit":
+            shown = _image(piece)
+            size = resized_size(shown.image.shape[1], shown.image.shape[2], self.config.vae_resize)
+            if shown.use == "edit":
                 total += math.prod(self.grid(size)) + 2
             total += math.prod(resized_size(*size, self.config.vit_resize)) // self.config.vit.patch_size**2 + 2
         return total
@@ -134,6 +136,12 @@ class Reader:
 def _token_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     # every row of a group asks for its prompt, in the rollout and in the update: 72 times a step where 8 would do
     return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _image(piece: Piece) -> ImagePiece:
+    if not isinstance(piece, ImagePiece):
+        raise InputError(f"BAGEL does not read a {type(piece).__name__}", hint="give it texts and images")
+    return piece
 
 
 def kept_pieces(context: Context, drop: str) -> Context:

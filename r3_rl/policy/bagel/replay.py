@@ -20,15 +20,15 @@ from r3_rl.flow.guidance import combine
 from r3_rl.flow.matching import matching_log_prob
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import log_prob, stochastic_step
+from r3_rl.modalities import Context, FlowSegment, ImagePiece, Segment, TextSegment
 from r3_rl.policy.bagel.encoder import Contexts, Encoded
 from r3_rl.policy.bagel.model import Bagel, BagelOutput
 from r3_rl.policy.bagel.packing import Block, LatentBlock, Packed, TextBlock, num_tokens, pack
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
-from r3_rl.policy.base import FlowReplay, ImageReplay, task_of
-from r3_rl.policy.prefixes import spans
+from r3_rl.policy.base import FlowReplay, Replay
+from r3_rl.policy.prefixes import context_key, spans, written_before
 from r3_rl.policy.routing import told
 from r3_rl.policy.tokens import token_log_probs
-from r3_rl.types import Context, FlowSegment, ImagePiece, Segment, TextSegment, context_key, written_before
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,9 +47,9 @@ class _Row:
     """Index of an image segment and the branch (full, text, image), in the order of the noisy blocks."""
 
 
-def replay(model: Bagel, reader: Reader, segments: Sequence[Segment]) -> list[Tensor | ImageReplay]:
-    """Log-probs of every segment: float32 [T] for a text, an `ImageReplay` for an image."""
-    rows = _rows(reader, segments, told(model, [task_of(segment) for segment in segments]))
+def replay(model: Bagel, reader: Reader, segments: Sequence[Segment]) -> list[Replay]:
+    """Log-probs of every segment; with an image's what its divergence is measured by."""
+    rows = _rows(reader, segments, told(model, [segment.task for segment in segments]))
     found = _Found()
     cached = Contexts(model, reader, [row.context for row in rows], tasks=[row.task for row in rows], least=2)
     for places in cached.by_prefix():
@@ -65,7 +65,7 @@ def replay(model: Bagel, reader: Reader, segments: Sequence[Segment]) -> list[Te
 class _Found:
     """What the passes of a replay have brought so far."""
 
-    results: dict[int, Tensor | ImageReplay] = field(default_factory=dict)
+    results: dict[int, Replay] = field(default_factory=dict)
     """By segment."""
     velocities: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     """[S, M, C] by segment and branch."""
@@ -97,7 +97,7 @@ def _score(
 
 def _text_log_probs(
     segments: Sequence[Segment], texts: Sequence[int], out: BagelOutput, packed: Packed
-) -> dict[int, Tensor]:
+) -> dict[int, Replay]:
     """Of the texts in the order of their logits; texts sampled alike in one operation."""
     places: dict[int, tuple[int, int]] = {}
     alike: dict[tuple[float, bool], list[int]] = {}
@@ -108,7 +108,7 @@ def _text_log_probs(
         places[index] = (at, at + len(segment.token_ids))
         at = places[index][1]
         alike.setdefault((segment.temperature, segment.cutoff is not None), []).append(index)
-    results: dict[int, Tensor] = {}
+    results: dict[int, Replay] = {}
     for (temperature, truncated), indices in alike.items():
         logits, targets = out.logits, packed.targets
         if len(indices) < len(texts):
@@ -118,7 +118,7 @@ def _text_log_probs(
         cutoff = torch.cat(cutoffs).to(logits.device) if truncated else None
         log_probs = token_log_probs(logits, targets, temperature=temperature, cutoff=cutoff)
         sizes = [places[i][1] - places[i][0] for i in indices]
-        results |= dict(zip(indices, log_probs.split(sizes), strict=True))
+        results |= {i: Replay(log_probs=own) for i, own in zip(indices, log_probs.split(sizes), strict=True)}
     return results
 
 
@@ -214,7 +214,7 @@ def _image_replay(
 
 def replayed_tokens(model: Bagel, reader: Reader, segments: Sequence[Segment]) -> int:
     """Tokens that `replay` reads, without padding: prefixes that rows share once, a plan and its image in one row."""
-    rows = _rows(reader, segments, told(model, [task_of(segment) for segment in segments]))
+    rows = _rows(reader, segments, told(model, [segment.task for segment in segments]))
     contexts = [row.context for row in rows]
     alone = sum(map(reader.num_tokens, contexts)) + sum(num_tokens(block) for row in rows for block in row.blocks)
     shared = [span for level in spans(contexts, tasks=[row.task for row in rows], least=2) for span in level]

@@ -16,13 +16,13 @@ from r3_rl.flow.guidance import Guidance, combine
 from r3_rl.flow.matching import matching_log_prob, noised
 from r3_rl.flow.schedule import shifted_schedule
 from r3_rl.flow.sde import euler_step, log_prob, sample, stochastic_step
+from r3_rl.modalities import Context, FlowSegment, ImagePiece, ImageSegment
 from r3_rl.policy.bagel.encoder import Contexts, Encoded
 from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import LatentBlock, Packed, pack
 from r3_rl.policy.bagel.reader import Reader, kept_pieces
 from r3_rl.policy.base import Drawing
 from r3_rl.policy.routing import told
-from r3_rl.types import Context, FlowSegment, ImagePiece, ImageSegment
 
 _STEP_NOISE = 0x5851F42D4C957F2D
 

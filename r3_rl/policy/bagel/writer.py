@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from r3_rl.modalities import Context, TextSegment
 from r3_rl.policy.bagel.decoding import Decoding
 from r3_rl.policy.bagel.encoder import encode
 from r3_rl.policy.bagel.model import Bagel
@@ -13,7 +14,6 @@ from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.base import Heard, Sampling
 from r3_rl.policy.routing import told
 from r3_rl.policy.tokens import choose, row_uniforms
-from r3_rl.types import Context, TextSegment
 
 
 @torch.no_grad()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.policy.base import Example
 from r3_rl.recipe.pretraining import PretrainSection
-from r3_rl.types import ImagePiece, TextPiece
 from r3_rl.worlds.base import Batches, Tags
 from r3_rl.worlds.shapes.board import Board
 from r3_rl.worlds.shapes.data import ShapesStream

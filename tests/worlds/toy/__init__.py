@@ -82,8 +82,8 @@ class ToyWorld:
     def examples(self, settings, *, seed):
         import torch
 
+        from r3_rl.modalities import ImagePiece, TextPiece
         from r3_rl.policy.base import Example
-        from r3_rl.types import ImagePiece, TextPiece
 
         rng = np.random.default_rng(seed)
 
