@@ -160,8 +160,11 @@ def routed_layers(module: nn.Module) -> dict[str, RoutedLinear]:
 
 def routing_of(module: nn.Module) -> Routing | None:
     """How the module's adapter is routed; None for plain LoRA and without an adapter."""
-    layer = next((layer for layer in module.modules() if isinstance(layer, RoutedLinear)), None)
-    return layer.routing if layer is not None else None
+    # asked at every pass: a module without adapter answers at once, else its first adapted layer does
+    if not hasattr(module, "peft_config"):
+        return None
+    layer = next((layer for layer in module.modules() if isinstance(layer, AdaptedLinear)), None)
+    return layer.routing if isinstance(layer, RoutedLinear) else None
 
 
 def told(module: nn.Module, tasks: Sequence[str]) -> list[str]:

@@ -62,20 +62,22 @@ class Batcher:
     def plan(self, credits: Sequence[Credit]) -> list[MicroBatch]:
         """The micro-batches of a step. Every process calls it together, those without credits too."""
         own = [MicroBatch(credits=tuple(batch)) for batch in micro_batches(self.policy, credits, self.token_budget)]
-        everyones = ranks.everyone([set(map(self._kind, batch.credits)) for batch in own])
+        by_task = bool(own) and routing_of(self.policy.module) is not None
+        everyones = ranks.everyone([{_kind(credit, by_task=by_task) for credit in batch.credits} for batch in own])
         kinds = [set().union(*numbered) for numbered in zip_longest(*everyones, fillvalue=set())]
         return own + [
             MicroBatch(credits=tuple(self.dummies[kind] for kind in sorted(missing)), dummy=True)
             for missing in kinds[len(own) :]
         ]
 
-    def _kind(self, credit: Credit) -> tuple[str, str]:
-        """Its objective, and its task where tasks have weights of their own."""
-        return credit.objective, credit.stage if routing_of(self.policy.module) else ""
-
     @cached_property
     def dummies(self) -> _Dummies:
         return _Dummies(self.policy, self.drawing)
+
+
+def _kind(credit: Credit, *, by_task: bool) -> tuple[str, str]:
+    """Its objective, and its task where tasks have weights of their own."""
+    return credit.objective, credit.stage if by_task else ""
 
 
 class _Dummies(dict[tuple[str, str], Credit]):
