@@ -18,11 +18,16 @@ from r3_rl.scoring.replies import shown
 if TYPE_CHECKING:
     from r3_rl.scoring.batch import Image
 
-_FINISHED = frozenset(("none", "stop", "stop_sequence", "eos", "eos_token", "end_turn"))
-"""Words of servers for an answer that ended by itself; null, or no word at all, says so too."""
 _CUT_OFF = "the answer was cut off; raise max_tokens"
 _WITHHELD = "the server withheld the answer"
-_UNFINISHED = {"length": _CUT_OFF, "max_tokens": _CUT_OFF, "content_filter": _WITHHELD, "safety": _WITHHELD}
+_OTHERWISE = "the answer did not end by itself"
+_UNFINISHED = {
+    _OTHERWISE: ("error", "abort", "cancel", "fail", "insufficient", "tool", "function", "time"),
+    _CUT_OFF: ("length", "max_", "limit"),
+    _WITHHELD: ("filter", "safety", "recitation", "blocklist", "prohibited", "refus", "sensitive"),
+}
+"""What a server's word for the end of an answer holds when it is not the end; every server has words of its own for an
+answer that ended (`stop`, `eos_token`, `end_turn`, null)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,9 +120,13 @@ def read_response(body: bytes, question: Question) -> Reply:
         payload = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise _malformed(_what_it_is(body)) from error
-    if isinstance(payload, dict) and payload.get("error"):
-        raise MalformedResponse(f"status 200 with an error: {error_words(payload['error'])}")
-    choice = _part(_part(payload, "choices", list), 0, dict)
+    found = payload[0] if isinstance(payload, list) and payload else payload  # Google's gateway lists its errors
+    if isinstance(found, dict) and found.get("error"):
+        raise MalformedResponse(f"status 200 with an error: {error_words(found['error'])}")
+    try:
+        choice = _part(_part(payload, "choices", list), 0, dict)
+    except MalformedResponse as error:
+        raise MalformedResponse(f"{error}: {shown(body[:800].decode('utf-8', 'replace'), 200)}") from error
     usage = payload.get("usage")
     counts: dict[str, Any] = {name: _count(usage, name) for name in ("prompt_tokens", "completion_tokens")}
     if question.first_token:
@@ -125,10 +134,11 @@ def read_response(body: bytes, question: Question) -> Reply:
     message, finish = _part(choice, "message", dict), choice.get("finish_reason")
     text = _text(message.get("content"))
     word = str(finish).casefold()
-    if word not in _FINISHED:
-        cause = _UNFINISHED.get(word, f"the answer did not end by itself (finish_reason {finish!r})")
-        said = f": {error_words(choice['error'])}" if choice.get("error") else ""
-        return Reply(cause=cause + said, **counts)
+    for cause, parts in _UNFINISHED.items():
+        if any(part in word for part in parts):
+            cause += f" (finish_reason {shown(str(finish))})" if cause == _OTHERWISE else ""
+            said = f": {error_words(choice['error'])}" if choice.get("error") else ""
+            return Reply(cause=cause + said, **counts)
     if not text.strip():
         return Reply(cause=_why_empty(message), **counts)
     return Reply(text=text, **counts)
@@ -140,29 +150,33 @@ def _text(content: Any) -> str:
         return content or ""
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise _malformed(f"its content is no text but {type(content).__name__}")
-    texts = [part.get("text") for part in content if part.get("type") in ("text", "output_text")]
+    texts = [part.get("text") for part in content if part.get("type", "text") in ("text", "output_text")]
     if not all(isinstance(text, str) for text in texts):
         raise _malformed("a part of its content is no text")
     return "".join(text for text in texts if isinstance(text, str))
 
 
 def _why_empty(message: Mapping[str, Any]) -> str:
-    if message.get("refusal"):
-        return f"the model refuses: {shown(str(message['refusal']), 200)}"
-    if message.get("reasoning_content") or message.get("reasoning"):
+    content = message.get("content")
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    refusals = [message.get("refusal"), *(part.get("refusal") for part in parts)]
+    if refusal := next(filter(None, refusals), None):
+        return f"the model refuses: {shown(str(refusal), 200)}"
+    kinds = [name for name, value in message.items() if value] + [str(part.get("type")) for part in parts]
+    if any("reason" in kind or "think" in kind for kind in kinds):
         return "only reasoning came, no answer; start the server with a reasoning parser or raise max_tokens"
     return "the answer is empty"
 
 
 def error_words(error: Any) -> str:
     """Return what a server says in an error object, in one line of bounded length."""
-    inner = error.get("message") if isinstance(error, dict) else error
+    inner = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
     return shown(inner if isinstance(inner, str) else json.dumps(error), 200)[1:-1]
 
 
 def _what_it_is(body: bytes) -> str:
     start = body[:200].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
-    if start.startswith(("data:", "event:", ":")):
+    if start.startswith(("data:", "event:", "id:", "retry:", ":")):
         return "a stream of events, which was not asked for"
     if start.startswith("<"):
         return f"a web page, {shown(start)}"
@@ -187,7 +201,7 @@ def _first_token_reply(choice: dict[str, Any], counts: dict[str, Any]) -> Reply:
 def _chance(entry: Any) -> TokenChance:
     logprob = _part(entry, "logprob", int | float)
     if isinstance(logprob, bool) or not logprob <= 1e-3:  # rounding in half precision; also refuses NaN
-        raise _malformed(f"a log-prob of {logprob}")
+        raise _malformed(f"a log-prob of {shown(str(logprob), 20)[1:-1]}")
     return TokenChance(token=_part(entry, "token", str), probability=math.exp(min(max(logprob, -1000), 0)))
 
 

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from typing import Any
 
+# Marks around what a reasoning model thinks.
+_NAMES = r"(?:seed:)?(?:think|thinking|thoughts?|reason|reasoning)"
+_MARKS = (
+    (rf"<{_NAMES}>", rf"</{_NAMES}>"),
+    (r"\[THINK\]", r"\[/THINK\]"),
+    (r"◁think▷", r"◁/think▷"),
+    (r"<\|channel\|>analysis<\|message\|>", r"<\|channel\|>final<\|message\|>"),
+)
 # A chat template may put the opening mark into the prompt, so that the reply holds the closing one only.
-_THOUGHTS = re.compile(r"\A\s*(?:<think>|◁think▷)?(?:(?!<think>|◁think▷).)*?(?:</think>|◁/think▷)", re.DOTALL)
+_THOUGHTS = tuple(
+    re.compile(rf"\A({opens})?(?:(?!{opens}).)*?{closes}\s*", re.DOTALL | re.IGNORECASE) for opens, closes in _MARKS
+)
 # What some models put around an answer that comes after their thoughts.
 _BOXES = tuple(
-    re.compile(rf"\A(?:(?!{opens}).)*{opens}((?:(?!{opens}).)*){closes}\s*\Z", re.DOTALL)
-    for opens, closes in ((r"<answer>", r"</answer>"), (r"<\|begin_of_box\|>", r"<\|end_of_box\|>"))
+    re.compile(rf"\A(?:(?!{opens}).)*{opens}((?:(?!{opens}).)*){closes}\s*\Z", re.DOTALL | re.IGNORECASE)
+    for opens, closes in (
+        (r"<answer>", r"</answer>"),
+        (r"<\|begin_of_box\|>", r"<\|end_of_box\|>"),
+        (r"\\boxed\{", r"\}"),
+    )
 )
-_END_MARKS = re.compile(
-    r"(?:\s*(?:<\|(?:im_end|endoftext|eot_id|end|user|observation)\|>|<end_of_turn>|<eos>|</s>))+\Z"
+_INVISIBLE = re.compile(r"[\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+_START_MARK = re.compile(r"(?:<s>|<bos>|<\|(?:im_start|start)\|>\s*assistant\b|<\|assistant\|>)\s*")
+_END_MARK = re.compile(
+    r"(?:<\|(?:im_end|endoftext|end_of_text|end[▁_]of[▁_]sentence|eot_id|eom_id|end|return|user|observation)\|>"
+    r"|<end_of_turn>|<eos>|</s>|\[/INST\])\Z"
 )
-_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060"))
-_FENCE = re.compile(r"```(?:json)?[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"(?<![`~])(`{3,}|~{3,})(?![`~])[ \t]*\w*[ \t]*\n?(.*?)\1", re.DOTALL)
 # The word, and then the end or a mark: "no doubt about it" is no "no".
-_YES_NO = re.compile(r"(yes|no)[*_`\"']*(?:\s*(?:[.,:;!(–—]|-(?=\s))\s*(.*))?", re.IGNORECASE | re.DOTALL)
-_NUMBERED = re.compile(r"(?:[-*]\s+)?(?:(?:q|a|question|answer)\s*)?(\d{1,3})\s*[.):]\s*(.*)", re.IGNORECASE)
+_YES_NO = re.compile(r"(yes|no)[*_`\"']*(?:\s*(?:[.,:;!(–—。、]|-(?=\s))\s*(.*))?", re.IGNORECASE | re.DOTALL)
+_ANSWER = re.compile(r"\A[*_]*(?:(?:final|my)\s+)?answer[*_]*\s*:", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?:[-*]\s+)?(?:(?:q|a|question|answer)\s*)?\(?(\d{1,3})\s*[.):、]\s*(.*)", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 _SHOWN = 80
 
@@ -41,7 +59,7 @@ def read_yes_no(text: str) -> bool | None:
     >>> read_yes_no("**Yes.**"), read_yes_no("no, the dog is red"), read_yes_no("no doubt: yes"), read_yes_no("No, yes")
     (True, False, None, None)
     """
-    found = _YES_NO.fullmatch(_spoken(text).strip(" \t\n\"'*_`"))
+    found = _YES_NO.fullmatch(_ANSWER.sub("", _spoken(text)).strip(" \t\n\"'“”‘’*_`"))
     if found is None:
         return None
     reason = re.match(r"\W*(yes|no)\b", found[2] or "", re.IGNORECASE)
@@ -56,7 +74,9 @@ def read_lines(text: str, count: int) -> list[bool] | None:
     >>> read_lines("1. yes\\n2) No, it is blue", 2), read_lines("yes", 2), read_lines("2. yes\\n1. no", 2)
     ([True, False], None, None)
     """
-    lines = [line.strip() for line in _spoken(text).splitlines() if line.strip()]
+    spoken = _spoken(text)
+    whole = _FENCE.fullmatch(spoken)
+    lines = [line.strip() for line in (whole[2] if whole else spoken).splitlines() if line.strip()]
     if len(lines) != count:
         return None
     numbered = [_NUMBERED.fullmatch(line) for line in lines]
@@ -82,7 +102,7 @@ def read_json(text: str) -> Any:
     if len(blocks) > 1:
         return None
     try:
-        return json.loads(blocks[0] if blocks else text, parse_constant=_refuse, object_pairs_hook=_unique)
+        return json.loads(blocks[0][1] if blocks else text, parse_constant=_refuse, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         return None
 
@@ -142,9 +162,17 @@ def _json_answer(answer: Any, number: int) -> bool | None:
 
 
 def _spoken(text: str) -> str:
-    """Leave out what a server should have: a reasoning model's thoughts, marks around its answer, invisible letters."""
-    text = text.translate(_INVISIBLE).replace("\r\n", "\n")
-    text = _END_MARKS.sub("", _THOUGHTS.sub("", text, count=1)).strip()
+    """Leave out what a server should have: a reasoning model's thoughts, marks around its answer, invisible letters;
+    full-width letters and marks become plain ones."""
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).replace("\r\n", "\n").strip()
+    while start := _START_MARK.match(text):
+        text = text[start.end() :]
+    for thoughts in _THOUGHTS:
+        first = True
+        while (found := thoughts.match(text)) and (first or found[1]):
+            text, first = text[found.end() :], False
+    while end := _END_MARK.search(text):
+        text = text[: end.start()].rstrip()
     for box in _BOXES:
         if found := box.match(text):
             text = found[1].strip()

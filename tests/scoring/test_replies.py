@@ -13,8 +13,10 @@ from r3_rl.scoring.retry_after import retry_after_s
 
 
 @pytest.mark.parametrize(
-    "text", ["yes", "Yes.", " YES!\n", '"yes"', "`yes`", "**Yes**, it is", "yes - it is", "yes: two"]
-)
+    "text",
+    ["yes", "Yes.", " YES!\n", '"yes"', "`yes`", "**Yes**, it is", "yes - it is", "yes: two",
+     "yes。", "Yes！", "ＹＥＳ", "“yes”", "Answer: yes", "**Final answer:** Yes."],
+)  # fmt: skip
 def test_yes(text):
     assert read_yes_no(text) is True
 
@@ -45,6 +47,9 @@ def test_neither(text):
         ("Here are my answers:\n1. yes", None),
         ("1. yes\n1. no", None),
         ("2. yes\n1. no", None),
+        ("(1) yes\n(2) no", [True, False]),
+        ("1、yes\n２．no", [True, False]),
+        ("```\n1. yes\n2. no\n```", [True, False]),
         ("1. yes\nno", None),
         ("yes\nunclear", None),
         ("yes, no", None),
@@ -61,6 +66,8 @@ def test_lines(text, answers):
         ('["yes", "no"]', [True, False]),
         ("[true, false]", [True, False]),
         ('```json\n["Yes.", "no"]\n```', [True, False]),
+        ('~~~json\n["yes", "no"]\n~~~', [True, False]),
+        ('````json5\n["yes", "no"]\n````', [True, False]),
         ('{"1": {"answer": "yes"}, "2": "no"}', [True, False]),
         ('[{"item": 1, "answer": "yes"}, {"item": "2", "answer": false}]', [True, False]),
         ('[{"item": 2, "answer": "yes"}, {"item": 1, "answer": "no"}]', None),
@@ -94,6 +101,17 @@ AROUND = [
     "\ufeff{}",
     "\u200b{}\u200b",
     "<answer>{}</answer></s>",
+    "<Thinking>hm</Thinking>\n{}",
+    "<thought>a</thought> <think>b</think>{}",
+    "hm</reasoning>{}",
+    "<seed:think>hm</seed:think>{}",
+    "[THINK]hm[/THINK]{}",
+    "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>",
+    "so <ANSWER>{}</ANSWER>",
+    "it is \\boxed{{{}}}",
+    "<|im_start|>assistant\n{}<|im_end|>",
+    "<s>{}<｜end▁of▁sentence｜>",
+    "\u200e{}\xad\u2060",
 ]
 
 
@@ -110,7 +128,7 @@ def test_what_reasoning_models_put_around_an_answer(around):
 @pytest.mark.parametrize(
     "text",
     ["no <think>hm</think> yes", "<think>a</think> yes <think>b</think> no", "<answer>yes</answer><answer>no</answer>",
-     "<answer>yes</answer> no", "<think>yes", "yes</think>", "<answer>yes"],
+     "<answer>yes</answer> no", "<think>yes", "yes</think>", "<answer>yes", "<think>a</think>yes</think>no"],
 )  # fmt: skip
 def test_marks_that_leave_two_answers_or_none(text):
     assert read_yes_no(text) is None
@@ -121,6 +139,8 @@ def test_long_thoughts_are_read_in_no_time():
     assert read_yes_no("hm <answer " * 50_000 + "</think> yes") is True
     assert read_yes_no("<answer>" * 50_000) is None
     assert read_json_answers("``` " * 50_000, 2) is None
+    assert read_json_answers("`" * 100_000, 2) is None
+    assert read_yes_no("x" + " " * 100_000 + "x") is None
     assert time.perf_counter() - start < 5
 
 
@@ -177,7 +197,10 @@ def response(content="yes", finish="stop", **message):
     return json.dumps({"choices": [choice]}).encode()
 
 
-@pytest.mark.parametrize("finish", ["stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence", None])
+@pytest.mark.parametrize(
+    "finish",
+    ["stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence", "FINISH_REASON_STOP", "complete", "", 2, None],
+)
 def test_words_for_an_answer_that_ended(finish):
     assert read_response(response(finish=finish), Question(text="?")).text == "yes"
     unsaid = json.dumps({"choices": [{"message": {"content": "yes"}}]}).encode()
@@ -190,11 +213,16 @@ def test_words_for_an_answer_that_ended(finish):
         (response(finish="length"), "cut off; raise max_tokens"),
         (response(finish="MAX_TOKENS"), "cut off; raise max_tokens"),
         (response(finish="content_filter"), "withheld"),
+        (response(finish="model_length"), "cut off; raise max_tokens"),
+        (response(finish="tool_calls"), "did not end by itself (finish_reason 'tool_calls')"),
         (response(finish="abort"), "did not end by itself (finish_reason 'abort')"),
         (response(None, reasoning_content="it is red"), "only reasoning came, no answer; start the server with"),
         (response("", reasoning="it is red"), "only reasoning came"),
         (response(None, refusal="I cannot"), "the model refuses: 'I cannot'"),
-        (response([{"type": "thinking", "thinking": "hm"}]), "the answer is empty"),
+        (response(None, reasoning_details=[{"text": "it is red"}]), "only reasoning came"),
+        (response([{"type": "thinking", "thinking": "hm"}]), "only reasoning came"),
+        (response([{"type": "refusal", "refusal": "I cannot"}]), "the model refuses: 'I cannot'"),
+        (response([]), "the answer is empty"),
     ],
 )
 def test_why_there_is_no_answer(body, cause):
@@ -205,6 +233,7 @@ def test_why_there_is_no_answer(body, cause):
 def test_an_answer_in_parts():
     parts = [{"type": "thinking", "thinking": "no?"}, {"type": "text", "text": "ye"}, {"type": "text", "text": "s"}]
     assert read_response(response(parts), Question(text="?")).text == "yes"
+    assert read_response(response([{"text": "yes"}]), Question(text="?")).text == "yes"
 
 
 @pytest.mark.parametrize(
@@ -215,11 +244,16 @@ def test_an_answer_in_parts():
             "200 with an error: Provider returned error",
         ),
         (b'{"error": "busy"}', "status 200 with an error: busy"),
+        (b'[{"error": {"message": "no quota"}}]', "status 200 with an error: no quota"),
+        (b'{"error": {"message": "", "code": 7}}', "code"),
+        (b'{"detail": "Not found"}', """no 'choices' in it: '{"detail": "Not found"}'"""),
+        (b'{"choices": [], "message": "busy"}', "busy"),
         (b'data: {"choices": []}\n\ndata: [DONE]\n', "a stream of events"),
         (b": OPENROUTER PROCESSING\n", "a stream of events"),
         (b"<!doctype html><title>Sign in</title>", "a web page, '<!doctype html><title>Sign in</title>'"),
         (b"Bad gateway", "no JSON, 'Bad gateway'"),
         (b"", "nothing at all"),
+        (response({"text": "yes"}), "no text but dict"),
         (response(["yes"]), "no text but list"),
         (response([{"type": "text", "text": 1}]), "a part of its content is no text"),
     ],
