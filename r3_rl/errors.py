@@ -33,6 +33,18 @@ def _cut(text: str, limit: int) -> str:
     return f"{text[: limit - 3 - tail]}...{text[-tail:]}"
 
 
+def said_by(error: BaseException) -> str:
+    """Return an exception's message, also of one that fails to give it.
+
+    >>> said_by(ValueError("gone"))
+    'gone'
+    """
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its message raises {type(another).__name__})"
+
+
 class R3Error(Exception):
     """Base of everything the toolkit raises on purpose.
 

@@ -258,9 +258,10 @@ class Recorder:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """A row as one line, for readers too that cut lines at more characters than a newline (`str.splitlines`)."""
+    """A row as one line, for readers too that cut lines at more characters than a newline (`str.splitlines`); half of a
+    surrogate pair, which no file in UTF-8 holds, stays as its code."""
     text = json.dumps(row, allow_nan=False, ensure_ascii=False)
-    return re.sub("[\x85\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+    return re.sub("[\x85\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def _plain(value: Any) -> float | int:
@@ -285,4 +286,4 @@ def _clear_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"cannot write to {path}: {error.strerror}", hint="choose another folder") from error
-        raise
+        raise RunError(f"{path} could not be written: {error.strerror or error}") from error

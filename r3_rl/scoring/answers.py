@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from r3_rl.errors import one_line
+
 _TOLERANCE = 1e-6  # float32 cosines reach 1.0000001
 LARGEST = 1e36
 """Beyond it a score, or its share in a total, is missing: rewards are float32, and sums of scores must not overflow."""
@@ -98,5 +100,8 @@ def _in_range(score: float, range: tuple[float, float] | None, index: int) -> fl
 def _kind(value: Any) -> str:
     if value is None:
         return "None"
-    text = repr(value)
+    try:
+        text = one_line(repr(value))
+    except Exception:  # its own `__repr__` fails
+        return type(value).__name__
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

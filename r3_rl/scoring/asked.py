@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from r3_rl.errors import R3Error
+from r3_rl.errors import R3Error, one_line, said_by
 from r3_rl.recipe.base import default
 from r3_rl.recipe.learning import RewardSection
 from r3_rl.scoring.answers import BrokenContract, check_answer, check_words
@@ -19,6 +20,8 @@ from r3_rl.scoring.isolated import IsolatedScorer
 MAX_WORDS = 2000
 """Letters of a reason that are kept."""
 _MAX_CAUSE = 500
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+"""Half of a surrogate pair cannot be written to a file, and a terminal obeys control characters."""
 _COPIES = "every scorer has copies of its own, so nothing else changes; let it copy what it changes"
 
 
@@ -97,14 +100,22 @@ class Asked:
 
     def read(self, answer: Any, range: tuple[float, float] | None) -> Answered:
         """Check an answer against the declared range; raises BrokenContract for what no scorer may give."""
+        try:
+            return self._read(answer, range)
+        except Exception as error:  # objects of the scorer's own run when they are looked at
+            if isinstance(error, BrokenContract):
+                raise
+            raise BrokenContract(f"its answer cannot be read: {cause_of(error)}") from error
+
+    def _read(self, answer: Any, range: tuple[float, float] | None) -> Answered:
         count = self._count
         checked = check_answer(answer, count=count, range=range)
         reasons = check_words("reason", self._extras.get("reason", [""] * count), count)
         causes = check_words("cause", self._extras.get("cause", [""] * count), count)
         return Answered(
             scores=checked.scores,
-            words=[_cut(str(reason or ""), MAX_WORDS) for reason in reasons],
-            causes={place: _cut(str(causes[place] or cause), _MAX_CAUSE) for place, cause in checked.causes.items()},
+            words=[_cut(_UNPRINTABLE.sub("\ufffd", str(reason or "")), MAX_WORDS) for reason in reasons],
+            causes={place: _line(str(causes[place] or cause)) for place, cause in checked.causes.items()},
             logged=self.logged,
         )
 
@@ -124,8 +135,8 @@ def require_arguments(scorer: Any, arguments: Mapping[str, Any], columns: list[s
 def cause_of(error: BaseException) -> str:
     """Say in one line of bounded length what a scorer raised."""
     if isinstance(error, R3Error):  # in words of our own
-        return _cut(" ".join(str(error).split()), _MAX_CAUSE)
-    text = _cut(" ".join(f"{type(error).__name__}: {error}".split()), _MAX_CAUSE)
+        return _line(str(error))
+    text = _line(f"{type(error).__name__}: {said_by(error)}")
     if isinstance(error, TypeError) and "string indices" in text:
         text += " (a reward that reads messages declares `conversational=True` in its ScorerInfo)"
     if isinstance(error, ValueError) and "signal only works in main thread" in text:
@@ -133,6 +144,10 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, ValueError) and "read-only" in text:
         text += " (a scorer gets its images read-only: let it change `image.copy()`)"
     return text
+
+
+def _line(text: str) -> str:
+    return _cut(one_line(text[: 4 * _MAX_CAUSE], 8 * _MAX_CAUSE), _MAX_CAUSE)
 
 
 def _cut(text: str, length: int) -> str:

@@ -77,6 +77,15 @@ class Memory:
         self._spec = spec
         self._identity = scorer_identity(spec, info) if self._cache is not None else ""
 
+    @property
+    def in_use(self) -> bool:
+        """Whether scores are kept."""
+        return self._cache is not None
+
+    def give_up(self) -> None:
+        """Keep nothing from now on: the scorer does not give the same score again."""
+        self._cache = None
+
     def recall(self, samples: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> Recalled:
         """Look samples up: what is known of them, and which are equal to an earlier one."""
         found = Recalled(known={}, keys={}, twins={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import threading
@@ -15,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from r3_rl.errors import InputError
+
 FILE_NAME = "scores.jsonl"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +93,12 @@ class ScoreCache:
         self._path = Path(folder) / FILE_NAME if folder is not None else None
         self._num_lines = 0
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._read()
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._read()
+            except OSError as error:
+                hint = "choose another folder with training.score_cache"
+                raise InputError(f"{self._path} cannot be used: {error.strerror}", hint=hint) from error
 
     def __len__(self) -> int:
         return len(self._items)
@@ -110,8 +118,13 @@ class ScoreCache:
         with self._lock:
             for key, score in scores.items():
                 self._keep(key, score)
-            if self._path is not None:
+            if self._path is None:
+                return
+            try:
                 self._append(self._path, scores)
+            except OSError as error:  # a full disk costs scores that are computed again, and no run
+                _LOG.warning("scores are no longer kept in %s: %s", self._path, error.strerror)
+                self._path = None
 
     def _keep(self, key: str, score: CachedScore) -> None:
         self._items[key] = score
@@ -161,7 +174,7 @@ def _parse(line: bytes) -> tuple[str, CachedScore] | None:
     try:
         row = json.loads(line)
         key, score, words, check = row["key"], float(row["score"]), row["words"], row["check"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     if not (isinstance(key, str) and isinstance(words, str) and math.isfinite(score)):
         return None

@@ -108,6 +108,7 @@ def test(
     with Panel([spec], max_failed_fraction=0.0) as panel:
         verdicts = panel.score(batch)
         metrics = panel.metrics()
+        panel.prove()
     score_s = metrics[f"rewards/{spec.name}/time_s"]
     _print_verdicts([str(file) for file in files] or ["text"], verdicts, spec.name)
     print(f"loaded in {loaded - start:.3f} s, scored {count} in {score_s:.3f} s ({count / max(score_s, 1e-9):.1f}/s)")

@@ -128,6 +128,11 @@ class Panel:
         """
         return self._caller.submit(self._close_step()).result()
 
+    def prove(self) -> None:
+        """Ask every scorer that declares itself deterministic about its first sample again, and say which gives another
+        score: equal samples would silently share one of its answers. Costs one sample, once."""
+        self._caller.submit(self._prove()).result()
+
     def close(self) -> None:
         """End the panel's threads; a call that still runs is left behind."""
         self._caller.close()
@@ -152,6 +157,12 @@ class Panel:
                 raise answer
             columns.append(answer)
         return [self._verdict(columns, index) for index in range(batch.count)]
+
+    async def _prove(self) -> None:
+        proofs = (seat.prove(self.trainer_state) for seat in self._seats)
+        for found in await asyncio.gather(*proofs, return_exceptions=True):
+            if isinstance(found, BaseException) and not isinstance(found, ScorerError):
+                raise found
 
     def _verdict(self, columns: list[Column], index: int) -> Verdict:
         counted = [

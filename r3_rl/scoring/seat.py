@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r3_rl.errors import ScorerError
+from r3_rl.errors import ScorerError, one_line
 from r3_rl.scoring.answers import LARGEST, BrokenContract
 from r3_rl.scoring.asked import ScorerSpec, cause_of
 from r3_rl.scoring.asking import Memory, ask_scorer
@@ -19,6 +19,10 @@ from r3_rl.scoring.calls import Caller
 from r3_rl.scoring.tally import RESERVED, Failure, Tally
 
 _LOG = logging.getLogger(__name__)
+_MAX_LOGGED = 100
+_MAX_NAME = 80
+_NEAR = 0.01
+"""How far two scores of one sample may be apart: a model rounds otherwise alone than in a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,9 @@ class Seat:
         self.info: ScorerInfo = spec.info or info_of(spec.scorer)
         self.tally = Tally()
         self._said: set[str] = set()
+        self._first: tuple[ScoreBatch, int, float] | None = None
+        """The first sample that was scored, and its score, until `prove` has asked again."""
+        self._proven = False
         self._caller = caller
         self._memory = Memory(cache if spec.params is not None else None, spec, self.info)
 
@@ -71,6 +78,9 @@ class Seat:
             *(self._call(batch, parts, chunk, first, column, causes, tally) for chunk in chunks if chunk)
         )
         self._memory.keep(found.keys, column.scores, column.words)
+        if self._memory.in_use and not self._proven and self._first is None:
+            scored = ((index, column.scores[index]) for index in left)
+            self._first = next(((batch, index, score) for index, score in scored if score is not None), None)
         for index, twin in found.twins.items():
             column.scores[index], column.words[index] = column.scores[twin], column.words[twin]
             if twin in causes:
@@ -84,6 +94,23 @@ class Seat:
         tally.num_cached += len(found.known) + sum(index not in causes for index in found.twins)
         tally.scores += [score for score in column.scores if score is not None]
         return column
+
+    async def prove(self, state: RunProgress) -> None:
+        """Ask a scorer that calls itself deterministic once more about its first sample; of one that gives another
+        score, equal samples no longer share one. Does nothing the second time."""
+        if self._first is None:
+            return
+        (batch, index, score), self._first, self._proven = self._first, None, True
+        column = Column(scores=[None] * batch.count, words=[""] * batch.count, applies=[])
+        await self._call(batch, call_parts(batch, self.info, state), [index], 0, column, {}, Tally())
+        again = column.scores[index]
+        if again is not None and abs(again - score) > _NEAR * max(1.0, abs(score)):
+            self._memory.give_up()
+            self.warn_once(
+                "deterministic",
+                f"scorer '{self.spec.name}' declares deterministic=True and gave {score:.4g} and {again:.4g} for one "
+                "sample; its scores are not kept: leave the declaration out, or give it a seed of its own",
+            )
 
     async def _call(
         self,
@@ -142,6 +169,11 @@ def _by_group(indices: list[int], batch: ScoreBatch, name: str) -> list[list[int
 
 def _log(tally: Tally, logged: Sequence[tuple[str, float]]) -> None:
     for name, value in logged:
+        if name not in tally.logged and len(tally.logged) == _MAX_LOGGED:
+            raise BrokenContract(f"log_metric gives more than {_MAX_LOGGED} different names; each becomes a curve")
+        if not name.isprintable() or len(name) > _MAX_NAME:
+            shown = one_line(name, 40)
+            raise BrokenContract(f"log_metric({shown!r}, ...): a name has at most {_MAX_NAME} printable letters")
         if name in RESERVED:
             raise BrokenContract(f"log_metric({name!r}, ...) takes the name of a metric that every scorer has")
         tally.logged.setdefault(name, []).append(value)

@@ -2,19 +2,22 @@
 
 Scorers run in threads of the process that trains. One that changes the working folder, torch's default type or the seed
 of `random` or `numpy.random` changes it for everybody. Signal handlers are safe: Python sets them from the main thread
-only. Torch's seed is not put back: the update seeds it for itself while held-out scorers run. A scorer that needs any
-of this to itself belongs into its own process (`isolate: true`).
+only, and an alarm that one sets is taken back. Torch's seed is not put back: the update seeds it for itself while
+held-out scorers run. A scorer that needs any of this to itself belongs into its own process (`isolate: true`).
 """
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,12 @@ class Settings:
     """State of `random`."""
     numpy: Any
     """State of `numpy.random`."""
+    flags: Mapping[str, Any]
+    """How torch computes, by the words of `_FLAGS`; empty before torch is imported."""
+    umask: int | None
+    """Rights that new files do not get; None where the system does not say."""
+    alarm: bool
+    """Whether an alarm is set, which would end the process."""
 
     @classmethod
     def now(cls) -> Settings:
@@ -48,6 +57,9 @@ class Settings:
             dtype=None if torch is None else torch.get_default_dtype(),
             python=random.getstate(),
             numpy=np.random.get_state(),
+            flags={} if torch is None else {words: flag.read(torch) for words, flag in _FLAGS.items()},
+            umask=_umask(),
+            alarm=hasattr(signal, "getitimer") and signal.getitimer(signal.ITIMER_REAL)[0] > 0,
         )
 
     def put_back(self, now: Settings) -> list[str]:
@@ -63,6 +75,16 @@ class Settings:
             if now.dtype != dtype:
                 torch.set_default_dtype(dtype)
                 changes.append(f"torch's default type (to {str(now.dtype).removeprefix('torch.')})")
+        for words, value in now.flags.items():
+            if words in self.flags and self.flags[words] != value:
+                _FLAGS[words].write(torch, self.flags[words])
+                changes.append(f"{words} (to {value})")
+        if self.umask is not None and now.umask not in (None, self.umask):
+            os.umask(self.umask)
+            changes.append(f"the rights of new files (umask to {now.umask:03o})")
+        if now.alarm and not self.alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            changes.append("the process's alarm")
         if _seeded(np.array(self.python[1][:_WORDS], np.uint32), np.array(now.python[1][:_WORDS], np.uint32)):
             random.setstate(self.python)
             changes.append("the seed of Python's random numbers")
@@ -70,6 +92,39 @@ class Settings:
             np.random.set_state(self.numpy)
             changes.append("the seed of numpy's random numbers")
         return changes
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """A setting of torch's."""
+
+    read: Callable[[Any], Any]
+    write: Callable[[Any, Any], object]
+
+
+_FLAGS = {
+    "torch's float32 precision": _Flag(
+        lambda torch: torch.get_float32_matmul_precision(), lambda torch, old: torch.set_float32_matmul_precision(old)
+    ),
+    "torch's deterministic algorithms": _Flag(
+        lambda torch: torch.are_deterministic_algorithms_enabled(),
+        lambda torch, old: torch.use_deterministic_algorithms(old),
+    ),
+    "torch's use of oneDNN": _Flag(
+        lambda torch: torch.backends.mkldnn.enabled, lambda torch, old: setattr(torch.backends.mkldnn, "enabled", old)
+    ),
+    "torch's search for fast convolutions": _Flag(
+        lambda torch: torch.backends.cudnn.benchmark, lambda torch, old: setattr(torch.backends.cudnn, "benchmark", old)
+    ),
+}
+
+
+def _umask() -> int | None:
+    """As the system says: Python can only read it by changing it, for all threads."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    return None
 
 
 def _seeded(before: np.ndarray, after: np.ndarray) -> bool:

@@ -73,6 +73,14 @@ class Tally:
             values[f"{prefix}/std"] = statistics.stdev(self.scores)
         sizes |= {f"{prefix}/mean": len(self.scores), f"{prefix}/std": len(self.scores)}
         for name, logged in self.logged.items():
-            values[f"{prefix}/{name}"] = math.fsum(logged) / len(logged)
+            values[f"{prefix}/{name}"] = _mean(logged)
             sizes[f"{prefix}/{name}"] = len(logged)
         return Numbers(values, sizes)
+
+
+def _mean(values: list[float]) -> float:
+    """The exact mean; NaN for what a scorer logged beyond what floats can add up."""
+    try:
+        return math.fsum(values) / len(values)
+    except (OverflowError, ValueError):
+        return math.nan

@@ -206,6 +206,7 @@ class Loop:
                 progress=number / max(self.args.max_steps, 1),
             )
         collected.metrics |= self.panel.metrics()
+        self.panel.prove()
         # held-out scorers see what the others saw, while the weights are updated: nothing of the update waits
         batches, self.schedule.engine.batches = self.schedule.engine.batches, []
         self._asked = [self.held_out.submit(batch) for batch in batches] if self.held_out is not None else []

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -188,3 +189,15 @@ def test_a_text_with_line_separators_is_one_row_and_survives_a_resume(recorder):
     Recorder(recorder.run_folder, resume_step=1)
     lines = read_lines(path)
     assert [row["prompt"] for row in lines.rows] == [prompt] and lines.num_broken == 0
+
+
+def test_half_of_a_surrogate_pair_is_one_row_too(recorder):
+    recorder.trajectory(1, trajectory([0.3], prompt="a \ud83d cat"))
+    (row,) = read_lines(recorder.run_folder / "trajectories.jsonl").rows
+    assert row["prompt"] == "a \ud83d cat"
+
+
+def test_a_run_folder_that_is_gone_is_one_line(recorder):
+    shutil.rmtree(recorder.run_folder)
+    with pytest.raises(RunError, match="could not be written: No such file or directory"):
+        recorder.metrics(1, {"loss": 0.5})

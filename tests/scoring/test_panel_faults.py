@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import sys
 import threading
 import time
@@ -17,6 +18,22 @@ from r3_rl.scoring.panel import Panel
 from r3_rl.scoring.seat import ScorerSpec
 
 UNIT = ScorerInfo(range=(0.0, 1.0))
+
+
+class Unshowable:
+    def __repr__(self):
+        raise RuntimeError("no text")
+
+    def __bool__(self):
+        raise RuntimeError("no truth")
+
+    def tolist(self):
+        raise RuntimeError("no list")
+
+
+class UnshowableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
 
 
 def answering(answer):
@@ -38,6 +55,8 @@ def answering(answer):
         ([0.5, 1j], "it returned complex 1j where a number"),
         (np.zeros((2, 2)), "it returned list [0.0, 0.0] where a number"),
         ([0.5, 1.5], "it returned 1.5, outside its declared range 0 to 1; first at sample 1 (prompt 'prompt 1')"),
+        ([Unshowable()] * 2, "it returned Unshowable where a number or None belongs"),
+        (Unshowable(), "its answer cannot be read: RuntimeError: no list"),
         ([-0.01, 0.5], "it returned -0.01, outside its declared range 0 to 1; first at sample 0"),
     ],
 )
@@ -125,6 +144,47 @@ def test_a_cause_of_any_length_is_one_short_line(text_batch):
             panel.metrics()
     assert len(str(raised.value)) < 700
     assert "xxx...; first at sample 0" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UnshowableError(), "UnshowableError: (its message raises RuntimeError)"),
+        (ValueError("\udc00 \x1b[31m \0"), r"ValueError: \udc00 \x1b[31m \x00"),
+    ],
+)
+def test_a_cause_that_cannot_be_shown_is_a_line_too(text_batch, error, said):
+    def fails(completions):
+        raise error
+
+    with Panel([ScorerSpec(name="fails", scorer=fails)]) as panel:
+        panel.score(text_batch("a"))
+        with pytest.raises(ScorerError) as raised:
+            panel.metrics()
+    assert said in str(raised.value)
+    str(raised.value).encode()
+
+
+def test_words_can_be_written_to_a_file(text_batch):
+    def talks(completions, log_extra):
+        log_extra("reason", ["\udc00 and \0"])
+        return [1.0]
+
+    with Panel([ScorerSpec(name="talks", scorer=talks)]) as panel:
+        assert panel.score(text_batch("a"))[0].words == "\ufffd and \ufffd"
+
+
+def test_logged_numbers_that_do_not_add_up_are_no_number(text_batch):
+    def logs(completions, log_metric):
+        for name, values in {"huge": (1e308, 1e308), "both": (math.inf, -math.inf)}.items():
+            for value in values:
+                log_metric(name, value)
+        return [1.0]
+
+    with Panel([ScorerSpec(name="logs", scorer=logs)]) as panel:
+        panel.score(text_batch("a"))
+        metrics = panel.metrics()
+    assert math.isnan(metrics["rewards/logs/huge"]) and math.isnan(metrics["rewards/logs/both"])
 
 
 def test_an_exception_is_missing_and_keeps_its_cause(text_batch):
@@ -268,6 +328,9 @@ def test_a_reward_that_reads_messages_gets_a_hint(text_batch):
     ("log", "said"),
     [
         (lambda metric, extra: metric("mean", 1.0), "takes the name of a metric"),
+        (lambda metric, extra: metric("a\nb", 1.0), "a name has at most 80 printable letters"),
+        (lambda metric, extra: [metric(f"m{i}", 1.0) for i in range(101)], "more than 100 different names"),
+        (lambda metric, extra: extra("reason", [Unshowable()]), "its answer cannot be read: RuntimeError: no truth"),
         (lambda metric, extra: extra("reason", "bad"), "one value for each of 1 samples"),
         (lambda metric, extra: extra("reason", ["a", "b"]), "one value for each of 1 samples"),
     ],

@@ -1,11 +1,17 @@
 """The cache: what a key depends on, what is kept, and a file that others may have spoilt."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 
+from r3_rl.errors import InputError
+from r3_rl.scoring.base import scorer_info
+from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.cache import FILE_NAME, CachedScore, ScoreCache, content_key
+from r3_rl.scoring.panel import Panel, ScorerSpec
+from r3_rl.types import Prompt
 
 
 def image(height=2, width=3, grey=0):
@@ -77,6 +83,8 @@ def test_two_runs_share_a_folder(tmp_path):
     "line",
     [
         '{"key": "a", "sco',
+        "[" * 200_000,
+        '{"key": "a", "score": 1' + "0" * 400 + ', "words": "", "check": "x"}',
         "[]",
         "3",
         "\x00\xff",
@@ -110,6 +118,50 @@ def test_a_torn_last_line_does_not_spoil_the_next_score(tmp_path):
     assert ScoreCache(folder=tmp_path).get("b") == CachedScore(score=1.0)
 
 
+def test_a_disk_that_takes_no_more_costs_no_score(tmp_path, caplog):
+    cache = ScoreCache(folder=tmp_path / "scores")
+    (tmp_path / "scores" / FILE_NAME).mkdir()
+    for key in ("a", "b"):
+        cache.put({key: CachedScore(score=0.5)})
+        assert cache.get(key) == CachedScore(score=0.5)
+    assert [record.message.partition(" in ")[0] for record in caplog.records] == ["scores are no longer kept"]
+    with pytest.raises(InputError, match="cannot be used"):
+        ScoreCache(folder=tmp_path / "scores")
+
+
 def test_a_cache_for_nothing_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         ScoreCache(max_items=0)
+
+
+def test_a_scorer_that_is_not_as_deterministic_as_it_says_is_named_and_not_kept(caplog):
+    calls = itertools.count()
+
+    @scorer_info(deterministic=True)
+    def dice(completions):
+        return [float(next(calls)) for _ in completions]
+
+    batch = ScoreBatch(prompts=[Prompt(text="p")] * 2, texts=["a", "a"])
+    with Panel([ScorerSpec(name="dice", scorer=dice, params={})], cache=ScoreCache()) as panel:
+        assert [verdict.total for verdict in panel.score(batch)] == [0.0, 0.0]
+        for _ in range(2):
+            panel.prove()
+        assert [verdict.total for verdict in panel.score(batch)] == [2.0, 3.0]
+    (record,) = caplog.records
+    assert "'dice' declares deterministic=True and gave 0 and 1 for one sample" in record.message
+
+
+def test_an_honest_scorer_is_asked_again_once_and_kept(caplog):
+    calls = []
+
+    @scorer_info(deterministic=True)
+    def length(completions):
+        calls.append(completions)
+        return [len(text) + 1e-4 * len(completions) for text in completions]
+
+    batch = ScoreBatch(prompts=[Prompt(text="p")] * 2, texts=["a", "bc"])
+    with Panel([ScorerSpec(name="length", scorer=length, params={})], cache=ScoreCache()) as panel:
+        for _ in range(2):
+            panel.score(batch)
+            panel.prove()
+    assert calls == [["a", "bc"], ["a"]] and not caplog.records

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,12 @@ from r3_rl.types import Prompt
 CHANGES = {
     "the working folder (to /)": lambda: os.chdir("/"),
     "torch's default type (to float64)": lambda: torch.set_default_dtype(torch.float64),
+    "torch's float32 precision (to medium)": lambda: torch.set_float32_matmul_precision("medium"),
+    "torch's deterministic algorithms (to True)": lambda: torch.use_deterministic_algorithms(True),
+    "torch's use of oneDNN (to False)": lambda: setattr(torch.backends.mkldnn, "enabled", False),
+    "torch's search for fast convolutions (to True)": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "the rights of new files (umask to 077)": lambda: os.umask(0o077),
+    "the process's alarm": lambda: signal.alarm(60),
     "the seed of Python's random numbers": lambda: random.seed(90210),  # which nobody else chose
     "the seed of numpy's random numbers": lambda: np.random.seed(90210),  # which nobody else chose
 }
@@ -23,7 +30,12 @@ CHANGES = {
 
 def of_the_process():
     python, numpy = random.getstate(), np.random.get_state()
-    return os.getcwd(), torch.get_default_dtype(), python, tuple(numpy[1]), numpy[2:]
+    flags = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    flags += torch.backends.mkldnn.enabled, torch.backends.cudnn.benchmark
+    umask = os.umask(0o022)
+    os.umask(umask)
+    alarm = signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    return os.getcwd(), torch.get_default_dtype(), python, tuple(numpy[1]), numpy[2:], flags, umask, alarm
 
 
 @pytest.mark.parametrize("changed", CHANGES)
