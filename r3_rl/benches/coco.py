@@ -20,6 +20,7 @@ MOST = 30_000
 """Captions of the usual protocol, one an image."""
 GROUP = "Distance from COCO's images (no intervals)"
 CAPTIONS = "captions_val2014.json"
+SCORER = "clip_score"
 NOT_MEASURED = "not measured: no weights given"
 _KEPT = ("score_", "images_", "unscored")
 """Values that say something without a right and a wrong."""
@@ -38,7 +39,7 @@ def coco(request: Request) -> list[ItemBench]:
     chosen = dict(request.scorers.get(COCO.name, {}))
     weights = chosen.pop("distances", {})
     check_weights(weights, "--scorers: coco.distances")
-    section = RewardSection.model_validate({"scorer": "clip_score", "params": {}, **chosen})
+    section = RewardSection.model_validate({"scorer": SCORER, "params": {}, **chosen})
     captions = _captions(folder, request.limit)
     drawing = DrawingBench(
         name=COCO.name,
@@ -53,7 +54,7 @@ def coco(request: Request) -> list[ItemBench]:
         decodings=("greedy",),
         facts={
             "captions": "the first of each image, in the order of the file",
-            "CLIPScore": f"scorer {section.scorer}, 0 to 1 for the published 0 to 100",
+            **_judged_by(section.scorer),
             "FID and KID": "torchmetrics, Inception at 299 x 299" if "inception" in weights else NOT_MEASURED,
             "CMMD": str(weights["clip"]) if "clip" in weights else NOT_MEASURED,
             "source": COCO.where,
@@ -151,6 +152,13 @@ class CocoBench:
             real = embed(self.real)
             measures.append((count, lambda files: {"CMMD": cmmd(real, embed(files))}))
         return measures
+
+
+def _judged_by(scorer: str) -> dict[str, str]:
+    """What judges an image; only CLIPScore is the published measure."""
+    if scorer == SCORER:
+        return {"CLIPScore": f"scorer {scorer}, 0 to 1 for the published 0 to 100"}
+    return {"judge": f"scorer {scorer}, not the published CLIPScore"}
 
 
 def _captions(folder: Path, limit: int | None) -> list[tuple[str, Path]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,13 +115,12 @@ def given_path(request: Request, published: Published) -> Path:
 
 
 def missing(path: Path, published: Published) -> DataError:
-    """Return the error for a file that is not there."""
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1, cutoff=0.7)
+    """Return the error for a file that is not there: only that one is to be fetched, if it is published by its name."""
+    others = [p.name for p in path.parent.glob("*") if p.name not in published.fetch]
+    near = difflib.get_close_matches(path.name, others, n=1, cutoff=0.7)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    return DataError(
-        f"bench '{published.name}': {path} is missing",
-        hint=f"{guess}fetch {published.fetch} from {published.where}",
-    )
+    what = "it" if path.name in published.fetch else published.fetch
+    return DataError(f"bench '{published.name}': {path} is missing", hint=f"{guess}fetch {what} from {published.where}")
 
 
 def read_json(path: Path, published: Published) -> Any:
@@ -194,8 +194,12 @@ def find_image(name: str, folders: Sequence[Path], published: Published, place: 
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    looked = ", ".join(str(folder) for folder in folders)
-    raise DataError(f"{place}: no image {name} in {looked}", hint=f"fetch {published.fetch} from {published.where}")
+    common = Path(os.path.commonpath(folders))
+    below = [f"{folder.relative_to(common)}/" for folder in folders if folder != common]
+    looked = f"{common} ({', '.join([*below, *(['itself'] if common in folders else [])])})" if below else str(common)
+    images = "COCO's val2014/ from cocodataset.org"
+    what = images if "COCO" in published.fetch else f"{published.fetch} from {published.where}"
+    raise DataError(f"{place}: no image {name} in {looked}", hint=f"fetch {what}")
 
 
 def _read(path: Path, published: Published) -> str:

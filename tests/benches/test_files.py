@@ -132,7 +132,7 @@ ONE = {"question_id": 1, "image_id": 7, "question": "how many ?"}
 @pytest.mark.parametrize(
     ("name", "files", "said"),
     [
-        ("vqav2", {}, f"{ANNOTATIONS} is missing; fetch v2_OpenEnded_mscoco_val2014_questions.json"),
+        ("vqav2", {}, f"{ANNOTATIONS} is missing; fetch it from visualqa.org/download.html"),
         ("vqav2", {ANNOTATIONS: "{", QUESTIONS: "{}"}, f"{ANNOTATIONS}:1: not JSON"),
         ("vqav2", {ANNOTATIONS: '{"annotation": []}'}, "no field 'annotations'; did you mean 'annotation'?"),
         ("vqav2", {ANNOTATIONS: '{"annotations": []}', QUESTIONS: '{"questions": []}'}, "no question in it"),
@@ -152,7 +152,7 @@ ONE = {"question_id": 1, "image_id": 7, "question": "how many ?"}
             "questions[0]: no image COCO_val2014_000000000007.jpg in",
         ),
         ("vqav2", {ANNOTATIONS: '{"annotations": [3]}'}, "annotations[0]: not an object"),
-        ("pope", {}, "coco_pope_random.json is missing; fetch coco_pope_random.json"),
+        ("pope", {}, "coco_pope_random.json is missing; fetch it from github.com/RUCAIBox/POPE"),
         ("pope", {"coco_pope_random.json": "[]"}, "coco_pope_random.json:1: not an object; one object a line"),
         ("pope", {"coco_pope_random.json": '{"text": 3, "label": "yes", "image": "a"}'}, ":1: text is 3, not text"),
         ("pope", {"coco_pope_random.json": '{"text": "x", "label": "?", "image": "a"}'}, "label is '?', neither yes"),
