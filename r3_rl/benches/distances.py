@@ -25,13 +25,8 @@ from r3_rl.pixels import flat_rgb
 SIGMA, SCALE = 10.0, 1000.0
 """Of CMMD, as its authors set them."""
 INSTALL = "pip install 'r3-rl[eval]'"
-FETCH_INCEPTION = (
-    "fetch weights-inception-2015-12-05-6726825d.pth from github.com/toshas/torch-fidelity/releases/tag/v0.2.0 and "
-    "name the file under distances.inception"
-)
-FETCH_CLIP = (
-    "fetch CLIP's weights, such as ViT-L-14-336px.pt of OpenAI, and name them under distances.clip: ViT-L-14-336:FILE"
-)
+FETCH_INCEPTION = "fetch weights-inception-2015-12-05-6726825d.pth from torch-fidelity's release v0.2.0 on GitHub"
+FETCH_CLIP = "fetch CLIP's weights, such as OpenAI's ViT-L-14-336px.pt, and write ViT-L-14-336:FILE"
 PACKAGES = {"inception": ("torchmetrics", "torch_fidelity"), "clip": ("open_clip",)}
 """What each measure needs."""
 Embed = Callable[[Sequence[Path]], np.ndarray]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import base64
+import csv
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -50,6 +53,18 @@ def test_the_shell_of_the_page_runs(url, tmp_path, monkeypatch):
             exec(compile(words[2], PAGE.name, "exec"), {})
             assert (tmp_path / "sets" / "pope" / "coco_pope_random.json").is_file()
     assert {words[0] for words in lines} == {"pip", "r3", "curl", "python"}
+
+
+def test_the_example_of_vlmevalkit_writes_its_table_and_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_sets("sets", count=4)
+    runpy.run_path(str(REPOSITORY / "examples" / "vlmevalkit" / "shapes_pope.py"))
+    with (tmp_path / "LMUData" / "shapes_POPE.tsv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert len(rows) == 4 and {row["answer"] for row in rows} <= {"Yes", "No"}
+    assert base64.b64decode(rows[0]["image"]).startswith(b"\x89PNG")
+    model = json.loads((tmp_path / "shapes_pope.json").read_text())["model"]["shipped"]
+    assert model["max_tokens"] <= ServeLimits().max_tokens and model["api_base"].endswith(":8400/v1/chat/completions")
 
 
 def test_the_task_of_lmms_eval_names_functions_and_columns_that_are_there(tmp_path):
