@@ -15,8 +15,16 @@ _LARGEST_VOCABULARY = 1_000_000
 """Bytes of a tokenizer's file; one of words is small, and one of word pieces spells whatever it does not know."""
 
 
-def checked_recipe(path_or_name: str, overrides: Sequence[str] = (), *, processes: int = 1) -> Recipe:
+def checked_recipe(
+    path_or_name: str, overrides: Sequence[str] = (), *, processes: int = 1, figures: bool = False
+) -> Recipe:
     """Read a recipe and its prompt file, and check what they and the number of processes make of each other.
+
+    Args:
+        path_or_name, overrides: as `load_recipe` takes them.
+        processes: that the run will have.
+        figures: whether `eval.metric` is looked up among those of its benches, which load torch: `prepare_process`
+            comes first.
 
     Raises:
         RecipeError: what `load_recipe` raises, or a scorer that would give no score at all.
@@ -25,8 +33,8 @@ def checked_recipe(path_or_name: str, overrides: Sequence[str] = (), *, processe
     from r3_rl.recipe import misfit
     from r3_rl.recipe_io import load_recipe
 
-    of_processes = partial(misfit, world_size=processes)
-    return load_recipe(path_or_name, overrides, further=[of_processes, _lacking, _questions, _metric])
+    of_processes, of_benches = partial(misfit, world_size=processes), [_metric] if figures else []
+    return load_recipe(path_or_name, overrides, further=[of_processes, _lacking, _questions, *of_benches])
 
 
 def prompt_columns(recipe: Recipe) -> list[str]:
@@ -104,7 +112,7 @@ def _questions(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 
 
 def _metric(recipe: Recipe) -> Iterator[tuple[Path, str]]:
-    """A figure that no bench of the recipe has. Benches load torch, so they are only asked about a name."""
+    """A figure that no bench of the recipe has; nothing is loaded for a recipe that names none."""
     if recipe.eval.metric is None and recipe.eval.wanted is None:
         return
     from r3_rl.benches.metric import metric_problem

@@ -23,7 +23,7 @@ def check(recipe: str, /, *overrides: str, processes: int = 1) -> None:
     if processes < 1:
         raise InputError(f"--processes {processes}: at least 1")
     with redirect_stdout(io.StringIO()):  # what a scorer's file prints when it is imported is not the answer
-        step = geometry(checked_recipe(recipe, overrides, processes=processes), processes)
+        step = geometry(checked_recipe(recipe, overrides, processes=processes, figures=True), processes)
     print(*wrap(step, MAX_LINE, break_long_words=False), "ok", sep="\n")
 
 

@@ -85,7 +85,9 @@ def train(
         from r3_rl.benches.in_training import RunBenches, eval_settings
         from r3_rl.benches.run import check_benches
 
-        check_benches(eval_settings(checked))  # a broken file is said before a model is loaded
+        # a broken file and an unknown figure are said before a model is loaded
+        check_benches(eval_settings(checked))
+        checked_recipe(recipe, overrides, figures=True)
         further = RunBenches
 
     source = "".join(f"# override: {override}\n" for override in overrides)

@@ -163,10 +163,20 @@ def test_a_broken_file_is_said_before_a_model_is_loaded(recipe, r3, monkeypatch,
     assert done.code == 2 and "coco_pope_random.json:1: not a line of JSON" in done.err
 
 
-def test_an_unknown_metric_is_said_before_a_model_is_loaded(recipe, r3, monkeypatch):
-    monkeypatch.setattr("r3_rl.process.prepare_process", lambda *_: pytest.fail("the run was begun"))
-    done = r3("train", "mine.yaml", "model.path=base", "eval.keep_best=true", "eval.metric=pope.random/accurate")
-    assert done.code == 2 and "did you mean 'pope.random/accuracy'?" in done.err and done.err.count("\n") == 1
+@pytest.mark.processes
+def test_an_unknown_metric_is_said_before_a_model_is_loaded(recipe, place):
+    """In a process of its own: what looks the figure up loads torch, which must not come before the threads are set."""
+    told = ["model.path=base", "eval.keep_best=true", "eval.metric=pope.random/accurate", "training.output_dir=told"]
+    done = subprocess.run(
+        [sys.executable, "-m", "r3_rl", "train", "mine.yaml", *told],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "did you mean 'pope.random/accuracy'?" in done.stderr and not (place / "told").exists()
 
 
 def test_the_best_adapter_is_found_by_those_who_want_it(recipe, r3, tmp_path, capsys):

@@ -44,7 +44,7 @@ def test_the_page_s_own_client_draws_and_asks(client, tmp_path):
     sides = job.result(timeout=60)
     assert len(job.outputs()) > 4, "stage by stage"
     first = [output[0] for output in job.outputs() if "data:image" not in output[0]]
-    assert any("busy\">plan: " in side for side in first), "the plan is read before there is an image"
+    assert any('busy">plan: ' in side for side in first), "the plan is read before there is an image"
     for name, side in zip(("shipped", "base"), sides, strict=True):
         assert f"<h3>{name}</h3>" in side and "data:image/png;base64," in side and "drawing" not in side
         assert "draft: score 0." in side, "the scorer's, not the world's"
