@@ -206,7 +206,7 @@ def roll_out(
     drafts = bench.run(f"{label} draft", lambda: policy.draw(planned, drawings, list(range(group))))
     engine = Engine(policy=policy, settings=settings)
     looked_at = [given_image(prompt, drafts[0].image)]
-    critiques = bench.run(f"{label} critique", lambda: engine.critiques(looked_at, seed=1, num_rows=group))
+    critiques = bench.run(f"{label} critique", lambda: engine.critiques(looked_at, seed=1, each=group))
     refined = bench.run(f"{label} refinement", lambda: engine.refinements(critiques, seed=1))
     rows = {
         "plan": plans,
@@ -225,7 +225,7 @@ def update(bench: Bench, policy: BagelPolicy, credits: list[Credit], args: argpa
     """Replay, losses and backward in micro-batches, then AdamW on the adapter."""
     trained = [p for p in policy.module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=5e-6, betas=(0.9, 0.95), weight_decay=0.0)
-    settings = LossSettings(beta=args.beta, image_beta=args.beta)
+    settings = LossSettings(beta=args.beta, image_beta=args.beta).losses()
     batcher = Batcher(policy=policy, token_budget=args.token_budget)
     bench.run("step update", lambda: accumulate(batcher, credits, settings, backward=torch.Tensor.backward))
 

@@ -17,8 +17,8 @@ from r3_rl.recipe.base import Section
 
 ROOM = Path(recipe.__file__).parent
 OTHER_NAMES = {
-    ("Format", "mode"): "format_mode",
-    ("Format", "weight"): "format_weight",
+    ("text_reward", "mode"): "format_mode",
+    ("text_reward", "weight"): "format_weight",
     ("Drawing", "shift"): "timestep_shift",
     ("Drawing", "convention"): "sde",
     ("Panel", "aggregate"): "multi_objective_aggregation",

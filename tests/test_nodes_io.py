@@ -34,9 +34,9 @@ def rolled(drawing):
     as_given = DrawingPlan(drawing=drawing)
     settings = replace(loop(plan=Sampling(max_new_tokens=6, top_p=0.8)), draft=as_given, refine=as_given)
     engine = Engine(policy=tiny_policy(), settings=settings, submit=scored)
-    drafts = engine.drafts(PROMPTS, seed=3, num_rows=4, per_plan=2)
+    drafts = engine.drafts(PROMPTS, seed=3, plans=2, drafts=2)
     ends = engine.round(drafts, seed=5)
-    looked_at = engine.critiques([given_image(PROMPTS[0], pictures(1)[0])], seed=1, num_rows=2)
+    looked_at = engine.critiques([given_image(PROMPTS[0], pictures(1)[0])], seed=1, each=2)
     return [*ends, *looked_at]
 
 
@@ -73,7 +73,7 @@ def test_nothing_is_lost(drawing):
 
 def test_what_several_nodes_share_is_written_once():
     (image,) = (given_image(PROMPTS[0], i) for i in pictures(1))
-    peers = Engine(policy=tiny_policy(), settings=loop()).critiques([image], seed=1, num_rows=8)
+    peers = Engine(policy=tiny_policy(), settings=loop()).critiques([image], seed=1, each=8)
     assert len(to_bytes(peers)) < 1.5 * len(to_bytes(peers[:1])), "they look at one image"
 
 

@@ -40,8 +40,6 @@ class Gains:
     """bool [R], the refinement scores above the image looked at."""
     regressed: torch.Tensor
     """bool [R], the refinement scores below it."""
-    stopped: torch.Tensor
-    """bool [R], as given."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +93,7 @@ def gains(
     perfect = before >= PERFECT_FROM if perfect is None else perfect
     inputs = GainInputs(difference=difference, perfect=perfect, stopped=stopped, groups=groups)
     values = torch.where(difference.isnan(), torch.nan, rule(inputs))
-    return Gains(values=values, improved=difference > 0, regressed=difference < 0, stopped=stopped)
+    return Gains(values=values, improved=difference > 0, regressed=difference < 0)
 
 
 def paper(inputs: GainInputs) -> torch.Tensor:
@@ -141,44 +139,38 @@ GAINS: dict[str, Callable[[GainInputs], torch.Tensor]] = {"paper": paper, "relea
 """Gain kinds by their name in a recipe."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """How good form enters the reward of a text.
-
-    >>> Format(mode="add").weight
-    0.1
-    """
-
-    mode: Literal["gate", "add"] = default(AlgorithmSection, "format_mode")
-    """`gate`: malformed texts earn 0 (released code). `add`: form earns its weight beside the value (paper)."""
-    weight: float = default(AlgorithmSection, "format_weight")
-    """w, 0 or more."""
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("gate", "add"):
-            raise InputError(f"unknown format mode {self.mode!r}", hint="choose gate or add")
-        if not self.weight >= 0:
-            raise InputError(f"format weight {self.weight} rewards malformed texts", hint="give 0 or more")
-
-
-def text_reward(value: torch.Tensor, well_formed: torch.Tensor, form: Format) -> torch.Tensor:
+def text_reward(
+    value: torch.Tensor,
+    well_formed: torch.Tensor,
+    *,
+    mode: Literal["gate", "add"] = default(AlgorithmSection, "format_mode"),
+    weight: float = default(AlgorithmSection, "format_weight"),
+) -> torch.Tensor:
     """Join what a text led to with its form: f (value + w) for `gate`, value + w f for `add`.
 
     Args:
         value: [R], score or gain; nan is missing.
         well_formed: bool [R], f.
-        form: mode and weight.
+        mode: `gate`: malformed texts earn 0 (released code). `add`: form earns its weight beside the value (paper).
+        weight: w, 0 or more.
 
     Returns:
         float32 [R]; nan where the value is missing, except that a gated malformed text earns 0 whatever its value.
 
+    Raises:
+        InputError: another mode, or a weight that rewards malformed texts.
+
     Source: R3; the table at the top of this file.
 
     >>> value, form = torch.tensor([0.5, 0.5]), torch.tensor([True, False])
-    >>> text_reward(value, form, Format(mode="gate")), text_reward(value, form, Format(mode="add"))
+    >>> text_reward(value, form, mode="gate"), text_reward(value, form, mode="add")
     (tensor([0.6000, 0.0000]), tensor([0.6000, 0.5000]))
     """
+    if mode not in ("gate", "add"):
+        raise InputError(f"unknown format mode {mode!r}", hint="choose gate or add")
+    if not weight >= 0:
+        raise InputError(f"format weight {weight} rewards malformed texts", hint="give 0 or more")
     value = value.float()
-    if form.mode == "gate":
-        return torch.where(well_formed, value + form.weight, 0.0)
-    return value + form.weight * well_formed.float()
+    if mode == "gate":
+        return torch.where(well_formed, value + weight, 0.0)
+    return value + weight * well_formed.float()

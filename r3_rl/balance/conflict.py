@@ -61,19 +61,6 @@ class Conflict:
             "objectives": list(self.objectives), "grams": grams, "weights": list(self.weights),
         }  # fmt: skip
 
-    @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> Conflict:
-        """A line of `conflict.jsonl`, whose steps count from 1.
-
-        >>> found = Conflict(step=3, objectives=("a", "b"), grams={"x/0": torch.eye(2).double()}, weights=(1.0, 1.0))
-        >>> Conflict.of_row({"step": 4, **found.row()}).grams["x/0"].tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
-        """
-        grams = {place: torch.tensor(gram, dtype=torch.float64) for place, gram in row["grams"].items()}
-        return cls(
-            step=row["step"] - 1, objectives=tuple(row["objectives"]), grams=grams, weights=tuple(row["weights"])
-        )
-
 
 def cosines(gram: Tensor) -> Tensor:
     """Cosines of gradients from their dot products, [m, m]; nan with a gradient of 0.

@@ -108,8 +108,11 @@ class Balancer:
                 p.grad = None
             run(part)
             touched += torch.tensor([float(p.grad is not None) for p in self.places], device=touched.device)
-            found = self._taken()
-            vectors.append(found if self.over_parts else ranks.add_up(found))
+            gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.places)
+            flat = [ranks.part(gradient).flatten() for gradient in gradients]
+            for p in self.places:
+                p.grad = None
+            vectors.append(torch.cat(flat) if self.over_parts else ranks.add_up(torch.cat(flat)))
             for p, gradient in zip(self.places, held, strict=True):
                 p.grad = gradient
         self._touched = (ranks.add_up(touched) > 0).tolist()
@@ -143,14 +146,6 @@ class Balancer:
         combined = [v if weight == 1 else weight * v for v, weight in zip(vectors, found.weights, strict=True)]
         self._give(torch.stack(combined).sum(dim=0) if len(combined) > 2 else combined[0] + combined[1])
         return found
-
-    def _taken(self) -> Tensor:
-        """The gradient as one vector, the parameters without it."""
-        found = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.places)
-        flat = [ranks.part(gradient).flatten() for gradient in found]
-        for p in self.places:
-            p.grad = None
-        return torch.cat(flat)
 
     def _give(self, vector: Tensor) -> None:
         """Adds a vector to the gradient. What no objective touched in any process has none: zeros would let momentum

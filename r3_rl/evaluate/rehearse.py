@@ -143,13 +143,13 @@ def _roll_out(
     seed, rows = trainer.args.seed, len(prompts) * peers
     engine = Engine(policy=trainer.policy, settings=trainer.loop, parts=parts, watch=meter)
     with torch.no_grad(), adapter_merged(trainer.policy.module):
-        drafts = engine.drafts(prompts, seed=seed, num_rows=peers, progress=0.0)
+        drafts = engine.drafts(prompts, seed=seed, plans=peers, progress=0.0)
         with meter("score drafts", rows):
             trainer.panel.score(score_batch(drafts))
         made: list[Node] = [*(draft.above for draft in drafts), *drafts]
         if "critique" in names:
             looked_at = [draft.given() for draft in drafts[::peers]]
-            critiques = engine.critiques(looked_at, seed=seed, num_rows=peers)
+            critiques = engine.critiques(looked_at, seed=seed, each=peers)
             made += critiques
         if "refinement" in names:
             drawn = engine.refinements([always_edits(critique) for critique in critiques], seed=seed, progress=0.0)
@@ -174,7 +174,7 @@ def _update(
         made = [(stage, i, segment) for stage in stages for i, segment in enumerate(segments.get(stage, ()))]
         # advantages of both signs
         credits = [Credit(segment=segment, advantage=1.0 if i % 2 else -1.0, stage=stage) for stage, i, segment in made]
-        credits = [credit for credit in credits if trainer.losses.of[credit.objective].weight > 0]
+        credits = [credit for credit in credits if trainer.losses[credit.objective].weight > 0]
         if name not in names or not credits:
             continue
         with meter(name, len(made)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -226,7 +226,7 @@ def unknown_names(names: Iterable[str]) -> list[str]:
     return sorted({name for name in names if find_metric(name) is None})
 
 
-class Numbers(Mapping[str, float]):
+class Numbers(dict[str, float]):
     """Metrics of a micro-batch, a round, a rank or a step, each with the number of items that it is over.
 
     Args:
@@ -238,26 +238,19 @@ class Numbers(Mapping[str, float]):
     """
 
     def __init__(self, values: Mapping[str, Any] = _NONE, sizes: Mapping[str, float] = _NONE) -> None:
-        self._values = {name: float(value) for name, value in values.items() if value is not None}
-        self.sizes = {name: float(size) for name, size in sizes.items() if name in self._values}
+        super().__init__({name: float(value) for name, value in values.items() if value is not None})
+        self.sizes = {name: float(size) for name, size in sizes.items() if name in self}
 
-    def __getitem__(self, name: str) -> float:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __or__(self, other: Mapping[str, float]) -> Numbers:
+    def __or__(self, other: Mapping[str, float]) -> Numbers:  # type: ignore[override]
         """These and others; of a name in both, the other's value."""
         kept = {name: size for name, size in self.sizes.items() if name not in other}
         more = other.sizes if isinstance(other, Numbers) else {}
         return Numbers({**self, **other}, {**kept, **more})
 
+    __ior__ = __or__  # type: ignore[assignment]  # what others hold is not changed
+
     def __repr__(self) -> str:
-        return f"Numbers({self._values}, {self.sizes})"
+        return f"Numbers({dict(self)}, {self.sizes})"
 
 
 def means(items: Mapping[str, torch.Tensor]) -> Numbers:

@@ -18,8 +18,7 @@ from r3_rl.nodes import Node, image_roots, numbered, prompt_roots, trajectory
 from r3_rl.policy.base import Sampler, Sampling
 from r3_rl.rollout.rows import Parts, round_seed, row_seeds, score_batch
 from r3_rl.scoring.batch import ScoreBatch
-from r3_rl.stages import CRITIQUE, DRAFT, PLAN, REFINEMENT
-from r3_rl.stages.base import Stage, WritingStage
+from r3_rl.stages import CRITIQUE, DRAFT, PLAN, REFINEMENT, Stage, WritingStage
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
 
@@ -89,11 +88,7 @@ class Engine:
         with self.watch(stage.name, len(children)):
             asked = replace(sampling, task=stage.name)
             texts = self.policy.write([contexts[child.above] for child in children], asked, seeds)
-        read = [stage.read(text, self.settings) for text in texts]
-        return [
-            replace(child, sample=text, critique=found.critique, well_formed=found.well_formed)
-            for child, text, found in zip(children, texts, read, strict=True)
-        ]
+        return [stage.read(child, text, self.settings) for child, text in zip(children, texts, strict=True)]
 
     def draw(
         self,
@@ -157,29 +152,29 @@ class Engine:
         prompts: Sequence[Prompt],
         *,
         seed: int,
-        num_rows: int = 1,
-        per_plan: int = 1,
-        per_draft: int = 1,
+        plans: int = 1,
+        drafts: int = 1,
+        rollouts: int = 1,
         progress: float | None = None,
     ) -> list[Node]:
-        """Drafts of every prompt, which has `num_rows` rollouts: `per_plan` drafts of each plan, or straight from the
-        prompt without plans; `per_draft` rollouts go on from each draft."""
+        """Drafts of every prompt: `drafts` of each of its `plans`, or straight from the prompt if plans are off;
+        `rollouts` go on from each draft."""
+        num_rows = plans * drafts * rollouts
         above = prompt_roots(prompts, num_rows=num_rows, first_row=self.first_group * num_rows)
-        each = num_rows // per_draft
-        if self.settings.plan is not None:
-            above = self.write(PLAN, above, self.settings.plan, seed=seed, each=each // per_plan)
-            each = per_plan
-        drawn = self.draw(DRAFT, above, self.settings.draft, seed=seed, each=each, progress=progress)
+        if self.settings.plan is None:
+            drafts *= plans
+        else:
+            above = self.write(PLAN, above, self.settings.plan, seed=seed, each=plans)
+        drawn = self.draw(DRAFT, above, self.settings.draft, seed=seed, each=drafts, progress=progress)
         return [draft for draft in drawn if draft is not None]
 
     def roots(self, images: Sequence[Node], *, num_rows: int = 1) -> list[Node]:
         """Given images from which `num_rows` rollouts each go on."""
         return image_roots(images, num_rows=num_rows, first_row=self.first_group * num_rows)
 
-    def critiques(self, images: Sequence[Node], *, seed: int, num_rows: int = 1, per_critique: int = 1) -> list[Node]:
-        """Critiques of given images, each a root of `num_rows` refinements, `per_critique` of them by each critique."""
-        roots, each = self.roots(images, num_rows=num_rows), num_rows // per_critique
-        return self.write(CRITIQUE, roots, self.settings.critique, seed=seed, each=each)
+    def critiques(self, images: Sequence[Node], *, seed: int, each: int = 1) -> list[Node]:
+        """`each` critiques of every given image, for one refinement by each of them."""
+        return self.write(CRITIQUE, self.roots(images, num_rows=each), self.settings.critique, seed=seed, each=each)
 
     def refinements(self, critiques: Sequence[Node], *, seed: int, progress: float | None = None) -> list[Node | None]:
         """An image for every row of the critiques that ask for one; None for the rows of the others."""

@@ -4,9 +4,6 @@
 ['plan', 'draft', 'critique', 'refinement']
 """
 
-from r3_rl.stages.answer import ANSWER
-from r3_rl.stages.base import Stage, WritingStage
-from r3_rl.stages.reason import DRAFT, PLAN
-from r3_rl.stages.reflect import CRITIQUE, REFINEMENT
+from r3_rl.stages.stages import ANSWER, CRITIQUE, DRAFT, PLAN, REFINEMENT, Stage, WritingStage
 
 __all__ = ["ANSWER", "CRITIQUE", "DRAFT", "PLAN", "REFINEMENT", "Stage", "WritingStage"]

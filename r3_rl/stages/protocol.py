@@ -63,6 +63,15 @@ def split_thought(text: str) -> tuple[str, str]:
     return thought.strip(), rest.strip()
 
 
+def said(text: str) -> str:
+    """Return the answer in a text: what follows the thought, or all of it if there is none.
+
+    >>> said("<think> a red cross </think> yes"), said("yes"), said("<think> a red")
+    ('yes', 'yes', '')
+    """
+    return text.strip() if THINK not in text else split_thought(text)[1]
+
+
 PROTOCOLS = {"compact": Protocol(reflect_template="check {prompt}")}
 """Protocols by their name in a recipe; backbones bring more."""
 

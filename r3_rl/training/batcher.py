@@ -21,7 +21,7 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.flow.guidance import Guidance
-from r3_rl.modalities import Context, Segment, TextPiece, TextSegment
+from r3_rl.modalities import Segment, TextPiece, TextSegment
 from r3_rl.policy.base import Drawing, Policy, Sampling
 from r3_rl.policy.prefixes import context_key, written_before
 from r3_rl.policy.routing import routing_of
@@ -106,7 +106,9 @@ def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) 
     groups: dict[Hashable, list[tuple[int, list[Credit]]]] = {}
     for bundle in _bundles(credits):
         size = policy.num_tokens([c.segment for c in bundle])
-        groups.setdefault(_peers_key(bundle[0].segment.context), []).append((size, bundle))
+        # peers read the same first piece, after the system prompt that all rows read
+        shared = next((piece.key for piece in bundle[0].segment.context if not piece.keep), None)
+        groups.setdefault(shared, []).append((size, bundle))
     for peers in groups.values():
         peers.sort(key=lambda pair: -pair[0])
     batches: list[list[Credit]] = []
@@ -122,11 +124,6 @@ def micro_batches(policy: Policy, credits: Sequence[Credit], token_budget: int) 
             batches.append(list(bundle))
             most = size
     return batches
-
-
-def _peers_key(context: Context) -> Hashable:
-    """The key of the first piece that not every row reads: all read the same system prompt."""
-    return next((piece.key for piece in context if not piece.keep), None)
 
 
 def _bundles(credits: Sequence[Credit]) -> list[list[Credit]]:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from r3_rl.algorithm.advantage import advantages, peer_statistics
-from r3_rl.algorithm.gain import Format, text_reward
+from r3_rl.algorithm.gain import text_reward
 from r3_rl.modalities import DrawnSegment, Objective, Segment, TextSegment
 from r3_rl.nodes import Node, numbered
 from r3_rl.observe.metrics import Numbers, means
@@ -133,7 +133,7 @@ def credit(
 def with_form(value: torch.Tensor, texts: Sequence[Node], settings: CreditSettings) -> torch.Tensor:
     """The rewards [N] of N texts that led to `value` [N] and have good form or not."""
     well_formed = torch.tensor([text.well_formed for text in texts], dtype=torch.bool)
-    return text_reward(value, well_formed, Format(mode=settings.format_mode, weight=settings.format_weight))
+    return text_reward(value, well_formed, mode=settings.format_mode, weight=settings.format_weight)
 
 
 def finish(

@@ -12,8 +12,8 @@ from r3_rl import ranks
 from r3_rl.algorithm.gain import gains
 from r3_rl.modalities import DrawnSegment, TextSegment
 from r3_rl.nodes import Node, numbered
-from r3_rl.stages.answer import said
 from r3_rl.stages.answer_rules import worth
+from r3_rl.stages.protocol import said
 from r3_rl.training.credit import CreditSettings, StageCredit, compare, credit, finish, with_form
 from r3_rl.types import Verdict
 

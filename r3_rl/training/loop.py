@@ -84,7 +84,7 @@ class Loop:
     ) -> None:
         self.policy, self.learner, self.args = policy, learner, args
         self.panel, self.held_out, self.prompts, self.schedule = panel, held_out, prompts, schedule
-        self.batcher, self.watch, self.losses = batcher, watch, settings_of(LossSettings, args)
+        self.batcher, self.watch, self.losses = batcher, watch, settings_of(LossSettings, args).losses()
         self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
         branches = policy.spec.branches
         self.balancer = Balancer(

@@ -103,7 +103,7 @@ class Schedule:
         if floor((step + 1) * self.answer_share) > answered:
             return self._answer(len(prompts), seed)
         step -= answered  # the schedule's own turns follow one another as without answers
-        phase, first = self._phase(step, seed, progress), self.engine.first_group
+        phase, first, b = self._phase(step, seed, progress), self.engine.first_group, self.branch
         # every process has a pool of its own and chooses by itself
         rng = np.random.default_rng((seed, first) if first else seed)
         if phase == "full":
@@ -112,11 +112,11 @@ class Schedule:
             return self._episode(prompts, seed, progress)
         images = self._images(len(prompts), seed, rng) if phase == "refine" else []
         if images:
-            roots = self.engine.roots(images, num_rows=self.branch.critique * self.branch.refinement)
+            roots = self.engine.roots(images, num_rows=b.critique * b.refinement)
             ends = self._branched(roots, seed, progress)
             self.pool.add(ends)
             return _collected("refine", ends, [credit_refinements(ends, self.credit)])
-        drafts = self._drafts(prompts, seed, progress)
+        drafts = self.engine.drafts(prompts, seed=seed, plans=b.plan, drafts=b.draft, progress=progress)
         if phase == "critique":
             return self._critique(drafts, len(prompts), seed, rng)
         self.pool.add(drafts)
@@ -139,22 +139,15 @@ class Schedule:
             images += self.synthetic(num_synthetic, int(rng.integers(2**31)) if self.engine.first_group else seed)
         return images
 
-    def _drafts(self, prompts: Sequence[Prompt], seed: int, progress: float, rounds: int = 0) -> list[Node]:
-        """As many of each prompt as it branches; `rounds`: in which they will branch further."""
-        b = self.branch
-        per_draft = (b.critique * b.refinement) ** rounds
-        num_rows = b.plan * b.draft * per_draft
-        return self.engine.drafts(
-            prompts, seed=seed, num_rows=num_rows, per_plan=b.draft, per_draft=per_draft, progress=progress
-        )
-
     def _branched(self, ends: Sequence[Node], seed: int, progress: float) -> list[Node]:
         critiques, refinements = self.branch.critique, self.branch.refinement
         return self.engine.round(ends, seed=seed, critiques=critiques, refinements=refinements, progress=progress)
 
     def _full(self, prompts: Sequence[Prompt], seed: int, progress: float) -> Collected:
         """Every image of every round branches; each round is credited by itself."""
-        ends = self._drafts(prompts, seed, progress, self.rounds)
+        b = self.branch
+        below = (b.critique * b.refinement) ** self.rounds
+        ends = self.engine.drafts(prompts, seed=seed, plans=b.plan, drafts=b.draft, rollouts=below, progress=progress)
         stages = [credit_drafts(ends, self.credit, self.rewards)]
         for number in range(1, self.rounds + 1):
             before, ends = set(ends), self._branched(ends, round_seed(seed, number), progress)
@@ -199,7 +192,7 @@ class Schedule:
         self.pool.groups.clear()
         self.pool.add(drafts)
         images = self.pool.choose(count, rng) or [group[int(rng.integers(len(group)))] for group in self.pool.groups]
-        critiques = self.engine.critiques(images, seed=seed, num_rows=self.branch.critique)
+        critiques = self.engine.critiques(images, seed=seed, each=self.branch.critique)
         return _collected(
             "critique",
             critiques,

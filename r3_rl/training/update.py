@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -32,7 +31,7 @@ DEVIATIONS = ("ratio/text_deviation", "ratio/image_deviation")
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveLoss:
-    """The loss of what is written, or of what is drawn."""
+    """The loss of what is written, or of what is drawn: a part of the recipe's section `algorithm`."""
 
     metrics: str
     """Prefix of its metrics."""
@@ -43,6 +42,8 @@ class ObjectiveLoss:
     """KL coefficient."""
     epsilon: float
     epsilon_high: float | None
+    image_kl: Literal["mean", "velocity"]
+    """How denoising steps diverge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,8 @@ class LossSettings:
     text_loss_weight: float = default(AlgorithmSection, "text_loss_weight")
     image_loss_weight: float = default(AlgorithmSection, "image_loss_weight")
 
-    @cached_property
-    def of(self) -> dict[Objective, ObjectiveLoss]:
-        """The losses by objective. Raises InputError for a name that stands for no loss."""
+    def losses(self) -> dict[Objective, ObjectiveLoss]:
+        """By objective. Raises InputError for a name that stands for no loss."""
         return {
             "understanding": ObjectiveLoss(
                 metrics="text",
@@ -71,6 +71,7 @@ class LossSettings:
                 beta=self.beta,
                 epsilon=self.epsilon,
                 epsilon_high=self.epsilon_high,
+                image_kl=self.image_kl,
             ),
             "generation": ObjectiveLoss(
                 metrics="image",
@@ -79,6 +80,7 @@ class LossSettings:
                 beta=self.image_beta,
                 epsilon=self.image_epsilon,
                 epsilon_high=None,
+                image_kl=self.image_kl,
             ),
         }
 
@@ -86,7 +88,7 @@ class LossSettings:
 def accumulate(
     batcher: Batcher,
     credits: Sequence[Credit],
-    settings: LossSettings,
+    losses: Mapping[Objective, ObjectiveLoss],
     *,
     backward: Callable[[Tensor], None],
     normalisers: tuple[float, float] | None = None,
@@ -98,7 +100,7 @@ def accumulate(
     Args:
         batcher: of the policy that is trained.
         credits: of this process; every process calls this together, those without credits too.
-        settings: of the losses.
+        losses: by objective.
         backward: takes a loss's gradient.
         normalisers: (text tokens, denoising steps) of the step over all processes; by default those of the credits.
         base_first: makes the policy its base, if a loss asks for it; then it is entered once, before all, and not for
@@ -112,34 +114,34 @@ def accumulate(
         RunError: a loss is not finite; its gradient is not taken.
     """
     policy = batcher.policy
-    credits = [c for c in credits if settings.of[c.objective].weight > 0]
+    credits = [c for c in credits if losses[c.objective].weight > 0]
     sizes: dict[Objective, float] = dict(zip(KINDS, normalisers or step_sizes(credits), strict=True))
     found = [Numbers({"loss": 0.0})]
     references = None
     with base_first or nullcontext():
         batches = batcher.plan(credits)
         if base_first is not None:
-            references = [{} if b.dummy else _reference(policy, b.segments, settings) for b in batches]
+            references = [{} if b.dummy else _reference(policy, b.segments, losses) for b in batches]
     with collecting(len(batches)):
         for i, batch in enumerate(batches):
             results = policy.replay(batch.segments)
             if batch.dummy:
                 backward(_weightless(results))
                 continue
-            reference = references[i] if references is not None else _reference(policy, batch.segments, settings)
+            reference = references[i] if references is not None else _reference(policy, batch.segments, losses)
             parts = {
-                name: _part(name, batch.credits, results, reference, settings, size)
+                name: _part(name, losses[name], batch.credits, results, reference, size)
                 for name, size in sizes.items()
                 if any(credit.objective == name for credit in batch.credits)
             }
-            loss = torch.stack([settings.of[name].weight * part.loss for name, part in parts.items()]).sum()
+            loss = torch.stack([losses[name].weight * part.loss for name, part in parts.items()]).sum()
             if not torch.isfinite(loss):
                 raise RunError(
                     "the loss is not finite",
                     hint="lower training.learning_rate or eta; the last checkpoint is good",
                 )
             backward(loss)
-            found.append(_numbers(loss, {settings.of[name].metrics: part for name, part in parts.items()}))
+            found.append(_numbers(loss, {losses[name].metrics: part for name, part in parts.items()}))
     return combine(found, over="batches")
 
 
@@ -173,9 +175,11 @@ def step_sizes(credits: Sequence[Credit]) -> tuple[float, float]:
     return float(max(texts, 1)), float(max(images, 1))
 
 
-def _reference(policy: Policy, segments: Sequence[Segment], settings: LossSettings) -> dict[int, Replay]:
+def _reference(
+    policy: Policy, segments: Sequence[Segment], losses: Mapping[Objective, ObjectiveLoss]
+) -> dict[int, Replay]:
     """The reference policy's view of the segments that have a KL term, by their place; empty without one."""
-    wanted = [i for i, segment in enumerate(segments) if settings.of[segment.objective].beta]
+    wanted = [i for i, segment in enumerate(segments) if losses[segment.objective].beta]
     if not wanted:
         return {}
     with torch.no_grad(), policy.reference():
@@ -184,17 +188,14 @@ def _reference(policy: Policy, segments: Sequence[Segment], settings: LossSettin
 
 def _part(
     objective: Objective,
+    loss: ObjectiveLoss,
     batch: Sequence[Credit],
     results: Sequence[Replay],
     reference: Mapping[int, Replay],
-    settings: LossSettings,
     normaliser: float,
 ) -> PolicyLoss:
     """The loss of those of a micro-batch's credits that have this objective."""
-    loss, new = (
-        settings.of[objective],
-        {i: results[i].log_probs for i, c in enumerate(batch) if c.objective == objective},
-    )
+    new = {i: results[i].log_probs for i, credit in enumerate(batch) if credit.objective == objective}
     log_probs = torch.cat(list(new.values()))
     lengths = torch.tensor([len(values) for values in new.values()])
     inputs = LossInputs(
@@ -205,7 +206,7 @@ def _part(
         epsilon=loss.epsilon,
         epsilon_high=loss.epsilon_high,
     )
-    divergences = [_divergence(results[i], reference[i], settings.image_kl) for i in new if i in reference]
+    divergences = [_divergence(results[i], reference[i], loss.image_kl) for i in new if i in reference]
     return policy_loss(
         inputs,
         normaliser=normaliser,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r3_rl.algorithm import GAINS, Format, gains, text_reward
+from r3_rl.algorithm import GAINS, gains, text_reward
 from r3_rl.errors import InputError
 
 NAN = float("nan")
@@ -29,7 +29,6 @@ def test_gain_by_the_table(kind):
     torch.testing.assert_close(found.values, torch.tensor(EXPECTED[kind]), equal_nan=True)
     assert found.improved.tolist() == [True] + 9 * [False]
     assert found.regressed.nonzero().flatten().tolist() == [1, 6]
-    assert torch.equal(found.stopped, STOPPED)
 
 
 def test_a_panel_that_adds_up_to_one_with_rounding_is_perfect():
@@ -51,11 +50,11 @@ def test_unknown_kinds_and_unlike_lengths_are_refused():
 )
 def test_form_gates_or_adds(mode, weight, expected):
     value, form = torch.tensor([0.5, 0.5, NAN, NAN]), torch.tensor([True, False, True, False])
-    found = text_reward(value, form, Format(mode=mode, weight=weight))
+    found = text_reward(value, form, mode=mode, weight=weight)
     torch.testing.assert_close(found, torch.tensor(expected), equal_nan=True)
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "multiply"}, {"weight": -1.0}, {"weight": NAN}])
 def test_senseless_formats_are_refused(wrong):
     with pytest.raises(InputError):
-        Format(**wrong)
+        text_reward(torch.zeros(1), torch.ones(1, dtype=torch.bool), **wrong)

@@ -85,8 +85,8 @@ def rolled_out(policy, guidance=Guidance(), top_p=1.0):  # noqa: B008 - frozen
     words = Sampling(max_new_tokens=5, top_p=top_p)
     settings = LoopSettings(protocol=AnyWords(), plan=words, critique=words, draft=plan, refine=plan)
     engine = Engine(policy=policy, settings=settings)
-    drafts = [*engine.drafts(PROMPTS[:1], seed=3, num_rows=3), *engine.drafts(PROMPTS[1:], seed=4)]
-    critiques = engine.critiques([given_image(node.prompt, node.image) for node in drafts], seed=5, num_rows=2)
+    drafts = [*engine.drafts(PROMPTS[:1], seed=3, plans=3), *engine.drafts(PROMPTS[1:], seed=4)]
+    critiques = engine.critiques([given_image(node.prompt, node.image) for node in drafts], seed=5, each=2)
     refined = [node for node in engine.refinements(critiques, seed=6) if node is not None]
     return {
         "plan": [node.parent.sample for node in drafts],

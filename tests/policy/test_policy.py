@@ -35,7 +35,7 @@ def one_of_each(policy, drawing, *, plan=Sampling(max_new_tokens=6), critique=Sa
     as_given = DrawingPlan(drawing=drawing)
     settings = replace(loop(plan=plan, critique=critique, size=drawing.size), draft=as_given, refine=as_given)
     engine = Engine(policy=policy, settings=settings)
-    drafts = engine.drafts(PROMPTS, seed=3, num_rows=2)
+    drafts = engine.drafts(PROMPTS, seed=3, plans=2)
     critiques = engine.critiques([given_image(d.prompt, d.image) for d in drafts], seed=5)
     refined = engine.refinements(critiques, seed=5)
     found = {
@@ -51,7 +51,7 @@ def one_of_each(policy, drawing, *, plan=Sampling(max_new_tokens=6), critique=Sa
 def critiques_of(policy, images):
     """Two critiques of each image."""
     nodes = [given_image(p, i) for p, i in zip(PROMPTS, images, strict=True)]
-    return [c.sample for c in Engine(policy=policy, settings=loop()).critiques(nodes, seed=5, num_rows=2)]
+    return [c.sample for c in Engine(policy=policy, settings=loop()).critiques(nodes, seed=5, each=2)]
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_a_stopped_critique_does_not_end_the_sharing():
     engine = Engine(policy=policy, settings=replace(loop(), refine=guided))
     looked_at = [given_image(p, i) for p, i in zip(PROMPTS, pictures(3), strict=True)]
     critiques = []
-    for i, node in enumerate(engine.critiques(looked_at, seed=5, num_rows=4)):
+    for i, node in enumerate(engine.critiques(looked_at, seed=5, each=4)):
         said = replace(node.critique, stop=i == 5, instruction="" if i == 5 else EDITS[i % 10])
         critiques.append(replace(node, critique=said))
     with counted(policy) as count:

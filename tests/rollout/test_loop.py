@@ -13,6 +13,7 @@ from r3_rl.nodes import always_edits, given_image, prompt_roots, trajectory
 from r3_rl.policy.base import Drawing, Sampling
 from r3_rl.rollout.engine import Engine, Stopwatch, run_loop
 from r3_rl.rollout.rows import Parts, row_seeds
+from r3_rl.stages import CRITIQUE
 from r3_rl.stages.settings import DrawingPlan
 from r3_rl.types import Prompt, Verdict
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
@@ -79,14 +80,14 @@ def given_images():
 
 def test_several_images_are_drawn_from_one_plan(policy):
     counting = Counting(policy)
-    drafts = Engine(policy=counting, settings=loop()).drafts(PROMPTS, seed=3, num_rows=4, per_plan=2)
+    drafts = Engine(policy=counting, settings=loop()).drafts(PROMPTS, seed=3, plans=2, drafts=2)
     assert counting.written == [6] and counting.drawn == [12]
     for i in range(0, 12, 2):
         assert drafts[i].parent is drafts[i + 1].parent, "one text, one credit"
         assert drafts[i].sample.context[-1] is drafts[i + 1].sample.context[-1]
         assert not torch.equal(drafts[i].image, drafts[i + 1].image), "the painter's noise differs"
     assert drafts[0].parent.sample.text != drafts[2].parent.sample.text
-    single = Engine(policy=policy, settings=loop()).drafts(PROMPTS, seed=3, num_rows=4)
+    single = Engine(policy=policy, settings=loop()).drafts(PROMPTS, seed=3, plans=4)
     for i in range(0, 12, 2):
         assert drafts[i].parent.sample.token_ids == single[i].parent.sample.token_ids, (
             "a row's seed follows from its place"
@@ -97,7 +98,8 @@ def test_several_images_are_drawn_from_one_plan(policy):
 def test_several_refinements_are_drawn_by_one_critique(policy):
     counting = Counting(policy)
     engine = Engine(policy=counting, submit=at_once(brightness), settings=loop())
-    critiques = engine.critiques(given_images(), seed=3, num_rows=4, per_critique=2)
+    roots = engine.roots(given_images(), num_rows=4)
+    critiques = engine.write(CRITIQUE, roots, engine.settings.critique, seed=3, each=2)
     refined = engine.refinements(critiques, seed=3, progress=0.0)
     assert counting.written == [6] and len(critiques) == 6 and len(refined) == 12
     for i, critique in enumerate(critiques):
@@ -161,7 +163,7 @@ def test_evaluation_takes_the_likeliest_words_and_no_stochastic_step(policy):
 def test_without_a_plan_the_prompt_is_drawn(policy):
     settings = loop(plan=None)
     counting = Counting(policy)
-    (draft, *others) = Engine(policy=counting, settings=settings).drafts(PROMPTS, seed=1, num_rows=2)
+    (draft, *others) = Engine(policy=counting, settings=settings).drafts(PROMPTS, seed=1, plans=2)
     assert counting.written == [] and len(others) == 5
     assert draft.parent is draft.root and trajectory(draft).rounds[0].plan is None
     assert [p.text for p in draft.sample.context] == [PROMPTS[0].text]
@@ -211,9 +213,9 @@ def test_shared_noise_starts_peers_alike(policy):
     settings = replace(settings, draft=replace(settings.draft, shared_noise=True, num_sde_steps=2, window="all"))
     settings = replace(settings, refine=settings.draft)
     engine = Engine(policy=policy, settings=settings)
-    a, b, c, _ = (node.sample for node in engine.drafts(PROMPTS[:2], seed=1, num_rows=2, progress=0.0))
+    a, b, c, _ = (node.sample for node in engine.drafts(PROMPTS[:2], seed=1, plans=2, progress=0.0))
     assert torch.equal(a.states[0], b.states[0]) and not torch.equal(a.states[0], c.states[0])
-    critiques = engine.critiques(given_images()[:2], seed=3, num_rows=2)
+    critiques = engine.critiques(given_images()[:2], seed=3, each=2)
     drawn = engine.refinements([always_edits(k) for k in critiques], seed=1, progress=0.0)
     x, y, z, _ = (node.sample for node in drawn)
     assert torch.equal(x.states[0], y.states[0]) and not torch.equal(x.states[0], z.states[0])
@@ -224,7 +226,7 @@ def engine_of(policy, **options):
 
 
 def test_drafts_keep_their_peers_and_missing_scores(policy):
-    drafts = engine_of(policy).drafts(PROMPTS, seed=0, num_rows=3, progress=0.0)
+    drafts = engine_of(policy).drafts(PROMPTS, seed=0, plans=3, progress=0.0)
     assert [node.root.id.row for node in drafts] == [0, 0, 0, 3, 3, 3, 6, 6, 6]
     assert [node.prompt.text for node in drafts] == [p.text for p in PROMPTS for _ in range(3)]
     assert [i for i, node in enumerate(drafts) if node.score is None] == [4]
@@ -234,7 +236,9 @@ def test_drafts_keep_their_peers_and_missing_scores(policy):
 @pytest.mark.parametrize("per_plan", [1, 2, 4])
 def test_rows_are_shared_out_from_the_root_down(policy, per_plan):
     first_group = 2
-    drafts = engine_of(policy, first_group=first_group).drafts(PROMPTS[:2], seed=0, num_rows=4, per_plan=per_plan)
+    drafts = engine_of(policy, first_group=first_group).drafts(
+        PROMPTS[:2], seed=0, plans=4 // per_plan, drafts=per_plan
+    )
     assert [(node.id.row, node.id.depth, node.num_rows) for node in drafts] == [(8 + i, 2, 1) for i in range(8)]
     plans = list(dict.fromkeys(node.parent for node in drafts))
     assert [(plan.id.row, plan.num_rows) for plan in plans] == [(8 + i, per_plan) for i in range(0, 8, per_plan)]
@@ -247,7 +251,7 @@ def test_rows_are_shared_out_from_the_root_down(policy, per_plan):
 
 def test_refinements_branch_from_one_image(policy):
     images, engine = given_images(), engine_of(policy)
-    critiques = engine.critiques(images, seed=2, num_rows=3)
+    critiques = engine.critiques(images, seed=2, each=3)
     refined = engine.refinements(critiques, seed=2, progress=0.0)
     for i, (critique, image) in enumerate(zip(critiques, refined, strict=True)):
         assert critique.sample.context[0].image is images[i // 3].image and critique.root.id.row == i - i % 3
@@ -260,7 +264,7 @@ def test_refinements_branch_from_one_image(policy):
 
 def test_further_rounds_keep_their_rows_and_their_stochastic_steps(policy):
     engine = engine_of(policy)
-    *drafts, unscored = engine.drafts(PROMPTS[:2], seed=2, num_rows=3, progress=0.0)[:5]
+    *drafts, unscored = engine.drafts(PROMPTS[:2], seed=2, plans=3, progress=0.0)[:5]
     *ends, stayed = engine.round([*drafts, unscored], seed=9, progress=0.0)
     assert unscored.score is None and stayed is unscored, "nothing that follows could be said to gain"
     critiques = [end if end.critique else end.above for end in ends]
@@ -286,7 +290,7 @@ def test_scorers_see_the_image_that_was_refined(policy):
 
     node = given_image(Prompt(text="a red circle", columns={"k": 1}), pictures(1)[0], verdict=Verdict(total=0.5))
     engine = Engine(policy=policy, submit=at_once(score), settings=loop())
-    engine.refinements(engine.critiques([node], seed=0, num_rows=6), seed=0, progress=0.0)
+    engine.refinements(engine.critiques([node], seed=0, each=6), seed=0, progress=0.0)
     (batch,) = seen
     assert batch.count == len(batch.critiques) == len(batch.draft_images) < 6
     assert batch.columns()["k"] == [1] * batch.count
@@ -308,7 +312,7 @@ def test_a_part_is_scored_before_the_next_is_drawn(policy, whole):
             (counting, submit, Parts(count=2, whole_groups=whole)),
         )
     )
-    whole_batch, in_parts = (e.drafts(PROMPTS, seed=0, num_rows=3, progress=0.0) for e in (one, many))
+    whole_batch, in_parts = (e.drafts(PROMPTS, seed=0, plans=3, progress=0.0) for e in (one, many))
     assert counting.drawn == ([6, 3] if whole else [5, 4]) and counting.written == [9]
     groups = [node.root.id.row for node in in_parts]
     assert seen == [(groups[: counting.drawn[0]], 1), (groups[counting.drawn[0] :], 2)]
@@ -316,7 +320,7 @@ def test_a_part_is_scored_before_the_next_is_drawn(policy, whole):
         assert a.parent.sample.token_ids == b.parent.sample.token_ids and a.prompt is b.prompt
         torch.testing.assert_close(a.image, b.image, atol=1e-5, rtol=0)
 
-    a, b = (e.refinements(e.critiques(given_images(), seed=2, num_rows=3), seed=2, progress=0.0) for e in (one, many))
+    a, b = (e.refinements(e.critiques(given_images(), seed=2, each=3), seed=2, progress=0.0) for e in (one, many))
     stopped = [node is None for node in a]
     assert stopped == [node is None for node in b] and 0 < sum(stopped) < 9
     assert all(node.verdict is not None for node in b if node)

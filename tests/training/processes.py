@@ -144,7 +144,7 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, *
     places = {p: f"all/{i % 3}" for i, p in enumerate(learner.names)}
     over = learner.over_parts if learner.in_parts else None
     balancer = Balancer(places, aggregator=aggregator, probe_every=probe_every, seed=0, over_parts=over)
-    settings = LossSettings(beta=args.beta, image_beta=args.image_beta)
+    losses = LossSettings(beta=args.beta, image_beta=args.image_beta).losses()
     batcher, passes, replay = Batcher(policy=policy, token_budget=64), [], policy.replay
     own = [c for c in credits if c.stage in stages]
 
@@ -158,7 +158,7 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, *
         return accumulate(
             batcher,
             part,
-            settings,
+            losses,
             backward=learner.backward,
             normalisers=sizes,
             base_first=learner.base(batcher),

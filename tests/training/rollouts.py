@@ -37,7 +37,7 @@ def step_credits(policy: BagelPolicy, settings: LoopSettings | None = None, *, s
     """Plans, drafts, critiques and refinements of two prompts, their advantages made large."""
     engine = Engine(policy=policy, submit=reds, settings=settings or loop())
     with torch.no_grad():
-        drafts = engine.drafts(PROMPTS[:2], seed=1, num_rows=4, progress=0.0)
+        drafts = engine.drafts(PROMPTS[:2], seed=1, plans=4, progress=0.0)
     images = [given_image(p, i, verdict=Verdict(total=0.3)) for p, i in zip(PROMPTS, pictures(2), strict=False)]
     credits = list(credit_drafts(drafts, CreditSettings()).credits)
     for seed in range(2, 20):  # a single refinement of an image has no peer: look for a step with several

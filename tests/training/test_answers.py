@@ -37,7 +37,7 @@ def answered(*texts, wanted="two"):
     nodes = []
     for child, text in zip(root.children("answer", len(texts)), texts, strict=True):
         sample = TextSegment(context=(), token_ids=(1, 2), log_probs=torch.zeros(2), text=text, ended=True)
-        nodes.append(replace(child, sample=sample, well_formed=ANSWER.read(sample, None).well_formed))
+        nodes.append(ANSWER.read(child, sample, None))
     return nodes
 
 

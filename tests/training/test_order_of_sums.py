@@ -50,7 +50,7 @@ def test_indexing_with_a_row_twice_is_noticed():
 def test_the_gradient_of_what_peers_share_is_summed_in_order(left_out):
     policy = tiny_policy()
     images = [given_image(p, i) for p, i in zip(PROMPTS, pictures(3), strict=True)]
-    texts = [n.sample for n in Engine(policy=policy, settings=loop()).critiques(images, seed=5, num_rows=3)]
+    texts = [n.sample for n in Engine(policy=policy, settings=loop()).critiques(images, seed=5, each=3)]
     texts = [text for i, text in enumerate(texts) if i not in left_out]
     with SumsOfAnyOrder() as sums:
         torch.cat([r.log_probs for r in policy.replay(texts)]).sum().backward()

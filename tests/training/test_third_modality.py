@@ -126,7 +126,7 @@ def fresh(tmp_path):
 
 def test_tunes_cross_a_process_border(musician):
     engine = Engine(policy=musician, settings=LOOP)
-    drafts = engine.drafts(PROMPTS, seed=1, num_rows=4)
+    drafts = engine.drafts(PROMPTS, seed=1, plans=4)
     refined = [node for node in engine.round(drafts, seed=2) if node.stage == "refinement"]
     again = from_bytes(to_bytes(refined))
     assert all(isinstance(node.sample, TuneSegment) for node in again) and refined

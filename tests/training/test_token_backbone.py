@@ -51,7 +51,7 @@ def trainer_of(folder, tmp_path, **options):
 def test_the_engine_regenerates_and_its_nodes_cross_a_process_border(folder):
     policy = policy_of(folder)
     engine = Engine(policy=policy, settings=LOOP)
-    drafts = engine.drafts(PROMPTS, seed=1, num_rows=4)
+    drafts = engine.drafts(PROMPTS, seed=1, plans=4)
     refined = [node for node in engine.round(drafts, seed=2) if node.stage == "refinement"]
     assert refined and all(isinstance(node.sample, ImageTokenSegment) for node in [*drafts, *refined])
     for node in refined:

@@ -35,7 +35,7 @@ def credits(policy):
 
 def updated(policy, credits, settings=LOSSES, *, token_budget=WHOLE, **options):
     batcher = Batcher(policy=policy, token_budget=token_budget)
-    numbers = accumulate(batcher, credits, settings, backward=lambda loss: loss.backward(), **options)
+    numbers = accumulate(batcher, credits, settings.losses(), backward=lambda loss: loss.backward(), **options)
     return numbers, gradient(policy)
 
 
