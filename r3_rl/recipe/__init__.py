@@ -92,6 +92,10 @@ class Recipe(Section):
             yield Problem("data.questions", "no step asks them; set algorithm.answer_share above 0, or drop the file")
         if self.balance.routing != "shared" and self.training.parallel.kind == "fsdp2":
             yield Problem("balance.routing", "routed adapters cannot be sharded; use 'shared', or another engine")
+        if self.eval.keep_best and not self.lora.enabled and self.training.parallel.kind == "fsdp2":
+            yield Problem(
+                "eval.keep_best", "full weights in shards are not kept step by step; use lora, or leave it out"
+            )
         if self.pretrain is not None and self.eval.benches:
             yield Problem("eval.benches", "only `r3 train` measures them; leave them out and run `r3 eval` afterwards")
         if self.pretrain is not None and not self.data.world:

@@ -143,6 +143,10 @@ def test_benches_that_nobody_would_measure_are_refused(recipe):
             ["eval.keep_best=true", "eval.metric=shapes.drawing/gain_1"],
             "'shapes.drawing/gain_1' is better neither higher nor lower by itself; say more or less with eval.wanted",
         ),
+        (
+            ["eval.keep_best=true", "lora.enabled=false", "training.parallel.kind=fsdp2"],
+            "eval.keep_best: full weights in shards are not kept step by step; use lora, or leave it out",
+        ),
         (["eval.keep_best=true", "eval.during=false"], "eval.keep_best: nothing is measured between the steps"),
         (["eval.keep_best=true", "eval.benches={}"], "eval.keep_best: nothing says which step is the best"),
         ("eval.patience=2", "eval.patience: nothing follows it; set eval.keep_best to true"),
