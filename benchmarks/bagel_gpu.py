@@ -41,7 +41,9 @@ from r3_rl.rollout.engine import Engine
 from r3_rl.stages.protocol import protocol_named
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
 from r3_rl.training.batcher import Batcher
+from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
+from r3_rl.training.parallel import Learner
 from r3_rl.training.update import LossSettings, accumulate
 from r3_rl.types import Prompt
 
@@ -226,8 +228,8 @@ def update(bench: Bench, policy: BagelPolicy, credits: list[Credit], args: argpa
     trained = [p for p in policy.module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=5e-6, betas=(0.9, 0.95), weight_decay=0.0)
     settings = LossSettings(beta=args.beta, image_beta=args.beta).losses()
-    batcher = Batcher(policy=policy, token_budget=args.token_budget)
-    bench.run("step update", lambda: accumulate(batcher, credits, settings, backward=torch.Tensor.backward))
+    batcher, learner = Batcher(policy=policy, token_budget=args.token_budget), Learner(policy, R3Config("out"))
+    bench.run("step update", lambda: accumulate(batcher, credits, settings, learner))
 
     def step() -> None:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

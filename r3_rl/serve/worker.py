@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from r3_rl.errors import InputError
-from r3_rl.modalities import Context, ImagePiece, ImageSegment, Segment, TextSegment
+from r3_rl.modalities import Context, ImageSegment, Segment, TextPiece, TextSegment
 from r3_rl.policy.backbone import BackboneSpec
 from r3_rl.policy.base import Drawing, Heard, Policy, Sampling
 from r3_rl.web.refusals import Refusal
@@ -51,7 +51,7 @@ class _Row:
     def key(self) -> Hashable:
         """Rows of equal keys go into one call of the policy."""
         how = replace(self.how, sde_steps=()) if isinstance(self.how, Drawing) else self.how
-        return self.client.base, how, any(isinstance(piece, ImagePiece) for piece in self.context)
+        return self.client.base, how, any(not isinstance(piece, TextPiece) for piece in self.context)
 
 
 class WorkerClient:

@@ -262,15 +262,7 @@ class Loop:
 
     def add_gradient(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
         """Add the gradient of some of this process's credits to what the optimiser steps; return their numbers."""
-        return accumulate(
-            self.batcher,
-            credits,
-            self.losses,
-            backward=self.learner.backward,
-            normalisers=normalisers,
-            base_first=self.learner.base(self.batcher),
-            collecting=partial(self.learner.collecting, batcher=self.batcher),
-        )
+        return accumulate(self.batcher, credits, self.losses, self.learner, normalisers)
 
     def log(self, logs: dict[str, float] | Numbers) -> None:
         """Keep a line in the state's history and hand it to the callbacks."""

@@ -3,8 +3,8 @@ same gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ from r3_rl.recipe.base import default
 from r3_rl.recipe.learning import AlgorithmSection
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.credit import Credit
+from r3_rl.training.parallel import Learner
 
 DEVIATIONS = ("ratio/text_deviation", "ratio/image_deviation")
 """Only on the first pass over fresh rollouts does a ratio that is not 1 say that rollout and replay disagree."""
@@ -89,11 +90,8 @@ def accumulate(
     batcher: Batcher,
     credits: Sequence[Credit],
     losses: Mapping[Objective, ObjectiveLoss],
-    *,
-    backward: Callable[[Tensor], None],
+    learner: Learner,
     normalisers: tuple[float, float] | None = None,
-    base_first: AbstractContextManager[None] | None = None,
-    collecting: Callable[[int], AbstractContextManager[None]] = lambda count: nullcontext(),
 ) -> Numbers:
     """Adds the step's gradient to the parameters, micro-batch by micro-batch. What weighs 0 is not replayed.
 
@@ -101,11 +99,8 @@ def accumulate(
         batcher: of the policy that is trained.
         credits: of this process; every process calls this together, those without credits too.
         losses: by objective.
-        backward: takes a loss's gradient.
+        learner: holds the parameters.
         normalisers: (text tokens, denoising steps) of the step over all processes; by default those of the credits.
-        base_first: makes the policy its base, if a loss asks for it; then it is entered once, before all, and not for
-            each micro-batch.
-        collecting: what the passes of so many micro-batches happen in.
 
     Returns:
         Losses, ratios and divergences of this process's share of the step; without credits a loss of 0.
@@ -118,15 +113,16 @@ def accumulate(
     sizes: dict[Objective, float] = dict(zip(KINDS, normalisers or step_sizes(credits), strict=True))
     found = [Numbers({"loss": 0.0})]
     references = None
+    base_first = learner.base(batcher)
     with base_first or nullcontext():
         batches = batcher.plan(credits)
         if base_first is not None:
             references = [{} if b.dummy else _reference(policy, b.segments, losses) for b in batches]
-    with collecting(len(batches)):
+    with learner.collecting(len(batches), batcher):
         for i, batch in enumerate(batches):
             results = policy.replay(batch.segments)
             if batch.dummy:
-                backward(_weightless(results))
+                learner.backward(_weightless(results))
                 continue
             reference = references[i] if references is not None else _reference(policy, batch.segments, losses)
             parts = {
@@ -140,7 +136,7 @@ def accumulate(
                     "the loss is not finite",
                     hint="lower training.learning_rate or eta; the last checkpoint is good",
                 )
-            backward(loss)
+            learner.backward(loss)
             found.append(_numbers(loss, {losses[name].metrics: part for name, part in parts.items()}))
     return combine(found, over="batches")
 

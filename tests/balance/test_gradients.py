@@ -16,6 +16,8 @@ from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import MissingPackageError
 from r3_rl.observe.metrics import Numbers, unknown_names
 from r3_rl.training.batcher import Batcher
+from r3_rl.training.config import R3Config
+from r3_rl.training.parallel import Learner
 from r3_rl.training.update import LossSettings, accumulate, step_sizes
 from tests.training.rollouts import gradient, step_credits, trained_policy
 
@@ -287,10 +289,10 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_probing_a_real_step_gives_the_gradient_of_the_plain_one():
     policy = trained_policy()
     credits, settings = step_credits(policy), LossSettings().losses()
-    batcher = Batcher(policy=policy)
+    batcher, learner = Batcher(policy=policy), Learner(policy, R3Config("out"))
 
     def run(part, normalisers):
-        return accumulate(batcher, part, settings, backward=lambda loss: loss.backward(), normalisers=normalisers)
+        return accumulate(batcher, part, settings, learner, normalisers)
 
     gradients = []
     for probe_every in (0, 1):

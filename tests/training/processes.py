@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +154,7 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, *
     policy.replay = watched  # type: ignore[method-assign]
 
     def run(part: Any, sizes: tuple[float, float]) -> Numbers:
-        return accumulate(
-            batcher,
-            part,
-            losses,
-            backward=learner.backward,
-            normalisers=sizes,
-            base_first=learner.base(batcher),
-            collecting=partial(learner.collecting, batcher=batcher),
-        )
+        return accumulate(batcher, part, losses, learner, sizes)
 
     tensors: dict[str, torch.Tensor] = {}
     for step in range(num_steps):

@@ -14,7 +14,9 @@ from r3_rl.observe.metrics import unknown_names
 from r3_rl.policy.base import Sampling
 from r3_rl.policy.prefixes import context_key, written_before
 from r3_rl.training.batcher import Batcher, micro_batches
+from r3_rl.training.config import R3Config
 from r3_rl.training.credit import Credit
+from r3_rl.training.parallel import Learner
 from r3_rl.training.update import LossSettings, _weightless, accumulate, step_sizes
 from tests.policy.tiny import PAPER_GUIDANCE, loop
 from tests.training.rollouts import gradient, names, step_credits, trained_policy
@@ -35,7 +37,7 @@ def credits(policy):
 
 def updated(policy, credits, settings=LOSSES, *, token_budget=WHOLE, **options):
     batcher = Batcher(policy=policy, token_budget=token_budget)
-    numbers = accumulate(batcher, credits, settings.losses(), backward=lambda loss: loss.backward(), **options)
+    numbers = accumulate(batcher, credits, settings.losses(), Learner(policy, R3Config("out")), **options)
     return numbers, gradient(policy)
 
 
