@@ -91,9 +91,7 @@ def main() -> None:
         title="the goals of the redesign that a script can count",
         columns=["row", "today", "goal"],
         rows=[[name, f"{value:,}", goal] for name, value, goal in rows],
-        notes=[
-            "How many files a new world, modality, loss or bench touches is shown by the tests that add one."
-        ],
+        notes=["How many files a new world, modality, loss or bench touches is shown by the tests that add one."],
         numbers={name: value for name, value, _ in rows},
     ).show(args.out)
 
