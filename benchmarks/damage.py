@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from machine import Report
-from tiny_run import Ended, TinyRun, same_run
+from tiny_run import Ended, TinyRun, difference
 
 STEPS, SAVE_STEPS = 4, 1
 CUT_AT = 3
@@ -39,9 +39,11 @@ def flip(path: Path) -> None:
 
 def swap(path: Path) -> None:
     """The file of the checkpoint before: whole by itself."""
-    shutil.copyfile(path.parent.with_name(f"checkpoint-{CUT_AT - 1}") / path.name, path)
+    before = str(path).replace(f"checkpoint-{CUT_AT}", f"checkpoint-{CUT_AT - 1}")
+    shutil.copyfile(before, path)
 
 
+FULL = ("lora.enabled=false", "training.image_learning_rate=null")
 OF_A_FILE: dict[str, Callable[[Path], object]] = {
     "flipped": flip,
     "cut in half": lambda path: os.truncate(path, path.stat().st_size // 2),
@@ -54,7 +56,7 @@ OF_A_FILE: dict[str, Callable[[Path], object]] = {
 OF_THE_FOLDER: dict[str, Callable[[Path], object]] = {
     "a file added": lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
     "a folder added": lambda folder: (folder / "empty").mkdir(),
-    "emptied": lambda folder: [path.unlink() for path in folder.iterdir()],
+    "emptied": lambda folder: [path.unlink() for path in folder.rglob("*") if path.is_file()],
     "deleted": shutil.rmtree,
     "renamed to a later step": lambda folder: folder.rename(folder.with_name("checkpoint-9")),
     "a file in its place": lambda folder: [shutil.rmtree(folder), folder.write_text("x")],
@@ -68,7 +70,7 @@ def verdict(ended: Ended, run: Path, whole: Path) -> str:
     said = "the checkpoint before it is used" in ended.said
     if ended.code:
         return "refused"
-    if not same_run(run, whole):
+    if difference(run, whole):
         return "said, another result" if said else "silent"
     return "found" if said else "without effect"
 
@@ -82,10 +84,12 @@ def line_of(ended: Ended) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="kinds of damage, such as 'flipped'; all by default")
+    parser.add_argument("--full", action="store_true", help="full weights, stored in parts, in place of an adapter")
     parser.add_argument("--out", help="file for the numbers as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(TinyRun(Path(folder), steps=STEPS, save_steps=SAVE_STEPS), options.only)
+        settings = FULL if options.full else ()
+        report = measure(TinyRun(Path(folder), steps=STEPS, save_steps=SAVE_STEPS, settings=settings), options.only)
     report.show(options.out)
 
 
@@ -96,7 +100,8 @@ def measure(tiny: TinyRun, only: list[str]) -> Report:
     began = tiny.place / "began"
     assert tiny.run(began, steps=CUT_AT).code == 0
     newest = Path("checkpoints") / f"checkpoint-{CUT_AT}"
-    files = sorted(path.name for path in (began / newest).iterdir())
+    at = began / newest
+    files = sorted(path.relative_to(at).as_posix() for path in at.rglob("*") if path.is_file())
     cases = [(name, kind, newest / name, OF_A_FILE[kind]) for name in files for kind in OF_A_FILE]
     cases += [("the folder", kind, newest, OF_THE_FOLDER[kind]) for kind in OF_THE_FOLDER]
     rows, found = [], Counter[str]()

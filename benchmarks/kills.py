@@ -1,8 +1,8 @@
 """Whether a run that is killed again and again ends as one that nobody disturbed, bit for bit.
 
-A tiny run is killed with SIGKILL: at a random moment, while a checkpoint is being saved, and just after it was resumed.
-It is resumed after each kill, until it ends; then its adapter, its optimiser and its metrics are compared with those of
-an undisturbed run.
+A tiny run, or one of its processes, is killed with SIGKILL: at a random moment, while a checkpoint is being saved, and
+just after it was resumed. It is resumed after each kill, until it ends; then its adapter, its optimiser and its metrics
+are compared with those of an undisturbed run.
 
     python benchmarks/kills.py --help
 """
@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 from machine import Report
-from tiny_run import TinyRun, same_run
+from tiny_run import TinyRun, difference
 
 STEPS, SAVE_STEPS = 6, 1
 KINDS = ("at a random moment", "while saving", "while resuming")
@@ -33,7 +33,8 @@ def kill(tiny: TinyRun, run: Path, kind: str, seconds: float, rng: random.Random
     resume = any((run / "checkpoints").glob("checkpoint-*"))
     if not resume:
         shutil.rmtree(run, ignore_errors=True)  # nothing was saved: it starts again
-    pid = tiny.start(run, resume=resume)
+    pids = tiny.start(run, resume=resume)
+    pid = rng.choice(pids)
     begin = time.monotonic()
     moment = rng.uniform(0.0, 0.25 * seconds if kind == "while resuming" else seconds)
     while not os.waitpid(pid, os.WNOHANG)[0]:
@@ -41,9 +42,10 @@ def kill(tiny: TinyRun, run: Path, kind: str, seconds: float, rng: random.Random
         if partial or (kind != "while saving" and time.monotonic() - begin > moment):
             time.sleep(rng.uniform(0, 0.01) if partial else 0)  # some files are there, or all but the manifest
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            tiny.wait(run, pids)
             return True
         time.sleep(LOOK_S)
+    tiny.wait(run, [each for each in pids if each != pid])
     return False
 
 
@@ -52,10 +54,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="how many in all")
     parser.add_argument("--each", type=int, default=3, help="of one run, one of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--processes", type=int, default=1, help="of a run; one of them is killed, the others end")
     parser.add_argument("--out", help="file for the numbers as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tiny = TinyRun(Path(folder), steps=STEPS, save_steps=SAVE_STEPS)
+        tiny = TinyRun(Path(folder), steps=STEPS, save_steps=SAVE_STEPS, processes=options.processes)
         report = measure(tiny, options.kills, options.each, random.Random(options.seed))
     report.show(options.out)
 
@@ -74,9 +77,11 @@ def measure(tiny: TinyRun, kills: int, each: int, rng: random.Random) -> Report:
             kind = KINDS[(total + index) % len(KINDS)]
             killed[kind] += kill(tiny, run, kind, seconds, rng)
         resumable = any((run / "checkpoints").glob("checkpoint-*"))
+        if not resumable:  # nothing was saved: it starts again
+            shutil.rmtree(run, ignore_errors=True)
         ended = tiny.run(run, resume=resumable)
-        word = "traceback" if ended.traceback else f"code {ended.code}" if ended.code else "other"
-        word = "bit-equal" if ended.code == 0 and same_run(run, whole) else word
+        word = "traceback" if ended.traceback else f"code {ended.code}" if ended.code else ""
+        word = word or difference(run, whole) or "bit-equal"
         left = sorted(path.name for path in (run / "checkpoints").glob(".*"))
         found[word] += 1
         total += max(killed.total(), 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _FAILED = "failed"
+_BEAT = "beat"
+"""With a rank behind it: a number that grows as long as the process lives."""
+_BEAT_S = 1.0
+_SILENT_S = 10.0
+"""Without a beat a process is taken for gone; a machine that is busy delays beats."""
 _GRACE_S = 15.0
 """For a process to end by itself after another one failed."""
 _BUCKET = 1 << 26
@@ -91,7 +97,11 @@ def one_fate() -> Iterator[None]:
         if isinstance(error, R3Error):
             error.message = f"rank {own}: {error.message}"
         elif isinstance(error, Exception):
-            print(f"rank {own}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            met = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            gone = _gone(board, own) if isinstance(error, RuntimeError) else []  # a collective without its peers
+            words = f"gone without a word, killed or out of memory; rank {own} met with {met}"
+            lines = [f"rank {each}: {words}" for each in gone]
+            print("\n".join(lines) or f"rank {own}: {met}", file=sys.stderr, flush=True)
         raise
     finally:
         over.set()
@@ -101,14 +111,36 @@ def _first(board: Any, own: int) -> bool:
     """Whether no other process failed before; then this one is on the board."""
     try:
         return bool(board.compare_set(_FAILED, "", str(own)) == str(own).encode())
-    except RuntimeError:  # the process that keeps the board is gone
-        return own == 0
+    except RuntimeError:  # the process that keeps the board is gone, rank 0 unless a launcher keeps it
+        return own <= 1
+
+
+def _gone(board: Any, own: int) -> list[int]:
+    """The processes that show no sign of life any more."""
+    others = [each for each in range(count()) if each != own]
+    try:
+        seen = {each: _last_beat(board, each) for each in others}
+        end = time.monotonic() + _SILENT_S
+        while others and time.monotonic() < end:
+            time.sleep(_BEAT_S / 4)
+            others = [each for each in others if _last_beat(board, each) == seen[each]]
+    except RuntimeError:
+        return [0] if own else []
+    return others
+
+
+def _last_beat(board: Any, each: int) -> bytes:
+    key = f"{_BEAT}{each}"
+    return bytes(board.get(key)) if board.check([key]) else b""
 
 
 def _watch(board: Any, own: int, over: Event) -> None:
-    """Ends this process if another one has failed and it does not end by itself."""
-    while not over.wait(1.0):
+    """Shows that this process lives; ends it if another one has failed and it does not end by itself."""
+    beat = 0
+    while not over.wait(_BEAT_S):
+        beat += 1
         try:
+            board.set(f"{_BEAT}{own}", str(beat))
             failed = board.check([_FAILED])
         except RuntimeError:
             failed = True
