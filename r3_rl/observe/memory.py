@@ -6,6 +6,8 @@ stage from another. There the tensors that are made while the work runs are coun
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import platform
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -100,14 +102,37 @@ def peak_bytes(device: torch.device | str = "cpu") -> int:
 
 
 def held_bytes(device: torch.device | str = "cpu") -> int:
-    """Memory held now: on a GPU by tensors, else by the process.
+    """Memory in use now: on a GPU by tensors, else what the allocator has handed out. What was freed and the allocator
+    keeps for later is not counted; on a CPU it grows for hundreds of steps although nothing leaks. Where no allocator
+    says what is in use, all that the process holds.
 
-    >>> held_bytes() > 10_000_000
+    >>> held_bytes() > 1_000_000
     True
     """
     if torch.device(device).type == "cuda":
         return int(torch.cuda.memory_allocated(device))
+    if (look := _mallinfo()) is not None:
+        found = look()
+        return int(found.uordblks + found.hblkhd)
     return int(psutil.Process().memory_info().rss)
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
+@functools.cache
+def _mallinfo() -> Callable[[], Any] | None:
+    """glibc's count of what is in use: `uordblks` in its heaps, `hblkhd` in blocks of their own."""
+    try:
+        look = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError, TypeError):  # another system's allocator
+        return None
+    look.restype = _MallInfo
+    return look  # type: ignore[no-any-return]
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:

@@ -187,7 +187,12 @@ SECTIONS: Mapping[str, tuple[Metric, ...]] = {
         _seconds("time/held_out_s", "Seconds that the step waited for held-out scorers after its update."),
         _seconds("time/step_s", "Seconds of the whole step."),
         _peak("memory/peak_bytes", "bytes", "Largest memory that one process held so far."),
-        _peak("memory/held_bytes", "bytes", "Memory that a process held at the end of the step, the largest of them."),
+        _peak(
+            "memory/held_bytes",
+            "bytes",
+            "Memory in use at the end of the step, the largest of the processes: on a GPU by tensors, else what the "
+            "allocator has handed out.",
+        ),
         _metric(
             "ranks/shared_noise", "share", "Rollouts of a process whose noise another one drew too (several ranks)."
         ),

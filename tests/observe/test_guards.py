@@ -1,8 +1,11 @@
 import random
 
+import numpy as np
+import psutil
 import pytest
 
 from r3_rl.observe.guards import DEFAULTS, GUARDS, PATIENCE, LiveGuards, look, ratio_tolerance_of
+from r3_rl.observe.memory import held_bytes
 from r3_rl.recipe.guarding import GuardsSection
 from tests.conftest import REPOSITORY
 
@@ -182,7 +185,7 @@ GOOD = {
     "malformed": {"refine/frac_well_formed": lambda s: 0.8},
     "stop_rate": {"refine/frac_stopped": lambda s: 0.0},
     "equal_noise": {"ranks/shared_noise": 0.0},
-    "memory_growth": {"memory/held_bytes": lambda s: 1e9 + 5e7 * min(s, 30)},
+    "memory_growth": {"memory/held_bytes": lambda s: 2e8 + 4e5 * s},
 }
 
 
@@ -223,3 +226,21 @@ def test_every_sentence_is_one_and_names_the_fix():
         (finding,) = look(flat(**metrics))
         assert finding.guard is GUARDS[name]
         assert ". " not in finding.sentence and not finding.sentence.endswith(".") and "; " in finding.sentence
+
+
+def test_memory_that_fills_up_and_stays_is_no_leak():
+    assert names(flat(**{"memory/held_bytes": lambda s: 1e9 + 5e7 * min(s, 30)})) == []
+
+
+def test_what_the_allocator_keeps_is_not_held():
+    """Freed memory stays with the process of a run, which would look like a leak."""
+    before = held_bytes()
+    kept = np.ones(4_000_000)
+    with_it = held_bytes()
+    assert with_it - before > 0.9 * kept.nbytes
+    small = [bytes(10_000) for _ in range(3_000)]
+    assert held_bytes() - with_it > 25e6
+    resident = psutil.Process().memory_info().rss
+    del small[::2]  # every second one: nothing of it can go back
+    assert held_bytes() - with_it < 20e6
+    assert psutil.Process().memory_info().rss > resident - 5e6

@@ -18,6 +18,8 @@ NUM_UNMOVED = 10
 NUM_MEMORY = 40
 WARM_UP = 10
 GROWTH = 0.01
+LEAK_BYTES = 1e6
+"""A step. Python collects what only cycles hold now and then, a few hundred kilobytes a step of the embedded model."""
 
 
 def _not_finite(history: History, ratio_tolerance: float) -> Found | None:
@@ -117,10 +119,12 @@ def _memory_growth(history: History, ratio_tolerance: float) -> Found | None:
     if rises.min() < GROWTH * quarters[-1] or rises[-1] < 0.75 * rises.mean():
         return None
     num_steps = int(held.steps[-1] - held.steps[WARM_UP])
-    each = (quarters[-1] - quarters[0]) / (0.75 * num_steps) / 1e6
+    each = (quarters[-1] - quarters[0]) / (0.75 * num_steps)
+    if each < LEAK_BYTES:
+        return None
     return Found(
         message=f"memory grew from {quarters[0] / 1e9:.2f} to {quarters[-1] / 1e9:.2f} GB in {num_steps} steps, "
-        f"{each:.2g} MB a step",
+        f"{each / 1e6:.2g} MB a step",
         advice="something keeps what each step made: look at your scorers and callbacks (`isolate: true` gives a "
         "scorer its own process and limit)",
     )
@@ -172,6 +176,7 @@ MEMORY_GROWTH = Guard(
     name="memory_growth",
     words="memory growing by step",
     threshold=f"{WARM_UP + NUM_MEMORY} and more logged values: medians of four quarters after the first {WARM_UP} each "
-    f"rise by {GROWTH:.0%} and more, the last by at least 0.75 of the mean",
+    f"rise by {GROWTH:.0%} and more, the last by at least 0.75 of the mean, {LEAK_BYTES / 1e6:g} MB a step and more in "
+    "all",
     look=_memory_growth,
 )
