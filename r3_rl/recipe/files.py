@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
 from r3_rl import registered
-from r3_rl.recipe.tree import Path, text_problem
+from r3_rl.recipe.tree import Path, text_problem, unfilled
 
 _PACKAGE = FilePath(__file__).resolve().parents[1]
 READ: tuple[Path, ...] = (
@@ -123,6 +124,12 @@ def folder_problem(path: str) -> str:
     >>> folder_problem("runs")
     ''
     """
+    if hint := unfilled(path):
+        return f"'{path}' is no folder{hint}"
+    if scheme := next((part for part in FilePath(path).parts if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", part)), ""):
+        return f"an address that begins with '{scheme}//'; name a folder of this machine"
+    if not path.isprintable():
+        return "a name with characters that cannot be shown; name another folder"
     folder = FilePath(path)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():

@@ -171,6 +171,12 @@ class AlgorithmSection(Section):
             yield Problem("text_loss_weight", "answers are texts; set it above 0, or answer_share to 0")
 
 
+LEAST_RATE = 1e-12
+"""A smaller rate moves no float32 weight in any number of steps; this one is already too small to learn anything."""
+MOST_WARM_UP = 100
+"""Steps of warm-up that are never too many: short tries of a recipe end within them."""
+
+
 class BalanceSection(Section):
     """Understanding and generation as two objectives."""
 
@@ -274,7 +280,7 @@ class TrainingSection(Section):
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, le=1, description="Added to the root of the second moment.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    max_grad_norm: float = Field(1.0, ge=1e-6, description="Gradients are scaled down to this norm.")
     token_budget: int = Field(
         4096,
         ge=64,
@@ -319,6 +325,13 @@ class TrainingSection(Section):
     )
 
     def problems(self) -> Iterator[Problem]:
+        for key in ("learning_rate", "image_learning_rate"):
+            if (rate := getattr(self, key)) is not None and rate < LEAST_RATE:
+                yield Problem(key, f"{rate:g} moves no float32 weight; use {LEAST_RATE:g} or more")
+        if self.warmup_steps > max(self.max_steps, MOST_WARM_UP):
+            yield Problem(
+                "warmup_steps", f"the {self.max_steps} steps end before the learning rate is reached; lower it"
+            )
         zero = (self.deepspeed or {}).get("zero_optimization")
         stage = zero.get("stage") if isinstance(zero, dict) else None
         if self.deepspeed is not None and stage not in ZERO_STAGES:

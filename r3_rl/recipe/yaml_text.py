@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.scanner import Scanner
 
 from r3_rl.errors import one_line
 from r3_rl.recipe.tree import Mistake, Path, Place, Tree, text_problem, unfilled
@@ -109,8 +110,18 @@ class _BoundedComposer(Composer):
         return self.parser.peek_event().start_mark
 
 
+class _BoundedScanner(Scanner):
+    """Stops at the bracket too deep: ruamel reads ahead, and looks at every open one for each."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any, to_push: str) -> None:
+        if self.flow_level >= MAX_DEPTH:
+            raise _BoundError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=self.reader.get_mark())
+        super().fetch_flow_collection_start(TokenClass, to_push)
+
+
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
+    yaml.Scanner = _BoundedScanner
     yaml.Composer = _BoundedComposer
     return yaml
 

@@ -120,6 +120,10 @@ def test_tags_choose(write):
         ("jsonl", "\n \n", "no prompts in it"),
         ("jsonl", '{"prompt": "a"}\n{"prompt": b}', r"prompts.jsonl:2: not JSON, expecting value at column 12"),
         ("jsonl", '{"prompt": "a"}\n"b"', r'prompts.jsonl:2: "b" is no object'),
+        ("text", '[{"prompt": "a"},\n{"prompt": "b"}]', r"prompts.jsonl:1: a JSON array, not JSON lines; .*jq -c"),
+        ("jsonl", '{"prompt": "a", "x": NaN}', r"prompts.jsonl:1: NaN is no number of JSON; write null"),
+        ("jsonl", '{"prompt": "a", "x": [-1e999]}', r"prompts.jsonl:1: x: a number beyond 64 bits; write it as text"),
+        ("jsonl", '{"prompt": "a", "prompt": "b"}', r"prompts.jsonl:1: 'prompt' stands twice in one object; keep one"),
         ("jsonl", '[{"prompt": "a"}]', r"prompts.jsonl:1: a JSON array, not JSON lines; .*jq -c"),
         (
             "jsonl",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from r3_rl.errors import DataError, one_line
 from r3_rl.recipe.tree import text_problem
@@ -20,7 +21,7 @@ _MAX_LETTERS = 1_000_000
 _MAX_VALUES = 10_000
 _MAX_DEPTH = 100
 _LFS = "version https://git-lfs"
-_WORTH_A_LOOK = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+_WORTH_A_LOOK = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)|\d[eE]\+?\d{3}|\d{309}")
 
 
 def read_json_lines(path: Path) -> list[tuple[int, Row]]:
@@ -31,8 +32,7 @@ def read_json_lines(path: Path) -> list[tuple[int, Row]]:
     lines = _lines(path)
     first = next((line.strip() for _, line in lines), "")
     if first.startswith("["):
-        hint = f"write one object a line: jq -c '.[]' {path.name} > {path.stem}.lines.jsonl"
-        raise DataError(f"{path}:1: a JSON array, not JSON lines", hint=hint)
+        _refuse_array(path)
     if lines and not any(line.lstrip().startswith("{") for _, line in lines[:100]):
         _refuse_table(path, lines[0][0], first)
     rows: list[tuple[int, Row]] = []
@@ -52,6 +52,8 @@ def read_text_lines(path: Path) -> list[tuple[int, Row]]:
     lines = _lines(path)
     if lines and lines[0][1].lstrip().startswith("{"):
         raise DataError(f"{path}:{lines[0][0]}: a JSON object, not a prompt", hint="set data.kind: jsonl")
+    if lines and lines[0][1].lstrip().startswith("[") and _is_json_list(path):
+        _refuse_array(path)
     refuse(path, [(number, f"{why}; leave it out") for number, line in lines if (why := text_problem(line))])
     return [(number, {"prompt": line.strip()}) for number, line in lines]
 
@@ -88,6 +90,18 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
+def _is_json_list(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8-sig")), list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _refuse_array(path: Path) -> NoReturn:
+    hint = f"write one object a line: jq -c '.[]' {path.name} > {path.stem}.lines.jsonl"
+    raise DataError(f"{path}:1: a JSON array, not JSON lines", hint=hint)
+
+
 def _refuse_table(path: Path, number: int, first: str) -> None:
     separator = next((s for s in "\t,;" if path.suffix in (".csv", ".tsv") and s in first), "")
     what = "a table, not JSON lines" if separator else "not JSON lines"
@@ -100,7 +114,9 @@ def _parsed(line: str) -> tuple[Row, str]:
     if len(line) > _MAX_LETTERS:
         return {}, f"longer than {_MAX_LETTERS} letters; a line holds one prompt"
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except _Unclear as unclear:
+        return {}, str(unclear)
     except json.JSONDecodeError as error:
         return {}, f"not JSON, {error.msg.lower()} at column {error.colno}"
     except RecursionError:
@@ -111,6 +127,23 @@ def _parsed(line: str) -> tuple[Row, str]:
         return {}, f"{one_line(line, 40)} is no object; write {{...}}"
     crowded = line.count(",") > _MAX_VALUES or line.count("[") + line.count("{") > _MAX_DEPTH
     return row, next(_value_problems(row), "") if crowded or _WORTH_A_LOOK.search(line) else ""
+
+
+class _Unclear(Exception):
+    """What Python's reader takes and JSON does not say, in words."""
+
+
+def _refuse_constant(name: str) -> None:
+    raise _Unclear(f"{name} is no number of JSON; write null")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise _Unclear(f"{one_line(twice, 40)!r} stands twice in one object; keep one")
+    return found
 
 
 def _value_problems(row: Row) -> Iterator[str]:
@@ -124,6 +157,8 @@ def _value_problems(row: Row) -> Iterator[str]:
             count += 1
             if isinstance(item, str) and (why := text_problem(item)):
                 yield f"{column}: {why}; save the file as UTF-8 text"
+            if isinstance(item, float) and math.isinf(item):
+                yield f"{column}: a number beyond 64 bits; write it as text"
             if count > _MAX_VALUES:
                 yield f"{column}: more than {_MAX_VALUES} values"
                 return
