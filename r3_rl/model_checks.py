@@ -58,8 +58,8 @@ def _backbone_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Pat
         yield ("lora", "branches"), f"{spec.title} has the branches {own}; use '{EVERY_BRANCH}' for all of them"
     if recipe.balance.routing != "shared" and not spec.can_route:
         yield ("balance", "routing"), f"{spec.title} does not tell tasks apart; use 'shared'"
-    if recipe.training.parallel.kind == "fsdp2" and not spec.can_shard:
-        yield ("training", "parallel", "kind"), f"the layers of {spec.title} cannot be sharded; use 'ddp'"
+    if not spec.can_shard:
+        yield from _unsharded_problems(recipe, spec)
     if recipe.training.gradient_checkpointing and not spec.can_recompute:
         yield ("training", "gradient_checkpointing"), f"{spec.title} does not compute layers again; set it to false"
     if GENERATION in spec.branches:
@@ -70,6 +70,25 @@ def _backbone_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Pat
     for path, value in wanted:
         if value is not None:
             yield path, f"{spec.title} has no branch of its own for drawing, but {own}; leave it out"
+
+
+def _unsharded_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Path, str]]:
+    """What only shards can do, of a backbone whose layers cannot be sharded."""
+    parallel = recipe.training.parallel
+    if parallel.kind == "fsdp2":
+        yield ("training", "parallel", "kind"), f"the layers of {spec.title} cannot be sharded; use 'ddp'"
+    elif parallel.kind == "auto" and (parallel.replicate > 1 or parallel.keep_gathered):
+        key = "replicate" if parallel.replicate > 1 else "keep_gathered"
+        yield (
+            ("training", "parallel", key),
+            f"it is for shards, and the layers of {spec.title} cannot be sharded; drop it",
+        )
+    elif recipe.model.dtype == "bfloat16" and not recipe.lora.enabled and recipe.training.deepspeed is None:
+        yield (
+            ("model", "dtype"),
+            f"full weights of 16 bits are trained in shards, and the layers of {spec.title} cannot be sharded; "
+            "use 'float32', or train an adapter (lora.enabled)",
+        )
 
 
 def _backbone(recipe: Recipe, world: World[Any] | None) -> Backbone | None:
