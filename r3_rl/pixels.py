@@ -80,6 +80,10 @@ def flat_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         page = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(page, picture)
+    if picture.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255, which leaves white
+        from PIL import Image
+
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
     return picture.convert("RGB")
 
 

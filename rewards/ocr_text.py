@@ -22,7 +22,7 @@ from r3_rl.scoring.base import ScorerInfo
 _PAIRS = ("“”", "„“", "«»", "‹›", "「」", "『』", "＂＂")
 # An inch mark follows a digit. A single quote is an apostrophe as well: it opens where no letter is before it, and no
 # decade and no shortened word after it, and closes where no letter follows.
-_SHORTENED = r"n\b|\d0s\b(?!['’])|(?:em|til|tis|twas|cause|bout)\b(?!['’])"
+_SHORTENED = r"n\b|\d0s\b(?!['’])|(?:em|til|[Tt]is|[Tt]was|cause|bout)\b(?!['’])"
 _QUOTED = re.compile(
     "|".join(
         [

@@ -62,6 +62,7 @@ def test_a_script_without_letters_in_the_model_has_no_score(reader):
         ('a 5" by 7" card and a 9" one', []),
         ('a sign that says "ROUTE 66" and "9"', ["ROUTE 66", "9"]),
         ("the '90s neon sign 'RETRO'", ["RETRO"]),
+        ("'Tis the season card that says 'JOY'", ["JOY"]),
         ("a shirt that says '90s'", ["90s"]),
         ("rock 'n' roll poster with the word 'LIVE'", ["LIVE"]),
         ("get 'em at the shop 'TIL FIVE' 'til five", ["TIL FIVE"]),

@@ -155,3 +155,8 @@ def test_files_that_a_mac_leaves_are_passed_over_and_large_ones_named(tmp_path, 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow raises at twice its limit
     with pytest.raises(DataError, match=r"b\.png: more than 64,000,000 pixels in all"):
         commands.read_image(tmp_path / "b.png")
+
+
+def test_sixteen_bits_a_channel_keep_their_grey(tmp_path):
+    Image.fromarray(np.full((4, 4), 257 * 117, np.uint16)).save(tmp_path / "deep.png")
+    assert np.unique(commands.read_image(tmp_path / "deep.png")).tolist() == [117]
