@@ -13,5 +13,5 @@ WORLD: World[Scene] = ShapesWorld(
     board=MOSAIC,
     demo=None,
     place=Path(__file__).resolve().parent,
-    bases={"two_experts": "mosaic_pretrain", "shared_experts": "mosaic_pretrain_shared"},
+    bases={"shared_experts": "mosaic_pretrain_shared", "two_experts": "mosaic_pretrain"},
 )
