@@ -124,8 +124,8 @@ PLANTS = (
     ),
     Plant(
         guard="no_change",
-        fault="a learning rate of 1e-12",
-        settings=("training.learning_rate=1.0e-12", "training.image_learning_rate=1.0e-12"),
+        fault="a learning rate of 1e-30",
+        settings=("training.learning_rate=1.0e-30", "training.image_learning_rate=1.0e-30"),
         steps=20,
     ),
     Plant(

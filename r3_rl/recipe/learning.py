@@ -171,8 +171,6 @@ class AlgorithmSection(Section):
             yield Problem("text_loss_weight", "answers are texts; set it above 0, or answer_share to 0")
 
 
-LEAST_RATE = 1e-12
-"""A smaller rate moves no float32 weight in any number of steps; this one is already too small to learn anything."""
 MOST_WARM_UP = 100
 """Steps of warm-up that are never too many: short tries of a recipe end within them."""
 
@@ -325,9 +323,6 @@ class TrainingSection(Section):
     )
 
     def problems(self) -> Iterator[Problem]:
-        for key in ("learning_rate", "image_learning_rate"):
-            if (rate := getattr(self, key)) is not None and rate < LEAST_RATE:
-                yield Problem(key, f"{rate:g} moves no float32 weight; use {LEAST_RATE:g} or more")
         if self.warmup_steps > max(self.max_steps, MOST_WARM_UP):
             yield Problem(
                 "warmup_steps", f"the {self.max_steps} steps end before the learning rate is reached; lower it"
