@@ -24,6 +24,8 @@ from tiny_run import TinyRun, difference
 
 STEPS, SAVE_STEPS = 6, 1
 KINDS = ("at a random moment", "while saving", "while resuming")
+PATIENCE_S = 60.0
+"""For the other processes of a run to end by themselves after one was killed."""
 LOOK_S = 0.0005
 """How often the folder is looked at for a save that has begun."""
 
@@ -42,11 +44,23 @@ def kill(tiny: TinyRun, run: Path, kind: str, seconds: float, rng: random.Random
         if partial or (kind != "while saving" and time.monotonic() - begin > moment):
             time.sleep(rng.uniform(0, 0.01) if partial else 0)  # some files are there, or all but the manifest
             os.kill(pid, signal.SIGKILL)
-            tiny.wait(run, pids)
+            os.waitpid(pid, 0)
+            _end([each for each in pids if each != pid])
             return True
         time.sleep(LOOK_S)
     tiny.wait(run, [each for each in pids if each != pid])
     return False
+
+
+def _end(pids: list[int]) -> None:
+    """As a launcher does: whoever has not ended by itself is ended. One that waits for the other to join hears nothing."""
+    end = time.monotonic() + PATIENCE_S
+    while pids and time.monotonic() < end:
+        pids = [pid for pid in pids if not os.waitpid(pid, os.WNOHANG)[0]]
+        time.sleep(0.05)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def main() -> None:
