@@ -53,7 +53,7 @@ def kill(tiny: TinyRun, run: Path, kind: str, seconds: float, rng: random.Random
 
 
 def _end(pids: list[int]) -> None:
-    """As a launcher does: whoever has not ended by itself is ended. One that waits for the other to join hears nothing."""
+    """End whoever has not ended by itself, as a launcher does: one that waits for another to join hears nothing."""
     end = time.monotonic() + PATIENCE_S
     while pids and time.monotonic() < end:
         pids = [pid for pid in pids if not os.waitpid(pid, os.WNOHANG)[0]]
