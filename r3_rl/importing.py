@@ -74,7 +74,7 @@ def import_file(what: str, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses look their own module up
     try:
-        with _found_in(path.parent):  # a module beside the file, as for a script
+        with _found_in(path.parent), _own_helpers(path.resolve().parent):  # modules beside the file, as for a script
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
@@ -112,6 +112,36 @@ def _found_in(*folders: Path) -> Iterator[None]:
         for place in added:
             with suppress(ValueError):  # the module may have changed the list itself
                 sys.path.remove(place)
+
+
+_FOLDERS: set[Path] = set()
+"""Of the files that were run."""
+
+
+@contextmanager
+def _own_helpers(folder: Path) -> Iterator[None]:
+    """Set helpers of other folders' files aside that have the name of a module in this folder: each file gets its
+    own. Afterwards the name stands for the first one again, as it does for whoever imports it later."""
+    _FOLDERS.add(folder)
+    others = {name: module for name, module in list(sys.modules.items()) if _is_other_helper(name, module, folder)}
+    for name in others:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(others)
+
+
+def _is_other_helper(name: str, module: ModuleType, folder: Path) -> bool:
+    top = name.partition(".")[0]
+    if not ((folder / f"{top}.py").is_file() or (folder / top).is_dir()):
+        return False
+    found = getattr(sys.modules.get(top), "__file__", None)
+    if found is None:
+        return False
+    place = Path(found).resolve()
+    home = place.parent.parent if place.name == "__init__.py" else place.parent
+    return home != folder and home in _FOLDERS
 
 
 def _public(module: ModuleType) -> list[str]:

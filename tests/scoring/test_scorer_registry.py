@@ -190,6 +190,24 @@ def test_a_package_of_a_scorer_of_ones_own(folder):
     assert problem.endswith("needs the packages no_such_a, no_such_b; pip install no_such_a no_such_b")
 
 
+def test_files_of_two_folders_have_each_their_own_helper(folder):
+    for name, value in (("one", 0.25), ("two", 0.75)):
+        (folder / name / "parts").mkdir(parents=True)
+        (folder / name / "twice_named.py").write_text(
+            f"from parts.inner import VALUE\ndef given(): return VALUE + {value}\n"
+        )
+        (folder / name / "parts" / "__init__.py").write_text("")
+        (folder / name / "parts" / "inner.py").write_text(f"VALUE = {value}\n")
+        (folder / name / "mine.py").write_text(
+            "import json, twice_named\ndef r(completions): return [twice_named.given()] * len(completions)\n"
+        )
+    for _ in range(2):
+        assert load_scorer("./one/mine.py:r", {}, folder)(completions=["a"]) == [0.5]
+        assert load_scorer("./two/mine.py:r", {}, folder)(completions=["a"]) == [1.5]
+    for name in ("twice_named", "parts", "parts.inner"):
+        sys.modules.pop(name)
+
+
 def test_a_helper_beside_the_file_and_a_module_in_the_folder_are_found(folder, monkeypatch):
     (folder / "helpers_of_mine.py").write_text("def half(n): return n / 2\n")
     (folder / "sib.py").write_text(
