@@ -335,7 +335,7 @@ def test_other_machines_are_let_in_with_a_token_only():
     ],
 )
 def test_what_cannot_be_served_is_said_before_it_listens(r3, monkeypatch, arguments, problem):
-    monkeypatch.setattr("r3_rl.process.prepare_process", lambda: None)  # it would replace this process
+    monkeypatch.setattr("r3_rl.process.prepare_process", lambda **how: None)  # it would replace this process
     done = r3("rewards", "serve", *arguments, *([] if "--port" in arguments else ["--port", "0"]))
     assert done.code == 2
     assert problem in done.err
