@@ -18,6 +18,7 @@ from torch import Tensor
 
 from r3_rl.errors import CheckpointError
 from r3_rl.policy.routing import Routing
+from r3_rl.policy.unreadable import unreadable
 
 BASE_FILE = "base.json"
 """Beside an adapter's weights: which base it belongs to."""
@@ -115,7 +116,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing", hint="only safetensors are read") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})", hint="save it again") from error
+        raise unreadable(path, f"not a whole safetensors file ({error})", hint="save it again") from error
 
 
 def refuse_other_base(folder: Path, fingerprint: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -17,8 +18,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn, uint8
 
 from r3_rl.errors import CheckpointError
+from r3_rl.policy.unreadable import unreadable
 
 _MAPPED_BYTES = 256 * 1024**2
+_READ = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+"""Types that hold weights as they are; integers are weights that something has to scale."""
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What data parallelism, `torch.compile` and sharding add to the names of what they wrap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,15 @@ class WeightFiles:
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118, a safetensors handle is no mapping
                     found[name] = tuple(file.get_slice(name).get_shape())
+        return found
+
+    def quantised(self) -> dict[str, str]:
+        """The types of tensors that are not weights as they are, by name, from the headers alone."""
+        found: dict[str, str] = {}
+        for path in self.files:
+            with _opened(path) as file:
+                types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            found.update({name: kind for name, kind in types.items() if kind not in _READ})
         return found
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -76,7 +91,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing", hint="the index names it; is the download complete?") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})", hint="download it again") from error
+        raise unreadable(path, f"not a whole safetensors file ({error})") from error
 
 
 def digest(sources: Mapping[str, WeightFiles]) -> str:
@@ -122,13 +137,20 @@ def find_weights(folder: Path, names: tuple[str, ...]) -> WeightFiles:
             return _from_index(index)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder", hint="give the folder that holds the weights")
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-    raise CheckpointError(
-        f"{folder} holds none of {', '.join(names)}",
-        hint=f"{pickled[0]} is not read, because a pickled file can run code: convert it to safetensors"
-        if pickled
-        else "give the folder that holds the weights",
-    )
+    raise CheckpointError(f"{folder} holds none of {', '.join(names)}", hint=_instead(folder, names))
+
+
+def _instead(folder: Path, names: tuple[str, ...]) -> str:
+    """What helps in a folder whose weights have other names."""
+    lying = sorted(p.name for p in folder.iterdir())
+    if shards := [name for name in lying if re.fullmatch(r".*-\d+-of-\d+\.safetensors", name)]:
+        index = re.sub(r"-\d+-of-\d+", "", shards[0]) + ".index.json"
+        return f"{shards[0]} is a shard, and shards are read by their index: download {index} too"
+    if pickled := [name for name in lying if Path(name).suffix in {".bin", ".pt", ".pth", ".ckpt"}]:
+        return f"{pickled[0]} is not read, because a pickled file can run code: convert it to safetensors"
+    if others := [name for name in lying if name.endswith(".safetensors")]:
+        return f"{others[0]} has another name; rename it if it holds the weights"
+    return "give the folder that holds the weights"
 
 
 def _from_index(index: Path) -> WeightFiles:
@@ -148,16 +170,60 @@ def refuse_mismatch(
     stored: Mapping[str, tuple[int, ...]],
     optional: Iterable[str] = (),
 ) -> None:
-    """Raises CheckpointError with a line for every tensor that does not fit, unless all fit."""
-    problems = describe_mismatch(expected, stored, optional=set(optional))
+    """Raises CheckpointError with a line for every tensor that does not fit, unless all fit; with one line for all if
+    the file is quantised or a wrapper changed its names."""
+    folder, optional = source.files[0].parent, set(optional)
+    if kinds := {name: kind for name, kind in source.quantised().items() if name in expected}:
+        name, kind = next(iter(kinds.items()))
+        raise CheckpointError(
+            f"{folder}: {name} is of type {kind}: a quantised checkpoint, {len(kinds)} tensors of which are no weights "
+            "until something scales them",
+            hint="load the one that was not quantised",
+        )
+    if words := renamed(expected, stored, optional=optional):
+        raise CheckpointError(f"{folder}: {words}", hint="rename them, or save the bare model's weights")
+    problems = describe_mismatch(expected, stored, optional=optional)
     if problems:
         names = ", ".join(path.name for path in source.files)
         raise CheckpointError(
-            f"{source.files[0].parent}: {len(problems)} tensors of {names} do not fit the model:\n  "
-            + "\n  ".join(problems)
-            + "\n",
+            f"{folder}: {len(problems)} tensors of {names} do not fit the model:\n  " + "\n  ".join(problems) + "\n",
             hint="do the JSON files beside the weights belong to them?",
         )
+
+
+def renamed(expected: Iterable[str], stored: Iterable[str], *, optional: Set[str] = frozenset()) -> str:
+    """Return what every name of a file has more or less than the model's, if nothing else differs; else nothing.
+
+    >>> renamed({"norm.weight": 0, "head.bias": 0}, {"module.norm.weight": 0, "module.head.bias": 0})
+    "the names in the file have 'module.' in them, which is all that differs from the model's"
+    """
+    ours, theirs = set(expected), set(stored)
+    required = ours - optional
+    if not theirs or required <= theirs:
+        return ""
+    parts = {part for name in theirs for part in name.split(".")} & _WRAPPERS
+    bare = {".".join(part for part in name.split(".") if part not in parts) for name in theirs}
+    if len(bare) == len(theirs) and required <= bare <= ours:
+        words = " and ".join(repr(f"{part}.") for part in sorted(parts))
+        return f"the names in the file have {words} in them, which is all that differs from the model's"
+    first = min(theirs)
+    for name in ours:
+        if first.endswith(f".{name}"):
+            prefix = first.removesuffix(name)
+            cut = {other.removeprefix(prefix) for other in theirs if other.startswith(prefix)}
+            if len(cut) == len(theirs) and required <= cut <= ours:
+                return f"the names in the file begin with {prefix!r}, which is all that differs from the model's"
+        if name.endswith(f".{first}"):
+            prefix = name.removesuffix(first)
+            if required <= {prefix + other for other in theirs} <= ours:
+                return f"the names in the file lack {prefix!r} at their beginning, which is all that differs"
+    return ""
+
+
+def refuse_infinite(place: str | Path, name: str, tensor: Tensor) -> None:
+    """Raises CheckpointError for weights that hold NaN or an infinity. One pass, without a copy."""
+    if tensor.numel() and not all(bool(end.isfinite()) for end in tensor.aminmax()):
+        raise CheckpointError(f"{place}: weights are not finite: {name}", hint="use another copy of the weights")
 
 
 def describe_mismatch(
@@ -197,8 +263,11 @@ def _nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of the folder's `tokenizer.json`. Raises CheckpointError where there is none."""
+    """Return the tokenizer of the folder's `tokenizer.json`. Raises CheckpointError for none or a damaged one."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing", hint="copy the tokenizer's files beside the weights")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises plain Exception on a damaged file
+        raise unreadable(path, f"not a tokenizer ({error})") from error

@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 
 from r3_rl.errors import CheckpointError
 from r3_rl.policy.bagel.autoencoder import Autoencoder
+from r3_rl.policy.bagel.backbone import BAGEL
 from r3_rl.policy.bagel.checkpoint import fingerprint, load_autoencoder, load_bagel, random_bagel, save_bagel
 from r3_rl.policy.bagel.config import AutoencoderConfig, BagelConfig, LanguageConfig, VisionConfig
 from r3_rl.policy.bagel.model import Bagel
@@ -239,3 +240,79 @@ def test_special_tokens_outside_the_vocabulary_are_refused():
         random_bagel(replace(CONFIG, special_token_ids=None))
     with pytest.raises(CheckpointError, match="lacks eos_token_id"):
         random_bagel(replace(CONFIG, special_token_ids={k: v for k, v in IDS.items() if k != "eos_token_id"}))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "llm_config.json", "bagel_config.json", "ema.safetensors", "ae.safetensors"]
+)
+def test_a_pointer_of_git_lfs_is_called_so(folder, name):
+    (folder / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name}: a git-lfs pointer.*git lfs pull"):
+        BAGEL.load(folder, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"{}", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_tokenizer_is_refused_before_weights_are_read(folder, content):
+    (folder / "tokenizer.json").write_bytes(content)
+    (folder / "ema.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+        BAGEL.load(folder, dtype=torch.float32, device="cpu")
+
+
+def remade(folder, change, name="ema.safetensors"):
+    save_file({k: v.contiguous() for k, v in change(load_file(folder / name)).items()}, folder / name)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_integers_are_no_weights(folder, kind):
+    remade(folder, lambda state: {k: (v * 100).to(kind) if v.ndim == 2 else v for k, v in state.items()})
+    with pytest.raises(CheckpointError, match=r"weight is of type \w+: a quantised checkpoint"):
+        load_bagel(folder)
+
+
+def test_integers_of_an_autoencoder_are_no_weights_either(folder):
+    remade(folder, lambda state: {k: v.to(torch.int8) for k, v in state.items()}, "ae.safetensors")
+    with pytest.raises(CheckpointError, match="a quantised checkpoint"):
+        load_autoencoder(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(folder, value):
+    def spoil(state):
+        state["language_model.model.layers.0.self_attn.q_proj.weight"][0, 0] = value
+        return state
+
+    remade(folder, spoil)
+    with pytest.raises(CheckpointError, match=r"not finite: language_model\.model\.layers\.0\..*q_proj\.weight"):
+        load_bagel(folder)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_a_prefix_that_is_all_that_differs_takes_one_line(folder, prefix):
+    remade(folder, lambda state: {prefix + k: v for k, v in state.items()})
+    with pytest.raises(CheckpointError, match="all that differs") as raised:
+        load_bagel(folder)
+    assert "\n" not in str(raised.value)
+    assert all(part in str(raised.value) for part in prefix.split("."))
+
+
+def test_a_wrapper_within_names_takes_one_line(folder):
+    remade(folder, lambda state: {k.replace("layers.0.", "layers.0._orig_mod."): v for k, v in state.items()})
+    with pytest.raises(CheckpointError, match=r"'_orig_mod\.' in them, which is all that differs"):
+        load_bagel(folder)
+
+
+def test_shards_without_their_index_are_seen(folder):
+    (folder / "ema.safetensors").rename(folder / "model-00001-of-00003.safetensors")
+    with pytest.raises(CheckpointError, match=r"download model\.safetensors\.index\.json too"):
+        load_bagel(folder)
+
+
+def test_weights_under_another_name_are_seen(folder):
+    (folder / "ae.safetensors").unlink()
+    (folder / "ema.safetensors").rename(folder / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors has another name"):
+        load_bagel(folder)

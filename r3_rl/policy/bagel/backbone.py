@@ -122,12 +122,12 @@ class BagelBackbone:
         from r3_rl.policy.bagel.reader import Reader
         from r3_rl.policy.weights import read_tokenizer
 
+        tokenizer = read_tokenizer(folder)  # first: a damaged one would be seen after minutes of reading weights
         model = load_bagel(folder, dtype=dtype, device=device, random_init=random_init)
         autoencoder = load_autoencoder(folder, device=device, random_init=random_init)
         model.requires_grad_(False)
         autoencoder.requires_grad_(False)
         model.decoder.backend = ("matmul" if device == "cpu" else "sdpa") if attention == "auto" else attention
-        tokenizer = read_tokenizer(folder)
         return BagelPolicy(model, Reader(config=model.config, tokenizer=tokenizer, autoencoder=autoencoder))
 
     def new(

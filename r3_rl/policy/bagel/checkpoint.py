@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from r3_rl.errors import CheckpointError
@@ -25,7 +24,7 @@ from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.model import Bagel, PositionTable
 from r3_rl.policy.bagel.reader import special_token_ids
 from r3_rl.policy.bagel.vision import sincos_table
-from r3_rl.policy.weights import WeightFiles, digest, find_weights, refuse_mismatch
+from r3_rl.policy.weights import WeightFiles, digest, find_weights, read_tokenizer, refuse_infinite, refuse_mismatch
 
 __all__ = ["fingerprint", "load_autoencoder", "load_bagel", "random_bagel", "save_bagel"]
 
@@ -187,6 +186,7 @@ def _fill(
         moved = tensor.to(device).to(dtype)
         if device.type == "cpu" and moved.data_ptr() == tensor.data_ptr():
             moved = tensor.clone()  # what the file handle gives is a view of the mapped file
+        refuse_infinite(source.files[0].parent, name, moved)
         _assign(model, key, moved.view(shapes[key]))
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not left, f"tensors were never filled: {left}"
@@ -226,13 +226,7 @@ def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
 def _with_special_tokens(config: BagelConfig, folder: Path, *, required: bool) -> BagelConfig:
     tokenizer = folder / "tokenizer.json"
     if config.special_token_ids is None and tokenizer.is_file():
-        try:
-            found = special_token_ids(Tokenizer.from_file(str(tokenizer)))
-        except CheckpointError:
-            raise
-        except Exception as error:  # the tokenizers library raises plain Exception on a damaged file
-            raise CheckpointError(f"{tokenizer}: not a tokenizer ({error})", hint="download it again") from error
-        config = replace(config, special_token_ids=found)
+        config = replace(config, special_token_ids=special_token_ids(read_tokenizer(folder)))
     if config.special_token_ids is None:
         if not required:
             return config

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r3_rl.errors import CheckpointError
+from r3_rl.policy.unreadable import unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +161,10 @@ def _read(path: Path, *, required: bool = True) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})", hint="download the file again") from error
+    except (ValueError, RecursionError) as error:
+        raise unreadable(path, f"not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a JSON object", hint="download the file again")
+        raise unreadable(path, "not a JSON object")
     return content
 
 
