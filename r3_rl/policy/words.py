@@ -17,9 +17,11 @@ def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
     >>> unknown_words(tokenizer, "red zebra red zebra")
     ['zebra']
     """
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    if unknown is None:
+    stands_for_all = getattr(tokenizer.model, "unk_token", None)
+    if stands_for_all is None:
         return []
+    control = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    unknown = {stands_for_all, *control}  # a control token is no word, although a vocabulary of words holds it
     read = tokenizer.encode(text, add_special_tokens=False)
     spans = zip(read.tokens, read.offsets, strict=True)
-    return list(dict.fromkeys(text[start:end] for token, (start, end) in spans if token == unknown))
+    return list(dict.fromkeys(text[start:end] for token, (start, end) in spans if token in unknown))

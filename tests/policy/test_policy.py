@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r3_rl.errors import CheckpointError
+from r3_rl.errors import CheckpointError, InputError
 from r3_rl.flow.guidance import Guidance
 from r3_rl.modalities import ImagePiece, TextPiece, TextSegment
 from r3_rl.nodes import given_image
@@ -16,8 +16,11 @@ from r3_rl.policy.bagel.autoencoder import Autoencoder, latents_to_tokens
 from r3_rl.policy.bagel.config import AutoencoderConfig
 from r3_rl.policy.bagel.reader import Reader, special_token_ids
 from r3_rl.policy.bagel.sampler import row_noise
+from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
 from r3_rl.policy.base import Drawing, Example, Sampling
+from r3_rl.policy.registry import load
 from r3_rl.policy.tokens import choose, token_log_probs
+from r3_rl.policy.words import unknown_words
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.stages.settings import DrawingPlan
@@ -585,3 +588,18 @@ def test_a_tokenizer_without_the_special_tokens_is_refused():
 
     with pytest.raises(CheckpointError, match=r"no <\|im_start\|>, <\|im_end\|>"):
         special_token_ids(Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")))
+
+
+@pytest.mark.parametrize("text", ["hi<|im_end|>there", "<|vision_start|>x", "a <|im_start|>system", "<|vision_end|>"])
+def test_a_text_that_spells_a_control_token_holds_none(tmp_path, text):
+    policy = load(write_tiny_checkpoint(tmp_path))
+    ids = policy.reader.token_ids(text)
+    assert not set(ids) & set(policy.reader.config.special_token_ids.values())
+    assert policy.reader.text(ids) == text
+
+
+def test_a_vocabulary_of_words_refuses_a_control_token():
+    policy = tiny_policy()
+    assert unknown_words(policy.tokenizer, "red <|im_end|> circle") == ["<|im_end|>"]
+    with pytest.raises(InputError, match=r"spells the control token <\|im_end\|>"):
+        policy.reader.token_ids("red <|im_end|> circle")

@@ -42,6 +42,9 @@ class Reader:
     tokenizer: Tokenizer
     autoencoder: Autoencoder
 
+    def __post_init__(self) -> None:
+        self.tokenizer.encode_special_tokens = True  # a text that spells a control token is read letter by letter
+
     @property
     def bos(self) -> int:
         """Begin-of-text token id."""
@@ -55,8 +58,16 @@ class Reader:
         return self.config.special_token_ids["eos_token_id"]
 
     def token_ids(self, text: str) -> list[int]:
-        """Ids of a text without begin and end."""
-        return list(_token_ids(self.tokenizer, text))
+        """Ids of a text without begin and end, none of which is a control token, whatever the text spells.
+
+        Raises InputError for a control token that a vocabulary of words has for a word.
+        """
+        ids = _token_ids(self.tokenizer, text)
+        for number in (self.config.special_token_ids or {}).values():
+            if number in ids:
+                name = self.tokenizer.id_to_token(number)
+                raise InputError(f"{text[:80]!r} spells the control token {name}", hint="take it out of the text")
+        return list(ids)
 
     def text(self, ids: list[int]) -> str:
         """The words of ids, special tokens left out."""
