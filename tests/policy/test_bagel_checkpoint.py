@@ -316,3 +316,72 @@ def test_weights_under_another_name_are_seen(folder):
     (folder / "ema.safetensors").rename(folder / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"weights\.safetensors has another name"):
         load_bagel(folder)
+
+
+def said_of(folder, name, **changes):
+    """What is said of a folder in one of whose JSON files keys are changed; `...` takes a key out."""
+    path = folder / name
+    values = {k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not ...}
+    path.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=str(path)) as raised:
+        BAGEL.sizes(folder)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("llm_config.json", "hidden_size", "16"),
+        ("llm_config.json", "hidden_size", True),
+        ("llm_config.json", "hidden_size", -16),
+        ("llm_config.json", "hidden_size", 10**12),
+        ("llm_config.json", "num_key_value_heads", None),
+        ("llm_config.json", "num_attention_heads", 0),
+        ("llm_config.json", "num_hidden_layers", ...),
+        ("llm_config.json", "rms_norm_eps", "1e-6"),
+        ("llm_config.json", "rope_theta", float("nan")),
+        ("llm_config.json", "head_dim", 4),
+        ("vit_config.json", "num_hidden_layers", ...),
+        ("vit_config.json", "patch_size", 0),
+        ("vit_config.json", "image_std", 0),
+        ("bagel_config.json", "vae_resize", [1024, 512, 16]),
+        ("bagel_config.json", "vae_resize", {"longest": 16, "shortest": 16, "stride": 0}),
+        ("bagel_config.json", "special_token_ids", {**IDS, "bos_token_id": "1"}),
+        ("ae_config.json", "ch_mult", 5),
+        # the same tensors, another architecture
+        ("llm_config.json", "hidden_act", "gelu"),
+        ("llm_config.json", "qk_norm", False),
+        ("llm_config.json", "tie_word_embeddings", True),
+        ("llm_config.json", "use_sliding_window", True),
+        ("vit_config.json", "hidden_act", "relu"),
+        ("bagel_config.json", "prediction", "noise"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_by_its_key(folder, name, key, value):
+    assert key in said_of(folder, name, **{key: value})
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(folder):
+    assert "width 16 with 3 heads" in said_of(folder, "llm_config.json", num_attention_heads=3)
+
+
+def test_a_release_without_the_number_of_its_vision_layers_is_refused(folder):
+    (folder / "bagel_config.json").unlink()
+    assert "num_hidden_layers is missing" in said_of(folder, "vit_config.json", num_hidden_layers=...)
+
+
+@pytest.mark.parametrize("scaling", [{"type": "yarn", "factor": 4.0}, {"rope_type": "linear", "factor": 2.0}, [4]])
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_scaled_positions_are_refused(folder, key, scaling):
+    assert "positions are scaled" in (said := said_of(folder, "llm_config.json", **{key: scaling})) or "[4]" in said
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_the_base_of_positions_is_read_as_transformers_5_writes_it(folder, layers):
+    rope = {"rope_theta": 10000.0, "rope_type": "default"}
+    values = json.loads((folder / "llm_config.json").read_text())
+    values["rope_parameters"] = {"full_attention": rope} if layers else rope
+    (folder / "llm_config.json").write_text(json.dumps({k: v for k, v in values.items() if k != "rope_theta"}))
+    assert BagelConfig.from_folder(folder).llm.rope_theta == 10000.0
+    assert "10000.0" in said_of(folder, "llm_config.json", rope_theta=1e6)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r3_rl.errors import CheckpointError
 from r3_rl.policy.backbone import ATTENTION, BackboneSpec, Branch, ImageSizes, Templates
 from r3_rl.policy.bagel.config import BagelConfig, shares_experts
 from r3_rl.policy.bagel.size import SizeSection
@@ -99,14 +98,7 @@ class BagelBackbone:
 
     def sizes(self, folder: Path | None) -> ImageSizes:
         """From the JSON files beside the weights."""
-        try:
-            config = BagelConfig() if folder is None else BagelConfig.from_folder(folder)
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(
-                f"{folder}: not the configuration of a {_SPEC.title} model ({error!r})", hint="download it again"
-            ) from error
+        config = BagelConfig() if folder is None else BagelConfig.from_folder(folder)
         return ImageSizes(
             stride=config.latent_stride,
             largest=config.latent_stride * config.max_latent_size,

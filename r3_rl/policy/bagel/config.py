@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r3_rl.errors import CheckpointError
+from r3_rl.policy.bagel.config_files import read_fields, refuse_heads, rotary_base
 from r3_rl.policy.unreadable import unreadable
 
 
@@ -122,20 +123,22 @@ class BagelConfig:
         one vision layer fewer than its file names is built (the last SigLIP block is dropped).
         """
         folder = Path(folder)
-        bagel = _read(folder / "bagel_config.json", required=False)
-        vit = _read(folder / "vit_config.json")
+        paths = {name: folder / f"{name}_config.json" for name in ("bagel", "vit", "llm", "ae")}
+        bagel = _read(paths["bagel"], required=False)
+        language, vision = _read(paths["llm"]), _read(paths["vit"])
+        language |= rotary_base(paths["llm"], language)
+        for path, values in ((paths["llm"], language), (paths["vit"], vision)):
+            if "num_hidden_layers" not in values:
+                raise CheckpointError(f"{path}: num_hidden_layers is missing", hint="download the file again")
+        llm, vit = read_fields(LanguageConfig, language, paths["llm"]), read_fields(VisionConfig, vision, paths["vit"])
         if not bagel:
-            vit["num_hidden_layers"] = vit["num_hidden_layers"] - 1
-        for name in ("vae_resize", "vit_resize"):
-            if name in bagel:
-                bagel[name] = ResizeRule(**bagel[name])
-        own = {f.name for f in dataclasses.fields(cls)} - {"llm", "vit", "autoencoder"}
-        return cls(
-            llm=_pick(LanguageConfig, _read(folder / "llm_config.json")),
-            vit=_pick(VisionConfig, vit),
-            autoencoder=_pick(AutoencoderConfig, _read(folder / "ae_config.json", required=False)),
-            **{k: v for k, v in bagel.items() if k in own},
-        )
+            vit = dataclasses.replace(vit, num_hidden_layers=vit.num_hidden_layers - 1)
+        refuse_heads(paths["llm"], language, llm.hidden_size, llm.num_attention_heads, llm.num_key_value_heads)
+        refuse_heads(paths["vit"], vision, vit.hidden_size, vit.num_attention_heads)
+        autoencoder = read_fields(AutoencoderConfig, _read(paths["ae"], required=False), paths["ae"])
+        own = {name: value for name, value in bagel.items() if name not in ("llm", "vit", "autoencoder")}
+        top = read_fields(cls, own, paths["bagel"])
+        return dataclasses.replace(top, llm=llm, vit=vit, autoencoder=autoencoder)
 
     def to_folder(self, folder: str | Path) -> None:
         """Writes the four JSON files that `from_folder` reads."""
@@ -166,9 +169,3 @@ def _read(path: Path, *, required: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise unreadable(path, "not a JSON object")
     return content
-
-
-def _pick(kind: type, values: dict[str, Any]) -> Any:
-    """The fields of `kind` out of a JSON object that holds more (sliding windows, dropout, ...)."""
-    names = {f.name for f in dataclasses.fields(kind)}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
