@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from r3_rl.errors import CheckpointError
+from r3_rl.policy.adapter_config import config_problem
 from r3_rl.policy.routing import Routing
 from r3_rl.policy.unreadable import unreadable
 
@@ -92,16 +93,17 @@ def base_fingerprint(folder: str | Path) -> str | None:
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """PEFT's configuration in a folder. Raises CheckpointError where it is none of plain LoRA."""
+    """PEFT's configuration in a folder. Raises CheckpointError unless it is one of plain LoRA that PEFT can use."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {CONFIG_NAME}", hint="give the folder of an adapter")
     try:
+        if problem := config_problem(json.loads(path.read_text(encoding="utf-8"))):
+            raise CheckpointError(f"{path}: {problem}", hint="what is not plain LoRA, peft loads onto the base")
         config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not an adapter's configuration ({error})") from error
-    if not isinstance(config, LoraConfig) or config.use_dora or config.use_rslora or config.modules_to_save:
-        raise CheckpointError(f"{path}: not plain LoRA", hint="load it with peft onto the base instead")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise unreadable(path, f"not an adapter's configuration ({error})", hint="save it again") from error
+    assert isinstance(config, LoraConfig), "its type was looked at"
     return config
 
 
@@ -125,7 +127,7 @@ def refuse_other_base(folder: Path, fingerprint: str) -> None:
     if remembered is None:
         raise CheckpointError(
             f"{folder}: {BASE_FILE} is missing, nothing says which base the adapter belongs to",
-            hint="load it with peft if you know that it fits",
+            hint=f"if you know that it fits, merge it: `r3 export {folder} --base BASE --out FOLDER`",
         )
     if remembered != fingerprint:
         raise CheckpointError(

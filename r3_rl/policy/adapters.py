@@ -33,7 +33,7 @@ from r3_rl.policy.adapter_files import (
 from r3_rl.policy.backbone import Branches, branch_of
 from r3_rl.policy.lora import NAME, AdaptedLinear, AdapterSettings, lora_config
 from r3_rl.policy.routing import RoutedLinear, Routing, routed_layers, routing_of
-from r3_rl.policy.weights import describe_mismatch
+from r3_rl.policy.weights import describe_mismatch, refuse_infinite, renamed
 
 __all__ = [
     "AdapterSettings",
@@ -208,6 +208,10 @@ def load_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str | No
     folder = Path(folder)
     config, routing = read_config(folder), read_routing(folder)
     stored = read_tensors(weights_file(folder))
+    for name, tensor in stored.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{folder}: {name} is of type {tensor.dtype}", hint="load one that was not quantised")
+        refuse_infinite(folder, name, tensor)
     if fingerprint is not None:
         refuse_other_base(folder, fingerprint)
     prepared = bool(adapted_layers(module))
@@ -222,9 +226,12 @@ def load_adapter(module: nn.Module, folder: str | Path, *, fingerprint: str | No
                 f"{folder}: the adapter sits on layers that this model does not have, such as {first}",
                 hint="load the base that the adapter was trained on",
             ) from error
-    if problems := describe_mismatch(_sizes(_tensors(module)), _sizes(stored)):
+    sizes = _sizes(_tensors(module))
+    if problems := [words] if (words := renamed(sizes, stored)) else describe_mismatch(sizes, _sizes(stored)):
         if not prepared:
             _unload(module)
+        if words:
+            raise CheckpointError(f"{folder}: {words}", hint="rename them, or save it with PEFT's save_pretrained")
         raise CheckpointError(f"{folder}: {len(problems)} tensors do not fit the model:\n  " + "\n  ".join(problems))
     if routing is None:
         set_peft_model_state_dict(module, stored, adapter_name=NAME)
@@ -297,7 +304,7 @@ def _differences(module: nn.Module, stored: LoraConfig, routing: Routing | None)
     """Between an adapter's files and the one that a module has."""
     own = routing_of(module)
     attached = module.peft_config[_parts(own)[0]]
-    names = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
+    names = ("r", "lora_alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern")
     pairs = {name: (getattr(stored, name), getattr(attached, name)) for name in names}
     pairs["routing"] = (routing, own)
     return ", ".join(

@@ -355,7 +355,80 @@ def test_broken_files_are_named(folder, tmp_path):
         config = json.loads((f / "adapter_config.json").read_text())
         (f / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
 
-    fails("not plain LoRA", dora)
+    fails("use_dora: not plain LoRA", dora)
+    fails("a git-lfs pointer", lambda f: (f / "adapter_model.safetensors").write_text("version https://git-lfs.x/v1"))
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", 0), ("r", "8"), ("r", None), ("r", 2.0), ("lora_alpha", "16"), ("lora_alpha", float("nan")),
+        ("lora_dropout", 2.0), ("target_modules", None), ("target_modules", "*.q_proj"), ("target_modules", 5),
+        ("target_modules", [1]), ("target_modules", []), ("rank_pattern", {"q_proj": "8"}), ("rank_pattern", [1]),
+        ("rank_pattern", {"(": 3}), ("alpha_pattern", {"(": 3}), ("exclude_modules", "("), ("bias", "foo"),
+        ("trainable_token_indices", [1]), ("modules_to_save", ["lm_head"]), ("peft_type", "IA3"), ("peft_type", "NO"),
+        ("use_qalora", True), ("layer_replication", [[0, 1]]),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_cannot_be_is_refused_by_its_key(folder, key, value):
+    edit_config(folder, **{key: value})
+    base = tiny_bagel()
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json: {key}"):
+        adapters.load_adapter(base, folder)
+    assert not adapters.adapted_layers(base)
+
+
+def test_layers_that_the_model_does_not_have_are_named(folder):
+    edit_config(folder, target_modules=["to_q"])
+    with pytest.raises(CheckpointError, match="layers that this model does not have"):
+        adapters.load_adapter(tiny_bagel(), folder)
+
+
+def test_a_rank_stabilised_adapter_is_scaled_as_peft_scales_it(folder):
+    edit_config(folder, use_rslora=True)
+    ours = adapters.load_adapter(tiny_bagel(), folder)
+    theirs = PeftModel.from_pretrained(tiny_bagel(), str(folder)).get_base_model()
+    assert torch.equal(outputs(ours), outputs(theirs))
+    plain = adapted()
+    assert not torch.equal(outputs(ours), outputs(plain))
+    with pytest.raises(CheckpointError, match=r"use_rslora True in the file, False here"):
+        adapters.load_adapter(plain, folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused(folder, value):
+    def spoil(tensors):
+        tensors[min(tensors)][0, 0] = value
+
+    edit_tensors(folder, spoil)
+    with pytest.raises(CheckpointError, match="not finite"):
+        adapters.load_adapter(tiny_bagel(), folder)
+
+
+def test_an_adapter_of_integers_is_refused(folder):
+    def quantise(tensors):
+        tensors.update({name: tensor.to(torch.int8) for name, tensor in tensors.items()})
+
+    edit_tensors(folder, quantise)
+    with pytest.raises(CheckpointError, match=r"is of type torch\.int8"):
+        adapters.load_adapter(tiny_bagel(), folder)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_a_prefix_of_an_adapter_takes_one_line(folder, prefix):
+    def wrap(tensors):
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    edit_tensors(folder, wrap)
+    with pytest.raises(CheckpointError, match="all that differs") as raised:
+        adapters.load_adapter(tiny_bagel(), folder)
+    assert "\n" not in str(raised.value)
 
 
 def test_dropout_acts_in_training_mode_and_follows_from_the_seed():
