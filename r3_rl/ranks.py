@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from r3_rl.errors import R3Error
+from r3_rl.errors import InputError, R3Error, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _FAILED = "failed"
+_HERE = "here"
+"""With a rank behind it: the process has joined."""
 _BEAT = "beat"
 """With a rank behind it: a number that grows as long as the process lives."""
 _BEAT_S = 1.0
@@ -31,6 +33,8 @@ _SILENT_S = 10.0
 """Without a beat a process is taken for gone; a machine that is busy delays beats."""
 _GRACE_S = 15.0
 """For a process to end by itself after another one failed."""
+_JOIN_S = 600.0
+"""For all processes to come: a launcher ends those that wait for one that died, plain environment variables do not."""
 _BUCKET = 1 << 26
 """Elements that are added up at once: a vector of all gradients would be a second copy of them."""
 
@@ -48,12 +52,14 @@ _board: Any = None
 """Where a process that fails says so, since whoever waits for it hears nothing."""
 
 
-def join() -> None:
-    """Joins the launcher's group, on the GPU of this process where there are GPUs; nothing in a single process."""
+def join(*, within_s: float = _JOIN_S) -> None:
+    """Joins the launcher's group, on the GPU of this process where there are GPUs; nothing in a single process.
+
+    Raises InputError if the environment does not say where, RunError if not all processes come in time.
+    """
     global _board
     import torch
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
     if launched()[1] == 1 or dist.is_initialized():
         return
@@ -63,10 +69,52 @@ def join() -> None:
     patience = timedelta(hours=4)
     # counts and numbers travel between hosts' memories, gradients between devices
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, own, everybody = next(rendezvous("env://", timeout=patience))
+    own, everybody = launched()
+    store = _met(own, everybody, within_s)
+    store.set_timeout(patience)  # the bound was for joining alone
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=own, world_size=everybody, timeout=patience)
     _board = dist.PrefixStore("board", store.clone())
+
+
+def _met(own: int, everybody: int, within_s: float) -> Any:
+    """The store of the launcher, or else that of rank 0, once all processes have signed in it."""
+    from torch.distributed import DistError, TCPStore
+
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not host or not port.isdecimal():
+        raise InputError(
+            f"one of {everybody} processes (WORLD_SIZE), but MASTER_ADDR and MASTER_PORT do not say where they meet",
+            hint="start them with torchrun, or set both",
+        )
+    keeps = own == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    limit = timedelta(seconds=within_s)
+    try:
+        # without waiting for the others, which would not say who is missing
+        store = TCPStore(host, int(port), everybody, keeps, timeout=limit, wait_for_workers=False, multi_tenant=True)
+    except DistError as error:
+        where = "cannot open" if keeps else f"rank {own}: nobody within {within_s:.0f} s, rank 0 or the launcher, at"
+        raise RunError(
+            f"{where} {host}:{port} ({str(error).splitlines()[0]})", hint="did rank 0 start, and is the address right?"
+        ) from error
+    keys = {each: f"{_HERE}{each}" for each in range(everybody)}
+    try:
+        store.set(keys[own], "")
+        store.wait(list(keys.values()), limit)
+    except DistError as error:
+        raise RunError(
+            f"rank {own}: {_missing(store, keys)} of {everybody} processes did not join within {within_s:.0f} s",
+            hint="what ended it? its own output says; start all again",
+        ) from error
+    return store
+
+
+def _missing(store: Any, keys: Mapping[int, str]) -> str:
+    try:
+        late = [each for each, key in keys.items() if not store.check([key])]
+    except RuntimeError:  # who kept the store gave up first
+        return "some, or rank 0,"
+    return f"rank{'s' if len(late) > 1 else ''} {', '.join(map(str, late))}"
 
 
 def join_alone() -> None:
