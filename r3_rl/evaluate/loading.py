@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from r3_rl.assemble import load_policy, loop_settings
 from r3_rl.errors import InputError
 from r3_rl.policy.adapter_files import RECIPE_FILE, weights_file
-from r3_rl.policy.adapters import load_adapter
+from r3_rl.policy.adapters import adds_nothing, load_adapter
 from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe.sampling import ModelSection, RolloutSection, world_named_in
@@ -55,6 +56,9 @@ def load(
     if adapter_folder is not None:
         load_adapter(loaded.policy.module, adapter_folder, fingerprint=loaded.fingerprint)
         marks += f"+{_digest(adapter_folder)}"
+        if adds_nothing(loaded.policy.module):
+            words = "the adapter changes nothing, so this is the base; was its run stopped before its first step?"
+            print(f"{adapter_folder}: {words}", file=sys.stderr)
     speaks = world_speaking(tokenizer.get_vocab())
     stored = sections.get("rollout") or (loaded.policy.spec.rollout if speaks is None else {})
     # how a policy was trained is not asked: an adapter may be older than a key's name

@@ -40,6 +40,7 @@ __all__ = [
     "adapted_layers",
     "adapter_disabled",
     "adapter_merged",
+    "adds_nothing",
     "attach",
     "drops",
     "load_adapter",
@@ -83,6 +84,12 @@ def attach(module: nn.Module, settings: AdapterSettings, branches: Branches, *, 
 def adapted_layers(module: nn.Module) -> dict[str, AdaptedLinear]:
     """The module's LoRA layers by name, in order; empty without an adapter."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, AdaptedLinear)}
+
+
+def adds_nothing(module: nn.Module) -> bool:
+    """Whether the module's adapter is as it was attached, with B = 0 in all its parts: the policy is its base."""
+    parts = [part.weight for layer in adapted_layers(module).values() for part in layer.lora_B.values()]
+    return not any(bool(weight.any()) for weight in parts)
 
 
 def drops(module: nn.Module) -> bool:

@@ -179,6 +179,15 @@ def test_an_adapter_changes_the_images_and_brings_its_settings_and_its_base(pipe
     assert pixels(tuned("a cross", num_rounds=0, seed=0).images) != pixels(bare("a cross", num_rounds=0, seed=0).images)
 
 
+def test_an_adapter_that_changes_nothing_is_said_to(world, tmp_path, capsys):
+    fresh = adapters.attach(load_bagel(world), AdapterSettings(rank=2), BAGEL.spec.branches, seed=0)
+    adapters.save_adapter(fresh, tmp_path / "fresh", fingerprint=fingerprint(world))
+    assert Refiner.from_pretrained(world, tmp_path / "fresh").policy
+    assert f"{tmp_path / 'fresh'}: the adapter changes nothing, so this is the base" in capsys.readouterr().err
+    assert Refiner.from_pretrained(world, adapted(world, tmp_path / "moved")).policy
+    assert not capsys.readouterr().err
+
+
 def test_a_checkpoint_is_compared_with_its_manifest_before_it_is_loaded(world, tmp_path):
     folder = tmp_path / "run" / "checkpoints" / "checkpoint-4"
     complete(adapted(world, aside(folder)), folder, step=4, num_processes=1)
