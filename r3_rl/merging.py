@@ -18,7 +18,7 @@ from torch import nn
 from r3_rl.errors import InputError, RunError
 from r3_rl.export import Source, base_words, find_source
 from r3_rl.observe.model_card import CardFacts, write_model_card
-from r3_rl.policy.adapter_files import base_fingerprint, write_adapter
+from r3_rl.policy.adapter_files import base_fingerprint, read_config, write_adapter
 
 _SUM = "sum"
 _CLOSE = 1e-6
@@ -72,7 +72,8 @@ def merge_adapters(parts: Sequence[Part], out: str | Path, *, base: str | Path |
         base: folder of the base; None takes that of the first adapter's recipe.
 
     Raises:
-        InputError: fewer than two parts, adapters of unlike bases or routed by task, a folder that holds something.
+        InputError: fewer than two parts, adapters of unlike bases, routed by task or rank-stabilised, a folder that is
+            not empty.
     """
     folder = Path(out)
     if len(parts) < 2:
@@ -107,6 +108,11 @@ def _refuse(source: Source, marks: str) -> None:
         raise InputError(
             f"{source.adapter}: routed by task, so it adds something else for each task",
             hint="`r3 export` writes plain adapters, one a task",
+        )
+    if read_config(source.adapter).use_rslora:  # the sum would be scaled by its own rank once more
+        raise InputError(
+            f"{source.adapter}: rank-stabilised (use_rslora), whose ranks are not put side by side",
+            hint="set use_rslora to false and lora_alpha to lora_alpha * sqrt(r) in its adapter_config.json",
         )
     remembered = base_fingerprint(source.adapter)
     if remembered is not None and remembered != marks:

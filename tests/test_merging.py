@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -86,3 +88,11 @@ def test_a_sum_that_is_none_is_not_written(base, tmp_path, monkeypatch):
     with pytest.raises((RunError, CheckpointError), match="is not the sum of its parts"):
         merge_adapters([Part(folder=str(f), weight=1.0) for f in (a, b)], tmp_path / "out", base=base)
     assert not (tmp_path / "out").exists()
+
+
+def test_rank_stabilised_parts_are_refused(base, tmp_path):
+    a, b = (made(base, tmp_path / name, READING, seed) for name, seed in (("a", 1), ("b", 2)))
+    file = b / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": True}))
+    with pytest.raises(InputError, match=r"b: rank-stabilised \(use_rslora\)"):
+        merge_adapters([Part(folder=str(a), weight=1.0), Part(folder=str(b), weight=1.0)], tmp_path / "sum", base=base)
