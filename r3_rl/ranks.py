@@ -79,7 +79,7 @@ def join(*, within_s: float = _JOIN_S) -> None:
 
 def _met(own: int, everybody: int, within_s: float) -> Any:
     """The store of the launcher, or else that of rank 0, once all processes have signed in it."""
-    from torch.distributed import DistError, TCPStore
+    from torch.distributed import DistError, PrefixStore, TCPStore
 
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
     if not host or not port.isdecimal():
@@ -87,7 +87,8 @@ def _met(own: int, everybody: int, within_s: float) -> Any:
             f"one of {everybody} processes (WORLD_SIZE), but MASTER_ADDR and MASTER_PORT do not say where they meet",
             hint="start them with torchrun, or set both",
         )
-    keeps = own == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    keeps = own == 0 and not is_agents
     limit = timedelta(seconds=within_s)
     try:
         # without waiting for the others, which would not say who is missing
@@ -97,6 +98,8 @@ def _met(own: int, everybody: int, within_s: float) -> Any:
         raise RunError(
             f"{where} {host}:{port} ({str(error).splitlines()[0]})", hint="did rank 0 start, and is the address right?"
         ) from error
+    if is_agents:  # torchrun keeps its store when it starts all again: what was said before must not count
+        store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     keys = {each: f"{_HERE}{each}" for each in range(everybody)}
     try:
         store.set(keys[own], "")

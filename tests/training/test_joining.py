@@ -75,3 +75,24 @@ def test_an_environment_that_does_not_say_where_they_meet_is_refused(monkeypatch
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="MASTER_ADDR and MASTER_PORT do not say where they meet"):
         ranks.join()
+
+
+AGAIN = """
+import os
+from r3_rl import ranks
+ranks.join()
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+print(f"attempt {attempt}: {ranks.total(1.0)}", flush=True)
+if attempt == "0":
+    raise SystemExit("the first attempt fails")
+ranks.leave()
+"""
+
+
+def test_processes_that_a_launcher_starts_again_meet_anew(tmp_path):
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    done = subprocess.run([*launcher, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("attempt 1: (2.0,)") == 2
