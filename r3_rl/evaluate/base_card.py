@@ -31,6 +31,7 @@ def base_card(
     architecture: str,
     name: str,
     num_parameters: int,
+    tower_seconds: float,
     leg_seconds: Sequence[float],
     machine: Mapping[str, Any],
 ) -> str:
@@ -42,6 +43,7 @@ def base_card(
         architecture: of the model that was made, as its backbone describes it.
         name: of the recipe.
         num_parameters: of the model that was made.
+        tower_seconds: what the understanding tower took by itself, before the legs, in seconds.
         leg_seconds: what each leg took, in seconds.
         machine: `observe.environment.environment`'s description.
     """
@@ -52,7 +54,7 @@ def base_card(
     what = f"""{architecture}, {num_parameters:,} parameters, bfloat16, pretrained from random weights on the synthetic
         world `{recipe.data.kind}`. Weights: Apache-2.0. The JSON files beside the weights hold the exact sizes."""
     how = f"""**How it was made.** `r3 pretrain {name}`, seed {recipe.training.seed},
-        {duration(sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
+        {duration(tower_seconds + sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
         {machine.get("accelerator", "no GPU")}:"""
     return f"""# A policy of the world `{recipe.data.kind}`, pretrained with r3-rl
 
@@ -62,7 +64,7 @@ def base_card(
 
 | leg | steps | examples a step | time |
 |---|---|---|---|
-{chr(10).join(_leg(number, leg, seconds) for number, (leg, seconds) in enumerate(legs, 1))}
+{chr(10).join([*_tower(settings, tower_seconds), *(_leg(i, leg, took) for i, (leg, took) in enumerate(legs, 1))])}
 
 {_paragraph(_headroom([leg for leg, _ in legs]))}
 
@@ -119,6 +121,13 @@ def _cell(row: Row, i: Interval | None) -> str:
 
 def _paragraph(words: str) -> str:
     return textwrap.fill(" ".join(words.split()), width=118, break_long_words=False, break_on_hyphens=False)
+
+
+def _tower(settings: PretrainSection, seconds: float) -> Iterator[str]:
+    """What is taught before all legs, if anything is."""
+    if settings.tower_steps:
+        mix = f"{settings.tower_images} (images: what is in each square, to the understanding tower alone)"
+        yield f"| tower | {settings.tower_steps} | {mix} | {duration(seconds)} |"
 
 
 def _leg(number: int, leg: PretrainSection, seconds: float) -> str:

@@ -95,7 +95,7 @@ class LoopBench:
             out.add({**found, "ita_base_drafts": base}, suffix)
         out.add(measure_drafts(policy, drafts, settings, rounds=self.rounds, seed=seed + 9))
         out.add(self._painter(policy, items))
-        of_critics = fixed.wrong.first(items.sizes.num_critics)
+        of_critics = fixed.wrong.spread(items.sizes.num_critics)
         greedily = settings.for_evaluation(0.0)
         out.add(measure_critics(self.world, policy, of_critics, greedily, self.judge, seed=seed + 14))
         if settings.plan is not None and settings.plan.temperature > 0:

@@ -90,9 +90,12 @@ def _pretrain(
     steps = 0
     leg_seconds: list[float] = []
     legs = settings.legs()
+    begin, told = time.monotonic(), {}
     for step, numbers in train_tower(policy, backbone, world, settings, seed=recipe.training.seed):
         if step + 1 == settings.tower_steps:
+            told = numbers
             print(f"tower: {numbers['tower/right']:.1%} of objects told right after {step + 1} steps")
+    tower_seconds = time.monotonic() - begin
     with RunProgress("pretrain", total_steps=sum(leg.steps for leg in legs)) as progress:
         for number, leg in enumerate(legs):
             begin = time.monotonic()
@@ -112,7 +115,8 @@ def _pretrain(
             leg_seconds.append(time.monotonic() - begin)
     weights = folder / "weights"
     backbone.save(policy, weights, dtype=torch.bfloat16)
-    print(f"{steps} steps in {duration(sum(leg_seconds))}; weights in {weights}; measuring")
+    wall_s = tower_seconds + sum(leg_seconds)
+    print(f"{steps} steps in {duration(wall_s)}; weights in {weights}; measuring")
     measured = measure_base(policy, recipe, bench)
     card = base_card(
         recipe,
@@ -120,13 +124,14 @@ def _pretrain(
         name=name,
         architecture=backbone.describe(backbone.size_section(**settings.model)),
         num_parameters=num_parameters,
+        tower_seconds=tower_seconds,
         leg_seconds=leg_seconds,
         machine=machine,
     )
     (weights / "README.md").write_text(card, encoding="utf-8")
     figures = dict(measured.before)
     summary = {name: interval.as_dict() for name, interval in figures.items()}
-    recorder.document("summary.json", {**summary, "steps": steps, "wall_s": round(sum(leg_seconds), 1)})
+    recorder.document("summary.json", {**summary, **told, "steps": steps, "wall_s": round(wall_s, 1)})
     for name, interval in figures.items():
         print(f"{name:34} {figure(name, interval)}")
     return Pretrained(folder=weights, measured=figures)

@@ -37,6 +37,13 @@ class FixedDrafts:
         """At most `count` of them."""
         return FixedDrafts(prompts=self.prompts[:count], images=self.images[:count])
 
+    def spread(self, count: int) -> FixedDrafts:
+        """At most `count` of them, evenly from first to last: sets hold one kind of draft after the other."""
+        if count >= len(self.images):
+            return self
+        places = [i * len(self.images) // count for i in range(count)]
+        return FixedDrafts(prompts=tuple(self.prompts[i] for i in places), images=tuple(self.images[i] for i in places))
+
     def nodes(self, part: slice) -> list[Node]:
         """Some of them, to look at."""
         return [given_image(p, i) for p, i in zip(self.prompts[part], self.images[part], strict=True)]

@@ -7,7 +7,6 @@ it says of an object is small beside the table of places, and the decoder learns
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +45,6 @@ def train_tower(
     optims = [*optimizers(policy, settings), torch.optim.AdamW(heads.parameters(), lr=settings.adam_lr)]
     base_rates = [o.param_groups[0]["lr"] for o in optims]
     for step in range(settings.tower_steps):
-        begin = time.monotonic()
         seen, images = _next_ones(world, settings.tower_images, rng)
         assert seen is not None
         loss, right = _judged(heads(backbone.look(policy, images)), seen)
@@ -57,7 +55,7 @@ def train_tower(
             optim.param_groups[0]["lr"] = base * factor
             optim.step()
             optim.zero_grad(set_to_none=True)
-        yield step, {"tower/loss": loss.item(), "tower/right": right, "time/step_s": time.monotonic() - begin}
+        yield step, {"tower/loss": loss.item(), "tower/right": right}
 
 
 def _next_ones(world: World[Any], number: int, rng: np.random.Generator) -> tuple[Squares | None, torch.Tensor]:

@@ -18,7 +18,7 @@ MEASURED = {
 
 def card(*overrides):
     recipe = load_recipe("shapes_pretrain", ["pretrain.later=[]", *overrides])
-    return made(recipe, leg_seconds=[60.0], machine={"threads": 2})
+    return made(recipe, tower_seconds=20.0, leg_seconds=[60.0], machine={"threads": 2})
 
 
 def made(recipe, **run):
@@ -44,6 +44,14 @@ def test_greedy_and_sampled_figures_are_next_to_each_other():
     assert "| 0.625 (0.500 - 0.750) | 2 |" in entropy
 
 
+def test_a_tower_that_was_taught_first_is_a_leg_of_its_own():
+    taught = card("pretrain.tower_steps=300")
+    (leg,) = (line for line in taught.splitlines() if line.startswith("| tower"))
+    assert leg.startswith("| tower | 300 | 64 (images: ") and leg.endswith("| 20 s |")
+    assert "1 min 20 s on 2 threads" in " ".join(taught.split())
+    assert "| tower" not in card()
+
+
 def test_a_base_without_wrong_targets_says_so():
     clean = [f"pretrain.{name}=0.0" for name in ERRORS]
     assert "**No target was wrong on purpose**" in card(*clean) and "Deliberate headroom" not in card(*clean)
@@ -59,5 +67,5 @@ def test_a_base_without_wrong_targets_says_so():
 def test_errors_of_an_earlier_leg_are_not_denied():
     later = "pretrain.later=[{steps: 5, plan_noise: 0.0, image_noise: 0.0, edit_noise: 0.0, critique_noise: 0.0}]"
     recipe = load_recipe("shapes_pretrain", ["pretrain.plan_noise=0.3", later])
-    text = made(recipe, leg_seconds=[1.0, 1.0], machine={"threads": 1})
+    text = made(recipe, tower_seconds=0.0, leg_seconds=[1.0, 1.0], machine={"threads": 1})
     assert "No target was wrong" not in text and "Earlier legs taught errors on purpose" in " ".join(text.split())

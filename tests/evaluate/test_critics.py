@@ -65,6 +65,14 @@ def test_nothing_is_said_of_what_is_right_and_nothing_measured_without_drafts(sh
     assert measure_critics(WORLD, shipped, FixedDrafts(), settings, bench.judge, seed=0) == {}
 
 
+def test_the_controls_take_of_every_part_of_the_set():
+    drafts = fixed_drafts(wrong_drafts(WORLD, 10, seed=7))
+    few = drafts.spread(4)
+    assert few.images == tuple(drafts.images[i] for i in (0, 2, 5, 7))
+    assert few.prompts == tuple(drafts.prompts[i] for i in (0, 2, 5, 7))
+    assert drafts.spread(10) is drafts and drafts.spread(0).images == ()
+
+
 @pytest.mark.parametrize("name", ["shapes", "mosaic"])
 def test_what_the_world_says_helps_and_can_be_followed(name):
     world = find_world(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def _recipe(tmp_path: Path, *overrides: str):
 
 def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) -> None:
     later = "pretrain.later=[{steps: 1, batch: {text_to_image: 2, edit: 2, critique: 2, question: 2, plan: 2}}]"
-    recipe = _recipe(tmp_path, "pretrain.steps=2", later)
+    recipe = _recipe(tmp_path, "pretrain.steps=2", "pretrain.tower_steps=2", "pretrain.tower_images=4", later)
     made = pretrain(recipe, name="mine", bench=bench_of(recipe, **FEW))
     rows = read_lines(made.folder.parent / "metrics.jsonl").rows
     assert len(rows) == 3 and (made.folder.parent / LOCK).is_file(), "nobody else wrote the run"
@@ -69,6 +70,8 @@ def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) ->
     card = (made.folder / "README.md").read_text(encoding="utf-8")
     assert "`r3 pretrain mine`, seed 0" in card and "the synthetic world `shapes`" in " ".join(card.split())
     assert "True edit drawn" in card and "No target was wrong on purpose" in card
+    assert "| tower | 2 | 4 (images" in card
+    assert 0 <= json.loads((made.folder.parent / "summary.json").read_text())["tower/right"] <= 1
     names = list(made.measured)
     assert names.index("draft_greedy") + 1 == names.index("draft"), "greedy and sampled next to each other"
     assert not any(name.startswith("swap_") for name in names)
