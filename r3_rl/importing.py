@@ -5,12 +5,13 @@ Whatever goes wrong on the way, a module that raises included, becomes one line 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -74,8 +75,13 @@ def import_file(what: str, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses look their own module up
     try:
-        with _found_in(path.parent), _own_helpers(path.resolve().parent):  # modules beside the file, as for a script
+        # modules beside the file, as for a script
+        with _found_in(path.parent), _own_helpers(path.resolve().parent) as taken:
             spec.loader.exec_module(module)
+            _import_later_helpers(what, path, taken)
+    except InputError:
+        del sys.modules[name]
+        raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"{what}: {path} fails to import: {reason(error)}") from error
@@ -119,17 +125,61 @@ _FOLDERS: set[Path] = set()
 
 
 @contextmanager
-def _own_helpers(folder: Path) -> Iterator[None]:
+def _own_helpers(folder: Path) -> Iterator[Collection[str]]:
     """Set helpers of other folders' files aside that have the name of a module in this folder: each file gets its
-    own. Afterwards the name stands for the first one again, as it does for whoever imports it later."""
+    own. Afterwards the name stands for the first one again, as it does for whoever imports it later.
+
+    Yields these names.
+    """
     _FOLDERS.add(folder)
     others = {name: module for name, module in list(sys.modules.items()) if _is_other_helper(name, module, folder)}
     for name in others:
         del sys.modules[name]
     try:
-        yield
+        yield others.keys()
     finally:
         sys.modules.update(others)
+
+
+def _import_later_helpers(what: str, path: Path, taken: Collection[str]) -> None:
+    """Import the modules beside a file that its functions will import: by then nobody looks in its folder.
+
+    Args:
+        what: as in `imported`.
+        path: of the file.
+        taken: names that stand for modules beside other files, and will when the functions run.
+
+    Raises:
+        InputError: such a name is imported in a function, which would get the other file's module.
+    """
+    folder = path.parent
+    for name in _imported_in_functions(path):
+        top = name.partition(".")[0]
+        if not ((folder / f"{top}.py").is_file() or (folder / top).is_dir()):
+            continue
+        if top in taken:
+            raise InputError(
+                f"{what}: {path} imports '{top}' in a function, and a scorer's file in another folder has a module of "
+                "that name",
+                hint="import it at the top of the file, or rename it",
+            )
+        with suppress(Exception, SystemExit):  # whoever calls the function is told
+            importlib.import_module(name)
+
+
+def _imported_in_functions(path: Path) -> list[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # a compiled file, under this name
+        return []
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    found: list[str] = []
+    for node in (inner for function in functions for inner in ast.walk(function)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.append(node.module)
+    return list(dict.fromkeys(found))
 
 
 def _is_other_helper(name: str, module: ModuleType, folder: Path) -> bool:

@@ -208,6 +208,42 @@ def test_files_of_two_folders_have_each_their_own_helper(folder):
         sys.modules.pop(name)
 
 
+def test_a_helper_that_a_function_imports_is_found_when_it_runs(folder, monkeypatch):
+    (folder / "later_helper.py").write_text("import packaged.inner\ndef half(n): return packaged.inner.HALF * n\n")
+    (folder / "packaged").mkdir()
+    (folder / "packaged" / "__init__.py").write_text("")
+    (folder / "packaged" / "inner.py").write_text("HALF = 0.5\n")
+    (folder / "broken_helper.py").write_text("raise RuntimeError('only when somebody asks')\n")
+    (folder / "lazy.py").write_text(
+        "def r(completions):\n"
+        "    from later_helper import half\n"
+        "    return [half(1)] * len(completions)\n"
+        "class Never:\n"
+        "    async def r(self):\n"
+        "        import broken_helper, no_such_module\n"
+    )
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", os.getcwd(), str(folder))])
+    assert load_scorer("./lazy.py:r", {}, folder)(completions=["a"]) == [0.5]
+    for name in ("later_helper", "packaged", "packaged.inner"):
+        sys.modules.pop(name)
+
+
+def test_a_helper_that_would_be_another_files_is_refused(folder):
+    """`later_twice` would stand for the first folder's when the second one's function runs."""
+    for name, value in (("one", 0.25), ("two", 0.75)):
+        (folder / name).mkdir()
+        (folder / name / "later_twice.py").write_text(f"VALUE = {value}\n")
+        (folder / name / "mine.py").write_text(
+            "def r(completions):\n    import later_twice\n    return [later_twice.VALUE] * len(completions)\n"
+        )
+    assert load_scorer("./one/mine.py:r", {}, folder)(completions=["a"]) == [0.25]
+    with pytest.raises(ScorerInputError, match=r"imports 'later_twice' in a function.*") as refused:
+        load_scorer("./two/mine.py:r", {}, folder)
+    assert "import it at the top" in refused.value.hint
+    assert load_scorer("./one/mine.py:r", {}, folder)(completions=["a"]) == [0.25]
+    sys.modules.pop("later_twice")
+
+
 def test_a_helper_beside_the_file_and_a_module_in_the_folder_are_found(folder, monkeypatch):
     (folder / "helpers_of_mine.py").write_text("def half(n): return n / 2\n")
     (folder / "sib.py").write_text(
