@@ -91,10 +91,14 @@ def _headline(figures: Sequence[tuple[str, Figure]]) -> str:
 
 
 def _closest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    bench, _, figure = name.partition("/")
+    # `shapes/drft`: several benches have such a figure, and the first one of the recipe is the main one
+    own = [key for key in known if key.startswith((f"{bench}.", f"{bench}/"))]
+    of_bench = {key.partition("/")[2]: key for key in reversed(own)}
+    close = [of_bench[word] for word in difflib.get_close_matches(figure, list(of_bench), n=1, cutoff=0.6)]
+    close += difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
-    bench = name.partition("/")[0]
     same = [key for key in known if key.partition("/")[0] == bench] or list(known)
     return f"such as {', '.join(same[:_SHOWN])}; eval/table.json of a measured run has all"
 

@@ -36,12 +36,14 @@ class EvalSection(Section):
         description="YAML file with the scorers of drawing benches, as `r3 eval --scorers` takes it.",
     )
     during: bool = Field(
-        False, description="Measure every training.eval_steps too; each time costs what the first one did."
+        False,
+        description="Measure every training.eval_steps too, as `keep_best` does anyway; each time costs what the "
+        "first one did.",
     )
     keep_best: bool = Field(
         False,
-        description="Write the adapter (or the full weights) of the best step that `during` measured to `best/` of the "
-        "run; `adapter/` stays that of the last step.",
+        description="Measure every training.eval_steps and write the adapter (or the full weights) of the best step to "
+        "`best/` of the run; `adapter/` stays that of the last step.",
     )
     metric: str | None = Field(
         None,
@@ -68,8 +70,6 @@ class EvalSection(Section):
         """Of the keys that say which step is the best."""
         if self.keep_best and not self.benches:
             yield Problem("keep_best", "nothing says which step is the best; name a bench in eval.benches")
-        elif self.keep_best and not self.during:
-            yield Problem("keep_best", "nothing is measured between the steps; set eval.during to true")
         for key in ("metric", "wanted", "patience", "min_gain"):
             if not self.keep_best and getattr(self, key) != type(self).model_fields[key].default:
                 yield Problem(key, "nothing follows it; set eval.keep_best to true, or leave it out")

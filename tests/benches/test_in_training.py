@@ -136,6 +136,10 @@ def test_benches_that_nobody_would_measure_are_refused(recipe):
             "eval.metric: no figure is called 'shapes.drawing/rond_1'; did you mean 'shapes.drawing/round_1'?",
         ),
         (
+            ["eval.keep_best=true", "eval.metric=shapes/drft"],
+            "eval.metric: no figure is called 'shapes/drft'; did you mean 'shapes.drawing/draft'?",
+        ),
+        (
             ["eval.keep_best=true", "eval.metric=xyz"],
             "no figure is called 'xyz'; such as shapes.drawing/draft, shapes.drawing/round_1",
         ),
@@ -147,7 +151,6 @@ def test_benches_that_nobody_would_measure_are_refused(recipe):
             ["eval.keep_best=true", "lora.enabled=false", "training.parallel.kind=fsdp2"],
             "eval.keep_best: full weights in shards are not kept step by step; use lora, or leave it out",
         ),
-        (["eval.keep_best=true", "eval.during=false"], "eval.keep_best: nothing is measured between the steps"),
         (["eval.keep_best=true", "eval.benches={}"], "eval.keep_best: nothing says which step is the best"),
         ("eval.patience=2", "eval.patience: nothing follows it; set eval.keep_best to true"),
         (["eval.keep_best=true", "eval.min_gain=0.1"], "eval.min_gain: nothing follows it; set eval.patience"),

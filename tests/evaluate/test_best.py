@@ -72,7 +72,7 @@ def place(tmp_path_factory) -> Path:
         "data: {kind: jsonl, tags: null, path: prompts.jsonl}\n"
         "rewards: [{scorer: ./red.py:red}]\n"
         "eval_rewards: []\n"
-        "eval: {benches: {shapes: null}, during: true, keep_best: true}\n"
+        "eval: {benches: {shapes: null}, keep_best: true}\n"
     )
     return place
 
