@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from r3_rl.evaluate import loop_bench
 from r3_rl.evaluate.fixed_sets import FixedSets, OwnDrafts, Sizes, digest
 from r3_rl.evaluate.loop_bench import LoopBench
-from r3_rl.evaluate.measured import differences
+from r3_rl.evaluate.measured import Measured, differences
 from r3_rl.observe.measures import GROUPS, OWN, greedy, measure_of, pattern, plain_names
 from r3_rl.policy.base import Sampling
 from r3_rl.types import Verdict
@@ -87,6 +88,19 @@ def test_both_phases_are_judged_on_the_same_sets(phases):
     assert before.values["ita_base_drafts"] == after.values["ita_base_drafts"], "though read once in the first phase"
     assert {p.columns["tag"] for p in items.prompts} == {"counting", "multi_count"}
     assert [p.text for p in items.prompts] == [t.prompt.text for t in before.trajectories]
+
+
+def test_other_critics_speak_of_both_kinds_of_wrong_drafts(policy, monkeypatch):
+    """The world's stand first in the set: the first ones alone would be no sample of it."""
+    spoken_of = []
+    monkeypatch.setattr(loop_bench, "measure_critics", lambda world, policy, drafts, *_, **__: spoken_of.append(drafts))
+    bench = small(Always, sizes=replace(SIZES, num_critics=4))
+    monkeypatch.setattr(Measured, "add", lambda self, values, suffix="": None)
+    fixed = bench.run(policy, bench.items()).items.fixed
+    (drafts,) = spoken_of
+    assert len(fixed.synthetic) == 3 and len(drafts.images) == 4
+    drawn = fixed.wrong.images[:3]
+    assert sum(any(image is d for d in drawn) for image in drafts.images) == 2
 
 
 def test_kinds_that_are_not_asked_for_are_measured_as_a_control(policy):
