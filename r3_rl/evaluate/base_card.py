@@ -32,6 +32,7 @@ def base_card(
     name: str,
     num_parameters: int,
     tower_seconds: float,
+    sketch_seconds: float = 0.0,
     leg_seconds: Sequence[float],
     machine: Mapping[str, Any],
 ) -> str:
@@ -44,6 +45,7 @@ def base_card(
         name: of the recipe.
         num_parameters: of the model that was made.
         tower_seconds: what the understanding tower took by itself, before the legs, in seconds.
+        sketch_seconds: what plans before images took, in seconds.
         leg_seconds: what each leg took, in seconds.
         machine: `observe.environment.environment`'s description.
     """
@@ -51,11 +53,12 @@ def base_card(
     assert settings is not None
     legs = list(zip(settings.legs(), leg_seconds, strict=True))
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    stages = [*_first(settings, tower_seconds, sketch_seconds), *(_leg(i, *leg) for i, leg in enumerate(legs, 1))]
     what = f"""{architecture}, {num_parameters:,} parameters, bfloat16, pretrained from random weights on the synthetic
         world `{recipe.data.kind}`. Weights: Apache-2.0. The JSON files beside the weights hold the exact sizes."""
     how = f"""**How it was made.** `r3 pretrain {name}`, seed {recipe.training.seed},
-        {duration(tower_seconds + sum(leg_seconds))} on {threads} of {machine.get("processor") or "a CPU"},
-        {machine.get("accelerator", "no GPU")}:"""
+        {duration(tower_seconds + sketch_seconds + sum(leg_seconds))} on {threads} of
+        {machine.get("processor") or "a CPU"}, {machine.get("accelerator", "no GPU")}:"""
     return f"""# A policy of the world `{recipe.data.kind}`, pretrained with r3-rl
 
 {_paragraph(what)}
@@ -64,7 +67,7 @@ def base_card(
 
 | leg | steps | examples a step | time |
 |---|---|---|---|
-{chr(10).join([*_tower(settings, tower_seconds), *(_leg(i, leg, took) for i, (leg, took) in enumerate(legs, 1))])}
+{chr(10).join(stages)}
 
 {_paragraph(_headroom([leg for leg, _ in legs]))}
 
@@ -123,11 +126,14 @@ def _paragraph(words: str) -> str:
     return textwrap.fill(" ".join(words.split()), width=118, break_long_words=False, break_on_hyphens=False)
 
 
-def _tower(settings: PretrainSection, seconds: float) -> Iterator[str]:
+def _first(settings: PretrainSection, tower_s: float, sketch_s: float) -> Iterator[str]:
     """What is taught before all legs, if anything is."""
     if settings.tower_steps:
         mix = f"{settings.tower_images} (images: what is in each square, to the understanding tower alone)"
-        yield f"| tower | {settings.tower_steps} | {mix} | {duration(seconds)} |"
+        yield f"| tower | {settings.tower_steps} | {mix} | {duration(tower_s)} |"
+    if settings.sketch_steps:
+        mix = f"{settings.sketch_plans} (plans and noise: what each square is to hold)"
+        yield f"| sketch | {settings.sketch_steps} | {mix} | {duration(sketch_s)} |"
 
 
 def _leg(number: int, leg: PretrainSection, seconds: float) -> str:

@@ -24,6 +24,7 @@ from r3_rl.policy.adapter_files import RECIPE_FILE
 from r3_rl.policy.backbone import Backbone
 from r3_rl.policy.base import Policy
 from r3_rl.policy.registry import pretrained_backbone
+from r3_rl.pretraining.sketch import train_sketch
 from r3_rl.pretraining.steps import Average, run_pretraining
 from r3_rl.pretraining.tower import train_tower
 from r3_rl.recipe import Recipe
@@ -96,6 +97,12 @@ def _pretrain(
             told = numbers
             print(f"tower: {numbers['tower/right']:.1%} of objects told right after {step + 1} steps")
     tower_seconds = time.monotonic() - begin
+    begin = time.monotonic()
+    for step, numbers in train_sketch(policy, backbone, world, settings, seed=recipe.training.seed):
+        if step + 1 == settings.sketch_steps:
+            told = {**told, **numbers}
+            print(f"sketch: {numbers['sketch/right']:.1%} of planned objects told right after {step + 1} steps")
+    sketch_seconds = time.monotonic() - begin
     with RunProgress("pretrain", total_steps=sum(leg.steps for leg in legs)) as progress:
         for number, leg in enumerate(legs):
             begin = time.monotonic()
@@ -115,7 +122,7 @@ def _pretrain(
             leg_seconds.append(time.monotonic() - begin)
     weights = folder / "weights"
     backbone.save(policy, weights, dtype=torch.bfloat16)
-    wall_s = tower_seconds + sum(leg_seconds)
+    wall_s = tower_seconds + sketch_seconds + sum(leg_seconds)
     print(f"{steps} steps in {duration(wall_s)}; weights in {weights}; measuring")
     measured = measure_base(policy, recipe, bench)
     card = base_card(
@@ -125,6 +132,7 @@ def _pretrain(
         architecture=backbone.describe(backbone.size_section(**settings.model)),
         num_parameters=num_parameters,
         tower_seconds=tower_seconds,
+        sketch_seconds=sketch_seconds,
         leg_seconds=leg_seconds,
         machine=machine,
     )

@@ -6,7 +6,7 @@ here loads torch, since checking a recipe asks a backbone too; whatever needs to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from r3_rl.policy.base import Policy
+    from r3_rl.policy.base import Example, Policy
 
 GENERATION = "generation"
 """The branch that draws, in backbones that have one of its own."""
@@ -196,6 +196,17 @@ class Backbone(Protocol):
     def look(self, policy: Policy, images: torch.Tensor) -> torch.Tensor | None:
         """Return what the understanding tower tells of images [n, 3, H, W] in [0, 1], with gradient: [n, patches in
         reading order, width]. None for a backbone without a tower that can be pretrained by itself."""
+        ...
+
+    def sketch(self, policy: Policy, examples: Sequence[Example], generator: torch.Generator) -> torch.Tensor | None:
+        """Return what the decoder holds of images that are noise alone, after the contexts and answers of examples,
+        with gradient: [n, parts of an image in reading order, width]. None for a backbone that draws no noise.
+
+        Args:
+            policy: of this backbone.
+            examples: each with an image, of one size, of which nothing but the size is read.
+            generator: of the noise, on the host.
+        """
         ...
 
     def probe(self, policy: Policy, task: str = "") -> torch.Tensor:

@@ -12,50 +12,42 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from r3_rl.errors import InputError
 from r3_rl.policy.backbone import Backbone
 from r3_rl.policy.base import Policy
-from r3_rl.pretraining.steps import optimizers
+from r3_rl.pretraining.naming import refuse_misfit, teach_names
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.worlds.base import Squares, World
-
-DECAY = 0.3
-"""Last share of the updates, in which the rates fall to 0."""
 
 
 def train_tower(
     policy: Policy, backbone: Backbone, world: World[Any], settings: PretrainSection, *, seed: int
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Train in place `tower_steps` times, with a linear head for each field on what the tower tells the decoder; yield
-    each step's number, loss and share of right answers. The heads are thrown away.
+    """Train in place `tower_steps` times; yield each step's number, loss and share of right answers.
 
     Raises:
         InputError: the backbone has no such tower, the world no squares, or one sees others than the other has.
     """
     if not settings.tower_steps:
         return
-    policy.module.requires_grad_(True)
     rng = np.random.default_rng(seed)
-    seen, images = _next_ones(world, settings.tower_images, rng)
-    told = backbone.look(policy, images)
-    heads = _heads(told, seen, settings, world, seed=seed)
-    optims = [*optimizers(policy, settings), torch.optim.AdamW(heads.parameters(), lr=settings.adam_lr)]
-    base_rates = [o.param_groups[0]["lr"] for o in optims]
-    for step in range(settings.tower_steps):
+
+    def lesson() -> tuple[torch.Tensor, Squares]:
         seen, images = _next_ones(world, settings.tower_images, rng)
-        assert seen is not None
-        loss, right = _judged(heads(backbone.look(policy, images)), seen)
-        loss.backward()
-        done = step / settings.tower_steps
-        factor = min(1.0, (step + 1) / settings.warmup_steps, max((1 - done) / DECAY, 0.01))
-        for optim, base in zip(optims, base_rates, strict=True):
-            optim.param_groups[0]["lr"] = base * factor
-            optim.step()
-            optim.zero_grad(set_to_none=True)
-        yield step, {"tower/loss": loss.item(), "tower/right": right}
+        told = backbone.look(policy, images)
+        refuse_misfit(
+            f"pretrain.tower_steps: {settings.tower_steps}",
+            None if told is None else told.shape[1],
+            seen,
+            world=world.name,
+            what="the tower sees {} patches",
+            setting="pretrain.model.vit_patch_size",
+        )
+        assert told is not None and seen is not None
+        return told, seen
+
+    for step, found in teach_names(policy, lesson, settings, num_steps=settings.tower_steps, seed=seed):
+        yield step, {"tower/loss": found["loss"], "tower/right": found["right"]}
 
 
 def _next_ones(world: World[Any], number: int, rng: np.random.Generator) -> tuple[Squares | None, torch.Tensor]:
@@ -63,39 +55,3 @@ def _next_ones(world: World[Any], number: int, rng: np.random.Generator) -> tupl
     prompts = world.prompts(number, split="train", seed=rng)
     scenes = [(world.scene if i % 2 else world.wrong_scene)(prompt, rng) for i, prompt in enumerate(prompts)]
     return world.squares(scenes), torch.from_numpy(world.roughen(world.draw(scenes), rng))
-
-
-def _heads(
-    told: torch.Tensor | None, seen: Squares | None, settings: PretrainSection, world: World[Any], *, seed: int
-) -> nn.Linear:
-    """From what the tower tells to the words of all fields, side by side; refuses what does not fit."""
-    key = f"pretrain.tower_steps: {settings.tower_steps}"
-    if told is None:
-        raise InputError(f"{key}: this backbone has no tower that can be trained alone", hint="set it to 0")
-    if seen is None:
-        raise InputError(f"{key}: images of the world '{world.name}' are not made of squares", hint="set it to 0")
-    if told.shape[1] != seen.labels.shape[1]:
-        raise InputError(
-            f"{key}: the tower sees {told.shape[1]} patches, the world has {seen.labels.shape[1]} squares",
-            hint="set pretrain.model.vit_patch_size to the side of a square",
-        )
-    heads = nn.Linear(told.shape[-1], sum(seen.sizes))
-    with torch.no_grad():
-        spread = torch.randn(heads.weight.shape, generator=torch.Generator().manual_seed(seed))
-        heads.weight.copy_(spread * told.shape[-1] ** -0.5)
-        heads.bias.zero_()
-    return heads
-
-
-def _judged(told: torch.Tensor, seen: Squares) -> tuple[torch.Tensor, float]:
-    """Mean cross entropy, summed over fields, and the share of squares with something in all of whose fields are
-    right."""
-    labels = torch.from_numpy(seen.labels)
-    loss = torch.zeros(())
-    right = torch.ones(labels.shape[:2], dtype=torch.bool)
-    for field, logits in enumerate(told.split(seen.sizes, dim=-1)):
-        wanted = labels[..., field]
-        loss = loss + F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-1)
-        right &= (logits.argmax(-1) == wanted) | (wanted < 0)
-    full = (labels >= 0).all(-1)
-    return loss, float(right[full].float().mean())

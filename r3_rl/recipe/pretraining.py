@@ -77,6 +77,14 @@ class PretrainSection(Section):
         "what is in each square of an image, as released models begin with a tower that can see.",
     )
     tower_images: int = Field(64, ge=1, le=MOST, description="Images of such an update.")
+    sketch_steps: int = Field(
+        0,
+        ge=0,
+        le=MOST,
+        description="Updates after the tower's, before images are drawn: from a plan and noise alone the model learns "
+        "what each square of the image is to hold. Without them a painter finds out late.",
+    )
+    sketch_plans: int = Field(64, ge=1, le=MOST, description="Plans of such an update.")
     warmup_steps: int = Field(40, ge=1, le=MOST, description="Steps of linear warm-up.")
     decay_fraction: float = Field(0.4, gt=0, le=1, description="Last share of the run, in which the rates fall to 0.")
     apart_fraction: Share = Field(

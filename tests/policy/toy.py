@@ -192,6 +192,9 @@ class ToyBackbone:
     def look(self, policy, images):
         return None
 
+    def sketch(self, policy, examples, generator):
+        return None
+
     def probe(self, policy, task=""):
         return policy.module(list(range(policy.module.embed.num_embeddings))).detach().flatten()
 

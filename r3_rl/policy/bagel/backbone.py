@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from r3_rl.policy.bagel.policy import BagelPolicy
-    from r3_rl.policy.base import Policy
+    from r3_rl.policy.base import Example, Policy
 
 _LAYERS = r"language_model\.model\.layers\.\d+\."
 _ADAPTED = _LAYERS + r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -173,6 +173,13 @@ class BagelBackbone:
         ours = _ours(policy)
         blocks = [ours.reader.look_block(image) for image in images]
         return ours.model.tower(torch.stack([block.patches for block in blocks]), blocks[0].grid)
+
+    def sketch(self, policy: Policy, examples: Sequence[Example], generator: torch.Generator) -> torch.Tensor:
+        """After the decoder, before its velocity head."""
+        from r3_rl.policy.bagel.supervised import sketched
+
+        ours = _ours(policy)
+        return sketched(ours.model, ours.reader, examples, generator)
 
     def probe(self, policy: Policy, task: str = "") -> torch.Tensor:
         """Logits and velocities of one row with every kind of token in it: texts, a looked-at image, latents."""

@@ -5,6 +5,7 @@ Flow: x_t = (1 - t) data + t noise, target velocity noise - data, t and noise ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -59,6 +60,24 @@ def supervised_loss(
     num_text = packed.targets.shape[0]
     text = F.cross_entropy(out.logits.float(), packed.targets, reduction="sum") if num_text else zero
     return SupervisedLoss(flow=flow, num_flow=out.velocity.numel(), text=text, num_text=num_text)
+
+
+def sketched(model: Bagel, reader: Reader, examples: Sequence[Example], generator: torch.Generator) -> Tensor:
+    """What the decoder holds at each latent of images that are noise alone (t = 1), after their contexts and answers:
+    [n, M, D], with gradient. Of the examples' images, of one size, nothing else is read."""
+    rows: list[list[Block]] = []
+    for example in examples:
+        assert example.image is not None, "its size is read"
+        grid = reader.grid((example.image.shape[1], example.image.shape[2]))
+        row = reader.blocks(example.context)
+        if example.answer is not None:
+            row.append(reader.text_block(example.answer, scored=False))
+        noise = torch.randn(math.prod(grid), model.config.latent_channels, generator=generator)
+        rows.append([*row, LatentBlock(tokens=noise, grid=grid, time=1.0, noisy=True)])
+    packed = pack(rows, model.config, device=model.device)
+    decoded = model.decoder(model.embed(packed), packed.layout, None, keep=False, valid=packed.valid, trace=False)
+    hidden: Tensor = decoded.hidden.index_select(0, packed.noisy_index + packed.layout.num_understanding)
+    return hidden.float().unflatten(0, (len(rows), -1))
 
 
 def _latents(reader: Reader, examples: Sequence[Example]) -> list[Tensor]:

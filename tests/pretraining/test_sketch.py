@@ -1,0 +1,94 @@
+"""A plan tells what each square of an image is to hold, before any is drawn; what cannot be taught is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from r3_rl.errors import InputError
+from r3_rl.evaluate.pretrain import new_policy
+from r3_rl.modalities import TextPiece
+from r3_rl.policy.bagel.backbone import BAGEL, SHARED
+from r3_rl.policy.base import Example
+from r3_rl.pretraining.sketch import train_sketch
+from r3_rl.recipe.pretraining import PretrainSection
+from r3_rl.worlds.base import find_world
+from tests.policy.toy import TOY
+from tests.pretraining.test_tower import SMALL, Plain
+from tests.worlds.toy import ToyWorld
+
+SHAPES = find_world("shapes")
+ON_TOY = {"vit_patch_size": 8, "latent_patch_size": 8}
+
+
+def section(steps, **model):
+    return PretrainSection.model_validate(
+        {"sketch_steps": steps, "sketch_plans": 32, "warmup_steps": 5, "model": {**SMALL, "num_layers": 2, **model}}
+    )
+
+
+def trained(settings, *, backbone=SHARED, world=SHAPES, seed=0):
+    policy = new_policy(backbone, settings, world, seed=seed)
+    return policy, list(train_sketch(policy, backbone, world, settings, seed=seed))
+
+
+@pytest.mark.parametrize("backbone", [BAGEL, SHARED])
+def test_it_learns_what_each_square_is_to_hold(backbone):
+    _, told = trained(section(60, **ON_TOY), backbone=backbone, world=ToyWorld())
+    first, last = told[0][1], told[-1][1]
+    assert last["sketch/loss"] < 0.7 * first["sketch/loss"]
+    assert last["sketch/right"] > first["sketch/right"] + 0.2, (first, last)
+
+
+@pytest.mark.parametrize("backbone", [BAGEL, SHARED])
+def test_it_sees_the_plan_and_nothing_of_the_image(backbone):
+    policy = new_policy(backbone, section(1), SHAPES, seed=0)
+    rng = np.random.default_rng(0)
+    (prompt,) = SHAPES.prompts(1, split="train", seed=rng)
+    scene = SHAPES.scene(prompt, rng)
+    images = torch.from_numpy(SHAPES.draw([scene, SHAPES.wrong_scene(prompt, rng)]))
+    plan, other = SHAPES.plan_text(scene), SHAPES.plan_text(scene[:-1])
+
+    def held(image, text):
+        example = Example(context=(TextPiece(text=prompt.text),), answer=text, image=image)
+        return backbone.sketch(policy, [example], torch.Generator().manual_seed(0))
+
+    one = held(images[0], plan)
+    assert one.shape[:2] == (1, 9)
+    assert torch.equal(one, held(images[1], plan)) and not torch.equal(one, held(images[0], other))
+    one.square().sum().backward()
+    moved = {name.split(".")[0] for name, p in policy.module.named_parameters() if p.grad is not None}
+    assert "decoder" in moved or "language_model" in moved, moved
+    assert not moved & {"vit_model", "connector", "llm2vae"}
+
+
+def test_the_same_seed_moves_the_weights_the_same_way():
+    (one, rows), (other, _) = trained(section(2)), trained(section(2))
+    assert len(rows) == 2
+    again = dict(other.module.named_parameters())
+    assert all(torch.equal(p, again[name]) for name, p in one.module.named_parameters())
+    assert trained(section(0))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("backbone", "world", "model", "words"),
+    [
+        (TOY, ToyWorld(), {}, "no painter that can be trained alone"),
+        (SHARED, Plain(), ON_TOY, "'toy' are not made of squares"),
+        (
+            SHARED,
+            ToyWorld(),
+            {"vit_patch_size": 8, "latent_patch_size": 4},
+            "painter has 16 latents, the world has 4 squares",
+        ),
+    ],
+)
+def test_what_cannot_be_taught_is_refused_in_one_line(backbone, world, model, words):
+    settings = section(1)
+    if backbone is TOY:
+        policy = TOY.new(TOY.size_section(), world.tokenizer(), image_size=world.image_size, background=0.0, seed=0)
+    else:
+        policy = new_policy(backbone, section(1, **model), world, seed=0)
+    with pytest.raises(InputError, match=words):
+        next(train_sketch(policy, backbone, world, settings, seed=0))
