@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from machine import Report
 
-from r3_rl import ranks
+from r3_rl import joining
 from r3_rl.assemble import load_policy
 from r3_rl.errors import RunError
 from r3_rl.evaluate.build import build_trainer
@@ -261,11 +261,11 @@ def _child(rank: int, count: int, port: int, folder: str, number: int) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
-    ranks.join()
+    joining.join()
     found = train(PLANTS[number], Path(folder))
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))
-    ranks.leave()
+    joining.leave()
 
 
 def run(number: int, folder: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _step(trainer: R3Trainer, number: int) -> dict[str, float]:
     begin = time.process_time()
     collected = trainer.roll_out(number)
     rolled_out = time.process_time()
-    trainer.learn(number, collected.credits)
+    trainer.updater.learn(number, collected.credits)
     return {"roll out": rolled_out - begin, "update": time.process_time() - rolled_out}
 
 

@@ -126,7 +126,7 @@ def one_step(trainer: Any, panel: Any, num_parts: int, number: int) -> tuple[dic
     begin, cpu = time.perf_counter(), time.process_time()
     for half in (2 * number, 2 * number + 1):
         collected = trainer.roll_out(half)
-        trainer.accumulate(half, collected.credits)  # without a step: the next repetition has the same rollouts
+        trainer.updater.accumulate(half, collected.credits)  # without a step: the next repetition has the same rollouts
         seconds = {f"time/{name}_s": value for name, value in trainer.watch.seconds.items()}
         for name, value in {**collected.metrics, **seconds}.items():
             sums[name] = sums.get(name, 0.0) + value

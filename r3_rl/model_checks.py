@@ -14,8 +14,8 @@ from r3_rl.policy.hub import is_hub_id
 from r3_rl.policy.registry import backbone_of, find, names, pretrained_backbone
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.drawing import DrawingSection
-from r3_rl.recipe.learning import EVERY_BRANCH
 from r3_rl.recipe.pretraining import MixSection, PretrainSection
+from r3_rl.recipe.running import EVERY_BRANCH
 from r3_rl.recipe.sampling import COMPACT, RECOGNISED
 from r3_rl.recipe.tree import Path, split
 from r3_rl.recipe.wording import mistakes_of

@@ -49,6 +49,8 @@ def pointed_to(values: dict[str, Any]) -> Iterator[tuple[Path, str]]:
         yield from ((("model", "path"), message) for message in _weights(folder, "model.path"))
     if isinstance(start := _below(values, "pretrain").get("start"), str):
         yield from ((("pretrain", "start"), message) for message in _weights(start, "pretrain.start"))
+    if isinstance(start := _below(values, "lora").get("start"), str):
+        yield from ((("lora", "start"), message) for message in _adapter(FilePath(start)))
     for where, path in benches(values):
         if why := _bench_problem(str(where[-1]), path):
             yield where, why
@@ -200,6 +202,17 @@ def _below(values: dict[str, Any], section: str) -> dict[str, Any]:
 def _weights(folder: str, setting: str) -> Iterator[str]:
     if not FilePath(folder).is_dir():
         yield f"no such folder: '{folder}'{unfilled(folder) or f'; name the weights with {setting}=FOLDER'}"
+
+
+def _adapter(folder: FilePath) -> Iterator[str]:
+    if not folder.is_dir():
+        yield f"no such folder: '{folder}'{unfilled(str(folder)) or '; name a run or its adapter/'}"
+        return
+    found = next((p for p in (folder, folder / "adapter") if (p / "adapter_config.json").is_file()), None)
+    if found is None:
+        yield f"'{folder}' holds no adapter; name a run that is done, or its adapter/"
+    elif (found / "routing.json").is_file():
+        yield f"'{found}' is routed by task; `r3 export` writes plain adapters, one a task"
 
 
 def _lines_file(file: FilePath, key: str = "data.path") -> Iterator[str]:

@@ -36,9 +36,9 @@ def no_process_group_is_left() -> Iterator[None]:
     """A process that shards alone has a group of its own, which processes forked from it would take for theirs."""
     yield
     if "torch.distributed" in sys.modules:
-        from r3_rl import ranks
+        from r3_rl import joining
 
-        ranks.leave()
+        joining.leave()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r3_rl import ranks, registered
+from r3_rl import joining, ranks, registered
 from r3_rl.benches.base import ComparesSets, ItemBench, Request
 from r3_rl.benches.page import write_page
 from r3_rl.benches.resampling import Values, values_of
@@ -67,7 +67,7 @@ def evaluate(
         InputError: an unknown bench, missing files, or a folder that holds another evaluation.
     """
     check_benches(settings)
-    ranks.join()
+    joining.join()
     try:
         subjects = find_subjects(name, against=against)
         benches = find_benches(settings, subjects)
@@ -80,7 +80,7 @@ def evaluate(
                 return []
             return write_results(folder, benches, subjects, settings, todo)
     finally:
-        ranks.leave()
+        joining.leave()
 
 
 def check_benches(settings: EvalSettings) -> None:

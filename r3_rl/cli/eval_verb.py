@@ -37,8 +37,8 @@ def eval_(
         scorers: YAML file with the scorers of drawing benches, by bench: `scorer` and `params` as in a recipe.
         out: folder of tables, samples, images and page; without it one below runs/eval. An unfinished one goes on.
     """
+    from r3_rl.joining import launched
     from r3_rl.process import prepare_process
-    from r3_rl.ranks import launched
 
     budgets = _budgets(rounds)
     names = [name.strip() for name in bench.split(",") if name.strip()]

@@ -61,8 +61,8 @@ def train(
     if dry_run:
         print(dump_resolved(checked), end="")
         return 0
+    from r3_rl.joining import launched
     from r3_rl.process import prepare_process
-    from r3_rl.ranks import launched
 
     prepare_process(checked.training.num_threads)
     rank, num_processes = launched()
@@ -107,7 +107,7 @@ def train(
 def _recipe_of(resume: str) -> tuple[str, str]:
     """The file of the recipe that a run has, and the run or its checkpoint as a path."""
     from r3_rl.evaluate.resume import find_place, recorded
-    from r3_rl.recipe.learning import TrainingSection
+    from r3_rl.recipe.running import TrainingSection
 
     place = find_place(resume, runs=Path(TrainingSection.model_fields["output_dir"].default))
     return str(recorded(place.run)), str(place.checkpoint or place.run)

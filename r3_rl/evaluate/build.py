@@ -20,10 +20,13 @@ from r3_rl.assemble import (
     trainer_arguments,
     world_tags,
 )
+from r3_rl.evaluate.loading import start_from
 from r3_rl.nodes import Node, given_image
 from r3_rl.pixels import open_image
+from r3_rl.policy.base import Example
 from r3_rl.policy.words import unknown_words
 from r3_rl.recipe import Recipe
+from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.schedules import AskedNodes
@@ -43,7 +46,10 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
     held_out = build_panel(recipe, recipe.eval_rewards, base=Path.cwd(), held_out=True) if recipe.eval_rewards else None
     loaded.policy.checkpoint_activations(recipe.training.gradient_checkpointing)
     peft_config = adapter_settings(recipe)
-    if peft_config is None:
+    if recipe.lora.start is not None:
+        start_from(loaded, Path(recipe.lora.start))
+        peft_config = None
+    elif peft_config is None:
         for parameter_name, parameter in loaded.policy.module.named_parameters():
             parameter.requires_grad_(re.fullmatch(loaded.policy.spec.layers, parameter_name) is not None)
     world, tags = (find_world(recipe.data.world), world_tags(recipe.data)) if recipe.data.world else (None, ())
@@ -59,6 +65,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
         synthetic=partial(synthetic_nodes, world, panel=panel, tags=tags) if world else None,
         questions=_questions(recipe, loaded, world),
         about=partial(nodes_about, world) if world else None,
+        examples=partial(right_examples, world, tags) if world else None,
     )
 
 
@@ -98,6 +105,12 @@ def asked_nodes(world: World[Any], count: int, seed: int) -> list[Node]:
         given_image(Prompt(text=q.text, columns={"answer": q.answer, "kind": q.kind}), torch.from_numpy(q.image))
         for q in world.questions(count, seed=np.random.default_rng((seed, _QUESTIONS)))
     ]
+
+
+def right_examples(world: World[Any], tags: Sequence[str], task: str, count: int, seed: int) -> Sequence[Example]:
+    """Examples of a task as in the world's pretraining, without a wrong one, about prompts of these kinds."""
+    settings = PretrainSection(prompt_weights={tag: float(tag in tags) for tag in world.tags})
+    return world.examples(settings, seed=seed)(task, count)
 
 
 def synthetic_nodes(world: World[Any], count: int, seed: int, *, panel: Panel, tags: Sequence[str]) -> list[Node]:

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from r3_rl.assemble import load_policy, loop_settings
+from r3_rl.assemble import LoadedPolicy, load_policy, loop_settings
 from r3_rl.errors import InputError
 from r3_rl.policy.adapter_files import RECIPE_FILE, weights_file
-from r3_rl.policy.adapters import adds_nothing, load_adapter
+from r3_rl.policy.adapters import adapted_layers, adds_nothing, load_adapter
 from r3_rl.policy.base import Policy
 from r3_rl.policy.hub import is_hub_id
 from r3_rl.recipe.sampling import ModelSection, RolloutSection, world_named_in
@@ -79,6 +79,26 @@ def load_base_of(trained: Loaded) -> Loaded:
     section = _model_section(trained.sections.get("model"), None, None)
     base = load_policy(section, world=world_named_in(trained.sections))
     return replace(trained, policy=base.policy, adapted=False, marks=base.fingerprint)
+
+
+def start_from(loaded: LoadedPolicy, folder: Path) -> None:
+    """Put an adapter into a policy that has none, to be trained on.
+
+    Args:
+        loaded: the base that the adapter was trained on.
+        folder: as `find_adapter` takes it.
+
+    Raises:
+        InputError, CheckpointError: there is none, or it does not fit the base.
+    """
+    place, module = _adapter_folder(folder), loaded.policy.module
+    load_adapter(module, place, fingerprint=loaded.fingerprint)
+    layers = adapted_layers(module).values()
+    for layer in layers:
+        layer.lora_A.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)
+    ranks = sorted({part.weight.shape[0] for layer in layers for part in layer.lora_A.values()})
+    print(f"begins from the adapter {place}: rank {', '.join(map(str, ranks))}")
 
 
 def find_adapter(folder: Path) -> Path | None:

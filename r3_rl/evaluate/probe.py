@@ -137,9 +137,12 @@ def _measured(trainer: R3Trainer, num_steps: int, turns: int) -> Probe:
         credits: list[Credit] = []
         for turn in range(turns):
             credits += trainer.roll_out(number * turns + turn).credits
-        parts = trainer.balancer.parts(credits)
+        updater = trainer.updater
+        parts = updater.balancer.parts(credits)
         with training_mode(trainer.policy.module, seed=(trainer.args.seed, number)):
-            vectors = trainer.balancer.apart(parts, lambda part: trainer.add_gradient(part, step_sizes(part)))
+            vectors = trainer.updater.balancer.apart(
+                parts, lambda part: trainer.updater.add_gradient(part, step_sizes(part))
+            )
         steps.append(dict(zip(parts, vectors, strict=True)))
         print(f"step {number + 1}/{num_steps}: {', '.join(f'{len(p)} of {name}' for name, p in parts.items())}")
     objectives = tuple(name for name in steps[0] if all(name in step for step in steps))
@@ -150,7 +153,7 @@ def _measured(trainer: R3Trainer, num_steps: int, turns: int) -> Probe:
             hint="take a schedule with more stages, more prompts a step or finer scores",
         )
     rows = [step[name] for step in steps for name in objectives]
-    places = trainer.balancer.places
+    places = trainer.updater.balancer.places
     flat = grams_by_place(rows, [p.numel() for p in places], list(places.values()))
     shape = (num_steps, len(objectives), num_steps, len(objectives))
     return Probe(objectives=objectives, grams=_with_sums({place: gram.view(shape) for place, gram in flat.items()}))

@@ -26,7 +26,7 @@ from r3_rl.observe.memory import free_bytes, weighed
 from r3_rl.policy.adapters import adapter_merged
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe.branching import PHASES
-from r3_rl.recipe.learning import ParallelSection
+from r3_rl.recipe.running import ParallelSection
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.rows import Parts, score_batch
 from r3_rl.training.batcher import micro_batches
@@ -174,23 +174,23 @@ def _update(
         made = [(stage, i, segment) for stage in stages for i, segment in enumerate(segments.get(stage, ()))]
         # advantages of both signs
         credits = [Credit(segment=segment, advantage=1.0 if i % 2 else -1.0, stage=stage) for stage, i, segment in made]
-        credits = [credit for credit in credits if trainer.losses[credit.objective].weight > 0]
+        credits = [credit for credit in credits if trainer.updater.losses[credit.objective].weight > 0]
         if name not in names or not credits:
             continue
         with meter(name, len(made)):
-            trainer.accumulate(_TYPICAL, credits)
+            trainer.updater.accumulate(_TYPICAL, credits)
         if steps:
             with meter("optimiser", len(made)):
                 trainer.learner.optimizer.step()
         trainer.learner.zero_grad()
-        batches = micro_batches(trainer.policy, credits, trainer.batcher.token_budget)
+        batches = micro_batches(trainer.policy, credits, trainer.updater.batcher.token_budget)
         meter.stage = name
         with weighed(meter.device) as taken:
-            trainer.accumulate(_PROBED, [*batches[0], *(batches[-1] if len(batches) > 1 else [])])
+            trainer.updater.accumulate(_PROBED, [*batches[0], *(batches[-1] if len(batches) > 1 else [])])
         trainer.learner.zero_grad()
         most = max(most, taken.peak_bytes)
     # gradients are made by the update and are listed by themselves
-    return max(most - num_bytes(trainer.balancer.places), 0)
+    return max(most - num_bytes(trainer.updater.balancer.places), 0)
 
 
 def _notes(segments: dict[str, list[Segment]], rows: int, whole: int, recipe: Recipe) -> tuple[str, ...]:

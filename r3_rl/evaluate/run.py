@@ -11,37 +11,34 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from r3_rl import ranks
+from r3_rl import joining, ranks
 from r3_rl.assemble import (
     LoadedPolicy,
     load_policy,
-    loop_settings,
 )
 from r3_rl.errors import InputError
-from r3_rl.evaluate.base import SEED, Bench, Measures, bench_of
+from r3_rl.evaluate.base import Bench, Measures, bench_of
 from r3_rl.evaluate.best import BestKeeper, KeepBest, best_words, save_trained
 from r3_rl.evaluate.build import build_trainer
 from r3_rl.evaluate.early import Pace, ending_of, how_to_go_on
-from r3_rl.evaluate.gallery import BetweenSteps, Gallery, by_judge, by_panel
+from r3_rl.evaluate.gallery import BetweenSteps, Gallery
 from r3_rl.evaluate.measured import Items, Measured
+from r3_rl.evaluate.recording import gallery_of, keep_rollouts, measure_phase, recorder_of
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
-from r3_rl.evaluate.resume import Resumed, find_place, record_changes
+from r3_rl.evaluate.resume import Resumed, find_place
 from r3_rl.evaluate.resume import resume as resume_from
 from r3_rl.observe.course import BEST
 from r3_rl.observe.ending import FILE as ENDING
 from r3_rl.observe.ending import Ending
-from r3_rl.observe.environment import environment
 from r3_rl.observe.evaluation import Evaluation
 from r3_rl.observe.lock import sole_writer
-from r3_rl.observe.progress import RunProgress, duration
+from r3_rl.observe.progress import RunProgress
 from r3_rl.observe.recorder import Recorder, new_run_folder
 from r3_rl.observe.report import write_report
-from r3_rl.policy.adapters import adapted_layers, adapter_merged
+from r3_rl.policy.adapters import adapted_layers
 from r3_rl.recipe import Recipe, geometry
-from r3_rl.recipe_io import dump_resolved
 from r3_rl.training.callbacks import RecordCallback
 from r3_rl.training.manifest import Checkpoint
-from r3_rl.training.schedules import Collected
 from r3_rl.training.signals import SignalCallback
 from r3_rl.training.trainer import R3Trainer
 
@@ -99,14 +96,14 @@ def train(
     begin = time.monotonic()
     if recipe.eval.benches and further is None:
         raise InputError("the recipe names benches in its section 'eval'", hint="`r3 train` measures them")
-    ranks.join()
+    joining.join()
     print(geometry(recipe, ranks.count()))
     runs, place = Path(recipe.training.output_dir), None
     if resume is not None:
         place = ranks.of_first(partial(find_place, resume, runs=runs, name=name))
     run_folder = place.run if place else folder or ranks.of_first(partial(new_run_folder, runs, name))
     signals = SignalCallback(warning_signal=recipe.training.warning_signal)
-    with ranks.one_fate(), signals, ExitStack() as held:
+    with joining.one_fate(), signals, ExitStack() as held:
         ranks.of_first(lambda: held.enter_context(sole_writer(run_folder)))
         try:
             resumed = None
@@ -153,7 +150,7 @@ def _train(
     checkpoint = resumed.checkpoint if resumed else None
     if ranks.rank() > 0:
         return _follow(trainer, recipe, signals, checkpoint, folder)
-    recorder = _recorder(recipe, folder, resumed, loaded, source)
+    recorder = recorder_of(recipe, folder, resumed, loaded, source)
     print(f"run folder {folder}")
     print(trainer.self_check())
     bench = bench or bench_of(recipe)
@@ -162,9 +159,9 @@ def _train(
     if (bench or benches) and trainer.learner.in_parts:
         # the swap test asks the base after training, when the processes that hold shards of it have left
         loaded.policy.remember_base(on_host=True)
-    gallery = _gallery(recipe, loaded, trainer, bench, items, recorder)
+    gallery = gallery_of(recipe, loaded, trainer, bench, items, recorder)
     loading_s = time.monotonic() - begin
-    before = _measure(bench, items, loaded, gallery, "before", 0, base=True) if bench else None
+    before = measure_phase(bench, items, loaded, gallery, "before", 0, base=True) if bench else None
     if benches:
         benches.before()
     keep = _keep_best(recipe, loaded, trainer, folder, benches, checkpoint)
@@ -173,7 +170,7 @@ def _train(
         trainer.args.time_budget_s = max(limit_s - around_s, 0.0)
     between = [benches.during] if benches and recipe.eval.during and keep is None else []
     training_s = _lead(trainer, recipe, signals, gallery, checkpoint, folder, between, keep)
-    ranks.leave()
+    joining.leave()
     pace = Pace(
         steps=trainer.state.global_step - (checkpoint.step if checkpoint else 0),
         training_s=training_s,
@@ -187,7 +184,7 @@ def _train(
     save_trained(recipe, loaded, folder / ("adapter" if adapted_layers(loaded.policy.module) else "model"))
     after = evaluation = None
     if bench and before and before.items:
-        after = _measure(bench, before.items, loaded, gallery, "after", trainer.state.global_step)
+        after = measure_phase(bench, before.items, loaded, gallery, "after", trainer.state.global_step)
         evaluation = evaluation_of(bench, before, after)
     more: dict[str, Any] = {"ended": ending.document()} if ending.early else {}
     if benches:
@@ -240,25 +237,6 @@ def _stop(trainer: R3Trainer, recorder: Recorder, ending: Ending) -> None:
     print(f"report {write_report(recorder.run_folder)}")
 
 
-def _recorder(
-    recipe: Recipe, folder: Path, resumed: Resumed | None, loaded: LoadedPolicy, source: str | None
-) -> Recorder:
-    """Of the run folder, which says from the start what the run is and where it runs."""
-    recorder = Recorder(
-        folder,
-        keep_trajectories=recipe.observe.keep_trajectories,
-        resume_step=resumed.checkpoint.step if resumed else None,
-    )
-    if resumed:
-        (folder / ENDING).unlink(missing_ok=True)
-        record_changes(recorder, recipe, resumed)
-    else:
-        recorder.document("recipe.resolved.yaml", dump_resolved(recipe))
-        recorder.document("recipe.yaml", source or dump_resolved(recipe))
-    recorder.document("environment.json", environment(dtype=str(loaded.dtype).removeprefix("torch.")))
-    return recorder
-
-
 def _lead(
     trainer: R3Trainer,
     recipe: Recipe,
@@ -272,9 +250,9 @@ def _lead(
     """The steps of the first process, which records them, draws the gallery and does what else is done `between` steps;
     the seconds that they took."""
     recorder = gallery.recorder
-    trainer.on_collected = trainer.on_collected or _keep_rollouts(recorder, recipe.training.eval_steps)
-    trainer.on_gates = lambda step, found: recorder.gates(step + 1, found)
-    trainer.balancer.on_probe = lambda found: recorder.conflict(found.step + 1, found.row())
+    trainer.on_collected = trainer.on_collected or keep_rollouts(recorder, recipe.training.eval_steps)
+    trainer.updater.on_gates = lambda step, found: recorder.gates(step + 1, found)
+    trainer.updater.balancer.on_probe = lambda found: recorder.conflict(found.step + 1, found.row())
     progress = RunProgress(folder.name, total_steps=recipe.training.max_steps)
     with closing(trainer), progress:
         trainer.guards.say = progress.note
@@ -300,67 +278,7 @@ def _follow(
         if keep is not None:
             trainer.add_callback(keep)
         done = trainer.train(resume_from_checkpoint=checkpoint)
-    ranks.leave()
+    joining.leave()
     pace = Pace(steps=done.global_step, training_s=done.metrics["train_runtime"], around_s=0.0, minutes=False)
     ending = ending_of(trainer, folder, pace, stopped_by=signals.asked, keep=keep)
     return RunResult(folder=folder, before=None, after=None, ending=ending, stopped_by=signals.asked)
-
-
-def _keep_rollouts(recorder: Recorder, every: int) -> Callable[[int, Collected], None]:
-    """Best, worst and random rollouts of every so many steps, and of the step after, which is of the other kind."""
-
-    def keep(step: int, collected: Collected) -> None:
-        if (step + 1) % every < 2 and collected.phase != "answer":  # a question's image is nobody's trajectory
-            recorder.trajectories(step + 1, collected.trajectories())
-
-    return keep
-
-
-def _gallery(
-    recipe: Recipe,
-    loaded: LoadedPolicy,
-    trainer: R3Trainer,
-    bench: Bench[Any] | None,
-    items: Items | None,
-    recorder: Recorder,
-) -> Gallery:
-    """The first `observe.gallery` prompts that are measured, or of the file where nothing is measured."""
-    count, batch = recipe.observe.gallery, recipe.rollout.num_prompts
-    if items:
-        prompts = list(items.prompts[:count])
-    else:
-        prompts = [p for step in range(-(-count // batch)) for p in trainer.prompts.batch(step)][:count]
-    return Gallery(
-        policy=loaded.policy,
-        prompts=prompts,
-        settings=loop_settings(recipe.rollout),
-        rounds=bench.rounds if bench else recipe.rollout.rounds,
-        seed=items.seed if items else SEED,
-        verdicts=by_judge(bench.judge) if bench else by_panel(trainer.panel),
-        recorder=recorder,
-    )
-
-
-def _measure(
-    bench: Bench[Any],
-    items: Items | None,
-    loaded: LoadedPolicy,
-    gallery: Gallery,
-    phase: str,
-    step: int,
-    *,
-    base: bool = False,
-) -> Measured:
-    """One phase; `base` measures with the adapter off, so that a resumed run measures the same base."""
-    begin = time.monotonic()
-    if base:
-        with loaded.policy.reference():
-            measured = bench.run(loaded.policy, items)
-    else:
-        with adapter_merged(loaded.policy.module):
-            measured = bench.run(loaded.policy, items)
-    shown = len(gallery.prompts)  # the bench's first prompts: kept whatever came out, and not twice
-    gallery.record(step, measured.trajectories[:shown], phase)
-    gallery.recorder.trajectories(step, measured.trajectories[shown:], phase=phase)
-    print(f"measured {phase} training in {duration(time.monotonic() - begin)}")
-    return measured

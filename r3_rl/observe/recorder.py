@@ -21,7 +21,7 @@ from PIL import Image
 from r3_rl.errors import InputError, RunError
 from r3_rl.observe.trajectories import SeenRound, pick_trajectories, see
 from r3_rl.recipe.base import default
-from r3_rl.recipe.learning import ObserveSection
+from r3_rl.recipe.running import ObserveSection
 from r3_rl.types import Trajectory
 
 KEPT_TRAJECTORIES: int = default(ObserveSection, "keep_trajectories")

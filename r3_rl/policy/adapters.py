@@ -32,8 +32,8 @@ from r3_rl.policy.adapter_files import (
 )
 from r3_rl.policy.backbone import Branches, branch_of
 from r3_rl.policy.lora import NAME, AdaptedLinear, AdapterSettings, lora_config
+from r3_rl.policy.mismatch import describe_mismatch, refuse_infinite, renamed
 from r3_rl.policy.routing import RoutedLinear, Routing, routed_layers, routing_of
-from r3_rl.policy.weights import describe_mismatch, refuse_infinite, renamed
 
 __all__ = [
     "AdapterSettings",

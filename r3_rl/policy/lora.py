@@ -17,7 +17,7 @@ from r3_rl.errors import InputError
 from r3_rl.policy.backbone import GENERATION, Branch, Branches
 from r3_rl.policy.linear import linear
 from r3_rl.recipe.base import default
-from r3_rl.recipe.learning import EVERY_BRANCH, BalanceSection, LoraSection
+from r3_rl.recipe.running import EVERY_BRANCH, BalanceSection, LoraSection
 
 Kind = Literal["shared", "split", "routed"]
 NAME = "default"

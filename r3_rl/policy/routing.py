@@ -26,7 +26,7 @@ from r3_rl.errors import InputError
 from r3_rl.policy.linear import linear
 from r3_rl.policy.lora import AdaptedLinear, Kind
 from r3_rl.recipe.base import default
-from r3_rl.recipe.learning import BalanceSection
+from r3_rl.recipe.running import BalanceSection
 from r3_rl.types import STAGES
 
 Runs = tuple[tuple[str, int], ...]

@@ -20,16 +20,9 @@ from r3_rl.recipe.base import Problem, Section, section
 from r3_rl.recipe.evaluating import EvalSection
 from r3_rl.recipe.geometry import geometry, misfit
 from r3_rl.recipe.guarding import GuardsSection
-from r3_rl.recipe.learning import (
-    MOST_SCORERS,
-    AlgorithmSection,
-    BalanceSection,
-    LoraSection,
-    ObserveSection,
-    RewardSection,
-    TrainingSection,
-)
+from r3_rl.recipe.learning import MOST_SCORERS, AlgorithmSection, RewardSection
 from r3_rl.recipe.pretraining import PretrainSection
+from r3_rl.recipe.running import BalanceSection, LoraSection, ObserveSection, TrainingSection
 from r3_rl.recipe.sampling import EMBEDDED, DataSection, ModelSection, RolloutSection
 
 __all__ = ["Problem", "Recipe", "RewardSection", "Section", "geometry", "misfit"]
@@ -90,6 +83,8 @@ class Recipe(Section):
             yield Problem("algorithm.answer_own_share", "only a world can say what an image shows; set it to 0")
         if self.data.questions is not None and self.algorithm.answer_share == 0:
             yield Problem("data.questions", "no step asks them; set algorithm.answer_share above 0, or drop the file")
+        if self.algorithm.supervised is not None:
+            yield from self._supervised_problems()
         if self.balance.routing != "shared" and self.training.parallel.kind == "fsdp2":
             yield Problem("balance.routing", "routed adapters cannot be sharded; use 'shared', or another engine")
         if self.eval.keep_best and not self.lora.enabled and self.training.parallel.kind == "fsdp2":
@@ -102,6 +97,16 @@ class Recipe(Section):
             yield Problem(
                 "data.kind", "pretraining needs a world, which makes its own examples; a file has prompts alone"
             )
+
+    def _supervised_problems(self) -> Iterator[Problem]:
+        if not self.data.world:
+            yield Problem("algorithm.supervised", "only a world can say what is right; leave it out")
+        if self.balance.aggregator != "sum":
+            yield Problem("balance.aggregator", "supervised steps add their gradients up; use 'sum'")
+        if self.balance.routing != "shared":
+            yield Problem("balance.routing", "supervised examples belong to no stage; use 'shared'")
+        if self.training.parallel.kind == "fsdp2":
+            yield Problem("training.parallel.kind", "supervised steps are not sharded; use 'ddp' or 'auto'")
 
     def _panel_problems(self) -> Iterator[Problem]:
         if not self.rewards and self.pretrain is None:
@@ -143,6 +148,8 @@ class Recipe(Section):
             if self.balance.routing != "shared":
                 yield Problem("balance.routing", "tasks are told apart by their adapters; set lora.enabled to true")
             return
+        if self.lora.start is not None and self.balance.routing != "shared":
+            yield Problem("lora.start", "adapters that are routed by task begin anew; set balance.routing to 'shared'")
         if self.lora.branches == "generation" and self.algorithm.text_loss_weight > 0:
             yield Problem(
                 "algorithm.text_loss_weight",

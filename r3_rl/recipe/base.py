@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Owner = TypeVar("Owner", bound="DataclassInstance")
 Share = Annotated[float, Field(ge=0, le=1)]
+MOST_STEPS = 10**9
 
 
 class Problem(NamedTuple):

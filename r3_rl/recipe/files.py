@@ -15,6 +15,7 @@ from r3_rl.recipe.tree import Path, text_problem, unfilled
 _PACKAGE = FilePath(__file__).resolve().parents[1]
 READ: tuple[Path, ...] = (
     ("data", "path"), ("data", "questions"), ("model", "path"), ("pretrain", "start"), ("eval", "scorers"),
+    ("lora", "start"),
 )  # fmt: skip
 """Settings that name a file or folder to be read; a relative one is looked for beside the recipe that names it."""
 FUNCTIONS: dict[Path, str] = {

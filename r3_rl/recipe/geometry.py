@@ -46,7 +46,8 @@ def geometry(recipe: Recipe, world_size: int = 1) -> str:
         raise RecipeError("\n".join(f"{'.'.join(map(str, path))}: {message}" for path, message in found))
     prompts = recipe.rollout.num_prompts
     phases = phases_of(recipe.algorithm.schedule, recipe.algorithm.answer_share)
-    steps = ", ".join(_step(phase, recipe) for phase in dict.fromkeys(phases))
+    taught = recipe.algorithm.supervised
+    steps = taught.words() if taught else ", ".join(_step(phase, recipe) for phase in dict.fromkeys(phases))
     processes = "1 process" if world_size == 1 else f"{world_size} processes of {prompts // world_size} prompts"
     return f"{steps}, {processes}, micro-batches of at most {recipe.training.token_budget} tokens"
 

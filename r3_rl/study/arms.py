@@ -22,6 +22,8 @@ class Arm:
     """Overrides of the study's recipe, `key=value`: one key in each arm, none in the recipe itself."""
     recipe: str | None = None
     """A recipe of its own, which takes the place of the study's."""
+    merges: tuple[tuple[str, float], ...] = ()
+    """Arms with the same seed whose adapters, so weighted, are added up; the sum is measured and not trained."""
 
 
 R3 = "r3"
@@ -54,6 +56,28 @@ _ARMS = (
     Arm(name="equal_norms", label="R3, equal norms", settings=("balance.aggregator=equal_norms",)),
     Arm(name="split", label="R3, an adapter a stage", settings=("balance.routing=split",)),
     Arm(name="routed", label="R3, routed adapters", settings=("balance.routing=routed",)),
+    Arm(
+        name="taught_drawing",
+        label="Generation only, supervised",
+        settings=("algorithm.supervised={text_to_image: 128}",),
+    ),
+    Arm(
+        name="taught_reading",
+        label="Understanding only, supervised",
+        settings=("algorithm.supervised={critique: 64, question: 64}",),
+    ),
+    Arm(
+        name="merged",
+        label="Generation + critiques, merged",
+        settings=("training.max_steps=0",),
+        merges=(("draft_only", 1.0), ("critique_only", 1.0)),
+    ),
+    Arm(
+        name="averaged",
+        label="Generation and critiques, averaged",
+        settings=("training.max_steps=0",),
+        merges=(("draft_only", 0.5), ("critique_only", 0.5)),
+    ),
     Arm(name="coin", label="R3, a coin for a reward", settings=("rewards=[{scorer: random_reward}]",)),
 )
 ARMS = {arm.name: arm for arm in _ARMS}
@@ -61,6 +85,7 @@ GROUPS = {
     "main": (R3, "draft_only", "critique_only", "cotrain"),
     "heads": (R3, "text_only", "flow_only", "frozen_critic"),
     "credit": (R3, "one_to_one", "refined_twice", "episode"),
+    "apart": (R3, "draft_only", "critique_only", "taught_drawing", "taught_reading", "merged", "averaged"),
     "routing": (R3, "split", "routed"),
     "coordination": (R3, "pcgrad", "cagrad", "upgrad", "config", "equal_norms"),
     "all": tuple(ARMS),
@@ -72,18 +97,22 @@ def find_arms(names: Sequence[str]) -> list[Arm]:
 
     Args:
         names: of arms, of groups of arms (`main`), or of recipes: a file `./mine.yaml`, or a shipped one, which are
-            arms of their own with every setting that they have.
+            arms of their own with every setting that they have. An arm that merges others brings them along.
 
     Raises:
         InputError: a name that is none of these, or no name at all.
 
     >>> [arm.name for arm in find_arms(["heads", "coin"])]
     ['r3', 'text_only', 'flow_only', 'frozen_critic', 'coin']
+    >>> [arm.name for arm in find_arms(["merged"])]
+    ['draft_only', 'critique_only', 'merged']
     """
     found: dict[str, Arm] = {}
     for name in names:
         for member in GROUPS.get(name, (name,)):
             arm = ARMS.get(member) or _of_recipe(member)
+            for part, _ in arm.merges:
+                found.setdefault(part, ARMS[part])
             if found.setdefault(arm.name, arm) != arm:
                 raise InputError(f"two arms are called '{arm.name}'", hint="give the recipe's file another name")
     if not found:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
+from r3_rl.errors import R3Error
 from r3_rl.observe.progress import duration
 from r3_rl.process import physical_cores
 from r3_rl.study.plan import Job
@@ -43,9 +46,12 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int) -> list[Job]:
     begin, num_ended, number = time.monotonic(), 0, len(left)
     with _ends_together(running):
         while left or running:
-            while left and len(running) < at_once:
-                job = left.pop(0)
-                running[job] = (_start(job, threads), time.monotonic())
+            while len(running) < at_once and (job := _next(left, running, failed)) is not None:
+                try:
+                    running[job] = (_start(job, threads), time.monotonic())
+                except R3Error as error:  # adapters that cannot be added up
+                    failed.append(job)
+                    print(f"{job.arm.name}, seed {job.seed}: not begun: {error}", flush=True)
             time.sleep(POLL_S)
             for job, (process, started) in list(running.items()):
                 if (code := process.poll()) is None:
@@ -66,15 +72,41 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int) -> list[Job]:
     return failed
 
 
+def _next(left: list[Job], running: Collection[Job], failed: list[Job]) -> Job | None:
+    """Take the first run out of `left` that can begin; None if all others wait for one that is running. One whose parts
+    have failed fails too."""
+    for job in list(left):
+        waits_for = [part for part, _ in job.parts if part.done is None]
+        if not waits_for:
+            left.remove(job)
+            return job
+        if not any(part in running or part in left for part in waits_for):
+            left.remove(job)
+            failed.append(job)
+            print(f"{job.arm.name}, seed {job.seed}: not begun, since {waits_for[0].arm.name} failed", flush=True)
+    return None
+
+
 def _start(job: Job, threads: str) -> subprocess.Popen[bytes]:
     job.runs.mkdir(parents=True, exist_ok=True)
     overrides = [f"training.seed={job.seed}", f"training.output_dir={job.runs}"]
+    if job.parts:
+        overrides.append(f"lora.start={_merged(job)}")
     resumed = ["--resume", str(job.interrupted)] if job.interrupted else []
     command = [sys.executable, "-m", "r3_rl", "train", str(job.recipe), *overrides, *resumed]
     with job.log.open("ab") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": threads}
         )
+
+
+def _merged(job: Job) -> Path:
+    """The sum of the adapters that a run begins from, made anew."""
+    from r3_rl.merging import Part, merge_adapters  # torch, which a study of runs alone does without
+
+    shutil.rmtree(job.start, ignore_errors=True)
+    merge_adapters([Part(folder=str(part.done), weight=weight) for part, weight in job.parts], job.start)
+    return job.start
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r3_rl.errors import InputError, RecipeError
@@ -12,7 +12,7 @@ from r3_rl.observe.recorder import write_document
 from r3_rl.recipe import Recipe
 from r3_rl.recipe.changes import changes
 from r3_rl.recipe_io import dump_resolved, load_recipe
-from r3_rl.study.arms import Arm, find_arms
+from r3_rl.study.arms import ARMS, Arm, find_arms
 
 PLAN = "study.json"
 MEASURED = "summary.json"
@@ -36,6 +36,16 @@ class Job:
     def runs(self) -> Path:
         """The folder of the runs with its seed."""
         return self.study / "runs" / f"seed-{self.seed}"
+
+    @property
+    def parts(self) -> list[tuple[Job, float]]:
+        """The runs whose adapters it begins from, added up, and the weight of each; mostly none."""
+        return [(replace(self, arm=ARMS[name]), weight) for name, weight in self.arm.merges]
+
+    @property
+    def start(self) -> Path:
+        """The folder of their sum."""
+        return self.runs / f"{self.arm.name}.adapter"
 
     @property
     def log(self) -> Path:
@@ -132,7 +142,8 @@ def write_plan(plan: Plan) -> None:
 
 def _recipe(plan: Plan, arm: Arm) -> Recipe:
     try:
-        recipe = load_recipe(arm.recipe or plan.recipe, [*arm.settings, *plan.overrides])
+        # what makes the arm stands last: a setting of all arms must not undo it
+        recipe = load_recipe(arm.recipe or plan.recipe, [*plan.overrides, *arm.settings])
     except RecipeError as error:
         raise RecipeError("\n".join(f"arm '{arm.name}': {line}" for line in str(error).splitlines())) from None
     if recipe.data.world is None:

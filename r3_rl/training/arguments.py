@@ -26,6 +26,7 @@ from r3_rl.training.config import R3Config
 from r3_rl.training.credit import CreditSettings
 from r3_rl.training.from_trl import prompts_of
 from r3_rl.training.schedules import AboutNodes, AskedNodes, Schedule, SyntheticNodes
+from r3_rl.training.teaching import Examples, Teacher
 from r3_rl.training.update import LossSettings
 
 Settings = TypeVar("Settings", CreditSettings, LossSettings)
@@ -157,6 +158,21 @@ def schedule_of(
             plateau_steps=args.plateau_steps,
             plateau_gain=args.plateau_gain,
         ),
+    )
+
+
+def teacher_of(args: R3Config, examples: Examples | None) -> Teacher | None:
+    """What takes the schedule's place in a supervised run; None for all others. Raises InputError without examples."""
+    if args.supervised is None:
+        return None
+    if examples is None:
+        raise InputError("supervised steps without examples", hint="pass examples, or set supervised to None")
+    return Teacher(
+        examples=examples,
+        counts=args.supervised,
+        text_weight=args.text_loss_weight,
+        image_weight=args.image_loss_weight,
+        seed=args.seed,
     )
 
 

@@ -26,7 +26,7 @@ from r3_rl.policy.base import Drawing, Policy, Sampling
 from r3_rl.policy.prefixes import context_key, written_before
 from r3_rl.policy.routing import routing_of
 from r3_rl.recipe.base import default
-from r3_rl.recipe.learning import TrainingSection
+from r3_rl.recipe.running import TrainingSection
 from r3_rl.training.credit import Credit
 
 

@@ -18,16 +18,10 @@ from r3_rl.recipe import Recipe
 from r3_rl.recipe.base import Section, default
 from r3_rl.recipe.branching import BranchSection
 from r3_rl.recipe.guarding import GuardsSection
-from r3_rl.recipe.learning import (
-    AlgorithmSection,
-    BalanceSection,
-    ObserveSection,
-    ParallelSection,
-    ProgressiveSection,
-    TrainingSection,
-    TreeSection,
-)
+from r3_rl.recipe.learning import AlgorithmSection, ProgressiveSection, TreeSection
+from r3_rl.recipe.running import BalanceSection, ObserveSection, ParallelSection, TrainingSection
 from r3_rl.recipe.sampling import RolloutSection
+from r3_rl.recipe.supervised import SupervisedSection
 
 _PLACES: dict[type[Section], str] = {
     RolloutSection: "rollout",
@@ -83,6 +77,8 @@ class R3Config:
     plateau_steps: int | None = _key(ProgressiveSection, "plateau_steps")
     plateau_gain: float = _key(ProgressiveSection, "plateau_gain")
     restart_rate: bool = _key(ProgressiveSection, "restart_rate")
+    supervised: Any = _key(AlgorithmSection, "supervised")  # noqa: RUF009 - a field
+    """A mapping of tasks to numbers of examples, or None; a section then."""
     answer_share: float = _key(AlgorithmSection, "answer_share")
     answer_own_share: float = _key(AlgorithmSection, "answer_own_share")
     frozen_stages: Sequence[str] = _key(AlgorithmSection, "frozen_stages")
@@ -167,6 +163,8 @@ class R3Config:
             except ValidationError as error:
                 raise _refusal(error, keys) from error
         self.branch = _branch(self.branch, self.num_generations)
+        if self.supervised is not None:
+            self.supervised = SupervisedSection.model_validate(self.supervised)
         try:
             self.guards = GuardsSection.model_validate(self.guards)
         except ValidationError as error:
@@ -185,6 +183,7 @@ class R3Config:
         return {f.name: getattr(self, f.name) for f in fields(self)} | {
             "branch": self.branch.model_dump(),
             "guards": self.guards.model_dump(),
+            "supervised": self.supervised.model_dump() if self.supervised else None,
         }
 
     def to_json_string(self) -> str:

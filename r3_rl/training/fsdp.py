@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from r3_rl import ranks
+from r3_rl import joining, ranks
 from r3_rl.errors import InputError, MissingPackageError
 from r3_rl.policy.adapters import adapted_layers
 from r3_rl.policy.base import Layered, Policy
@@ -214,7 +214,7 @@ def _sharded(root: nn.Module, args: R3Config, *, adapted: bool) -> Any:
     """The decoder, its layers in shards; the policy of types is FSDP2's."""
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise MissingPackageError(f"training.parallel.kind fsdp2 needs {OLDEST}", hint="pip install -U torch")
-    ranks.join_alone()
+    joining.join_alone()
     # a layer's keys and values are views, and nobody writes into them
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     replicate, count = args.replicate, ranks.count()

@@ -19,33 +19,28 @@ from transformers.trainer_callback import CallbackHandler, TrainerControl, Train
 from transformers.trainer_utils import TrainOutput
 
 from r3_rl import ranks
-from r3_rl.balance.conflict import place_of
-from r3_rl.balance.gates import by_place, gates_of, imbalance, numbers
-from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
 from r3_rl.modalities import TextSegment
 from r3_rl.observe.memory import held_bytes, peak_bytes
 from r3_rl.observe.metrics import Numbers, combine
-from r3_rl.policy.adapters import adapter_merged, drops, training_mode
-from r3_rl.policy.backbone import branch_of
+from r3_rl.policy.adapters import adapter_merged
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.engine import Stopwatch
 from r3_rl.rollout.prompts import PromptStream
 from r3_rl.scoring.base import RunProgress
 from r3_rl.scoring.panel import Panel
-from r3_rl.training.arguments import refuse_training, settings_of
+from r3_rl.training.arguments import refuse_training
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import TimeBudgetCallback
 from r3_rl.training.checkpoint import keep_newest, load_checkpoint, pass_over, read_state, save_checkpoint
 from r3_rl.training.config import R3Config
-from r3_rl.training.credit import Credit
 from r3_rl.training.earned import shared_noise
 from r3_rl.training.manifest import Checkpoint, checked
-from r3_rl.training.optimizer import over_epsilon_of, step_size
 from r3_rl.training.parallel import Learner
 from r3_rl.training.room import RoomCallback, weights_bytes
 from r3_rl.training.schedules import Collected, Schedule
-from r3_rl.training.update import DEVIATIONS, LossSettings, accumulate, step_sizes
+from r3_rl.training.teaching import Teacher
+from r3_rl.training.updater import Updater
 from r3_rl.types import Verdict
 
 
@@ -63,6 +58,7 @@ class Loop:
         watch: where the schedule's engine keeps its seconds.
         base_fingerprint: kept beside a saved adapter.
         callbacks: in the order in which they are called.
+        teacher: takes the schedule's place, in runs that learn from right examples.
         on_collected: called with every step's rollouts.
     """
 
@@ -80,27 +76,19 @@ class Loop:
         watch: Stopwatch,
         base_fingerprint: str,
         callbacks: Sequence[TrainerCallback],
+        teacher: Teacher | None,
         on_collected: Callable[[int, Collected], None] | None,
     ) -> None:
-        self.policy, self.learner, self.args = policy, learner, args
+        self.policy, self.learner, self.args, self.watch = policy, learner, args, watch
         self.panel, self.held_out, self.prompts, self.schedule = panel, held_out, prompts, schedule
-        self.batcher, self.watch, self.losses = batcher, watch, settings_of(LossSettings, args).losses()
         self.base_fingerprint, self.on_collected = base_fingerprint, on_collected
-        branches = policy.spec.branches
-        self.balancer = Balancer(
-            {p: place_of(name, branch_of(name, branches)) for p, name in learner.names.items()},
-            aggregator=args.aggregator,
-            probe_every=args.probe_every,
-            seed=args.seed,
-            by_stage=args.objectives == "stage",
-            over_parts=learner.over_parts if learner.in_parts else None,
+        self.updater = Updater(
+            policy=policy, learner=learner, args=args, batcher=batcher, teacher=teacher, tell=self._tell
         )
         self.time_budget = TimeBudgetCallback()
         room = RoomCallback(self._checkpoint_bytes)
         self.handler = CallbackHandler([*callbacks, self.time_budget, room], policy.module, None, None, None)
         self.state, self.control = TrainerState(), TrainerControl()
-        self.on_gates: Callable[[int, dict[str, Any]], None] | None = None
-        """Called with the gates of a routed adapter every `probe_every` steps."""
         self.beside: Path | None = None
         """A folder that belongs to the state, such as the best adapter so far: every checkpoint has a copy."""
         self._collected: Collected | None = None
@@ -138,7 +126,7 @@ class Loop:
                 lines.clear()
             if self.control.should_save:
                 folder = Path(args.output_dir) / f"checkpoint-{self.state.global_step}"
-                self.state.stateful_callbacks["balancer"] = self.balancer.state()
+                self.state.stateful_callbacks["balancer"] = self.updater.balancer.state()
                 self.state.stateful_callbacks["progressive"] = self.schedule.progressive.state()
                 save_checkpoint(folder, learner=self.learner, state=self.state, beside=self.beside, **self._saved())
                 if ranks.rank() == 0:
@@ -157,10 +145,15 @@ class Loop:
     def step(self, number: int) -> Numbers:
         """One step, counted from 0: its numbers, of all processes."""
         begin = time.perf_counter()
+        if self.updater.teacher is not None:
+            taught = self.updater.teach(number)
+            seconds = time.perf_counter() - begin
+            own = taught | self._memory() | {"time/update_s": seconds, "time/step_s": seconds}
+            return combine(ranks.everyone(own), over="ranks")
         self.watch.seconds.clear()
         collected = self.roll_out(number)
         rolled_out = time.perf_counter()
-        learned = self.learn(number, collected.credits)
+        learned = self.updater.learn(number, collected.credits)
         updated = time.perf_counter()
         asked, self._asked = self._asked, []
         for answer in asked:
@@ -169,12 +162,10 @@ class Loop:
         collected.metrics |= held_out
         done = time.perf_counter()
         texts = [c.segment for c in collected.credits if isinstance(c.segment, TextSegment)]
-        device = next(self.policy.module.parameters()).device
         measured = {
             **{f"time/{name}_s": value for name, value in self.watch.seconds.items()},
             "num_tokens": sum(len(text.token_ids) for text in texts),
-            "memory/peak_bytes": peak_bytes(device),
-            "memory/held_bytes": held_bytes(device),
+            **self._memory(),
             "time/update_s": updated - rolled_out,
             **({"time/held_out_s": done - updated} if held_out else {}),
             "time/step_s": done - begin,
@@ -222,47 +213,9 @@ class Loop:
         self._collected = collected
         return collected
 
-    def learn(self, number: int, credits: Sequence[Credit]) -> Numbers:
-        """One update of the weights from this process's credits and those of the others."""
-        with step_size(self.policy.module) as moved:
-            numbers = self.accumulate(number, credits)
-            # with dropout the ratio of a first pass is not 1, and its deviation says nothing about rollout and replay
-            if number % self.args.num_iterations or drops(self.policy.module):
-                numbers = Numbers({n: v for n, v in numbers.items() if n not in DEVIATIONS}, numbers.sizes)
-            norm = self.learner.norm()
-            if not torch.isfinite(norm):
-                raise RunError(
-                    "the gradient is not finite",
-                    hint="lower training.learning_rate or eta; the last checkpoint is good",
-                )
-            over_epsilon = over_epsilon_of(self.learner.branch_of, self.args.adam_epsilon)
-            rate = self.learner.scheduler.get_last_lr()[0]
-            measured = {"grad_norm": float(norm), "learning_rate": float(rate), **over_epsilon}
-            self._tell("on_pre_optimizer_step")
-            self.learner.step(norm)
-        self._tell("on_optimizer_step")
-        return numbers | measured | moved
-
-    def accumulate(self, number: int, credits: Sequence[Credit]) -> Numbers:
-        """The gradient of a step, left in what the optimiser steps; only here the module is in training mode."""
-        with training_mode(self.policy.module, seed=(self.args.seed, number, ranks.rank())):
-            found = self.balancer.accumulate(number, credits, self.add_gradient, step_sizes(credits))
-        return found | self.balance_gates(number)
-
-    def balance_gates(self, number: int) -> dict[str, float]:
-        """Add the gradient of the loss that keeps all parts of a routed adapter in use, to one that is added up over
-        the processes already; return how the gates stand."""
-        if not (gates := gates_of(self.policy.module)):
-            return {}
-        if self.args.gate_balance:
-            self.learner.backward(self.args.gate_balance * imbalance(gates))
-        if self.on_gates is not None and self.args.probe_every and number % self.args.probe_every == 0:
-            self.on_gates(number, by_place(gates, self.policy.spec.branches))
-        return numbers(gates)
-
-    def add_gradient(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
-        """Add the gradient of some of this process's credits to what the optimiser steps; return their numbers."""
-        return accumulate(self.batcher, credits, self.losses, self.learner, normalisers)
+    def _memory(self) -> dict[str, float]:
+        device = next(self.policy.module.parameters()).device
+        return {"memory/peak_bytes": peak_bytes(device), "memory/held_bytes": held_bytes(device)}
 
     def log(self, logs: dict[str, float] | Numbers) -> None:
         """Keep a line in the state's history and hand it to the callbacks."""
@@ -280,7 +233,7 @@ class Loop:
             if not isinstance(checkpoint, Checkpoint):
                 checkpoint = ranks.of_first(partial(checked, Path(checkpoint)))
             self.state = read_state(checkpoint)
-            self.balancer.load(self.state.stateful_callbacks.get("balancer", {}))
+            self.updater.balancer.load(self.state.stateful_callbacks.get("balancer", {}))
             # before the learner, whose rate follows from it
             self.schedule.progressive.load(self.state.stateful_callbacks.get("progressive", {}))
             load_checkpoint(checkpoint, learner=self.learner, **self._saved())

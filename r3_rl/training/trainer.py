@@ -16,7 +16,7 @@ from r3_rl.rollout.engine import Stopwatch
 from r3_rl.scoring.panel import Panel
 from r3_rl.stages.protocol import PROTOCOLS
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.training.arguments import Scorer, panel_of, refuse, schedule_of, stream_of
+from r3_rl.training.arguments import Scorer, panel_of, refuse, schedule_of, stream_of, teacher_of
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import FlowCallback, TrackerCallback
 from r3_rl.training.checkpoint import save_weights
@@ -26,6 +26,7 @@ from r3_rl.training.guarding import GuardCallback
 from r3_rl.training.loop import Loop
 from r3_rl.training.schedules import AboutNodes, AskedNodes, Collected, SyntheticNodes
 from r3_rl.training.self_check import SelfCheck, self_check
+from r3_rl.training.teaching import Examples
 
 
 class R3Trainer(Loop):
@@ -48,6 +49,7 @@ class R3Trainer(Loop):
         questions: given images, each with a question for a prompt, whose column `answer` is the right answer (or a list
             of right ones), and `match` the rule (`stages.answer_rules`); for `answer_share`.
         about: the same about images that the policy drew, for `answer_own_share`.
+        examples: (task, count, seed) -> right examples, for `supervised`.
         on_collected: called with every step's rollouts (recording).
 
     Raises InputError for arguments that contradict each other.
@@ -70,6 +72,7 @@ class R3Trainer(Loop):
         synthetic: SyntheticNodes | None = None,
         questions: AskedNodes | None = None,
         about: AboutNodes | None = None,
+        examples: Examples | None = None,
         on_collected: Callable[[int, Collected], None] | None = None,
     ) -> None:
         args, adapter = config_of(args), adapter_of(peft_config)
@@ -99,6 +102,7 @@ class R3Trainer(Loop):
                 *([TrackerCallback(args.report_to)] if args.report_to else []),
                 *(callbacks or []),
             ],
+            teacher=teacher_of(args, examples),
             on_collected=on_collected,
         )
         self.checked: SelfCheck | None = None
@@ -124,7 +128,7 @@ class R3Trainer(Loop):
             seed=self.args.seed,
             rollout=adapter_merged(self.policy.module),
             learner=self.learner,
-            batcher=self.batcher,
+            batcher=self.updater.batcher,
         )
         return self.checked
 

@@ -9,12 +9,15 @@ import sys
 import time
 
 import pytest
+from safetensors.numpy import load_file
 
 from r3_rl.errors import InputError, RecipeError
 from r3_rl.observe.evaluation import Evaluation
+from r3_rl.study.jobs import _next
 from r3_rl.study.plan import Plan, write_plan
 from r3_rl.study.run import study
 
+APART = ("draft_only", "critique_only")
 SMALL = (
     "training.max_steps=3", "training.save_steps=1", "training.eval_prompts=6", "training.eval_items=6",
     "training.num_threads=1", "rollout.num_prompts=2", "rollout.rounds=1", "lora.rank=4", "observe.gallery=0",
@@ -78,6 +81,32 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_figures(tmp_path):
     assert {(row["arm"], row["seed"], row["phase"]) for row in rows} == {
         (arm, 0, phase) for arm in ("r3", "draft_only") for phase in ("before", "after")
     }
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_study_merges_what_was_trained_apart_and_teaches(tmp_path):
+    """`averaged` waits for its parts, begins from their sum and trains nothing; a part that fails fails it too."""
+    begin = ("--recipe", "shapes_r3", "--arms", "averaged,taught_drawing", "--seeds", "1", "--jobs", "2", *SMALL[1:])
+    taught = {"training.max_steps=2", "algorithm.answer_share=0"}
+    done = _call(tmp_path / "study", *begin, *taught)
+    said, _ = done.communicate(timeout=600)
+    assert done.returncode == 0, said
+    assert said.index("draft_only") < said.index("averaged")
+    assert "0.5 x" in said and (tmp_path / "study" / "runs" / "seed-0" / "averaged.adapter" / "README.md").is_file()
+    assert _metrics(tmp_path / "study", "averaged") == []
+    parts = [load_file(_run(tmp_path / "study", arm) / "adapter" / "adapter_model.safetensors") for arm in APART]
+    merged = load_file(_run(tmp_path / "study", "averaged") / "adapter" / "adapter_model.safetensors")
+    name = next(iter(parts[0])).replace(".lora_B.", ".lora_A.")
+    assert merged[name].shape[0] == 2 * parts[0][name].shape[0]
+    rows = [json.loads(line) for line in (tmp_path / "study" / "figures.jsonl").read_text().splitlines()]
+    assert {row["arm"] for row in rows} == {*APART, "averaged", "taught_drawing"}
+    failed = []
+    jobs = Plan.read(tmp_path / "study").jobs()
+    averaged, draft_only = (next(j for j in jobs if j.arm.name == name) for name in ("averaged", "draft_only"))
+    (draft_only.done / "summary.json").unlink()
+    assert _next([averaged], {draft_only: None}, failed) is None and failed == [], "it waits for a run"
+    assert _next([averaged], {}, failed) is None and failed == [averaged]
 
 
 def test_a_wrong_arm_or_setting_is_told_before_anything_runs(tmp_path, r3):

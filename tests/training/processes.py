@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from r3_rl import ranks
+from r3_rl import joining, ranks
 from r3_rl.balance.gradients import Balancer
 from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import R3Error
@@ -208,7 +208,7 @@ def fail_share(folder: Path, how: str) -> None:
             credit.segment.log_probs.fill_(float("nan"))
 
     options = {"schedule": "draft_only", "num_prompts": 4, "max_steps": 4, "save_steps": 1, "parallel": "fsdp2"}
-    with ranks.one_fate():
+    with joining.one_fate():
         trainer = make(folder, score, policy=whole_policy("float32"), lora=None, dataset=DISTINCT, **options)
         trainer.on_collected = plant
         try:
@@ -220,11 +220,11 @@ def fail_share(folder: Path, how: str) -> None:
 def main(folder: str, job: str, *arguments: Any) -> None:
     """Joins the others, does its job, leaves."""
     torch.set_num_threads(1)  # a fork has no threads of its parent's
-    ranks.join()
+    joining.join()
     {"train": train_share, "add_up": add_up_shares, "cases": add_up_cases, "resume": resume_share, "fail": fail_share}[
         job
     ](Path(folder), *arguments)
-    ranks.leave()
+    joining.leave()
 
 
 def fork(count: int, folder: Path, *job: Any) -> None:

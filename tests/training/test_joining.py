@@ -9,23 +9,23 @@ import sys
 
 import pytest
 
-from r3_rl import ranks
+from r3_rl import joining
 from r3_rl.errors import InputError
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 LINES = """
 import sys, time
-from r3_rl import ranks
+from r3_rl import joining, ranks
 from r3_rl.errors import RunError
 try:
-    ranks.join(within_s=float(sys.argv[1]))
+    joining.join(within_s=float(sys.argv[1]))
 except RunError as error:
     sys.exit(str(error))
 if ranks.rank() == 1:
     time.sleep(float(sys.argv[2]))
 print(ranks.total(1.0))
-ranks.leave()
+joining.leave()
 """
 
 
@@ -74,18 +74,18 @@ def test_an_environment_that_does_not_say_where_they_meet_is_refused(monkeypatch
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", **address}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="MASTER_ADDR and MASTER_PORT do not say where they meet"):
-        ranks.join()
+        joining.join()
 
 
 AGAIN = """
 import os
-from r3_rl import ranks
-ranks.join()
+from r3_rl import joining, ranks
+joining.join()
 attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
 print(f"attempt {attempt}: {ranks.total(1.0)}", flush=True)
 if attempt == "0":
     raise SystemExit("the first attempt fails")
-ranks.leave()
+joining.leave()
 """
 
 

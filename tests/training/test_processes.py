@@ -117,6 +117,20 @@ def test_processes_that_draw_the_same_noise_are_stopped(tmp_path):
     assert [[row["ranks/shared_noise"] for row in numbers["rows"]] for numbers in seen] == [[1.0], [1.0]]
 
 
+def test_supervised_steps_divide_over_the_processes(tmp_path):
+    """Texts alone, since every process has a noise of its own: the same losses and the same adapter."""
+    options = {"supervised": {"critique": 3, "plan": 2}, "num_prompts": 2, "max_steps": 3}
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        fork(count, tmp_path / str(count), "train", options)
+    alone, two = found(tmp_path / "1", 1), found(tmp_path / "2", 2)
+    assert two.numbers[0]["rows"] == two.numbers[1]["rows"] and largest_gap(*two.tensors) == 0
+    assert 0 < largest_gap(two.tensors[0], alone.tensors[0]) < 1e-4, "sums in another order, not other examples"
+    for ours, single in zip(two.numbers[0]["rows"], alone.numbers[0]["rows"], strict=True):
+        for name in ("loss", "text/loss", "grad_norm"):
+            assert ours[name] == pytest.approx(single[name], rel=1e-3), name
+
+
 def test_torchrun_trains_a_recipe(tmp_path):
     """The command of docs/bagel.md; the first process alone speaks and writes the run."""
     write_tiny_checkpoint(tmp_path / "tiny")

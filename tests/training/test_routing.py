@@ -34,7 +34,7 @@ def test_a_run_is_on_policy_and_moves_what_it_trains(tmp_path, lora, shared_expe
         loop_settings=loop(guidance=PAPER_GUIDANCE), schedule="full", rounds=1, probe_every=1,
     )  # fmt: skip
     seen = []
-    trainer.on_gates = lambda step, found: seen.append((step, found))
+    trainer.updater.on_gates = lambda step, found: seen.append((step, found))
     checked = trainer.self_check()
     assert max(checked.deviation.values()) < 1e-4
     before = weights(trainer)

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError, RunError, ScorerError
+from r3_rl.evaluate.build import right_examples
 from r3_rl.modalities import TextSegment
 from r3_rl.nodes import given_image
 from r3_rl.observe.metrics import unknown_names
@@ -31,15 +33,17 @@ from r3_rl.scoring.base import ScorerInfo, scorer_info
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.panel import Panel, ScorerSpec
 from r3_rl.training import checkpoint
-from r3_rl.training import loop as loop_module
+from r3_rl.training import updater as updater_module
 from r3_rl.training.callbacks import RecordCallback
 from r3_rl.training.config import R3Config
 from r3_rl.training.manifest import checked, newest_whole, numbered
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import Verdict
+from r3_rl.worlds.base import find_world
 from tests.policy.tiny import PROMPTS, loop, pictures, tiny_policy
 
 LORA = AdapterSettings(rank=2)
+WORLD = find_world()
 
 
 def red(images, **columns):
@@ -91,6 +95,7 @@ def make(
         peft_config=lora,
         questions=questions,
         about=about,
+        examples=partial(right_examples, WORLD, WORLD.tags) if args.supervised else None,
     )
     return trainer
 
@@ -208,8 +213,9 @@ def test_the_same_seed_is_the_same_run_bit_for_bit(tmp_path):
         ({"schedule": "cotrain", "num_iterations": 2}, 2),
         ({"schedule": "draft_only", "lora": None, "beta": 0.1, "image_beta": 0.1}, 2),
         ({"schedule": "draft_only", "lora": AdapterSettings(rank=2, dropout=0.3)}, 2),
+        ({"supervised": {"text_to_image": 3, "critique": 2}, "lora": AdapterSettings(rank=2, dropout=0.3)}, 2),
     ],
-    ids=["tree", "iterations", "full_weights", "dropout"],
+    ids=["tree", "iterations", "full_weights", "dropout", "supervised"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options, cut):
     """Its reference too: the KL of full weights is measured from the base and not from where the run goes on."""
@@ -222,8 +228,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options, cut):
     assert_equal_weights(weights(whole), weights(again))
     a, b = whole.schedule.pool.groups, again.schedule.pool.groups
     assert [[n.score for n in group] for group in a] == [[n.score for n in group] for group in b]
-    images = [torch.stack([n.image for group in groups for n in group]) for groups in (a, b)]
-    assert torch.equal(*images)
+    images = [[n.image for group in groups for n in group] for groups in (a, b)]
+    assert all(map(torch.equal, *images))
+    assert bool(images[0]) is (whole.updater.teacher is None)
 
 
 @pytest.mark.parametrize("schedule", ["tree", "full"])
@@ -521,8 +528,8 @@ def test_waiting_for_held_out_scorers_is_no_time_of_the_update(tmp_path):
         time.sleep(3)
         return [0.5] * len(images)
 
-    accumulate = trainer.accumulate
-    trainer.accumulate = lambda *args: (accumulate(*args), updated.set())[0]
+    accumulate = trainer.updater.accumulate
+    trainer.updater.accumulate = lambda *args: (accumulate(*args), updated.set())[0]
     trainer.held_out = Panel([ScorerSpec(name="slow", scorer=slow)], held_out=True)
     (row,) = run(trainer)
     assert row["time/held_out_s"] > 2.5
@@ -713,7 +720,7 @@ def test_dropout_acts_in_updates_and_nowhere_else(tmp_path, monkeypatch):
     """Where it acts, a text is scored differently from how it was sampled."""
     policy = tiny_policy(adapter=AdapterSettings(rank=4, alpha=8.0, dropout=0.5), moved=0.1)
     trainer = make(tmp_path, policy=policy, lora=None, schedule="draft_only", probe_every=0, learning_rate=1e-6)
-    inside, outside, accumulate = [], [], loop_module.accumulate
+    inside, outside, accumulate = [], [], updater_module.accumulate
 
     def deviation(credits):
         text = next(c.segment for c in credits if isinstance(c.segment, TextSegment))
@@ -723,7 +730,7 @@ def test_dropout_acts_in_updates_and_nowhere_else(tmp_path, monkeypatch):
         inside.append(deviation(credits))
         return accumulate(batcher, credits, *args, **kwargs)
 
-    monkeypatch.setattr(loop_module, "accumulate", watched)
+    monkeypatch.setattr(updater_module, "accumulate", watched)
     trainer.on_collected = lambda step, collected: outside.append(deviation(collected.credits))
     assert max(trainer.self_check().deviation.values()) < 1e-4
     rows = run(trainer)
@@ -802,13 +809,13 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 def test_the_module_is_in_training_mode_in_updates_and_nowhere_else(tmp_path, monkeypatch):
-    modes, accumulate = [], loop_module.accumulate
+    modes, accumulate = [], updater_module.accumulate
 
     def watched(batcher, *args, **kwargs):
         modes.append(("update", batcher.policy.module.training))
         return accumulate(batcher, *args, **kwargs)
 
-    monkeypatch.setattr(loop_module, "accumulate", watched)
+    monkeypatch.setattr(updater_module, "accumulate", watched)
     trainer = make(tmp_path, schedule="draft_only", max_steps=1, probe_every=0)
     trainer.on_collected = lambda *_: modes.append(("rollout", trainer.policy.module.training))
     trainer.policy.module.train()

@@ -24,7 +24,8 @@ from r3_rl.policy.bagel.config import BagelConfig
 from r3_rl.policy.bagel.model import Bagel, PositionTable
 from r3_rl.policy.bagel.reader import special_token_ids
 from r3_rl.policy.bagel.vision import sincos_table
-from r3_rl.policy.weights import WeightFiles, digest, find_weights, read_tokenizer, refuse_infinite, refuse_mismatch
+from r3_rl.policy.mismatch import refuse_infinite, refuse_mismatch
+from r3_rl.policy.weights import WeightFiles, digest, find_weights, read_tokenizer
 
 __all__ = ["fingerprint", "load_autoencoder", "load_bagel", "random_bagel", "save_bagel"]
 

@@ -1,0 +1,80 @@
+"""Supervised steps: right examples instead of rollouts, the flow and next-token losses instead of advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from r3_rl import ranks
+from r3_rl.errors import RunError
+from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.policy.base import Example, Policy, SupervisedNoise
+from r3_rl.recipe.base import default
+from r3_rl.recipe.pretraining import PretrainSection
+from r3_rl.recipe.supervised import SupervisedSection
+from r3_rl.training.batcher import Batcher
+from r3_rl.training.parallel import Learner
+
+Examples = Callable[[str, int, int], Sequence[Example]]
+"""(task, count, seed) -> right examples of a key of `algorithm.supervised`; equal arguments give equal ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Makes the examples of a step and accumulates their gradient."""
+
+    examples: Examples
+    counts: SupervisedSection
+    text_weight: float
+    image_weight: float
+    seed: int
+    """Of the run."""
+
+    def step(self, number: int, policy: Policy, learner: Learner, batcher: Batcher) -> Numbers:
+        """Leave the gradient of step `number` in what the learner steps, added up over the processes.
+
+        Losses are means over the text tokens and over the latent dimensions of all processes' examples.
+
+        Returns:
+            Losses of this process's share.
+
+        Raises:
+            RunError: a loss is not finite.
+        """
+        noise = SupervisedNoise(
+            times_per_image=default(PretrainSection, "times_per_image"),
+            time_mean=default(PretrainSection, "time_mean"),
+            soften_below=default(PretrainSection, "soften_below"),
+        )
+        mine = self._share(number)
+        sizes = ranks.total(*map(float, policy.supervised_sizes(mine, noise)))
+        num_flow, num_text = (max(size, 1.0) for size in sizes)
+        generator = torch.Generator().manual_seed(self._seed(number) * ranks.count() + ranks.rank())
+        found = [Numbers({"loss": 0.0})]
+        size = self.counts.micro_batch
+        with learner.collecting(-(-len(mine) // size), batcher):
+            for start in range(0, len(mine), size):
+                sums = policy.supervised(mine[start : start + size], noise, generator)
+                flow, text = sums.flow / num_flow, sums.text / num_text
+                loss = self.image_weight * flow + self.text_weight * text
+                if not torch.isfinite(loss):
+                    raise RunError("the loss is not finite", hint="lower training.learning_rate")
+                learner.backward(loss)
+                parts = {"image/loss": float(flow.detach())} if sums.num_flow else {}
+                parts |= {"text/loss": float(text.detach())} if sums.num_text else {}
+                found.append(Numbers({"loss": float(loss.detach()), **parts}))
+        ranks.add_gradients(list(learner.names))
+        return combine(found, over="batches")
+
+    def _share(self, number: int) -> list[Example]:
+        """This process's examples of a step: every so many-th of those that one process alone would have."""
+        made: list[Example] = []
+        for task, count in self.counts.counts():
+            if count:
+                made += self.examples(task, count, self._seed(number))
+        return made[ranks.rank() :: ranks.count()]
+
+    def _seed(self, number: int) -> int:
+        return self.seed * 1_000_003 + number
