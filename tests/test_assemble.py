@@ -58,9 +58,11 @@ ELSEWHERE = {
     "training.eval_items": "evaluate/loop_bench.py",
     "training.output_dir": "evaluate/run.py",
     "training.gradient_checkpointing": "evaluate/build.py",
+    "algorithm.supervised": "training/arguments.py",  # a section: tests/training/test_teaching.py
+    "lora.start": "evaluate/build.py",  # needs an adapter: tests/study/test_study.py
     "training.num_threads": "cli/run_verbs.py",
     "observe.gallery": "evaluate/run.py",
-    "observe.keep_trajectories": "evaluate/run.py",
+    "observe.keep_trajectories": "evaluate/recording.py",
 }
 """Settings that are no arguments of the trainer or the loop, and the file that reads them."""
 

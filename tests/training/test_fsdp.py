@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 WHOLE: dict[str, Any] = {"full": "float32"}
 ONE = {**WHOLE, "num_steps": 1}
+CLOSE = 5e-5
+"""Largest gap of float32 sums in another order: 4e-6 where matrix products use AVX-512, 2.3e-5 where they use AVX2."""
 CASES = {
     "texts and images": ("texts_and_images", "sum", 0, WHOLE),
     "everything and nothing": ("none", "sum", 0, ONE),
@@ -94,7 +96,7 @@ def same(alone: Path, together: Path, name: str, count: int, numbers: bool = Tru
 @pytest.mark.parametrize("name", [*CASES, *AGGREGATORS])
 def test_two_processes_are_one(alone, two, name):
     """Gradients, norms and weights of one update or two, with rollouts of other lengths before each."""
-    assert same(alone, two, name, 2) < 1e-5
+    assert same(alone, two, name, 2) < CLOSE
 
 
 def test_sixteen_bits_have_float32_masters(alone, two):
@@ -105,7 +107,7 @@ def test_sixteen_bits_have_float32_masters(alone, two):
 def test_copies_of_the_shards_are_one_process_too(alone, tmp_path):
     fork(4, tmp_path, "cases", cases("fsdp2", HYBRID))
     for name in HYBRID:
-        assert same(alone, tmp_path, name, 4) < 1e-5
+        assert same(alone, tmp_path, name, 4) < CLOSE
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_another_number_of_processes_goes_on(runs, tmp_path, count, options):
     assert checked(checkpoint).num_processes == 2
     fork(count, tmp_path, "resume", {**FULL, **options}, str(checkpoint))
     uninterrupted, resumed = found(runs / "two", 2), found(tmp_path, count)
-    assert gap(resumed.tensors[0], uninterrupted.tensors[0]) < 1e-5
+    assert gap(resumed.tensors[0], uninterrupted.tensors[0]) < CLOSE
     for name in ("loss", "grad_norm", "learning_rate", "reward"):
         assert resumed.numbers[0]["rows"][-1][name] == pytest.approx(
             uninterrupted.numbers[0]["rows"][-1][name], rel=1e-3
