@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -102,3 +104,30 @@ def test_supervised_steps_without_examples_are_refused(tmp_path):
         )
     with pytest.raises(InputError, match="set one task above 0"):
         R3Config(str(tmp_path), supervised={})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["algorithm.supervised={}"], "algorithm.supervised.text_to_image: a step without any example learns nothing"),
+        (["algorithm.supervised={critiqe: 3}"], "unknown key; did you mean 'critique'?"),
+        (["algorithm.supervised={plan: 3}", "algorithm.answer_share=0.5"], "supervised steps have no rollouts"),
+        (["algorithm.supervised={plan: 3}", "algorithm.text_loss_weight=0"], "all of the loss that weighs 0"),
+        (["algorithm.supervised={edit: 3}", "balance.routing=split"], "supervised examples belong to no stage"),
+        (["algorithm.supervised={edit: 3}", "balance.aggregator=config"], "supervised steps add their gradients up"),
+        (["algorithm.supervised={edit: 3}", "training.parallel.kind=fsdp2"], "supervised steps are not sharded"),
+        (["lora.start=nowhere"], "lora.start: no such folder"),
+        (["lora.start=empty"], "holds no adapter; name a run that is done"),
+        (["lora.start=routed"], "is routed by task; `r3 export` writes plain adapters"),
+        (["lora.start=plain", "balance.routing=routed"], "adapters that are routed by task begin anew"),
+        (["lora.start=plain", "lora.enabled=false"], "full weights have no adapter to begin from"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line_of_r3_check(r3, workplace, overrides, said):
+    for name in ("empty", "plain", "routed"):
+        Path(name).mkdir()
+    for name in ("plain", "routed"):
+        Path(name, "adapter_config.json").write_text("{}")
+    Path("routed", "routing.json").write_text("{}")
+    done = r3("check", "shapes_r3", *overrides)
+    assert done.code == 2 and said in done.err and done.err.count("\n") == 1, done.err
