@@ -94,7 +94,8 @@ class Updater:
         return numbers | measured | moved
 
     def accumulate(self, number: int, credits: Sequence[Credit]) -> Numbers:
-        """The gradient of a step, left in what the optimiser steps; only here the module is in training mode."""
+        """The gradient of a step, left in what the optimiser steps. Here and in a supervised step the module is in
+        training mode, and nowhere else."""
         with training_mode(self.policy.module, seed=(self.args.seed, number, ranks.rank())):
             found = self.balancer.accumulate(number, credits, self.add_gradient, step_sizes(credits))
         return found | self._balance_gates(number)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import tests.policy.tiny as tiny
@@ -20,8 +21,9 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 WHOLE: dict[str, Any] = {"full": "float32"}
 ONE = {**WHOLE, "num_steps": 1}
-CLOSE = 5e-5
-"""Largest gap of float32 sums in another order: 4e-6 where matrix products use AVX-512, 2.3e-5 where they use AVX2."""
+CLOSE = 1e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 3e-5
+"""Largest gap of float32 sums in another order. Without AVX-512 an adapter on a base in shards comes to 1.8e-5, and a
+resume in 2 x 2 to 2.3e-5."""
 CASES = {
     "texts and images": ("texts_and_images", "sum", 0, WHOLE),
     "everything and nothing": ("none", "sum", 0, ONE),

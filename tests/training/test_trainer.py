@@ -163,8 +163,8 @@ def test_the_numbers_of_whole_trajectories_are_those_of_all_rounds(tmp_path):
     gains = [b - a for a, b in zip(first, last, strict=True)]
     assert row["refine/draft_score"] == pytest.approx(sum(first) / 12)
     assert row["refine/final_score"] == pytest.approx(sum(last) / 12)
-    # a difference of scores of .5 that were added up in float32
-    assert row["refine/gain_mean"] == pytest.approx(sum(gains) / 12, abs=1e-7)
+    in_float32 = torch.tensor(last) - torch.tensor(first)  # as scores are kept: a small difference of large numbers
+    assert row["refine/gain_mean"] == pytest.approx(float(in_float32.mean()))
     assert row["refine/frac_improved"] == pytest.approx(sum(gain > 0 for gain in gains) / 12)
     said = [r.critique for t in walked for r in t.rounds[1:]] + [t.last_critique for t in walked if t.last_critique]
     assert row["refine/frac_stopped"] == pytest.approx(sum(c.stop for c in said) / len(said))
