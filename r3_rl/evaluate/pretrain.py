@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,18 +92,11 @@ def _pretrain(
     steps = 0
     leg_seconds: list[float] = []
     legs = settings.legs()
-    begin, told = time.monotonic(), {}
-    for step, numbers in train_tower(policy, backbone, world, settings, seed=recipe.training.seed):
-        if step + 1 == settings.tower_steps:
-            told = numbers
-            print(f"tower: {numbers['tower/right']:.1%} of objects told right after {step + 1} steps")
-    tower_seconds = time.monotonic() - begin
-    begin = time.monotonic()
-    for step, numbers in train_sketch(policy, backbone, world, settings, seed=recipe.training.seed):
-        if step + 1 == settings.sketch_steps:
-            told = {**told, **numbers}
-            print(f"sketch: {numbers['sketch/right']:.1%} of planned objects told right after {step + 1} steps")
-    sketch_seconds = time.monotonic() - begin
+    tower = train_tower(policy, backbone, world, settings, seed=recipe.training.seed)
+    seen, tower_seconds = _teach("tower", tower, settings.tower_steps, "objects told right")
+    sketch = train_sketch(policy, backbone, world, settings, seed=recipe.training.seed)
+    planned, sketch_seconds = _teach("sketch", sketch, settings.sketch_steps, "planned objects told right")
+    told = {**seen, **planned}
     with RunProgress("pretrain", total_steps=sum(leg.steps for leg in legs)) as progress:
         for number, leg in enumerate(legs):
             begin = time.monotonic()
@@ -143,6 +137,19 @@ def _pretrain(
     for name, interval in figures.items():
         print(f"{name:34} {figure(name, interval)}")
     return Pretrained(folder=weights, measured=figures)
+
+
+def _teach(
+    name: str, lesson: Iterator[tuple[int, dict[str, float]]], num_steps: int, what: str
+) -> tuple[dict[str, float], float]:
+    """Give a lesson with its progress; return its last figures, empty without a lesson, and its seconds."""
+    begin, numbers = time.monotonic(), {}
+    if num_steps:
+        with RunProgress(name, total_steps=num_steps) as progress:
+            for step, numbers in lesson:
+                progress.update(step + 1, numbers)
+        print(f"{name}: {numbers[f'{name}/right']:.1%} of {what} after {num_steps} steps")
+    return numbers, time.monotonic() - begin
 
 
 def new_policy(backbone: Backbone, settings: PretrainSection, world: World[Any], *, seed: int) -> Policy:
