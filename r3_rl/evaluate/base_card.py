@@ -45,7 +45,7 @@ def base_card(
         name: of the recipe.
         num_parameters: of the model that was made.
         tower_seconds: what the understanding tower took by itself, before the legs, in seconds.
-        sketch_seconds: what plans before images took, in seconds.
+        sketch_seconds: what plans and edits before images took, in seconds.
         leg_seconds: what each leg took, in seconds.
         machine: `observe.environment.environment`'s description.
     """
@@ -132,7 +132,7 @@ def _first(settings: PretrainSection, tower_s: float, sketch_s: float) -> Iterat
         mix = f"{settings.tower_images} (images: what is in each square, to the understanding tower alone)"
         yield f"| tower | {settings.tower_steps} | {mix} | {duration(tower_s)} |"
     if settings.sketch_steps:
-        mix = f"{settings.sketch_plans} (plans and noise: what each square is to hold)"
+        mix = f"{settings.sketch_plans} plans, {settings.sketch_edits} edits (and noise: what each square is to hold)"
         yield f"| sketch | {settings.sketch_steps} | {mix} | {duration(sketch_s)} |"
 
 

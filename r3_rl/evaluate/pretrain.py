@@ -95,7 +95,7 @@ def _pretrain(
     tower = train_tower(policy, backbone, world, settings, seed=recipe.training.seed)
     seen, tower_seconds = _teach("tower", tower, settings.tower_steps, "objects told right")
     sketch = train_sketch(policy, backbone, world, settings, seed=recipe.training.seed)
-    planned, sketch_seconds = _teach("sketch", sketch, settings.sketch_steps, "planned objects told right")
+    planned, sketch_seconds = _teach("sketch", sketch, settings.sketch_steps, "objects asked for told right")
     told = {**seen, **planned}
     with RunProgress("pretrain", total_steps=sum(leg.steps for leg in legs)) as progress:
         for number, leg in enumerate(legs):

@@ -1,7 +1,8 @@
-"""Plans before images: from a plan and noise alone the model learns what each square of the image is to hold.
+"""Plans and edits before images: from words and noise alone the model learns what each square of the image is to hold.
 
-Most of what a painter's loss looks at shows in the noisy image itself, so that the plan is read late: with 66,000
-drawings one in seven objects was what its plan says, in its place (lab book). Named, squares are learned at once.
+Most of what a painter's loss looks at shows in the noisy image itself, so that what was asked for is read late: with
+66,000 drawings one in seven objects was what its plan says, in its place (lab book). Named, squares are learned at
+once. An edit has to name what it keeps, too, so that the image before it is read to the last object.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
-from r3_rl.modalities import TextPiece
 from r3_rl.policy.backbone import Backbone
-from r3_rl.policy.base import Example, Policy
+from r3_rl.policy.base import Policy
 from r3_rl.pretraining.naming import refuse_misfit, teach_names
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.worlds.base import Squares, World
@@ -30,16 +29,12 @@ def train_sketch(
     """
     if not settings.sketch_steps:
         return
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    next_ones, generator = world.examples(settings, seed=seed), torch.Generator().manual_seed(seed)
 
     def lesson() -> tuple[torch.Tensor, Squares]:
-        prompts = world.prompts(settings.sketch_plans, split="train", seed=rng)
-        scenes = [world.scene(prompt, rng) for prompt in prompts]
-        images, seen = torch.from_numpy(world.draw(scenes)), world.squares(scenes)
-        examples = [
-            Example(context=(TextPiece(text=prompt.text),), answer=world.plan_text(scene), image=image)
-            for prompt, scene, image in zip(prompts, scenes, images, strict=True)
-        ]
+        examples = [*next_ones("text_to_image", settings.sketch_plans), *next_ones("edit", settings.sketch_edits)]
+        images = torch.stack([example.image for example in examples if example.image is not None])
+        seen = world.squares(world.inspect(images.numpy()))
         held = backbone.sketch(policy, examples, generator)
         refuse_misfit(
             f"pretrain.sketch_steps: {settings.sketch_steps}",

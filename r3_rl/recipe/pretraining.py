@@ -81,10 +81,12 @@ class PretrainSection(Section):
         0,
         ge=0,
         le=MOST,
-        description="Updates after the tower's, before images are drawn: from a plan and noise alone the model learns "
-        "what each square of the image is to hold. Without them a painter finds out late.",
+        description="Updates after the tower's, before images are drawn: from a plan, or an edit and the image before "
+        "it, and noise alone the model learns what each square of the image is to hold. Without them a painter finds "
+        "out late.",
     )
-    sketch_plans: int = Field(64, ge=1, le=MOST, description="Plans of such an update.")
+    sketch_plans: int = Field(64, ge=0, le=MOST, description="Plans of such an update.")
+    sketch_edits: int = Field(0, ge=0, le=MOST, description="Edits of such an update.")
     warmup_steps: int = Field(40, ge=1, le=MOST, description="Steps of linear warm-up.")
     decay_fraction: float = Field(0.4, gt=0, le=1, description="Last share of the run, in which the rates fall to 0.")
     apart_fraction: Share = Field(
@@ -146,5 +148,7 @@ class PretrainSection(Section):
         for step in self.snapshots:
             if not 1 <= step <= total:
                 yield Problem("snapshots", f"{step} is not one of the run's {total} steps")
+        if self.sketch_steps and not self.sketch_plans + self.sketch_edits:
+            yield Problem("sketch_plans", "an update of neither plans nor edits learns nothing; set one above 0")
         if self.apart_fraction + self.ramp_fraction > 1:
             yield Problem("ramp_fraction", "apart_fraction and ramp_fraction are shares of one run; their sum passes 1")

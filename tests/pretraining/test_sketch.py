@@ -22,10 +22,9 @@ SHAPES = find_world("shapes")
 ON_TOY = {"vit_patch_size": 8, "latent_patch_size": 8}
 
 
-def section(steps, **model):
-    return PretrainSection.model_validate(
-        {"sketch_steps": steps, "sketch_plans": 32, "warmup_steps": 5, "model": {**SMALL, "num_layers": 2, **model}}
-    )
+def section(steps, *, plans=32, edits=0, **model):
+    counts = {"sketch_steps": steps, "sketch_plans": plans, "sketch_edits": edits}
+    return PretrainSection.model_validate({**counts, "warmup_steps": 5, "model": {**SMALL, "num_layers": 2, **model}})
 
 
 def trained(settings, *, backbone=SHARED, world=SHAPES, seed=0):
@@ -34,8 +33,9 @@ def trained(settings, *, backbone=SHARED, world=SHAPES, seed=0):
 
 
 @pytest.mark.parametrize("backbone", [BAGEL, SHARED])
-def test_it_learns_what_each_square_is_to_hold(backbone):
-    _, told = trained(section(60, **ON_TOY), backbone=backbone, world=ToyWorld())
+@pytest.mark.parametrize(("plans", "edits"), [(32, 0), (0, 32), (16, 16)])
+def test_it_learns_what_each_square_is_to_hold(backbone, plans, edits):
+    _, told = trained(section(60, plans=plans, edits=edits, **ON_TOY), backbone=backbone, world=ToyWorld())
     first, last = told[0][1], told[-1][1]
     assert last["sketch/loss"] < 0.7 * first["sketch/loss"]
     assert last["sketch/right"] > first["sketch/right"] + 0.2, (first, last)
@@ -61,6 +61,26 @@ def test_it_sees_the_plan_and_nothing_of_the_image(backbone):
     moved = {name.split(".")[0] for name, p in policy.module.named_parameters() if p.grad is not None}
     assert "decoder" in moved or "language_model" in moved, moved
     assert not moved & {"vit_model", "connector", "llm2vae"}
+
+
+def test_an_edit_is_named_from_the_image_before_it_and_the_words():
+    policy = new_policy(SHARED, section(1), SHAPES, seed=0)
+    edits = SHAPES.examples(section(1), seed=0)("edit", 2)
+    source, words = edits[0].context
+
+    def held(*context, image=edits[0].image):
+        return SHARED.sketch(policy, [Example(context=context, image=image)], torch.Generator().manual_seed(0))
+
+    one = held(source, words)
+    assert torch.equal(one, held(source, words, image=edits[1].image))
+    assert not torch.equal(one, held(edits[1].context[0], words))
+    assert not torch.equal(one, held(source, edits[1].context[1]))
+
+
+def test_an_update_of_nothing_is_refused():
+    (problem,) = section(1, plans=0).problems()
+    assert problem.path == "sketch_plans" and "neither plans nor edits" in problem.message
+    assert not list(section(0, plans=0).problems()) and not list(section(1, plans=0, edits=1).problems())
 
 
 def test_the_same_seed_moves_the_weights_the_same_way():

@@ -56,10 +56,10 @@ class ShapesWorld:
     """Folder with what ships with the world."""
     bases: Mapping[str, str]
     """The models that ship with it: the name, also of the folder in `place`, and the recipe that makes it."""
+    base_sizes: Mapping[str, int]
     background: ClassVar[float] = drawing.BACKGROUND
     pretrain_keys: ClassVar[tuple[str, ...]] = OF_THE_WORLD
     bench: ClassVar[str] = "loop"
-    base_sizes: ClassVar[Mapping[str, int]] = BASE_SIZES
 
     @property
     def name(self) -> str:
@@ -220,4 +220,5 @@ WORLD: World[Scene] = ShapesWorld(
     ),
     place=shipped.PLACE,
     bases={"weights": "shapes_pretrain"},
+    base_sizes=BASE_SIZES,
 )

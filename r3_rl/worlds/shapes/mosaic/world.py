@@ -9,9 +9,21 @@ from r3_rl.worlds.shapes.mosaic.board import MOSAIC
 from r3_rl.worlds.shapes.scene import Scene
 from r3_rl.worlds.shapes.world import ShapesWorld
 
+BASE_SIZES = {
+    "num_prompts": 300,
+    "num_fixed": 300,
+    "num_right": 150,
+    "num_questions": 300,
+    "num_pairs": 150,
+    "num_plans": 300,
+    "num_edits": 300,
+}
+"""Fewer than on the small board: images and texts are longer here."""
+
 WORLD: World[Scene] = ShapesWorld(
     board=MOSAIC,
     demo=None,
     place=Path(__file__).resolve().parent,
     bases={"shared_experts": "mosaic_pretrain_shared", "two_experts": "mosaic_pretrain"},
+    base_sizes=BASE_SIZES,
 )
