@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from r3_rl.recipe import Recipe
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
+from r3_rl.training.arguments import free_layers
 from r3_rl.training.schedules import AskedNodes
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import Prompt
@@ -50,8 +50,7 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
         start_from(loaded, Path(recipe.lora.start))
         peft_config = None
     elif peft_config is None:
-        for parameter_name, parameter in loaded.policy.module.named_parameters():
-            parameter.requires_grad_(re.fullmatch(loaded.policy.spec.layers, parameter_name) is not None)
+        free_layers(loaded.policy)
     world, tags = (find_world(recipe.data.world), world_tags(recipe.data)) if recipe.data.world else (None, ())
     return R3Trainer(
         model=loaded.policy,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
+from os import PathLike
 from typing import Any, TypeVar
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 from r3_rl import ranks
 from r3_rl.balance.progressive import Progressive
-from r3_rl.errors import InputError, MissingPackageError
+from r3_rl.errors import DataError, InputError, MissingPackageError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Policy
+from r3_rl.policy.words import unknown_words
 from r3_rl.rollout.engine import Engine, Watch
 from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.prompts import PromptStream
@@ -34,8 +38,13 @@ Scorer = Callable[..., Any]
 """Called with keywords, `(prompts, completions, images, **columns) -> scores`; may be asynchronous."""
 
 
-def refuse(args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> None:
-    """Raises InputError for arguments that contradict each other."""
+def refuse(model: Any, args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> None:
+    """Raises InputError for a model that is no policy, and for arguments that contradict each other."""
+    if not hasattr(model, "module"):
+        raise InputError(
+            f"{model!r:.60} as model" if isinstance(model, str | PathLike) else f"{type(model).__name__} as model",
+            hint="give a policy: Refiner.from_pretrained(FOLDER).policy, and its .loop as processing_class",
+        )
     if eval_dataset is not None:
         raise InputError("R3Trainer takes no eval_dataset", hint="measure the loop with r3_rl.evaluate")
     trained = {"texts": args.text_loss_weight > 0, "images": args.image_loss_weight > 0}
@@ -98,12 +107,26 @@ def panel_of(scorers: str | Scorer | Sequence[str | Scorer], args: R3Config) -> 
     )
 
 
-def stream_of(prompts: Any, args: R3Config) -> PromptStream:
-    """The stream of a list of prompts or of a data set, in an order that follows from `data_seed`, else from `seed`."""
+def free_layers(policy: Policy) -> None:
+    """Make the layers that a recipe trains with full weights the only ones that have a gradient."""
+    for name, parameter in policy.module.named_parameters():
+        parameter.requires_grad_(re.fullmatch(policy.spec.layers, name) is not None)
+
+
+def stream_of(prompts: Any, args: R3Config, tokenizer: Tokenizer) -> PromptStream:
+    """The stream of a list of prompts or of a data set, in an order that follows from `data_seed`, else from `seed`.
+
+    Raises DataError for a row that is no prompt, or whose words the model cannot read.
+    """
     if isinstance(prompts, PromptStream):
         return prompts
+    found = prompts_of(prompts)
+    for number, prompt in enumerate(found):
+        if unknown := unknown_words(tokenizer, prompt.text):
+            named = ", ".join(map(repr, unknown[:5]))
+            raise DataError(f"row {number}: the model does not know {named}", hint="use its words, or another model")
     seed = args.seed if args.data_seed is None else args.data_seed
-    return PromptStream(prompts_of(prompts), num_prompts=args.num_prompts, seed=seed)
+    return PromptStream(found, num_prompts=args.num_prompts, seed=seed)
 
 
 def schedule_of(

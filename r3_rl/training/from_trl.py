@@ -30,7 +30,7 @@ def prompts_of(dataset: Any) -> list[Prompt]:
     """Read a data set of TRL's form: rows with a column `prompt`, a text or a conversation.
 
     Args:
-        dataset: a `datasets.Dataset`, or any sequence of `Prompt`s or of mappings.
+        dataset: a `datasets.Dataset`, or any sequence of `Prompt`s, of mappings or of texts.
 
     Returns:
         One prompt a row. Of a conversation the last user message is drawn.
@@ -41,12 +41,16 @@ def prompts_of(dataset: Any) -> list[Prompt]:
     >>> prompts_of([{"prompt": "a cross", "tag": "one"}, {"prompt": [{"role": "user", "content": "two circles"}]}])
     [Prompt(text='a cross', columns={'tag': 'one'}), Prompt(text='two circles', columns={})]
     """
+    if isinstance(dataset, str):
+        raise DataError(f"one text as train_dataset: {dataset[:40]!r}", hint="give a list of prompts")
     if not hasattr(dataset, "__len__"):
         raise DataError("a data set that streams has no order to resume in", hint="load it with streaming=False")
     return [row if isinstance(row, Prompt) else _prompt(row, number) for number, row in enumerate(dataset)]
 
 
 def _prompt(row: Any, number: int) -> Prompt:
+    if isinstance(row, str):
+        row = {PROMPT: row}
     if not isinstance(row, Mapping) or PROMPT not in row:
         found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
         raise DataError(f"row {number} has no column '{PROMPT}': {found}", hint=f"rename_column(..., '{PROMPT}')")

@@ -16,7 +16,7 @@ from r3_rl.rollout.engine import Stopwatch
 from r3_rl.scoring.panel import Panel
 from r3_rl.stages.protocol import PROTOCOLS
 from r3_rl.stages.settings import LoopSettings
-from r3_rl.training.arguments import Scorer, panel_of, refuse, schedule_of, stream_of, teacher_of
+from r3_rl.training.arguments import Scorer, free_layers, panel_of, refuse, schedule_of, stream_of, teacher_of
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.callbacks import FlowCallback, TrackerCallback
 from r3_rl.training.checkpoint import save_weights
@@ -42,7 +42,8 @@ class R3Trainer(Loop):
         processing_class: the loop's settings (templates, sampling, drawing): what a tokenizer is to a text trainer.
         callbacks: transformers' `TrainerCallback`s. A step has no epochs: `on_epoch_*` and `on_substep_end` never come.
         optimizers: an optimiser and a schedule of your own; None makes those of `args`.
-        peft_config: `peft.LoraConfig` or `AdapterSettings`; None trains the full weights.
+        peft_config: `peft.LoraConfig` or `AdapterSettings`; None trains what has a
+            gradient already, of a model that is loaded frozen the decoder's layers (full weights).
         eval_reward_funcs: held-out panel, scored and logged, never in the loss.
         base_fingerprint: of the base's folder, kept beside every saved adapter.
         synthetic: nodes that a world draws itself.
@@ -76,12 +77,14 @@ class R3Trainer(Loop):
         on_collected: Callable[[int, Collected], None] | None = None,
     ) -> None:
         args, adapter = config_of(args), adapter_of(peft_config)
-        refuse(args, eval_dataset, adapter)
+        refuse(model, args, eval_dataset, adapter)
         panel = reward_funcs if isinstance(reward_funcs, Panel) else panel_of(reward_funcs, args)
-        prompts = stream_of(train_dataset, args)
+        prompts = stream_of(train_dataset, args, model.tokenizer)
         self.loop = processing_class or LoopSettings(protocol=PROTOCOLS["compact"])
         if adapter is not None:
             attach(model.module, adapter, model.spec.branches, seed=args.seed)
+        elif not any(parameter.requires_grad for parameter in model.module.parameters()):
+            free_layers(model)
         learner = learner_of(model, args, optimizers)
         watch, self.guards = Stopwatch(), GuardCallback()
         super().__init__(

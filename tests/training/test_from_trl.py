@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PromptTuningConfig
 
+from r3_rl import Refiner
 from r3_rl.errors import DataError, InputError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.scoring.registry import ScorerInputError, load_scorer
@@ -32,6 +34,7 @@ def test_rows_of_a_data_set_are_prompts_with_their_other_columns():
         Prompt(text="a cross", columns={"n": 2}),
     ]
     assert [p.text for p in prompts_of([{"prompt": chat}, {"prompt": parts}])] == ["a cross", "a square"]
+    assert [p.text for p in prompts_of(["a circle", " a cross "])] == ["a circle", "a cross"]
     kept = Prompt(text="a circle")
     assert prompts_of([kept])[0] is kept
 
@@ -43,13 +46,34 @@ def test_rows_of_a_data_set_are_prompts_with_their_other_columns():
         ([{"prompt": "a cross"}, {"prompt": "  "}], "row 1: the prompt is empty"),
         ([{"prompt": [{"role": "assistant", "content": "no"}]}], "row 0: the prompt is empty"),
         ([{"prompt": None}], "row 0: the prompt is empty"),
-        (["a cross"], "row 0 has no column 'prompt': str"),
+        ([["a cross"]], "row 0 has no column 'prompt': list"),
+        ("a cross", "one text as train_dataset: 'a cross'"),
         (IterableDataset.from_generator(lambda: iter([{"prompt": "a"}])), "no order to resume in"),
     ],
 )
 def test_rows_that_cannot_be_drawn_are_refused(rows, message):
     with pytest.raises(DataError, match=message):
         prompts_of(rows)
+
+
+def test_what_is_no_policy_and_words_that_it_cannot_read_are_refused():
+    pipe, args = Refiner.from_pretrained(), R3Config("unused", max_steps=1)
+    for model in ("weights", Path("weights"), pipe.policy.module):
+        with pytest.raises(InputError, match=r"as model.*\n?.*Refiner.from_pretrained\(FOLDER\).policy"):
+            R3Trainer(model, red, args, ["a red circle"])
+    with pytest.raises(DataError, match="row 1: the model does not know 'photo', 'zebra'"):
+        R3Trainer(pipe.policy, red, args, ["a red circle", "a photo of a zebra"], peft_config=LORA)
+
+
+def test_without_an_adapter_the_layers_of_a_frozen_model_are_trained(tmp_path):
+    pipe = Refiner.from_pretrained()
+    before = {name: p.clone() for name, p in pipe.policy.module.named_parameters()}
+    assert not any(p.requires_grad for p in pipe.policy.module.parameters())
+    args = R3Config(str(tmp_path), max_steps=1, warmup_steps=0, num_prompts=2, num_generations=4, report_to="none")
+    trainer = R3Trainer(pipe.policy, red, args, ["one red circle", "two blue squares"], processing_class=pipe.loop)
+    trainer.train()
+    moved = {name for name, p in pipe.policy.module.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all(re.fullmatch(pipe.policy.spec.layers, name) for name in moved)
 
 
 def test_rank_alpha_and_dropout_of_a_lora_config_are_taken():
