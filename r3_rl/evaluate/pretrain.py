@@ -143,7 +143,8 @@ def _teach(
     name: str, lesson: Iterator[tuple[int, dict[str, float]]], num_steps: int, what: str
 ) -> tuple[dict[str, float], float]:
     """Give a lesson with its progress; return its last figures, empty without a lesson, and its seconds."""
-    begin, numbers = time.monotonic(), {}
+    begin = time.monotonic()
+    numbers: dict[str, float] = {}
     if num_steps:
         with RunProgress(name, total_steps=num_steps) as progress:
             for step, numbers in lesson:
