@@ -93,9 +93,9 @@ def _pretrain(
     leg_seconds: list[float] = []
     legs = settings.legs()
     tower = train_tower(policy, backbone, world, settings, seed=recipe.training.seed)
-    seen, tower_seconds = _teach("tower", tower, settings.tower_steps, "objects told right")
+    seen, tower_seconds = _teach("tower", tower, settings.tower_steps)
     sketch = train_sketch(policy, backbone, world, settings, seed=recipe.training.seed)
-    planned, sketch_seconds = _teach("sketch", sketch, settings.sketch_steps, "objects asked for told right")
+    planned, sketch_seconds = _teach("sketch", sketch, settings.sketch_steps)
     told = {**seen, **planned}
     with RunProgress("pretrain", total_steps=sum(leg.steps for leg in legs)) as progress:
         for number, leg in enumerate(legs):
@@ -139,9 +139,7 @@ def _pretrain(
     return Pretrained(folder=weights, measured=figures)
 
 
-def _teach(
-    name: str, lesson: Iterator[tuple[int, dict[str, float]]], num_steps: int, what: str
-) -> tuple[dict[str, float], float]:
+def _teach(name: str, lesson: Iterator[tuple[int, dict[str, float]]], num_steps: int) -> tuple[dict[str, float], float]:
     """Give a lesson with its progress; return its last figures, empty without a lesson, and its seconds."""
     begin = time.monotonic()
     numbers: dict[str, float] = {}
@@ -149,7 +147,7 @@ def _teach(
         with RunProgress(name, total_steps=num_steps) as progress:
             for step, numbers in lesson:
                 progress.update(step + 1, numbers)
-        print(f"{name}: {numbers[f'{name}/right']:.1%} of {what} after {num_steps} steps")
+        print(f"{name}: {numbers[f'{name}/right']:.1%} of objects named correctly after {num_steps} steps")
     return numbers, time.monotonic() - begin
 
 

@@ -24,8 +24,8 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
     ("refine/frac_stopped", "stopped", "{:.0%}"),
     ("reward", "reward", "{:.3f}"),
     ("loss", "loss", "{:.4f}"),
-    ("tower/right", "told right", "{:.1%}"),
-    ("sketch/right", "told right", "{:.1%}"),
+    ("tower/right", "correct", "{:.1%}"),
+    ("sketch/right", "correct", "{:.1%}"),
 )
 """Metric, its label and its format, in the order in which they are shown; a metric that never came is left out."""
 

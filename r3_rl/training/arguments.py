@@ -40,7 +40,7 @@ Scorer = Callable[..., Any]
 
 def refuse(model: Any, args: R3Config, eval_dataset: Any, lora: AdapterSettings | None) -> None:
     """Raises InputError for a model that is no policy, and for arguments that contradict each other."""
-    if not hasattr(model, "module"):
+    if not hasattr(model, "spec"):  # a wrapped module has a `module` too
         raise InputError(
             f"{model!r:.60} as model" if isinstance(model, str | PathLike) else f"{type(model).__name__} as model",
             hint="give a policy: Refiner.from_pretrained(FOLDER).policy, and its .loop as processing_class",

@@ -58,7 +58,7 @@ def test_rows_that_cannot_be_drawn_are_refused(rows, message):
 
 def test_what_is_no_policy_and_words_that_it_cannot_read_are_refused():
     pipe, args = Refiner.from_pretrained(), R3Config("unused", max_steps=1)
-    for model in ("weights", Path("weights"), pipe.policy.module):
+    for model in ("weights", Path("weights"), pipe.policy.module, torch.nn.DataParallel(pipe.policy.module)):
         with pytest.raises(InputError, match=r"as model.*\n?.*Refiner.from_pretrained\(FOLDER\).policy"):
             R3Trainer(model, red, args, ["a red circle"])
     with pytest.raises(DataError, match="row 1: the model does not know 'photo', 'zebra'"):
