@@ -25,7 +25,7 @@ from r3_rl.recipe.base import Problem, Section
 CELL, LARGEST, LONGEST = 12, 48, 512
 PALETTE = torch.tensor([[r, g, b] for r in (0.1, 0.9) for g in (0.1, 0.9) for b in (0.1, 0.9)])
 END, BEGIN, IMAGE, CODES = range(4)  # behind the words; the colours follow
-WORDS = "a red blue green circle square cross draw check two and left of <think> </think>"
+WORDS = "a red blue green circle square cross draw ? two and left of <think> </think>"
 
 
 class Tower(nn.Module):
@@ -199,7 +199,7 @@ class ToyBackbone:
         return policy.module(list(range(policy.module.embed.num_embeddings))).detach().flatten()
 
     def write_tiny(self, folder, *, seed=0):
-        words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS.split())}, unk_token="a"))
+        words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS.split())}, unk_token="?"))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         self.save(self.new(ToySize(), words, image_size=LARGEST, background=0.5, seed=seed), folder)
         return folder
