@@ -7,12 +7,13 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 DEMO_OUT ?= runs/demo
 DEMO_MINUTES ?= 6
 SEED ?= 0
+PROCESSES ?= 2
 
 .PHONY: help demo test check wheel clean
 
 help:
 	@echo "make demo    train the embedded model with R3 for $(DEMO_MINUTES) minutes, before and after in $(DEMO_OUT)/report.html"
-	@echo "make test    run every test"
+	@echo "make test    run every test in $(PROCESSES) processes"
 	@echo "make check   style, types, import contracts, spelling"
 	@echo "make wheel   build the wheel into dist/"
 	@echo "make clean   remove $(VENV), dist and caches (runs/ stays)"
@@ -20,15 +21,9 @@ help:
 demo: $(VENV)/.train-ready
 	$(BIN)/r3 demo --out $(DEMO_OUT) --seed $(SEED) --minutes $(DEMO_MINUTES)
 
-# Two halves side by side, a thread each; what is not listed is in the first one.
-SECOND := tests/algorithm tests/balance tests/benches tests/flow tests/observe tests/rollout tests/training tests/worlds
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider
-
+# A file's tests stay in one process, since they share what it makes; each process has one thread.
 test: $(VENV)/.dev-ready
-	@out=$$(mktemp); echo "pytest, two halves side by side"; \
-	$(PYTEST) $(SECOND) > $$out 2>&1 & second=$$!; \
-	$(PYTEST) $(addprefix --ignore=,$(SECOND)); first=$$?; \
-	wait $$second; status=$$?; cat $$out; rm -f $$out; exit $$((first | status))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider --numprocesses $(PROCESSES) --dist loadfile
 
 check: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

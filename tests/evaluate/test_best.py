@@ -19,6 +19,8 @@ from r3_rl.evaluate.run import train
 from r3_rl.observe.course import Metric, best_folder
 from r3_rl.observe.ending import read_ending
 from r3_rl.observe.statistics import Interval
+from r3_rl.policy.adapter_files import ROUTED_WEIGHTS_NAME
+from r3_rl.policy.routing import routing_of
 from r3_rl.recipe_io import load_recipe
 from tests.docs.world import world_folder
 from tests.evaluate.test_run import PLAIN
@@ -210,6 +212,18 @@ def test_full_weights_are_kept_in_a_folder_that_loads(recipe):
     assert (best / "ema.safetensors").read_bytes() != last.read_bytes()
     subjects = find_subjects(str(best), against=str(done.folder))
     assert [subject.key for subject in subjects.models] == ["base", "trained", "other"], "one base for both"
+
+
+@pytest.mark.parametrize("routing", ["split", "routed"])
+def test_the_adapters_of_all_stages_are_kept_together(recipe, routing):
+    done = train(recipe(f"balance.routing={routing}"), further=planted())
+    best, checkpoints = done.folder / "best", done.folder / "checkpoints"
+    kept = (best / ROUTED_WEIGHTS_NAME).read_bytes()
+    assert kept == (checkpoints / "checkpoint-3" / ROUTED_WEIGHTS_NAME).read_bytes()
+    assert kept != (checkpoints / "checkpoint-4" / ROUTED_WEIGHTS_NAME).read_bytes()
+    found = find_subjects(str(best))
+    assert routing_of(found.first.policy.module).kind == routing
+    assert [model.key for model in found.models] == ["base", "trained"]
 
 
 def test_a_run_without_a_best_adapter_says_how_to_keep_one(tmp_path):
