@@ -277,6 +277,10 @@ def test_a_file_is_found_before_a_shipped_recipe_of_its_name(workplace):
             ["draft.sde=cps", "draft.num_steps=1", "draft.window=all"],
             "draft.num_steps: the last step of sde 'cps' carries no noise; use 2 steps or more",
         ),
+        (
+            ["refine.matching_noise=shared"],
+            "refine.matching_noise: sde 'r3_monotonic' does not read it; use sde 'matching' or drop it",
+        ),
         (["draft.num_sde_steps=9"], "draft.num_sde_steps: 9 is more than the 8 steps of num_steps; use at most 8"),
         (["draft.timestep_shift=1e9"], "draft.timestep_shift: must be at most 100"),
         (["draft.eta=1e-7"], "rollout.draft.eta: must be at least 0.01"),

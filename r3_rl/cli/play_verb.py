@@ -15,7 +15,8 @@ def play(
     """Open a page on this machine: a prompt's draft, critique and refinements, with the adapter and without it.
 
     Args:
-        model: folder of a policy, or its name on the hub; without it the adapter's base or the embedded model.
+        model: folder of a policy, its name on the hub, or a world such as `mosaic`; without it the adapter's base or
+            the embedded model.
         adapter: folder of an adapter or of a run; `shipped` is the one that comes with the package.
         port: where the page is; 0 takes a free one and prints it.
         rounds: refinements at most, until the page's slider is moved.

@@ -149,7 +149,7 @@ def refine(
 
     Args:
         prompt: what to draw.
-        model: folder of a policy; without it the embedded model.
+        model: folder of a policy, or a world such as `mosaic`; without it the embedded model.
         adapter: folder of an adapter; `shipped` is the one that comes with the package.
         rounds: refinements at most.
         out: the picture, a PNG file.

@@ -21,7 +21,8 @@ def serve(
     """Serve a model over an OpenAI-compatible API: draw with the loop, edit an image, answer questions about images.
 
     Args:
-        model: folder of a policy, or its name on the hub; without it the adapter's base or the embedded model.
+        model: folder of a policy, its name on the hub, or a world such as `mosaic`; without it the adapter's base or
+            the embedded model.
         adapter: folder of an adapter or of a run; `shipped` is the one that comes with the package. Requests choose it
             or `base` by the name of the model.
         port: where to listen; 0 takes a free port and prints it.

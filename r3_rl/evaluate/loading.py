@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from r3_rl import registered
 from r3_rl.assemble import LoadedPolicy, load_policy, loop_settings
 from r3_rl.errors import InputError
 from r3_rl.policy.adapter_files import RECIPE_FILE, weights_file
@@ -47,6 +48,7 @@ def load(
     model: str | Path | None, adapter: str | Path | None, *, device: str | None = None, dtype: str | None = None
 ) -> Loaded:
     """Load what `Refiner.from_pretrained` runs; arguments and errors are those."""
+    model = None if model is None else _place(Path(model))
     adapter_folder = None if adapter is None else _adapter_folder(Path(adapter))
     sections = _recipe_beside(adapter_folder, None if model is None else Path(model))
     section = _model_section(sections.get("model"), model, dtype)
@@ -60,11 +62,18 @@ def load(
             words = "the adapter changes nothing, so this is the base; was its run stopped before its first step?"
             print(f"{adapter_folder}: {words}", file=sys.stderr)
     speaks = world_speaking(tokenizer.get_vocab())
-    stored = sections.get("rollout") or (loaded.policy.spec.rollout if speaks is None else {})
+    stored = sections.get("rollout") or (loaded.policy.spec if speaks is None else speaks).rollout
     # how a policy was trained is not asked: an adapter may be older than a key's name
     rollout = {key: value for key, value in stored.items() if key in _READ}
     loop = loop_settings(_checked(RolloutSection, rollout))
     return Loaded(policy=loaded.policy, loop=loop, adapted=adapter_folder is not None, marks=marks, sections=sections)
+
+
+def _place(model: Path) -> Path:
+    """The folder of the model that ships with a world, for the world's name; a folder of that name goes first."""
+    if str(model) in registered.names(registered.WORLDS) and not model.exists():
+        return find_world(str(model)).weights_folder()
+    return model
 
 
 def load_base_of(trained: Loaded) -> Loaded:
@@ -140,8 +149,12 @@ def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> 
     wanted = dict(stored) if isinstance(stored, Mapping) else {"dtype": "auto"}
     wanted |= {"random_init": False} | ({} if dtype is None else {"dtype": dtype})
     if model is not None:
+        worlds = ", ".join(registered.names(registered.WORLDS))
         if not (Path(model).is_dir() or is_hub_id(str(model))):
-            raise InputError(f"{model}: no such folder", hint="give a folder of weights, or their name on the hub")
+            raise InputError(
+                f"{model}: no such folder",
+                hint=f"give a folder of weights, their name on the hub, or a world: {worlds}",
+            )
         wanted |= {"kind": "auto", "path": str(model), "base": None}
     return _checked(ModelSection, wanted)
 

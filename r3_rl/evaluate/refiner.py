@@ -82,10 +82,11 @@ class Refiner:
         """Load a policy, with an adapter or without.
 
         How it writes and draws is read from the `recipe.resolved.yaml` beside the adapter or in the model's folder;
-        without one the defaults of the embedded model or of the backbone hold.
+        without one as the model's world or its backbone says.
 
         Args:
-            model: folder of weights, or their name on the hub; None takes the adapter's base, or the embedded model.
+            model: folder of weights, their name on the hub, or that of a world (`mosaic`) for the model that ships with
+                it; None takes the adapter's base, or the embedded model.
             adapter: folder of an adapter, or of a run that left one; `shipped` is the one that comes with the package.
             device: such as `cuda`; None takes an accelerator where there is one.
             dtype: `float32`, `bfloat16` or `auto`; None takes the recipe's, else `auto`.

@@ -52,6 +52,8 @@ class Drawing:
     """Noise level of stochastic steps."""
     sde_steps: tuple[int, ...] = ()
     """Which steps are stochastic and scored; the others follow the ODE."""
+    matching_seed: int | None = None
+    """Of the noise at which `matching` scores the finished image; None: the noise that it was drawn from."""
     guidance: Guidance = field(default_factory=Guidance)
     size: tuple[int, int] = default(DraftSection, "size")
     """Height, width in pixels."""

@@ -64,6 +64,11 @@ class DrawingSection(Section):
     )
     guidance: GuidanceSection = section("Classifier-free guidance.")
     shared_noise: bool = Field(False, description="Peers start from the same noise.")
+    matching_noise: Literal["own", "shared"] = Field(
+        "own",
+        description="Noise at which `matching` scores an image: `own` is what it was drawn from, `shared` is drawn "
+        "anew for all peers, so that nothing but the images tells their scores apart.",
+    )
 
     @property
     def num_possible(self) -> int:
@@ -96,6 +101,8 @@ class DrawingSection(Section):
     def _noise_problems(self) -> Iterator[Problem]:
         if self.sde == "matching" and self.shared_noise:
             yield Problem("shared_noise", "with sde 'matching' only their first noise tells peers apart; drop one")
+        if self.sde != "matching" and self.matching_noise != "own":
+            yield Problem("matching_noise", f"sde '{self.sde}' does not read it; use sde 'matching' or drop it")
         if self.sde == "cps" and self.eta > 1:
             yield Problem("eta", f"must be at most 1 with sde 'cps', not {self.eta:g}: 1 replaces all of the noise")
         if self.num_possible < 1:

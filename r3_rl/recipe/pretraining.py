@@ -44,6 +44,7 @@ class LaterLegSection(Section):
 
     steps: int = Field(600, ge=1, le=MOST, description="Updates of the leg.")
     batch: MixSection | None = Field(None, description="Examples of each task in a step.")
+    decay_fraction: float | None = Field(None, gt=0, le=1, description="Last share of the leg, in which rates fall.")
     muon_lr: float | None = Field(None, ge=0, description="Muon's learning rate.")
     adam_lr: float | None = Field(None, gt=0, description="AdamW's learning rate.")
     plan_noise: Share | None = Field(None, description="Share of plans that contradict their prompt.")

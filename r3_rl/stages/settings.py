@@ -27,6 +27,7 @@ class DrawingPlan:
     window_size: int | None = default(DrawingSection, "window_size")
     shared_noise: bool = default(DrawingSection, "shared_noise")
     """Peers start from the same noise."""
+    matching_noise: str = default(DrawingSection, "matching_noise")
 
     @property
     def num_possible(self) -> int:
@@ -34,8 +35,9 @@ class DrawingPlan:
         return self.drawing.num_steps - (self.drawing.convention == "cps")
 
     def rows(self, groups: Sequence[int], *, seed: int, progress: float) -> list[Drawing]:
-        """Drawings of a training step, one a row: peers (rows of one number) share their stochastic steps, so only
-        their samples differ. A group's steps follow from its number, whichever other groups there are."""
+        """Drawings of a training step, one a row: peers (rows of one number) share their stochastic steps and the
+        noise of `matching`, so only their samples differ. A group's steps follow from its number, whichever other
+        groups there are."""
         rng = np.random.default_rng(seed)
         window = "first" if self.window == "random" and self.window_size is not None else self.window
         drawings = [
@@ -49,6 +51,7 @@ class DrawingPlan:
                     progress=progress,
                     rng=rng,
                 ),
+                matching_seed=int(rng.integers(2**62)) if self.matching_noise == "shared" else None,
             )
             for _ in range(max(groups, default=-1) + 1)
         ]

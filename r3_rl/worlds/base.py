@@ -124,6 +124,12 @@ class World(Protocol[Scene]):
         ...
 
     @property
+    def rollout(self) -> Mapping[str, Any]:
+        """Section `rollout` of a recipe, as far as its images and texts ask for it: how a model that speaks its words
+        draws and writes where no recipe says so."""
+        ...
+
+    @property
     def base_sizes(self) -> Mapping[str, int]:
         """Items of the bench's sets when a pretrained model is measured."""
         ...

@@ -82,9 +82,10 @@ def test_a_recipe_makes_a_folder_that_a_recipe_can_start_from(tmp_path: Path) ->
 
 
 def test_a_later_leg_changes_what_it_says_and_keeps_the_rest(tmp_path: Path) -> None:
-    later = "pretrain.later=[{steps: 5, plan_noise: 0.4}, {steps: 3, plan_errors: 2}]"
+    later = "pretrain.later=[{steps: 5, plan_noise: 0.4, decay_fraction: 0.9}, {steps: 3, plan_errors: 2}]"
     first, second, third = _recipe(tmp_path, later, "pretrain.apart_fraction=0.5").pretrain.legs()
     assert (second.steps, second.plan_noise, second.apart_fraction) == (5, 0.4, 0.0)
+    assert (first.decay_fraction, second.decay_fraction, third.decay_fraction) == (0.4, 0.9, 0.9)
     assert (second.batch, second.muon_lr, second.plan_errors) == (first.batch, first.muon_lr, first.plan_errors)
     assert (third.steps, third.plan_noise, third.plan_errors) == (3, 0.4, 2)
     assert len(_recipe(tmp_path, "pretrain.later=[]").pretrain.legs()) == 1

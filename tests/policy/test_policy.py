@@ -116,6 +116,26 @@ def test_rows_are_matched_at_their_own_levels_in_as_many_passes(policy, drawing)
     assert deviation(policy, [image for image in together if len(image.times)]) < 1e-4
 
 
+def test_images_matched_at_a_shared_noise_differ_in_nothing_but_the_image(policy):
+    """x_t - (1 - t) x_0 = t x_1 is one and the same, and the images are those that own noise would have made."""
+    matching = replace(GUIDED, convention="matching", sde_steps=(0, 2), shift=3.0)
+    contexts = contexts_of_unlike_lengths()[:3]
+    drawings = [replace(matching, matching_seed=seed) for seed in (5, 5, 6)]
+    drawn, own = (policy.draw(contexts, how, [1, 2, 3]) for how in (drawings, [matching] * 3))
+    noises = []
+    for image, plain in zip(drawn, own, strict=True):
+        assert torch.equal(image.image, plain.image) and torch.equal(image.times, plain.times)
+        data = image.states - image.times[:, None, None] * image.next_states
+        assert torch.allclose(data[0], data[1], atol=1e-5)
+        noises.append(data[0] + image.next_states[0])
+        plain_data = plain.states - plain.times[:, None, None] * plain.next_states
+        torch.testing.assert_close(data, plain_data, atol=1e-4, rtol=0)
+        assert not torch.allclose(noises[-1], plain_data[0] + plain.next_states[0], atol=0.1)
+    torch.testing.assert_close(noises[0], noises[1], atol=1e-4, rtol=0)
+    assert not torch.allclose(noises[0], noises[2], atol=0.1)
+    assert deviation(policy, drawn) < 1e-4
+
+
 def test_matching_draws_by_the_ode_and_its_gradient_lowers_the_loss_of_the_image():
     policy = tiny_policy(adapter=ADAPTER, moved=0.1)
     matching = replace(GUIDED, convention="matching", sde_steps=(0, 2), shift=3.0)

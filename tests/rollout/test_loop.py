@@ -185,6 +185,16 @@ def test_peers_share_their_stochastic_steps_and_groups_do_not():
     assert [r.sde_steps for r in plan.rows([0, 0], seed=2, progress=0.0)] != steps[:2]
 
 
+def test_peers_are_matched_at_one_noise_if_it_is_shared():
+    how = Drawing(num_steps=8, convention="matching")
+    own = DrawingPlan(drawing=how).rows([0, 0, 1], seed=1, progress=0.0)
+    assert [row.matching_seed for row in own] == [None] * 3
+    shared = DrawingPlan(drawing=how, matching_noise="shared")
+    first, second, other = (row.matching_seed for row in shared.rows([0, 0, 1], seed=1, progress=0.0))
+    assert first == second != other and None not in (first, other)
+    assert shared.rows([0], seed=2, progress=0.0)[0].matching_seed != first
+
+
 @pytest.mark.parametrize(
     ("options", "progress", "allowed"),
     [

@@ -144,13 +144,18 @@ def denoise(denoiser: Denoiser, drawings: Sequence[Drawing], initial: Tensor, st
         x = after
     walk = Denoised(final=x, states=states, next_states=next_states, log_probs=log_probs, steps=steps, times=times)
     if first.convention == MATCHING:
-        _match(denoiser, drawings, walk, initial.to(x.device, torch.float32))
+        noise = [initial[r] if d.matching_seed is None else step_noise[r, 0] for r, d in enumerate(drawings)]
+        _match(denoiser, drawings, walk, torch.stack(noise).to(x.device, torch.float32))
     return walk
 
 
 def _match(denoiser: Denoiser, drawings: Sequence[Drawing], walk: Denoised, noise: Tensor) -> None:
-    """Score finished images at their noise levels. The noise is the one that each image was drawn from: the pair lies
-    on the path that the sampler took, and the target does not depend on another draw."""
+    """Score finished images at their noise levels.
+
+    With the noise that each image was drawn from, the pair lies on the path that the sampler took, and the target does
+    not depend on another draw. With noise that peers share, what it adds to their gradients is equal, and cancels where
+    advantages sum to zero: what is left is how the images differ.
+    """
     steps = [sorted(drawing.sde_steps) for drawing in drawings]
     for number in range(max(map(len, steps))):
         # each row at a level of its own; those that have no further one go along at t = 1
@@ -182,7 +187,8 @@ def draw(
     most = max(len(d.sde_steps) for d in drawings)
     initial = row_noise(noise_seeds or seeds, 1, shape)[:, 0]
     # other seeds than the initial noise's, and far from those of the neighbouring rows, or samples would repeat
-    step_noise = row_noise([s ^ _STEP_NOISE for s in seeds], most, shape)
+    own = [seed if d.matching_seed is None else d.matching_seed for seed, d in zip(seeds, drawings, strict=True)]
+    step_noise = row_noise([seed ^ _STEP_NOISE for seed in own], most, shape)
     tasks = told(model, [drawing.task for drawing in drawings])
     denoiser = Denoiser(model, reader, contexts, grid, drawings[0].guidance, tasks=tasks)
     walk = denoise(denoiser, drawings, initial, step_noise)

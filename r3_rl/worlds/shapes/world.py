@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class ShapesWorld:
     bases: Mapping[str, str]
     """The models that ship with it: the name, also of the folder in `place`, and the recipe that makes it."""
     base_sizes: Mapping[str, int]
+    rollout: Mapping[str, Any]
     background: ClassVar[float] = drawing.BACKGROUND
     pretrain_keys: ClassVar[tuple[str, ...]] = OF_THE_WORLD
     bench: ClassVar[str] = "loop"
@@ -221,4 +222,5 @@ WORLD: World[Scene] = ShapesWorld(
     place=shipped.PLACE,
     bases={"weights": "shapes_pretrain"},
     base_sizes=BASE_SIZES,
+    rollout={},  # the recipe's defaults are this board's
 )

@@ -48,6 +48,7 @@ class ToyWorld:
     tags = ("one", "several")
     harder_tags = ("several",)
     question_kinds: ClassVar = {"which": "which tile"}
+    rollout: ClassVar = {"draft": {"size": (16, 16)}}
     bench, pretrain_keys = "loop", ("draw_weights", "prompt_weights")
     base_sizes = dict.fromkeys(
         ("num_prompts", "num_fixed", "num_right", "num_questions", "num_pairs", "num_plans", "num_edits"), 6

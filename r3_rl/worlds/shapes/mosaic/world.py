@@ -26,4 +26,10 @@ WORLD: World[Scene] = ShapesWorld(
     place=Path(__file__).resolve().parent,
     bases={"shared_experts": "mosaic_pretrain_shared", "two_experts": "mosaic_pretrain"},
     base_sizes=BASE_SIZES,
+    # nine objects of five words
+    rollout={
+        "plan": {"max_new_tokens": 64},
+        "critique": {"max_new_tokens": 80},
+        "draft": {"size": (MOSAIC.image_size, MOSAIC.image_size)},
+    },
 )
