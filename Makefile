@@ -21,9 +21,10 @@ help:
 demo: $(VENV)/.train-ready
 	$(BIN)/r3 demo --out $(DEMO_OUT) --seed $(SEED) --minutes $(DEMO_MINUTES)
 
-# A file's tests stay in one process, since they share what it makes; each process has one thread.
+# A file's tests stay in one process, since they share what it makes; each process has one thread. Files come in the order
+# of their names: by their number of tests, the long ones, which have few, would all be left to the end.
 test: $(VENV)/.dev-ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider --numprocesses $(PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

@@ -33,6 +33,8 @@ CHANGED = {
     "rollout.protocol": "bagel",
     "rollout.draft.window": None,  # with window_size 4 only `random` is right; tested among the loops
     "rollout.refine.window": None,
+    "rollout.draft.matching_noise": None,  # only `matching` reads it; tested below
+    "rollout.refine.matching_noise": None,
     "rollout.draft.size": [36, 24],
     **{f"rollout.{stage}.guidance.{scale}": 3.0 for stage in ("draft", "refine") for scale in ("text", "image")},
     "rollout.draft.guidance.interval": [0.2, 0.9],
@@ -155,6 +157,14 @@ def test_every_setting_arrives(path, usual):
     wanted = ARRIVES_AS.get(path, tuple(wanted) if isinstance(wanted, list) else wanted)
     assert moved, "it arrives nowhere"
     assert all(value == wanted for value in moved.values()), "it arrives as something else, or moves another setting"
+
+
+@pytest.mark.parametrize("stage", ["draft", "refine"])
+def test_the_noise_of_matching_arrives_at_its_stage(stage):
+    drawing = {**DRAWING, "sde": "matching", "matching_noise": "shared"}
+    loop = loop_settings(with_value(f"rollout.{stage}", drawing).rollout)
+    found = {"draft": loop.draft.matching_noise, "refine": loop.refine.matching_noise}
+    assert found == {"draft": "own", "refine": "own", stage: "shared"}
 
 
 def test_settings_read_elsewhere_are_read_there(request):

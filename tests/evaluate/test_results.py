@@ -46,6 +46,12 @@ AFTER = Measured(
 )
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Libraries that other tests call write the width of a terminal into the environment."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 @pytest.fixture
 def evaluation():
     return evaluation_of(BENCH, BEFORE, AFTER)

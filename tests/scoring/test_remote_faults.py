@@ -240,7 +240,9 @@ def test_an_answer_against_the_contract_stops_at_once(faulty, name):
 
 
 @pytest.mark.parametrize(
-    "first", [reply(500, b""), reply(502, b""), hang_up, reply(503, b"", Retry_After="0")], ids=str
+    "first",
+    [reply(500, b""), reply(502, b""), hang_up, reply(503, b"", Retry_After="0")],
+    ids=["500", "502", "hangs up", "503"],
 )
 def test_what_passes_is_tried_again(faulty, first):
     script = faulty(first_then(first, scores(0.25, 0.75)))

@@ -152,7 +152,7 @@ def test_the_budget_counts_image_tokens_once_and_not_denoising_steps(folder, tmp
         ("training.parallel.keep_gathered=true", "training.parallel.keep_gathered: it is for shards"),
         ("lora.enabled=false model.dtype=bfloat16", "model.dtype: full weights of 16 bits are trained in shards"),
         ("training.gradient_checkpointing=true", "Toy does not compute layers again; set it to false"),
-        ("model.kind=bagel", "it has no llm_config.json; check model.path"),
+        ("model.kind=bagel", "has no llm_config.json; check model.path"),
         ("rollout.protocol=toy", "the backbone 'toy' brings no templates; use 'compact'"),
     ],
 )
