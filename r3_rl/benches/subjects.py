@@ -93,8 +93,8 @@ def find_subjects(name: str | None, *, against: str | None = None) -> Subjects:
     """Load what `r3 eval` compares.
 
     Args:
-        name: a run, an adapter (`shipped` is the one that ships), or a model: a folder or a name on the hub; None is
-            the embedded model.
+        name: a run, an adapter (`shipped` is the one that ships), or a model: a folder, a name on the hub or that
+            of a world; None is the embedded model.
         against: another one, measured on the same items.
 
     Raises:

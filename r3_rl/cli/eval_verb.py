@@ -27,7 +27,8 @@ def eval_(
     """Measure a model and the base that it was trained from: drawing at every edit budget, and understanding.
 
     Args:
-        subject: a run, an adapter (`shipped` comes with the package) or a model; without it the embedded model.
+        subject: a run, an adapter (`shipped` comes with the package) or a model (a folder, a name on the
+            hub, or a world such as `mosaic`); without it the embedded model.
         best: measure the adapter of the run's best step (`eval.keep_best`), not that of its last one.
         bench: names of benches, with commas between; NAME=PATH for one that reads files. A world's name is its bench.
         rounds: edit budgets to report, with commas between; the largest one is run.

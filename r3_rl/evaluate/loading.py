@@ -48,7 +48,8 @@ def load(
     model: str | Path | None, adapter: str | Path | None, *, device: str | None = None, dtype: str | None = None
 ) -> Loaded:
     """Load what `Refiner.from_pretrained` runs; arguments and errors are those."""
-    model = None if model is None else _place(Path(model))
+    if model is not None:
+        model = _shipped(model)
     adapter_folder = None if adapter is None else _adapter_folder(Path(adapter))
     sections = _recipe_beside(adapter_folder, None if model is None else Path(model))
     section = _model_section(sections.get("model"), model, dtype)
@@ -69,9 +70,10 @@ def load(
     return Loaded(policy=loaded.policy, loop=loop, adapted=adapter_folder is not None, marks=marks, sections=sections)
 
 
-def _place(model: Path) -> Path:
-    """The folder of the model that ships with a world, for the world's name; a folder of that name goes first."""
-    if str(model) in registered.names(registered.WORLDS) and not model.exists():
+def _shipped(model: str | Path) -> str | Path:
+    """Return the folder of the model that ships with a world if `model` is the world's name and not a folder of it,
+    else `model` unchanged: `./mosaic` is a path."""
+    if model in registered.names(registered.WORLDS) and not Path(model).exists():
         return find_world(str(model)).weights_folder()
     return model
 
@@ -149,8 +151,8 @@ def _model_section(stored: Any, model: str | Path | None, dtype: str | None) -> 
     wanted = dict(stored) if isinstance(stored, Mapping) else {"dtype": "auto"}
     wanted |= {"random_init": False} | ({} if dtype is None else {"dtype": dtype})
     if model is not None:
-        worlds = ", ".join(registered.names(registered.WORLDS))
         if not (Path(model).is_dir() or is_hub_id(str(model))):
+            worlds = ", ".join(registered.names(registered.WORLDS))
             raise InputError(
                 f"{model}: no such folder",
                 hint=f"give a folder of weights, their name on the hub, or a world: {worlds}",

@@ -28,6 +28,7 @@ class DrawingPlan:
     shared_noise: bool = default(DrawingSection, "shared_noise")
     """Peers start from the same noise."""
     matching_noise: str = default(DrawingSection, "matching_noise")
+    """`own`: `matching` scores each image at the noise it was drawn from; `shared`: peers at one noise."""
 
     @property
     def num_possible(self) -> int:

@@ -134,6 +134,17 @@ def test_images_matched_at_a_shared_noise_differ_in_nothing_but_the_image(policy
     torch.testing.assert_close(noises[0], noises[1], atol=1e-4, rtol=0)
     assert not torch.allclose(noises[0], noises[2], atol=0.1)
     assert deviation(policy, drawn) < 1e-4
+    (none,) = policy.draw(contexts[:1], [replace(drawings[0], sde_steps=())], [1])
+    torch.testing.assert_close(none.image, drawn[0].image, atol=1e-4, rtol=0)
+    assert not len(none.times)
+
+
+def test_only_matching_reads_the_seed_of_its_noise(policy):
+    """Stochastic steps keep a noise of their own, or peers would be one image."""
+    drawing = replace(GUIDED, convention="cps", eta=0.4, sde_steps=(0, 2), shift=3.0)
+    contexts = contexts_of_unlike_lengths()[:2]
+    plain, seeded = (policy.draw(contexts, [how] * 2, [1, 2]) for how in (drawing, replace(drawing, matching_seed=5)))
+    assert all(torch.equal(one.next_states, other.next_states) for one, other in zip(plain, seeded, strict=True))
 
 
 def test_matching_draws_by_the_ode_and_its_gradient_lowers_the_loss_of_the_image():

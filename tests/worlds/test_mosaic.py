@@ -206,6 +206,9 @@ def test_a_folder_called_like_the_world_goes_first(tmp_path, monkeypatch):
     (tmp_path / "mosaic").mkdir()
     with pytest.raises(CheckpointError, match="not a BAGEL folder"):
         Refiner.from_pretrained("mosaic")
+    for path in ("./mosaik", "./shapes"):  # a path is never a world's name
+        with pytest.raises(InputError, match=rf"{path}: no such folder; give a folder .* or a world: .*mosaic"):
+            Refiner.from_pretrained(path)
 
 
 def test_a_model_is_chosen_by_its_name():

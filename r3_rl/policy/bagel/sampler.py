@@ -142,15 +142,11 @@ def denoise(denoiser: Denoiser, drawings: Sequence[Drawing], initial: Tensor, st
                 steps[r].append(i)
             after = after.index_copy(0, torch.tensor(scored, device=x.device), drawn)
         x = after
-    walk = Denoised(final=x, states=states, next_states=next_states, log_probs=log_probs, steps=steps, times=times)
-    if first.convention == MATCHING:
-        noise = [initial[r] if d.matching_seed is None else step_noise[r, 0] for r, d in enumerate(drawings)]
-        _match(denoiser, drawings, walk, torch.stack(noise).to(x.device, torch.float32))
-    return walk
+    return Denoised(final=x, states=states, next_states=next_states, log_probs=log_probs, steps=steps, times=times)
 
 
 def _match(denoiser: Denoiser, drawings: Sequence[Drawing], walk: Denoised, noise: Tensor) -> None:
-    """Score finished images at their noise levels.
+    """Score finished images at their noise levels, with noise float32 [B, M, C]; scores go into `walk`.
 
     With the noise that each image was drawn from, the pair lies on the path that the sampler took, and the target does
     not depend on another draw. With noise that peers share, what it adds to their gradients is equal, and cancels where
@@ -185,13 +181,17 @@ def draw(
     grid = reader.grid(size)
     shape = (grid[0] * grid[1], model.config.latent_channels)
     most = max(len(d.sde_steps) for d in drawings)
-    initial = row_noise(noise_seeds or seeds, 1, shape)[:, 0]
+    starts = list(noise_seeds or seeds)
+    initial = row_noise(starts, 1, shape)[:, 0]
     # other seeds than the initial noise's, and far from those of the neighbouring rows, or samples would repeat
-    own = [seed if d.matching_seed is None else d.matching_seed for seed, d in zip(seeds, drawings, strict=True)]
-    step_noise = row_noise([seed ^ _STEP_NOISE for seed in own], most, shape)
+    step_noise = row_noise([s ^ _STEP_NOISE for s in seeds], most, shape)
     tasks = told(model, [drawing.task for drawing in drawings])
     denoiser = Denoiser(model, reader, contexts, grid, drawings[0].guidance, tasks=tasks)
     walk = denoise(denoiser, drawings, initial, step_noise)
+    if drawings[0].convention == MATCHING:
+        matched = [s if d.matching_seed is None else d.matching_seed for s, d in zip(starts, drawings, strict=True)]
+        noise = initial if matched == starts else row_noise(matched, 1, shape)[:, 0]
+        _match(denoiser, drawings, walk, noise.to(model.device))
     images = reader.images(walk.final, size).cpu()
     out: list[ImageSegment] = []
     for r, context in enumerate(contexts):
