@@ -13,7 +13,10 @@ def weights_folder(place: Path = PLACE, *, recipe: str = "shapes_pretrain", base
     """Folder of a shipped embedded model: configuration, weights and tokenizer. Raises CheckpointError without it."""
     folder = place / base
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing", hint=f"make it with `r3 pretrain {recipe}`, or reinstall r3-rl")
+        raise CheckpointError(
+            f"{folder} is missing",
+            hint=f"make one with `r3 pretrain {recipe}` and give its weights/ as model.path, or reinstall r3-rl",
+        )
     return folder
 
 
