@@ -163,7 +163,7 @@ def measurer(rung: Rung, policy: Any, settings: Any, prompts: Sequence[Any]) -> 
 
     def measure() -> float:
         if rung.figure == "true_plan_drawn":
-            return float(np.mean(measure_true_plans(world, policy, prompts, greedy, seed=11)))
+            return float(np.mean(measure_true_plans(world, policy, prompts, greedy, seed=11)[rung.figure]))
         rounds = 2 if rung.figure == "final" else 0
         walked = [
             t for part in chunks(len(prompts)) for t in run_loop(policy, prompts[part], greedy, rounds=rounds, seed=7)

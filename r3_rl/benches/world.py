@@ -165,15 +165,16 @@ class PainterBench:
         """Draw a batch, which may hold plans and edits."""
         seed, count = SEED + OF_A_SEED * job.seed + 11, len(self.prompts)
         plans, edits = self.prompts[batch], self.edits[max(batch.start - count, 0) : max(batch.stop - count, 0)]
-        drawn = measure_true_plans(self.world, job.policy, plans, job.loop, seed=seed + 2 * batch.start)
+        found = measure_true_plans(self.world, job.policy, plans, job.loop, seed=seed + 2 * batch.start)
+        drawn = found.get("true_plan_drawn", [])
         edited = measure_edits(self.world, job.policy, edits, job.loop, seed=seed + 2 * batch.start + 1)
         texts = [*(prompt.text for prompt in plans), *(edit.instruction for edit in edits)]
         values = [*({"true_plan": hit} for hit in drawn), *({"true_edit": hit} for hit in edited)]
         if len(values) < len(texts):  # plans are off, or the model does not edit
             values = [{} for _ in plans[len(drawn) :]] + values + [{} for _ in edits[len(edited) :]]
         return [
-            Sample(item=f"{place:05d} {text}", values=found, shown={"text": text})
-            for place, text, found in zip(range(batch.start, batch.stop), texts, values, strict=True)
+            Sample(item=f"{place:05d} {text}", values=these, shown={"text": text})
+            for place, text, these in zip(range(batch.start, batch.stop), texts, values, strict=True)
         ]
 
     def figures(self, names: Sequence[str]) -> list[Figure]:

@@ -14,7 +14,13 @@ from r3_rl.evaluate.critics import measure_critics
 from r3_rl.evaluate.drafting import in_turns, measure_drafts, sample_drafts
 from r3_rl.evaluate.fixed_sets import FixedSets, LoopItems, OwnDrafts, Sizes
 from r3_rl.evaluate.measured import Measured, Values, decodings, entropies
-from r3_rl.evaluate.painting import measure_edits, measure_instructions, measure_true_plans, plan_and_painter
+from r3_rl.evaluate.painting import (
+    held_out_loop,
+    measure_edits,
+    measure_instructions,
+    measure_true_plans,
+    plan_and_painter,
+)
 from r3_rl.evaluate.reading import answers, measure_pairs, measure_questions, of_own_images
 from r3_rl.evaluate.reflection import edited_and_repaired, measure_loop, read, refine_once, stops_if_right, swap_test
 from r3_rl.observe.statistics import Interval
@@ -66,7 +72,7 @@ class LoopBench:
         return verdicts(self.world, images, prompts)
 
     def figures(self, rows: Measured) -> dict[str, Interval]:
-        """Return shares with Wilson's 95 % intervals, and means in nats with a bootstrap's."""
+        """Return shares with Wilson's 95 % intervals, and means with a bootstrap's."""
         return rows.intervals()
 
     def run(self, policy: Policy, items: LoopItems) -> Measured:
@@ -79,6 +85,7 @@ class LoopBench:
                 policy, items.prompts, how, self.judge, rounds=self.rounds, seed=seed, harder=self.world.harder_tags
             )
             out.add(loop.values | plan_and_painter(self.world, loop.trajectories), suffix)
+            out.add(held_out_loop(self.world, loop.trajectories), suffix)
             out.trajectories = out.trajectories or loop.trajectories
             others = measure_loop(policy, items.others, how, self.judge, rounds=self.rounds, seed=seed + 13).values
             out.add({f"other_{name}": others.get(name, []) for name in ("draft", "final")}, suffix)
@@ -129,7 +136,7 @@ class LoopBench:
         """With true texts, so that no decoding matters."""
         world, settings, seed = self.world, self.settings, items.seed
         return {
-            "true_plan_drawn": measure_true_plans(world, policy, items.plans, settings, seed=seed + 11),
+            **measure_true_plans(world, policy, items.plans, settings, seed=seed + 11),
             "true_edit_drawn": measure_edits(world, policy, items.edits, settings, seed=seed),
         }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from r3_rl.modalities import TextSegment
-from r3_rl.observe.measures import GREEDY, OWN, greedy, in_nats, measure_of
+from r3_rl.observe.measures import GREEDY, OWN, SHARE, greedy, measure_of, unit_of
 from r3_rl.observe.statistics import Interval, mean_of, paired_difference, share, unpaired_difference
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
@@ -16,7 +16,8 @@ CHUNK = 128
 """Rows of one pass: enough to keep the processor busy, few enough for its cache and memory."""
 
 Values = dict[str, list[float]]
-"""1 for right and 0 for wrong (or nats), for every item of every measurement, by its name in `observe.measures`."""
+"""1 for right and 0 for wrong, or a number in the unit of its name, for every item of every measurement, by its name in
+`observe.measures`."""
 
 
 class Items(Protocol):
@@ -62,9 +63,11 @@ class Measured:
         self.values |= {named(name): items for name, items in values.items() if items}
 
     def intervals(self) -> dict[str, Interval]:
-        """Shares with Wilson's 95 % intervals; means in nats with a bootstrap's."""
+        """Shares with Wilson's 95 % intervals; means with a bootstrap's."""
         return {
-            name: mean_of(values) if in_nats(name) else share(values) for name, values in self.values.items() if values
+            name: share(values) if unit_of(name) == SHARE else mean_of(values)
+            for name, values in self.values.items()
+            if values
         }
 
 

@@ -47,13 +47,14 @@ def plan_and_painter(world: World[Any], trajectories: Sequence[Trajectory]) -> V
 
 def measure_true_plans(
     world: World[Any], policy: Policy, prompts: Sequence[Prompt], settings: LoopSettings, *, seed: int
-) -> list[float]:
-    """Draw each prompt from a right plan given as text: 1 if the image is right. Empty where plans are off."""
+) -> Values:
+    """Draw each prompt from a right plan given as text: `true_plan_drawn`, the same to the held-out inspector, and how
+    rough the right images are. Nothing where plans are off."""
     if settings.plan is None:
-        return []
+        return {}
     rng = np.random.default_rng(seed)
     plans = [world.plan_text(world.scene(prompt, rng)) for prompt in prompts]
-    hits: list[float] = []
+    images: list[torch.Tensor] = []
     for part in chunks(len(prompts)):
         these = prompts[part]
         contexts = [
@@ -62,8 +63,46 @@ def measure_true_plans(
         ]
         how = replace(settings.draft.drawing, task=DRAFT.name)
         drawn = policy.draw(contexts, [how] * len(these), row_seeds(seed, part.start, len(these)))
-        hits += [right(verdict) for verdict in verdicts(world, _images(drawn), these)]
-    return hits
+        images += _images(drawn)
+    hits = [right(verdict) for verdict in verdicts(world, images, prompts)]
+    return {
+        "true_plan_drawn": hits,
+        "held_out_true_plan_drawn": held_out_rights(world, images, prompts),
+        "true_plan_roughness": roughness(world, [image for image, hit in zip(images, hits, strict=True) if hit]),
+    }
+
+
+def roughness(world: World[Any], images: Sequence[torch.Tensor]) -> list[float]:
+    """Mean distance of right images' pixels to a clean drawing of what they show, in levels of 255. No verdict looks at
+    it, so a painter that is rewarded for verdicts may let it grow.
+
+    >>> from r3_rl.worlds.base import find_world
+    >>> world, rng = find_world(), np.random.default_rng(0)
+    >>> clean = torch.from_numpy(world.draw([world.scene(world.read_prompt("a red circle"), rng)])[0])
+    >>> smooth, rough = roughness(world, [clean, (clean + 0.1 * torch.randn(clean.shape)).clamp(0, 1)])
+    >>> smooth < 1 < 5 < rough
+    True
+    """
+    if not images:
+        return []
+    pixels = np.stack([image.numpy() for image in images])
+    away = np.abs(pixels - world.draw(world.inspect(pixels)))
+    return [float(255 * mean) for mean in away.mean(axis=(1, 2, 3))]
+
+
+def held_out_rights(world: World[Any], images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[float]:
+    """1 for an image that is right to the world's held-out inspector; nothing if the world has none."""
+    seen = world.inspect_again(np.stack([image.numpy() for image in images])) if images else []
+    return [right(world.judge(scene, prompt)) for scene, prompt in zip(seen, prompts, strict=bool(seen))]
+
+
+def held_out_loop(world: World[Any], trajectories: Sequence[Trajectory]) -> Values:
+    """`held_out_draft` and `held_out_final`: first and last images to the held-out inspector."""
+    prompts = [t.prompt for t in trajectories]
+    return {
+        f"held_out_{name}": held_out_rights(world, [t.rounds[place].image.image for t in trajectories], prompts)
+        for name, place in (("draft", 0), ("final", -1))
+    }
 
 
 def measure_edits(

@@ -106,7 +106,7 @@ def _documents(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float |
 
 
 def print_table(evaluation: Evaluation) -> None:
-    """Before -> after with 95 % intervals, in per cent and nats, greedy above sampled.
+    """Before -> after with 95 % intervals, in per cent, nats and levels, greedy above sampled.
 
     In a terminal that is too narrow for that, only the changes have their intervals; the report has them all.
     """
@@ -116,7 +116,7 @@ def print_table(evaluation: Evaluation) -> None:
         print(_short(line) if narrow else line)
 
 
-_PHASES = re.compile(r"(.{38}) \[.{5}, .{5}\](?: nats)?  ->  (.{5}) \[.{5}, .{5}\](?: nats)? +(\S+) +(\[.*)")
+_PHASES = re.compile(r"(.{38}) \[.{5}, .{5}\](?: \w+)?  ->  (.{5}) \[.{5}, .{5}\](?: \w+)? +(\S+) +(\[.*)")
 
 
 def _short(line: str) -> str:

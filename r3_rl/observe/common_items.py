@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r3_rl.observe.evaluation import Figure
-from r3_rl.observe.measures import OWN, in_nats, measure_of
+from r3_rl.observe.measures import OWN, SHARE, measure_of, unit_of
 from r3_rl.observe.statistics import Interval, mean_of, paired_difference, share, unpaired_difference
 
 FILE = "values.json"
@@ -68,7 +68,7 @@ def first_items(name: str, run: ItemValues, count: int) -> Figure | None:
     before, after = run.of(name, "before")[:count], run.of(name, "after")[:count]
     if not before and not after:
         return None
-    interval = mean_of if in_nats(name) else share
+    interval = share if unit_of(name) == SHARE else mean_of
     return Figure(
         before=interval(before) if before else None,
         after=interval(after) if after else None,
@@ -83,8 +83,8 @@ def after_training(name: str, one: ItemValues, other: ItemValues, count: int) ->
 
 
 def independent(name: str, one: Interval | None, other: Interval | None) -> Interval | None:
-    """other - one of two shares as of independent samples, which is wider than paired; None for means in nats."""
-    if one is None or other is None or in_nats(name):
+    """other - one of two shares as of independent samples, which is wider than paired; None for means."""
+    if one is None or other is None or unit_of(name) != SHARE:
         return None
     return unpaired_difference(_cases(one), _cases(other))
 

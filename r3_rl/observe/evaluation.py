@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from r3_rl.observe.measures import GREEDY, GROUPS, Measure, greedy, measure_of, pattern, plain, plain_names
+from r3_rl.observe.measures import GREEDY, GROUPS, SHARE, Measure, greedy, measure_of, pattern, plain, plain_names
 from r3_rl.observe.statistics import Interval
 
 BY_TAG = "By kind of prompt"
@@ -58,7 +58,7 @@ class Row:
         """True if it is a share, so that per cent is the natural unit. A name that nobody told us about is taken for
         one if every bound is in [0, 1]."""
         if self.measure is not None:
-            return not self.measure.in_nats
+            return self.measure.unit == SHARE
         shown = [this for figure in self.figures for this in figure.phases]
         return bool(shown) and all(this.low >= 0 and this.high <= 1 for this in shown)
 

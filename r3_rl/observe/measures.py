@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 GREEDY = "_greedy"
+SHARE = "share"
 OWN = "own"
 """`Measure.items` of figures whose items are the policy's own: before and after training they are not the same."""
 
@@ -25,8 +26,8 @@ class Measure:
     """The set that it is measured on, a key of `summary.json`'s `sets`, or OWN."""
     decoding: str = "both"
     """`both`, `sampled` (several texts of one prompt, or their entropy), or `once` (no text is written for it)."""
-    in_nats: bool = False
-    """A mean in nats a token rather than a share."""
+    unit: str = SHARE
+    """SHARE; or what a mean is in: `nats` a token, or `levels` of 255 of a pixel's value."""
     wanted: str = "more"
     """`more`, `less` (damage), or `neither` (entropy): how the report colours a change."""
     compared: bool = True
@@ -38,6 +39,8 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
         "draft": Measure(label="Draft right", hint="first image, no reflection"),
         "round_#": Measure(label="Right after round #", hint="one critique and refinement each, unless it stopped"),
         "final": Measure(label="Right at the end", hint="after all rounds"),
+        "held_out_draft": Measure(label="Draft right, to the held-out inspector", hint="no run was rewarded by it"),
+        "held_out_final": Measure(label="Right at the end, to the held-out inspector", hint="after all rounds"),
     },
     "Harder kinds": {
         "harder_draft": Measure(label="Draft right", hint="kinds that ask for several things at once"),
@@ -55,6 +58,13 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
         "true_plan_drawn": Measure(
             label="True plan drawn", hint="a right plan is given as text; nothing is written", items="plans",
             decoding="once",
+        ),
+        "held_out_true_plan_drawn": Measure(
+            label="True plan drawn, to the held-out inspector", hint="the same images", items="plans", decoding="once"
+        ),
+        "true_plan_roughness": Measure(
+            label="Roughness of true plans drawn right", hint="mean distance to a clean drawing of the same, of 255",
+            items=OWN, decoding="once", unit="levels", wanted="less",
         ),
         "true_edit_drawn": Measure(
             label="True edit drawn", hint="a true instruction is given as text; nothing is written", items="edits",
@@ -126,9 +136,9 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
         ),
     },
     "Entropy of the sampled texts, nats a token": {
-        "entropy_plan": Measure(label="Plans", decoding="sampled", in_nats=True, wanted="neither"),
+        "entropy_plan": Measure(label="Plans", decoding="sampled", unit="nats", wanted="neither"),
         "entropy_critique": Measure(
-            label="Critiques", items="pairs", decoding="sampled", in_nats=True, wanted="neither"
+            label="Critiques", items="pairs", decoding="sampled", unit="nats", wanted="neither"
         ),
     },
 }  # fmt: skip
@@ -185,7 +195,11 @@ def measure_of(name: str) -> Measure | None:
     return found or _MEASURES.get(pattern(name).partition("/")[0])
 
 
-def in_nats(name: str) -> bool:
-    """Whether the figure is a mean in nats rather than a share."""
+def unit_of(name: str) -> str:
+    """What the figure is in; a name that the table does not hold is taken for a share.
+
+    >>> unit_of("draft_greedy/counting"), unit_of("entropy_plan")
+    ('share', 'nats')
+    """
     measure = measure_of(name)
-    return measure is not None and measure.in_nats
+    return SHARE if measure is None else measure.unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from r3_rl.observe.evaluation import Evaluation, Figure, Row, grouped_rows
-from r3_rl.observe.measures import HEADLINE, in_nats
+from r3_rl.observe.measures import HEADLINE, SHARE, unit_of
 from r3_rl.observe.statistics import Interval
 
 _WIDTH = 21
@@ -23,18 +23,18 @@ def percent(interval: Interval, *, signed: bool = False) -> str:
 
 
 def figure(name: str, interval: Interval, *, signed: bool = False) -> str:
-    """An interval in the unit of its name: per cent, or nats a token.
+    """An interval in the unit of its name: per cent, nats a token, or levels of a pixel's value.
 
     >>> figure("entropy_plan", Interval(mean=0.5, low=0.25, high=0.75, count=4))
     ' .500 [ .250,  .750] nats'
     """
-    if not in_nats(name):
+    if (unit := unit_of(name)) == SHARE:
         return percent(interval, signed=signed)
     mean, low, high = (
         f"{value:{'+' if signed else ''}.3f}".replace("0.", ".", 1).rjust(5)
         for value in (interval.mean, interval.low, interval.high)
     )
-    return f"{mean} [{low}, {high}] nats"
+    return f"{mean} [{low}, {high}] {unit}"
 
 
 def table_lines(evaluation: Evaluation) -> Iterator[str]:

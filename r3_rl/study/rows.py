@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from r3_rl.observe.evaluation import BY_TAG, OTHER, grouped_rows
 from r3_rl.observe.evaluation import Row as Measured
-from r3_rl.observe.measures import greedy, in_nats, measure_of
+from r3_rl.observe.measures import SHARE, greedy, measure_of, unit_of
 from r3_rl.observe.statistics import Interval
 from r3_rl.study.figures import ArmRuns, Effect
 
@@ -26,9 +26,9 @@ class Row:
     group: str
 
     @property
-    def nats(self) -> bool:
-        """Whether it is a mean in nats rather than a share."""
-        return in_nats(self.name)
+    def is_share(self) -> bool:
+        """Whether it is a share rather than a mean in some unit."""
+        return unit_of(self.name) == SHARE
 
     @property
     def compared(self) -> bool:
@@ -63,8 +63,8 @@ class Row:
         return f"{mean} [{low}, {high}]"
 
     def number(self, value: float, *, signed: bool) -> str:
-        """In points, or nats with two digits."""
-        scaled, digits = (value, 2) if self.nats else (100 * value, 1)
+        """In points; a mean in its unit with two digits."""
+        scaled, digits = (100 * value, 1) if self.is_share else (value, 2)
         text = f"{scaled:{'+' if signed else ''}.{digits}f}"
         return text.replace("-", "\N{MINUS SIGN}")
 

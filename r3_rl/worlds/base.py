@@ -210,6 +210,11 @@ class World(Protocol[Scene]):
         """Return what images [n, 3, H, W] show, from their pixels alone."""
         ...
 
+    def inspect_again(self, images: np.ndarray) -> list[Scene]:
+        """Return what the same images show to a second inspector that no reward comes from, so that what a policy found
+        in the first one does not count; nothing if there is none."""
+        ...
+
     def same(self, one: Scene, other: Scene) -> bool:
         """Whether two scenes look the same to the inspector."""
         ...

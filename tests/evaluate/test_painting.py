@@ -10,11 +10,14 @@ import torch
 
 from r3_rl.evaluate import measured
 from r3_rl.evaluate.painting import (
+    held_out_loop,
+    held_out_rights,
     measure_edits,
     measure_instructions,
     measure_true_plans,
     plan_and_painter,
     plan_is_right,
+    roughness,
 )
 from r3_rl.evaluate.reflection import Refined
 from r3_rl.modalities import TextPiece
@@ -73,16 +76,55 @@ def test_true_plans_are_given_as_text_and_the_image_is_judged(monkeypatch):
     prompts = sample_prompts(4, split="held_out", seed=5)
     blank = torch.zeros(3, 36, 36)
     policy = Scripted(images=[blank] * 4)
-    assert measure_true_plans(WORLD, policy, prompts, settings(), seed=3) == [0.0] * 4
+    nothing = {"true_plan_drawn": [0.0] * 4, "held_out_true_plan_drawn": [], "true_plan_roughness": []}
+    assert measure_true_plans(WORLD, policy, prompts, settings(), seed=3) == nothing
     for context, prompt in zip(policy.drawn_from, prompts, strict=True):
         words, plan = (piece.text for piece in context if isinstance(piece, TextPiece))
         assert words == prompt.text and plan_is_right(WORLD, plan, prompt)
     plans = [parse_plan(context[-1].text) for context in policy.drawn_from]
     again = Scripted(images=[torch.from_numpy(i) for i in render([tuple(p) for p in plans])])
-    assert measure_true_plans(WORLD, again, prompts, settings(), seed=3) == [1.0] * 4
+    assert measure_true_plans(WORLD, again, prompts, settings(), seed=3)["true_plan_drawn"] == [1.0] * 4
     assert again.drawn_from[0][-1].text == policy.drawn_from[0][-1].text, "the same plans before and after"
     assert policy.asked == [], "no text is written"
-    assert measure_true_plans(WORLD, policy, prompts, replace(settings(), plan=None), seed=3) == []
+    assert measure_true_plans(WORLD, policy, prompts, replace(settings(), plan=None), seed=3) == {}
+
+
+def test_the_held_out_inspector_judges_the_same_images_by_itself():
+    world, rng = find_world("mosaic"), np.random.default_rng(4)
+    prompts = world.prompts(8, split="held_out", seed=4)
+    scenes = [world.scene(prompt, rng) for prompt in prompts]
+    images = [torch.from_numpy(image) for image in world.draw(scenes)]
+    assert held_out_rights(world, images, prompts) == [1.0] * 8
+    others = held_out_rights(world, images, prompts[1:] + prompts[:1])
+    assert others == [
+        float(world.edits_needed(s, p) == 0) for s, p in zip(scenes, [*prompts[1:], prompts[0]], strict=True)
+    ]
+    assert 0.0 in others
+    assert held_out_rights(world, [], []) == [] == held_out_rights(WORLD, images, prompts), "the small board has none"
+
+
+def test_first_and_last_images_of_the_loop_are_judged_again():
+    world, rng = find_world("mosaic"), np.random.default_rng(4)
+    (prompt,) = world.prompts(1, split="held_out", seed=5)
+    right = torch.from_numpy(world.draw([world.scene(prompt, rng)])[0])
+    one = trajectory(0.0, 1.0, prompt=prompt)
+    blank, good = (
+        replace(r, image=replace(r.image, image=image))
+        for r, image in zip(one.rounds, (torch.zeros_like(right), right), strict=True)
+    )
+    found = held_out_loop(world, [replace(one, rounds=(blank, good))])
+    assert found == {"held_out_draft": [0.0], "held_out_final": [1.0]}
+
+
+def test_roughness_is_the_distance_to_what_is_seen_not_to_what_was_asked_for():
+    world, rng = find_world("mosaic"), np.random.default_rng(4)
+    scenes = [world.scene(prompt, rng) for prompt in world.prompts(4, split="held_out", seed=4)]
+    clean = world.draw(scenes)
+    noise = rng.normal(0, 0.02, clean.shape).astype(np.float32)
+    smooth, rough = (roughness(world, [torch.from_numpy(i) for i in images]) for images in (clean, clean + noise))
+    expected = 255 * 0.02 * np.sqrt(2 / np.pi)
+    assert max(smooth) < 0.5
+    np.testing.assert_allclose(rough, expected, rtol=0.15)
 
 
 def test_edits_of_a_perfect_painter_are_all_right(monkeypatch):

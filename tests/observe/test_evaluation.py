@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from r3_rl.observe.evaluation import BY_TAG, OTHER, Evaluation, grouped_rows
-from r3_rl.observe.measures import GROUPS, HEADLINE, greedy, in_nats, measure_of, pattern, plain, plain_names
+from r3_rl.observe.measures import GROUPS, HEADLINE, SHARE, greedy, measure_of, pattern, plain, plain_names, unit_of
 from r3_rl.observe.statistics import Interval, share
 from r3_rl.observe.tables import before_after_table
 from r3_rl.observe.text_table import headline_lines, table_lines
@@ -28,7 +28,8 @@ def test_every_name_is_in_the_table_once_and_has_words():
     assert len(set(names)) == len(names) and set(HEADLINE) <= set(names)
     assert all(name == pattern(name) for name in names), "greedy figures have no words of their own"
     assert all(measure.label for group in GROUPS.values() for measure in group.values())
-    assert measure_of("aesthetic_score") is None and not in_nats("aesthetic_score") and in_nats("entropy_plan")
+    assert measure_of("aesthetic_score") is None and unit_of("aesthetic_score") == SHARE
+    assert unit_of("entropy_plan") == "nats"
     assert plain_names(["draft_greedy", "draft", "final"]) == ["draft", "final"]
 
 

@@ -58,6 +58,8 @@ class ShapesWorld:
     """The models that ship with it: the name, also of the folder in `place`, and the recipe that makes it."""
     base_sizes: Mapping[str, int]
     rollout: Mapping[str, Any]
+    second_inspector: bool = False
+    """Whether one ships with it."""
     background: ClassVar[float] = drawing.BACKGROUND
     pretrain_keys: ClassVar[tuple[str, ...]] = OF_THE_WORLD
     bench: ClassVar[str] = "loop"
@@ -149,6 +151,14 @@ class ShapesWorld:
     def inspect(self, images: np.ndarray) -> list[Scene]:
         """Objects in reading order, malformed ones marked."""
         return inspector.inspect(images, self.board)
+
+    def inspect_again(self, images: np.ndarray) -> list[Scene]:
+        """A network that learned to read, where one ships with the board."""
+        if not self.second_inspector:
+            return []
+        from r3_rl.worlds.shapes import second_inspector
+
+        return second_inspector.inspect(images, self.board)
 
     def same(self, one: Scene, other: Scene) -> bool:
         """Colours, shapes, sizes, cells, and which are malformed."""

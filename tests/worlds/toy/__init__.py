@@ -187,6 +187,9 @@ class ToyWorld:
     def _tile(self, word):
         return self.draw([(word, DARK, DARK, DARK)])[0, :, :8, :8]
 
+    def inspect_again(self, images):
+        return []
+
     def same(self, one, other):
         return tuple(one) == tuple(other)
 

@@ -26,6 +26,7 @@ WORLD: World[Scene] = ShapesWorld(
     place=Path(__file__).resolve().parent,
     bases={"shared_experts": "mosaic_pretrain_shared", "two_experts": "mosaic_pretrain"},
     base_sizes=BASE_SIZES,
+    second_inspector=True,
     # nine objects of five words
     rollout={
         "plan": {"max_new_tokens": 64},
