@@ -202,12 +202,19 @@ def report(run: str, /) -> None:
     print(write_report(run))
 
 
-def compare(*runs: str) -> None:
+def compare(*runs: str, out: Path | None = None) -> None:
     """Show two or more runs side by side: settings that differ, figures before and after, changes with intervals.
 
     Args:
         runs: folders of runs that were measured on the same held-out prompts.
+        out: a file for the same figures, `.csv` or `.json`.
     """
     from r3_rl.observe.compare import compare as compare_runs
+    from r3_rl.observe.compare_file import check_comparison, write_comparison
 
+    if out is not None:
+        check_comparison(out)
     print(compare_runs(runs))
+    if out is not None:
+        write_comparison(runs, out)
+        print(f"figures in {out}")

@@ -26,7 +26,7 @@ from r3_rl.observe.measures import greedy, plain_names
 from r3_rl.observe.progress import duration
 from r3_rl.observe.recipe_changes import RecipeChange
 from r3_rl.observe.report import read_run
-from r3_rl.observe.statistics import over_seeds
+from r3_rl.observe.statistics import Interval, over_seeds
 from r3_rl.observe.text_table import figure
 from r3_rl.recipe.changes import flat
 
@@ -37,8 +37,8 @@ _WIDTH = 28
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What is compared of a run."""
+class MeasuredRun:
+    """A finished run, as far as it is compared."""
 
     folder: Path
     evaluation: Evaluation
@@ -65,6 +65,14 @@ def compare(folders: Sequence[str | Path]) -> str:
         InputError: only one run, a run that was not measured before and after, or runs that were measured on
             different kinds of prompts.
     """
+    runs = read_runs(folders)
+    differing = _differing(runs)
+    lines = [*_heads(runs), "", *_settings(differing, len(runs)), ""]
+    return "\n".join([*lines, *_figures(runs, seeds_only=set(differing) == {SEED})])
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[MeasuredRun]:
+    """Read runs that can be compared; `compare` says which cannot."""
     if len(folders) < 2:
         raise InputError("there is nothing to compare with", hint="give the folders of two or more runs")
     runs = [_read(Path(folder)) for folder in folders]
@@ -75,12 +83,10 @@ def compare(folders: Sequence[str | Path]) -> str:
                 f"{run.folder} was measured on another task than {first.folder}: {_task(run)} and {_task(first)}",
                 hint="measure both with the same data.kind, data.tags and data.exclude_tags",
             )
-    differing = _differing(runs)
-    lines = [*_heads(runs), "", *_settings(differing, len(runs)), ""]
-    return "\n".join([*lines, *_figures(runs, seeds_only=set(differing) == {SEED})])
+    return runs
 
 
-def _read(folder: Path) -> _Run:
+def _read(folder: Path) -> MeasuredRun:
     if not folder.is_dir():
         raise InputError(f"no run folder at {folder}", hint="give the folder that `r3 train` printed")
     found = read_run(folder)
@@ -95,7 +101,7 @@ def _read(folder: Path) -> _Run:
         recipe = None
     if not isinstance(recipe, dict):
         raise InputError(f"{folder / 'recipe.resolved.yaml'}: not a recipe")
-    return _Run(
+    return MeasuredRun(
         folder=folder,
         evaluation=found.evaluation,
         summary=found.summary,
@@ -106,24 +112,24 @@ def _read(folder: Path) -> _Run:
     )
 
 
-def _task(run: _Run) -> str:
+def _task(run: MeasuredRun) -> str:
     """The kinds of prompts that a run was measured on."""
     kind, tags, left_out = (run.recipe.get(f"data.{key}") for key in ("kind", "tags", "exclude_tags"))
     chosen = ", ".join(sorted(tags)) if tags else "all kinds"
     return f"'{kind}' ({chosen}{' but ' + ', '.join(sorted(left_out)) if left_out else ''})"
 
 
-def _set(run: _Run, name: str) -> Any:
+def _set(run: MeasuredRun, name: str) -> Any:
     return run.summary["sets"].get(name)
 
 
-def _differing(runs: Sequence[_Run]) -> dict[str, list[str]]:
+def _differing(runs: Sequence[MeasuredRun]) -> dict[str, list[str]]:
     keys = dict.fromkeys(key for run in runs for key in run.recipe)
     values = {key: [str(run.recipe.get(key, "-")) for run in runs] for key in keys if key not in NO_SETTINGS}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
 
 
-def _heads(runs: Sequence[_Run]) -> Iterator[str]:
+def _heads(runs: Sequence[MeasuredRun]) -> Iterator[str]:
     for number, run in enumerate(runs, start=1):
         facts = [f"seed {run.recipe.get(SEED, '?')}", f"{run.summary.get('num_prompts', '?')} held-out prompts"]
         if run.ending is not None and run.ending.early:
@@ -148,10 +154,10 @@ def _columns(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Iterator
         yield "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _figures(runs: Sequence[_Run], *, seeds_only: bool) -> Iterator[str]:
+def _figures(runs: Sequence[MeasuredRun], *, seeds_only: bool) -> Iterator[str]:
     yield f"{'per cent (entropies: nats), 95 % interval':42}{'before':{_WIDTH}}{'after':{_WIDTH}}change"
     measured = dict.fromkeys(name for run in runs for name in run.evaluation.names())
-    shown = _Shown(runs)
+    shown = Shown(runs)
     reached: list[str] = []
     for plain in plain_names(measured):
         for name in (greedy(plain), plain):  # greedy first: sampled figures also move with the entropy of the texts
@@ -168,10 +174,10 @@ def _figures(runs: Sequence[_Run], *, seeds_only: bool) -> Iterator[str]:
     yield "Intervals are over the items of one run; runs with other seeds differ by more than that."
 
 
-class _Shown:
+class Shown:
     """The figures of runs on what they have in common, and what has to be said about it."""
 
-    def __init__(self, runs: Sequence[_Run]) -> None:
+    def __init__(self, runs: Sequence[MeasuredRun]) -> None:
         self.runs = runs
         self.values = [run.values for run in runs]
         self.left_out: dict[str, str] = {}
@@ -198,15 +204,19 @@ class _Shown:
 
     def differences(self, name: str, figures: Sequence[Figure]) -> list[str]:
         """Lines: what each further run reached minus what the first one did."""
-        count = num_common(name, self.values)
         lines = []
-        for number, (values, figure_) in enumerate(zip(self.values[1:], figures[1:], strict=True), start=2):
-            paired = after_training(name, self.values[0], values, count) if count else None
-            change = paired or independent(name, figures[0].after, figure_.after)
+        for number, (change, paired) in enumerate(self.against_first(name, figures), start=2):
             if change is not None:
                 how = f"paired, n = {change.count}" if paired else "unpaired"
                 lines.append(f"run {number} - run 1  {name:30}{figure(name, change, signed=True):30}{how}")
         return lines
+
+    def against_first(self, name: str, figures: Sequence[Figure]) -> Iterator[tuple[Interval | None, bool]]:
+        """Of each further run: what it reached minus what the first one did, and whether that is paired by item."""
+        count = num_common(name, self.values)
+        for values, this in zip(self.values[1:], figures[1:], strict=True):
+            paired = after_training(name, self.values[0], values, count) if count else None
+            yield paired or independent(name, figures[0].after, this.after), paired is not None
 
     def remarks(self) -> Iterator[str]:
         """What was left out, cut or not paired."""

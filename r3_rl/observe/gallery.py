@@ -80,7 +80,7 @@ def _same_prompts(rows: Sequence[Mapping[str, Any]], images: Path) -> Tab:
     histories = [[found[step] for step in sorted(found)] for found in by_prompt.values() if len(found) > 1]
     # Random ones first: prompts that were picked for being best or worst do not show what training did.
     histories.sort(key=lambda history: history[0].get("kept_as") != "random")
-    chosen = [[history[place] for place in _evenly(len(history), SHOWN_IN_TIME)] for history in histories]
+    chosen = [[history[place] for place in evenly(len(history), SHOWN_IN_TIME)] for history in histories]
     note = (
         "The same held-out prompts before, during and after training, as far as they were kept."
         if chosen
@@ -89,10 +89,10 @@ def _same_prompts(rows: Sequence[Mapping[str, Any]], images: Path) -> Tab:
     return Tab(title="Same prompts", note=note, cards=_cards(chosen[:SHOWN_PER_TAB], images))
 
 
-def _evenly(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
     """At most `most` places out of `count`, the first and the last among them.
 
-    >>> _evenly(9, 3), _evenly(2, 3)
+    >>> evenly(9, 3), evenly(2, 3)
     ([0, 4, 8], [0, 1])
     """
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
@@ -101,7 +101,7 @@ def _evenly(count: int, most: int) -> list[int]:
 def _over_time(rows: Sequence[Mapping[str, Any]], images: Path) -> Tab:
     kept = [row for row in rows if row.get("phase") == "train" and row.get("kept_as") == "random"]
     first_of_step = list({row["step"]: row for row in reversed(kept)}.values())[::-1]
-    chosen = [[first_of_step[place]] for place in _evenly(len(first_of_step), SHOWN_PER_TAB)]
+    chosen = [[first_of_step[place]] for place in evenly(len(first_of_step), SHOWN_PER_TAB)]
     note = "One random trajectory from each of several training steps." if chosen else "No training step was kept."
     return Tab(title="During training", note=note, cards=_cards(chosen, images))
 
@@ -133,19 +133,24 @@ def _header(seen: SeenTrajectory, label: str) -> Html:
     return element("header", element("h3", seen.prompt), tag, outcome)
 
 
-def shown_outcome(seen: SeenTrajectory) -> Html:
-    """What the rounds did, in words."""
+def outcome(seen: SeenTrajectory) -> tuple[str, str]:
+    """What the rounds did, in words, and how they are coloured: `up`, `down` or `quiet`."""
     first, last = seen.rounds[0].score, seen.rounds[-1].score
     if first is None or last is None:
-        return element("span", "score missing", class_="verdict quiet")
+        return "score missing", "quiet"
     if last >= RIGHT_SCORE:
-        return element("span", "right at once" if first >= RIGHT_SCORE else "repaired", class_="verdict up")
+        return "right at once" if first >= RIGHT_SCORE else "repaired", "up"
     if first >= RIGHT_SCORE:
-        return element("span", "broken by an edit", class_="verdict down")
+        return "broken by an edit", "down"
     if len(seen.rounds) == 1:
-        return element("span", "wrong, left as it was", class_="verdict down")
-    change = "better, still wrong" if last > first else "worse" if last < first else "still wrong"
-    return element("span", change, class_="verdict down")
+        return "wrong, left as it was", "down"
+    return "better, still wrong" if last > first else "worse" if last < first else "still wrong", "down"
+
+
+def shown_outcome(seen: SeenTrajectory) -> Html:
+    """The same as an element."""
+    words, kind = outcome(seen)
+    return element("span", words, class_=f"verdict {kind}")
 
 
 def shown_trajectory(seen: SeenTrajectory) -> Html:

@@ -25,6 +25,8 @@ from r3_rl.observe.page import page
 from r3_rl.observe.progress import duration
 from r3_rl.observe.recipe_changes import RecipeChange, read_changes
 from r3_rl.observe.recorder import Lines, read_lines, write_document
+from r3_rl.observe.rollouts_page import PAGE as ROLLOUTS
+from r3_rl.observe.rollouts_page import write_rollouts
 from r3_rl.observe.tables import before_after_table, headline
 from r3_rl.recipe.branching import BranchSection
 from r3_rl.recipe.guarding import Action
@@ -79,7 +81,8 @@ class RunFiles:
 
 
 def write_report(run_folder: str | Path) -> Path:
-    """Write `report.html` into a run folder, from whatever the run has left there so far.
+    """Write `report.html` into a run folder, from whatever the run has left there so far, and `rollouts.html` with all
+    that it kept.
 
     Args:
         run_folder: as `new_run_folder` made it; a run that is still going or was cut off is fine.
@@ -94,8 +97,9 @@ def write_report(run_folder: str | Path) -> Path:
     folder = Path(run_folder)
     if not folder.is_dir():
         raise InputError(f"no run folder at {run_folder}", hint="give the folder that `r3 train` printed")
-    page = folder / "report.html"
-    write_document(page, str(render(read_run(folder))))
+    run, page = read_run(folder), folder / "report.html"
+    write_rollouts(folder, run.trajectories.rows, name=run.name)
+    write_document(page, str(render(run)))
     return page
 
 
@@ -268,9 +272,10 @@ def _gallery(run: RunFiles) -> list[Html]:
         return [element("p", "No trajectories were kept, so there are no pictures.", class_="missing")]
     note = (
         "Each row reads from left to right: the draft with its score and what the scorers said, the critique that the "
-        "policy wrote about it and the edit it asked for, then the image drawn from that edit."
+        "policy wrote about it and the edit it asked for, then the image drawn from that edit. "
     )
-    return [element("p", note, class_="note"), gallery(rows, run.images)]
+    link = element("a", "All kept rollouts, to search and sort", href=ROLLOUTS)
+    return [element("p", note, link, class_="note"), gallery(rows, run.images)]
 
 
 def _recipe(run: RunFiles) -> list[Html]:

@@ -1,4 +1,5 @@
-"""The report's style sheet and its only script (values under the pointer). Nothing is fetched from anywhere."""
+"""The pages' style sheet and their only script: values under the pointer, and the filters of rollouts. Nothing is
+fetched from anywhere."""
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -110,6 +111,11 @@ figcaption b { font-weight: 620; } .words { font-size: 12px; color: var(--quiet)
 details summary { cursor: pointer; color: var(--quiet); }
 .plan { margin-top: 8px; font-size: 12px; color: var(--quiet); }
 .fold { margin-top: 12px; } .fold > summary { font-size: 14px; padding: 4px 0; color: var(--ink); }
+.filters { display: flex; flex-wrap: wrap; gap: 8px 18px; align-items: end; margin: 22px 0 4px; font-size: 13px; }
+.filters label { display: grid; gap: 3px; color: var(--quiet); } .filters output { padding: 5px 0; }
+.filters input, .filters select { font: inherit; color: var(--ink); background: var(--card); padding: 4px 8px;
+  border: 1px solid var(--line); border-radius: 6px; max-width: 100%; } .filters input { width: 300px; }
+[hidden] { display: none !important; }
 code { font: 0.93em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { margin: 8px 0 0; padding: 14px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   overflow-x: auto; font: 12.5px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: normal; }
@@ -168,6 +174,28 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     guide.setAttribute("x2", best.x);
     guide.setAttribute("visibility", "visible");
   });
+}
+const bar = document.querySelector(".filters");
+if (bar) {
+  const place = document.querySelector(".rollouts"), cards = [...place.children];
+  const chosen = (name) => bar.querySelector("[name=" + name + "]").value;
+  const by = (name, sign) => (a, b) => sign * (Number(a.dataset[name]) - Number(b.dataset[name]));
+  const orders = { newest: by("step", -1), oldest: by("step", 1), gained: by("gain", -1), lost: by("gain", 1),
+    best: by("score", -1), worst: by("score", 1) };
+  const show = () => {
+    const words = chosen("text").toLowerCase().split(/\\s+/);
+    let count = 0;
+    for (const card of cards) {
+      const fits = words.every((word) => card.dataset.text.includes(word)) &&
+        ["tag", "outcome", "phase"].every((name) => !chosen(name) || card.dataset[name] === chosen(name));
+      card.hidden = !fits;
+      count += fits;
+    }
+    place.append(...[...cards].sort(orders[chosen("order")]));
+    bar.querySelector("output").textContent = count + " of " + cards.length + " shown";
+  };
+  bar.addEventListener("input", show);
+  show();
 }
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -175,3 +176,34 @@ def test_other_prompts_of_the_same_kinds_are_compared_unpaired_and_wider(made):
     assert line.endswith("unpaired") and f"[{100 * wide.low:+5.1f}, {100 * wide.high:+5.1f}]" in line
     old = compare([made("c"), made("d", ("tree", "full"), sets={**SETS, "prompts": "others"})])
     assert "run 2 - run 1  draft " in old, "runs that kept no values too"
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_the_same_figures_are_written_for_other_programs(made, tmp_path, r3, kind):
+    one, other = made("a"), made("b", ("tree", "full"))
+    for run, moved in ((one, 0), (other, 7)):
+        keep_values(run, 320, moved=moved)
+    file = tmp_path / f"compared.{kind}"
+    text = r3("compare", str(one), str(other), "--out", str(file)).out
+    assert text.endswith(f"figures in {file}\n") and compare([one, other]) in text
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines)) if kind == "csv" else json.load(lines)
+    drafts = [row for row in rows if row["figure"] == "draft"]
+    assert [(row["run"], str(row["seed"]), row["unit"]) for row in drafts] == [
+        (str(run), "0", "share") for run in (one, other)
+    ]
+    for run, row in zip((one, other), drafts, strict=True):
+        phases = json.loads((run / "evaluation.json").read_text())["phases"]
+        for phase in ("before", "after"):
+            found = [float(row[f"{phase}_{part}"]) for part in ("mean", "low", "high", "n")]
+            assert found == pytest.approx([phases[phase]["draft"][key] for key in ("mean", "low", "high", "count")])
+    assert drafts[0]["minus_first_mean"] in (None, "") and float(drafts[1]["minus_first_low"]) < 0
+    assert {row["unit"] for row in rows if row["figure"].startswith("entropy")} == {"nats"}
+    assert any("/" in row["figure"] for row in rows), "kinds too"
+
+
+def test_a_comparison_that_cannot_be_written_is_refused_before_anything_is_read(made, tmp_path, r3):
+    one, other = made("a"), made("b")
+    for file, said in (("x.xlsx", "is written as .csv or .json"), ("no/x.csv", "no folder")):
+        found = r3("compare", str(one), str(other), "--out", str(tmp_path / file))
+        assert found.code == 2 and said in found.err and not found.out
