@@ -16,7 +16,7 @@ from r3_rl.evaluate.base import SEED
 from r3_rl.modalities import ImagePiece, TextPiece
 from r3_rl.pixels import open_image
 from r3_rl.policy.base import Policy
-from r3_rl.policy.words import unknown_words
+from r3_rl.policy.words import said_unknown
 from r3_rl.rollout.rows import row_seeds
 from r3_rl.stages import ANSWER
 from r3_rl.stages.protocol import split_thought
@@ -118,9 +118,8 @@ def question_for(request: Request, question: str, instruction: str) -> str:
 
 def _refuse_unknown_words(policy: Policy, texts: Sequence[str]) -> None:
     for text in texts:
-        if unknown := unknown_words(policy.tokenizer, text):
-            named = ", ".join(f"'{word}'" for word in unknown[:5])
+        if unknown := said_unknown(policy.tokenizer, text):
             raise InputError(
-                f"the model does not know {named}, asked {text[:60]!r}",
+                f"{unknown}, asked {text[:60]!r}",
                 hint="a model of an embedded world answers questions in its own words only",
             )

@@ -20,7 +20,7 @@ from r3_rl.observe.strip import round_name, strip
 from r3_rl.observe.trajectories import to_pixels
 from r3_rl.pixels import from_picture
 from r3_rl.policy.base import Sampler
-from r3_rl.policy.words import unknown_words
+from r3_rl.policy.words import said_unknown
 from r3_rl.rollout.engine import Engine, Submit
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
@@ -211,10 +211,9 @@ class Refiner:
         if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
             raise InputError("an empty prompt", hint='say what to draw, such as "a red circle"')
         for text in prompts:
-            if self.tokenizer and (unknown := unknown_words(self.tokenizer, text)):
-                named = ", ".join(f"'{word}'" for word in unknown)
+            if self.tokenizer and (unknown := said_unknown(self.tokenizer, text)):
                 known = " ".join(sorted(filter(str.isalpha, self.tokenizer.get_vocab())))
-                raise InputError(f"the model does not know {named}", hint=f"its words are: {known}")
+                raise InputError(unknown, hint=f"its words are: {known}")
 
     def _read(self, text: str) -> Prompt | None:
         return self.world.read_prompt(text) if self.world else None

@@ -25,3 +25,17 @@ def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
     read = tokenizer.encode(text, add_special_tokens=False)
     spans = zip(read.tokens, read.offsets, strict=True)
     return list(dict.fromkeys(text[start:end] for token, (start, end) in spans if token in unknown))
+
+
+def said_unknown(tokenizer: Tokenizer, text: str) -> str:
+    """Return what an error says of such words, of five at most; empty if the model knows all of a text.
+
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> tokenizer = Tokenizer(models.WordLevel({"?": 0, "red": 1}, unk_token="?"))
+    >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> said_unknown(tokenizer, "red zebra"), said_unknown(tokenizer, "red")
+    ("the model does not know 'zebra'", '')
+    """
+    unknown = unknown_words(tokenizer, text)
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    return f"the model does not know {', '.join(map(repr, unknown[:5]))}{more}" if unknown else ""

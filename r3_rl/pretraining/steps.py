@@ -72,7 +72,8 @@ def rate(step: int, done: float, settings: PretrainSection, progressive: Progres
             begin, done = 0, done / start
         else:
             done = (done - start) / max(1 - start, 1e-9)
-    return min(1.0, (step - begin + 1) / settings.warmup_steps, max((1 - done) / settings.decay_fraction, 0.01))
+    falling = max((1 - done) / settings.decay_fraction, 0.01) if settings.decay_fraction else 1.0
+    return min(1.0, (step - begin + 1) / settings.warmup_steps, falling)
 
 
 def run_pretraining(

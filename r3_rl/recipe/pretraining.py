@@ -44,7 +44,7 @@ class LaterLegSection(Section):
 
     steps: int = Field(600, ge=1, le=MOST, description="Updates of the leg.")
     batch: MixSection | None = Field(None, description="Examples of each task in a step.")
-    decay_fraction: float | None = Field(None, gt=0, le=1, description="Last share of the leg, in which rates fall.")
+    decay_fraction: float | None = Field(None, ge=0, le=1, description="Last share of the leg, in which rates fall.")
     muon_lr: float | None = Field(None, ge=0, description="Muon's learning rate.")
     adam_lr: float | None = Field(None, gt=0, description="AdamW's learning rate.")
     plan_noise: Share | None = Field(None, description="Share of plans that contradict their prompt.")
@@ -89,7 +89,9 @@ class PretrainSection(Section):
     sketch_plans: int = Field(64, ge=0, le=MOST, description="Plans of such an update.")
     sketch_edits: int = Field(0, ge=0, le=MOST, description="Edits of such an update.")
     warmup_steps: int = Field(40, ge=1, le=MOST, description="Steps of linear warm-up.")
-    decay_fraction: float = Field(0.4, gt=0, le=1, description="Last share of the run, in which the rates fall to 0.")
+    decay_fraction: float = Field(
+        0.4, ge=0, le=1, description="Last share of the run, in which the rates fall to 0; 0 never."
+    )
     apart_fraction: Share = Field(
         0.0, description="First share of the steps, in which drawing and understanding take turns."
     )

@@ -18,7 +18,7 @@ from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import DataError, InputError, MissingPackageError
 from r3_rl.policy.adapters import AdapterSettings
 from r3_rl.policy.base import Policy
-from r3_rl.policy.words import unknown_words
+from r3_rl.policy.words import said_unknown
 from r3_rl.rollout.engine import Engine, Watch
 from r3_rl.rollout.pool import NodePool
 from r3_rl.rollout.prompts import PromptStream
@@ -122,9 +122,8 @@ def stream_of(prompts: Any, args: R3Config, tokenizer: Tokenizer) -> PromptStrea
         return prompts
     found = prompts_of(prompts)
     for number, prompt in enumerate(found):
-        if unknown := unknown_words(tokenizer, prompt.text):
-            named = ", ".join(map(repr, unknown[:5]))
-            raise DataError(f"row {number}: the model does not know {named}", hint="use its words, or another model")
+        if unknown := said_unknown(tokenizer, prompt.text):
+            raise DataError(f"row {number}: {unknown}", hint="use its words, or another model")
     seed = args.seed if args.data_seed is None else args.data_seed
     return PromptStream(found, num_prompts=args.num_prompts, seed=seed)
 

@@ -37,6 +37,8 @@ def test_each_phase_has_a_warm_up_and_a_decay_of_its_own():
     assert [rate(s, s / 8, once, run_of(once)) for s in (0, 4)] == pytest.approx([0.5, 0.5])
     joint = section()
     assert [rate(s, s / 8, joint, run_of(joint)) for s in (0, 4)] == pytest.approx([0.5, 0.5]), "it has no phases"
+    flat = section(decay_fraction=0)
+    assert [rate(s, s / 8, flat, run_of(flat)) for s in (0, 1, 7)] == [0.5, 1.0, 1.0], "0 never falls"
 
 
 @pytest.mark.parametrize(("options", "joint"), [({}, 6), ({"plateau_steps": 1, "plateau_gain": 1.0}, 4)])
