@@ -20,7 +20,7 @@ from r3_rl.errors import InputError, RunError
 from r3_rl.observe.course import kept_words, read_best
 from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.model_card import CardFacts, write_model_card
-from r3_rl.observe.report import read_run
+from r3_rl.observe.run_files import read_run
 from r3_rl.policy import adapters
 from r3_rl.policy.adapter_files import RECIPE_FILE, base_fingerprint, read_routing
 from r3_rl.policy.backbone import Backbone

@@ -25,7 +25,7 @@ from r3_rl.observe.evaluation import Evaluation, Figure
 from r3_rl.observe.measures import greedy, plain_names
 from r3_rl.observe.progress import duration
 from r3_rl.observe.recipe_changes import RecipeChange
-from r3_rl.observe.report import read_run
+from r3_rl.observe.run_files import read_run
 from r3_rl.observe.statistics import Interval, over_seeds
 from r3_rl.observe.text_table import figure
 from r3_rl.recipe.changes import flat

@@ -11,7 +11,7 @@ from typing import Any
 from r3_rl.observe.bench_table import markdown_table
 from r3_rl.observe.evaluation import Evaluation, Figure, Row, grouped_rows
 from r3_rl.observe.gallery import NOT_A_TRAJECTORY
-from r3_rl.observe.report import RunFiles
+from r3_rl.observe.run_files import RunFiles
 from r3_rl.observe.statistics import Interval
 from r3_rl.observe.strip import strip
 from r3_rl.observe.trajectories import SeenTrajectory, load_trajectory
