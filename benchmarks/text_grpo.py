@@ -10,7 +10,7 @@ import torch
 
 from r3_rl.algorithm.advantage import advantages
 from r3_rl.modalities import Context, TextPiece
-from r3_rl.observe.metrics import Numbers
+from r3_rl.observe.numbers import Numbers
 from r3_rl.policy.bagel.autoencoder import Autoencoder
 from r3_rl.policy.bagel.checkpoint import random_bagel
 from r3_rl.policy.bagel.config import AutoencoderConfig, BagelConfig, LanguageConfig, VisionConfig

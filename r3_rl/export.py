@@ -7,34 +7,29 @@ by plain peft, and must give the outputs of the policy that was trained.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from r3_rl.errors import InputError, RunError
+from r3_rl.export_source import Source, base_words, find_source
 from r3_rl.observe.course import kept_words, read_best
 from r3_rl.observe.lock import sole_writer
 from r3_rl.observe.model_card import CardFacts, write_model_card
 from r3_rl.observe.run_files import read_run
 from r3_rl.policy import adapters
-from r3_rl.policy.adapter_files import RECIPE_FILE, base_fingerprint, read_routing
-from r3_rl.policy.backbone import Backbone
+from r3_rl.policy.adapter_files import RECIPE_FILE, base_fingerprint
 from r3_rl.policy.base import Policy
-from r3_rl.policy.hub import fetch, is_hub_id
-from r3_rl.policy.registry import backbone_of
 from r3_rl.policy.task_adapters import save_task_adapter
 from r3_rl.recipe.sampling import world_named_in
-from r3_rl.training.manifest import MANIFEST, checked, newest_whole
+from r3_rl.training.manifest import MANIFEST
 from r3_rl.training.room import refuse_without_room, weights_bytes
 from r3_rl.types import STAGES
 from r3_rl.worlds.base import find_world
 
-_ADAPTER = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
                     "added_tokens.json", "generation_config.json")  # fmt: skip
 _CLOSE = 1e-4
@@ -53,39 +48,6 @@ class Exported:
     """Largest difference of an output between what was read back and the policy that was trained."""
     change: float
     """Largest difference of an output between the policy and its base."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where an adapter and everything that belongs to it lies; `find_source` looks."""
-
-    adapter: Path
-    run: Path | None
-    recipe_text: str
-    recipe: Mapping[str, Any]
-    base: Path
-    backbone: Backbone
-    dtype: torch.dtype
-
-    @property
-    def name(self) -> str:
-        return (self.run or self.adapter).resolve().name
-
-    @property
-    def routed(self) -> bool:
-        """Whether the adapter amounts to another one for each task."""
-        return read_routing(self.adapter) is not None
-
-    def policy(self, folder: Path) -> Policy:
-        """Loaded from the base's folder or from another one of its backbone's."""
-        return self.backbone.load(folder, dtype=self.dtype, device="cpu")
-
-    def outputs(self, policy: Policy, task: str = "") -> Tensor:
-        """What the policy gives for a fixed input, by the adapter of a task where it has one for each."""
-        found = self.backbone.probe(policy, task)
-        if not bool(found.isfinite().all()):
-            raise RunError("the policy's outputs are not finite numbers", hint="export an earlier checkpoint")
-        return found
 
 
 def export(
@@ -193,77 +155,6 @@ def _compared(folder: Path, source: Source, after: Tensor, change: float, *, mer
     return Exported(folder=folder, difference=difference, change=change)
 
 
-def find_source(folder: Path, base: Path | None) -> Source:
-    """The adapter of a run, or in a folder. base: of the weights; None takes the recipe's.
-
-    Raises InputError where there is none, or nothing says which base it belongs to.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder", hint="give the folder of a run or of an adapter")
-    if (folder / MANIFEST).is_file():
-        checked(folder)  # what has changed since it was saved is not exported
-    if (folder / _ADAPTER).is_file():
-        adapter, run = folder, folder.parent if (folder.parent / RECIPE_FILE).is_file() else None
-    else:
-        adapter, run = _adapter_of_run(folder), folder
-    near = [place / RECIPE_FILE for place in (adapter, run) if place is not None]
-    recipe_file = next((path for path in near if path.is_file()), None)
-    text = recipe_file.read_text(encoding="utf-8") if recipe_file else ""
-    recipe = _parsed(text)
-    model = recipe.get("model")
-    model = model if isinstance(model, Mapping) else {}
-    dtype = torch.float32 if model.get("dtype", "float32") == "float32" else torch.bfloat16
-    base = base or _base_folder(recipe, folder)
-    return Source(
-        adapter=adapter,
-        run=run,
-        recipe_text=text,
-        recipe=recipe,
-        base=base,
-        backbone=backbone_of(base),
-        dtype=dtype,
-    )
-
-
-def _adapter_of_run(run: Path) -> Path:
-    """The final adapter, or that of the last checkpoint of a run that was cut off."""
-    if (run / "adapter" / _ADAPTER).is_file():
-        return run / "adapter"
-    found, problems = newest_whole(run / "checkpoints")
-    for problem in problems:
-        print(problem)
-    if found is None or not (found.folder / _ADAPTER).is_file():
-        raise InputError(
-            f"{run}: neither adapter/ nor a whole checkpoint with an adapter in it",
-            hint="a run with `lora.enabled: false` has full weights already",
-        )
-    print(f"no adapter/ yet: taking the checkpoint of step {found.step}")
-    return found.folder
-
-
-def _parsed(text: str) -> Mapping[str, Any]:
-    from ruamel.yaml import YAML, YAMLError
-
-    try:
-        content = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise InputError(f"{RECIPE_FILE} is not YAML: {' '.join(str(error).split())}") from error
-    return content if isinstance(content, Mapping) else {}
-
-
-def _base_folder(recipe: Mapping[str, Any], folder: Path) -> Path:
-    model = recipe.get("model")
-    model = model if isinstance(model, Mapping) else {}
-    if model.get("path") is not None:
-        path = str(model["path"])
-        return fetch(path, revision=model.get("revision")) if is_hub_id(path) else Path(path)
-    if model.get("kind", "embedded") == "embedded" and model:
-        return find_world(world_named_in(recipe)).weights_folder(model.get("base"))
-    raise InputError(
-        f"{folder}: no {RECIPE_FILE} says which base the adapter belongs to", hint="name it by base=FOLDER"
-    )
-
-
 def _default_folder(source: Source, *, merged: bool) -> Path:
     beside = "merged" if merged else "tasks" if source.routed else ""
     if source.run is not None and not read_best(source.adapter):
@@ -314,19 +205,6 @@ def _write_card(done: Exported, source: Source, marks: str, *, merged: bool, tas
         kept=kept_words(source.adapter),
     )
     write_model_card(done.folder, facts, read_run(source.run) if source.run is not None else None, source.recipe)
-
-
-def _shipped_words(world: str, name: str | None) -> str:
-    return f"the model {f'`{name}` ' if name else ''}that ships with the world {world}"
-
-
-def base_words(source: Source) -> str:
-    """The base as a card names it."""
-    model = source.recipe.get("model") or {}
-    if source.recipe and model.get("kind", "embedded") == "embedded" and model.get("path") is None:
-        return _shipped_words(find_world(world_named_in(source.recipe)).name, model.get("base"))
-    spec = source.backbone.spec
-    return f"{source.base.resolve().name}, {spec.title}'s layout (its release: {spec.licence})"
 
 
 def _loading(world: str | None, name: str | None, *, merged: bool, folder: str = "adapter") -> str:

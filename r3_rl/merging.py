@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from r3_rl.errors import InputError, RunError
-from r3_rl.export import Source, base_words, find_source
+from r3_rl.export_source import Source, base_words, find_source
 from r3_rl.observe.model_card import CardFacts, write_model_card
 from r3_rl.policy.adapter_files import base_fingerprint, read_config, write_adapter
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from r3_rl import ranks, registered
 from r3_rl.balance.conflict import KINDS, Conflict, grams_by_place
-from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.observe.numbers import Numbers, combine
 from r3_rl.types import STAGES
 
 SUM = "sum"

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Literal
 
 from r3_rl.errors import ScorerError
-from r3_rl.observe.metrics import Numbers
+from r3_rl.observe.numbers import Numbers
 from r3_rl.recipe.base import default
 from r3_rl.recipe.learning import AlgorithmSection
 from r3_rl.scoring.asked import ScorerSpec, cause_of

@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from r3_rl.observe.metrics import Numbers
+from r3_rl.observe.numbers import Numbers
 
 RESERVED = ("mean", "std", "missing_fraction", "time_s")
 

@@ -17,7 +17,7 @@ from r3_rl.algorithm.advantage import advantages, peer_statistics
 from r3_rl.algorithm.gain import text_reward
 from r3_rl.modalities import DrawnSegment, Objective, Segment, TextSegment
 from r3_rl.nodes import Node, numbered
-from r3_rl.observe.metrics import Numbers, means
+from r3_rl.observe.numbers import Numbers, means
 from r3_rl.recipe.base import default
 from r3_rl.recipe.learning import AlgorithmSection
 

@@ -22,7 +22,7 @@ from r3_rl import ranks
 from r3_rl.errors import RunError
 from r3_rl.modalities import TextSegment
 from r3_rl.observe.memory import held_bytes, peak_bytes
-from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.observe.numbers import Numbers, combine
 from r3_rl.policy.adapters import adapter_merged
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.engine import Stopwatch

@@ -21,7 +21,7 @@ from r3_rl import ranks
 from r3_rl.balance.progressive import Progressive
 from r3_rl.modalities import DrawnSegment, TextSegment
 from r3_rl.nodes import Node, trajectory
-from r3_rl.observe.metrics import Numbers, combine, means
+from r3_rl.observe.numbers import Numbers, combine, means
 from r3_rl.recipe.branching import PHASES, BranchSection
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.pool import NodePool

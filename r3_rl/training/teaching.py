@@ -9,7 +9,7 @@ import torch
 
 from r3_rl import ranks
 from r3_rl.errors import RunError
-from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.observe.numbers import Numbers, combine
 from r3_rl.policy.base import Example, Policy, SupervisedNoise
 from r3_rl.recipe.base import default
 from r3_rl.recipe.pretraining import PretrainSection

@@ -18,7 +18,7 @@ from r3_rl.balance.conflict import KINDS
 from r3_rl.errors import RunError
 from r3_rl.flow.sde import kl_mean, kl_velocity
 from r3_rl.modalities import Objective, Segment
-from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.observe.numbers import Numbers, combine
 from r3_rl.policy.base import FlowReplay, Policy, Replay
 from r3_rl.recipe.base import default
 from r3_rl.recipe.learning import AlgorithmSection

@@ -13,7 +13,7 @@ from r3_rl.balance.conflict import place_of
 from r3_rl.balance.gates import by_place, gates_of, imbalance, numbers
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import RunError
-from r3_rl.observe.metrics import Numbers
+from r3_rl.observe.numbers import Numbers
 from r3_rl.policy.adapters import drops, training_mode
 from r3_rl.policy.backbone import branch_of
 from r3_rl.policy.base import Policy

@@ -7,8 +7,8 @@ from r3_rl.algorithm import LossInputs, LossOutputs, k3, policy_loss
 from r3_rl.algorithm.surrogates import cispo, clip, gspo
 from r3_rl.errors import InputError, RunError
 from r3_rl.flow import Guidance, combine, kl_mean, log_prob, sample, shifted_schedule, stochastic_step
-from r3_rl.observe.metrics import Numbers
-from r3_rl.observe.metrics import combine as combine_numbers
+from r3_rl.observe.numbers import Numbers
+from r3_rl.observe.numbers import combine as combine_numbers
 
 SURROGATES = (clip, gspo, cispo)
 TOLERANCE = {"rtol": 2e-6, "atol": 2e-6}

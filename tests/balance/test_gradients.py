@@ -14,7 +14,8 @@ from r3_rl.balance.aggregators import GradVac, config, equal_norms
 from r3_rl.balance.conflict import Conflict, place_of
 from r3_rl.balance.gradients import Balancer
 from r3_rl.errors import MissingPackageError
-from r3_rl.observe.metrics import Numbers, unknown_names
+from r3_rl.observe.metrics import unknown_names
+from r3_rl.observe.numbers import Numbers
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.config import R3Config
 from r3_rl.training.parallel import Learner

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from r3_rl.observe.metrics import METRICS, Numbers, combine, find_metric, metrics_page, unknown_names
+from r3_rl.observe.metrics import METRICS, find_metric, metrics_page, unknown_names
+from r3_rl.observe.numbers import Numbers, combine
 
 ROOT = Path(__file__).parents[2]
 

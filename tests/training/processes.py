@@ -18,7 +18,7 @@ from r3_rl.balance.gradients import Balancer
 from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import R3Error
 from r3_rl.modalities import TextPiece
-from r3_rl.observe.metrics import Numbers, combine
+from r3_rl.observe.numbers import Numbers, combine
 from r3_rl.policy.bagel.policy import BagelPolicy
 from r3_rl.policy.base import Sampling
 from r3_rl.training.batcher import Batcher
