@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from r3_rl.assemble import base_folder
+from r3_rl.assemble import base_folder, loop_settings
 from r3_rl.errors import CheckpointError, InputError
 from r3_rl.evaluate.base import find_bench
-from r3_rl.evaluate.painting import measure_edits
+from r3_rl.evaluate.painting import measure_edits, measure_true_plans
 from r3_rl.evaluate.reading import measure_pairs
 from r3_rl.evaluate.refiner import Refiner
 from r3_rl.modalities import ImagePiece, TextPiece
+from r3_rl.policy.registry import backbone_of, find
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.recipe.sampling import ModelSection
 from r3_rl.recipe_io import load_recipe
@@ -218,3 +220,28 @@ def test_a_model_is_chosen_by_its_name():
     assert named == WORLD.weights_folder() and named.name == "shared_experts"
     first = find_world("shapes").weights_folder()
     assert first == base_folder(ModelSection(), world="shapes") == find_world("shapes").weights_folder("weights")
+
+
+@pytest.mark.parametrize(
+    ("base", "recipe", "kind", "least"),
+    [("shared_experts", "mosaic_pretrain_shared", "bagel_shared", 1), ("two_experts", "mosaic_pretrain", "bagel", 4)],
+)
+def test_both_bases_ship_with_a_card_and_draw(base, recipe, kind, least):
+    folder = WORLD.weights_folder(base)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"`r3 pretrain {recipe}`" in card and "**No target was wrong on purpose**" in card
+    assert "| greedy | sampled | n |" in card and load_recipe(recipe).model.kind == kind
+    assert backbone_of(folder) is find(kind)
+    policy = backbone_of(folder).load(folder, dtype=torch.float32, device="cpu")
+    policy.module.requires_grad_(False)
+    settings = loop_settings(load_recipe("mosaic_r3").rollout)
+    drawn = measure_true_plans(WORLD, policy, WORLD.prompts(12, split="held_out", seed=3), settings, seed=3)
+    assert sum(drawn["true_plan_drawn"]) >= least, "of 12: 34 and 68 % are drawn right"
+    assert sum(drawn["held_out_true_plan_drawn"]) >= least
+
+
+def test_both_bases_saw_the_same_examples_and_are_small_together():
+    two, shared = (load_recipe(name) for name in ("mosaic_pretrain", "mosaic_pretrain_shared"))
+    assert two.pretrain == shared.pretrain and two.training == shared.training
+    folders = [WORLD.weights_folder(base) for base in ("shared_experts", "two_experts")]
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 20e6
