@@ -83,12 +83,12 @@ def measure(tiny: TinyRun, kills: int, each: int, rng: random.Random) -> Report:
     begin = time.monotonic()
     assert tiny.run(whole).code == 0
     seconds = time.monotonic() - begin
-    rows, found, total = [], Counter[str](), 0
-    while total < kills:
+    rows, found, total, tried = [], Counter[str](), 0, 0
+    while total < kills and tried < 2 * kills:  # some runs end before they are killed
         run = tiny.place / "runs" / f"killed-{len(rows)}"
         killed = Counter[str]()
         for index in range(min(each, kills - total)):
-            kind = KINDS[(total + index) % len(KINDS)]
+            kind = KINDS[(tried + index) % len(KINDS)]
             killed[kind] += kill(tiny, run, kind, seconds, rng)
         resumable = any((run / "checkpoints").glob("checkpoint-*"))
         if not resumable:  # nothing was saved: it starts again
@@ -98,7 +98,7 @@ def measure(tiny: TinyRun, kills: int, each: int, rng: random.Random) -> Report:
         word = word or difference(run, whole) or "bit-equal"
         left = sorted(path.name for path in (run / "checkpoints").glob(".*"))
         found[word] += 1
-        total += max(killed.total(), 1)
+        total, tried = total + killed.total(), tried + max(killed.total(), 1)
         rows.append((run.name, ", ".join(f"{n} {kind}" for kind, n in killed.items() if n), word, ", ".join(left)))
         shutil.rmtree(run, ignore_errors=True)
     return Report(
