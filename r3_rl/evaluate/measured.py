@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,16 +64,16 @@ class Measured:
 
     def intervals(self) -> dict[str, Interval]:
         """Shares with Wilson's 95 % intervals; means with a bootstrap's."""
-        return {
-            name: share(values) if unit_of(name) == SHARE else mean_of(values)
-            for name, values in self.values.items()
-            if values
-        }
+        return {name: _interval(name)(values) for name, values in self.values.items() if values}
 
 
 def decodings(settings: LoopSettings) -> dict[str, LoopSettings]:
     """How texts are written, by the suffix of the names: sampled as the settings say, and by the likeliest words."""
     return {"": settings, GREEDY: settings.for_evaluation(0.0)}
+
+
+def _interval(name: str) -> Callable[[Sequence[float]], Interval]:
+    return share if unit_of(name) == SHARE else mean_of
 
 
 def differences(before: Mapping[str, list[float]], after: Mapping[str, list[float]]) -> dict[str, Interval]:
@@ -91,7 +91,7 @@ def differences(before: Mapping[str, list[float]], after: Mapping[str, list[floa
         if not values or not others or (measure and not measure.compared):
             continue
         if measure and measure.items == OWN:
-            out[name] = unpaired_difference(values, others)
+            out[name] = unpaired_difference(values, others, _interval(name))
         elif len(values) == len(others):
             out[name] = paired_difference(values, others)
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -140,16 +140,19 @@ def paired_difference(
     return Interval(mean=float(change.mean()), low=low, high=high, count=change.size)
 
 
-def unpaired_difference(before: Sequence[float], after: Sequence[float]) -> Interval:
-    """Newcombe's hybrid score interval for the difference of two independent shares.
+def unpaired_difference(
+    before: Sequence[float], after: Sequence[float], interval: Callable[[Sequence[float]], Interval] = share
+) -> Interval:
+    """Newcombe's hybrid interval for the difference of two independent shares, or of two independent means.
 
-    With p and [l, u] each share and its Wilson interval, and d = p_after - p_before:
+    With p and [l, u] each share and its Wilson interval (or mean and bootstrap interval), and d = p_after - p_before:
     low = d - sqrt((p_after - l_after)^2 + (u_before - p_before)^2),
     high = d + sqrt((u_after - p_after)^2 + (p_before - l_before)^2)
 
     Args:
         before: [m] successes before training, each 0 or 1, m >= 1.
         after: [n] successes after training, of other items than before; n >= 1.
+        interval: `share`, or `mean_of` for values that are not zeros and ones.
 
     Returns:
         The difference; `count` is the smaller of m and n.
@@ -158,13 +161,14 @@ def unpaired_difference(before: Sequence[float], after: Sequence[float]) -> Inte
         InputError: when either has no value, or one is neither 0 nor 1.
 
     Source: R. G. Newcombe, Interval estimation for the difference between independent proportions: comparison of
-    eleven methods (1998), method 10.
+    eleven methods (1998), method 10; for means G. Y. Zou, A. Donner, Construction of confidence limits about effect
+    measures (2008).
 
     >>> interval = unpaired_difference([1] * 48 + [0] * 32, [1] * 56 + [0] * 14)
     >>> round(interval.mean, 4), round(interval.low, 4), round(interval.high, 4)
     (0.2, 0.0524, 0.3339)
     """
-    first, second = share(before), share(after)
+    first, second = interval(before), interval(after)
     change = second.mean - first.mean
     low = change - math.hypot(second.mean - second.low, first.high - first.mean)
     high = change + math.hypot(second.high - second.mean, first.mean - first.low)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from r3_rl.evaluate import measured, reflection
@@ -239,3 +240,12 @@ def test_a_panel_gives_verdicts_of_whole_trajectories(policy):
     assert len(completions) == len(images) and sum(d is None for d in draft_images) == 3
     assert completions[0] == walked[0].rounds[0].plan.text
     assert [c for c in critiques if c] == [r.critique.segment.text for t in walked for r in t.rounds[1:]]
+
+
+def test_means_of_other_items_are_compared_unpaired():
+    rng = np.random.default_rng(0)
+    before, after = (rng.normal(mean, 1.0, count).tolist() for mean, count in ((4.0, 200), (5.0, 300)))
+    change = differences({"true_plan_roughness": before}, {"true_plan_roughness": after})["true_plan_roughness"]
+    assert change.mean == pytest.approx(np.mean(after) - np.mean(before)) and change.count == 200
+    half = 1.96 * np.sqrt(1 / 200 + 1 / 300)
+    assert change.high - change.low == pytest.approx(2 * half, rel=0.15), "that of Welch's test, nearly"
