@@ -75,10 +75,11 @@ class Asked:
     def __init__(
         self, spec: ScorerSpec, offered: Mapping[str, Any], *, count: int, columns: Sequence[str], copy: bool = True
     ) -> None:
-        self.logged: list[tuple[str, float]] = []
-        self._extras: dict[str, Any] = {}
+        logged: list[tuple[str, float]] = []
+        self.logged, self._extras = logged, dict[str, Any]()
         hooks = {
-            "log_metric": lambda name, value: self.logged.append((str(name), float(value))),
+            # not by `self`: in a circle with its images it would live until Python looks for circles, steps later
+            "log_metric": lambda name, value: logged.append((str(name), float(value))),
             "log_extra": self._extras.__setitem__,
         }
         arguments = accepted_arguments(spec.scorer, {**offered, **hooks})

@@ -1,12 +1,15 @@
 """No scorer can spoil what the others and the run read: not the images, not the columns, not the cache."""
 
+import gc
 import logging
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 from r3_rl.errors import ScorerError
+from r3_rl.scoring.asked import Asked
 from r3_rl.scoring.base import ScorerInfo
 from r3_rl.scoring.batch import ScoreBatch
 from r3_rl.scoring.cache import ScoreCache
@@ -116,3 +119,23 @@ def test_no_line_for_scorers_that_only_read(caplog):
     with caplog.at_level(logging.WARNING), Panel(specs(mean, counts)) as panel:
         panel.score(batch_of(3, 4, include=[{"count": 2}]))
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_call_is_freed_with_its_images_when_it_is_over(copied):
+    def logs(images, *, log_metric, log_extra):
+        log_metric("light", float(images[0].mean()))
+        log_extra("reason", ["dark"])
+        return [0.0]
+
+    gc.disable()  # nothing may wait for it: a step's images are megabytes, and it looks for circles seldom
+    try:
+        asked = Asked(
+            ScorerSpec(name="logs", scorer=logs), {"images": [np.zeros((2, 2, 3))]}, count=1, columns=(), copy=copied
+        )
+        asked.read(asked.call(), None)
+        assert asked.logged == [("light", 0.0)]
+        asked, gone = None, weakref.ref(asked)
+        assert gone() is None
+    finally:
+        gc.enable()
