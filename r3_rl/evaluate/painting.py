@@ -67,7 +67,7 @@ def measure_true_plans(
     hits = [right(verdict) for verdict in verdicts(world, images, prompts)]
     return {
         "true_plan_drawn": hits,
-        "held_out_true_plan_drawn": held_out_rights(world, images, prompts),
+        "held_out_true_plan": held_out_rights(world, images, prompts),
         "true_plan_roughness": roughness(world, [image for image, hit in zip(images, hits, strict=True) if hit]),
     }
 

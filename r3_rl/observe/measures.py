@@ -59,7 +59,7 @@ GROUPS: Mapping[str, Mapping[str, Measure]] = {
             label="True plan drawn", hint="a right plan is given as text; nothing is written", items="plans",
             decoding="once",
         ),
-        "held_out_true_plan_drawn": Measure(
+        "held_out_true_plan": Measure(
             label="True plan drawn, to the held-out inspector", hint="the same images", items="plans", decoding="once"
         ),
         "true_plan_roughness": Measure(

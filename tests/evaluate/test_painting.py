@@ -76,7 +76,7 @@ def test_true_plans_are_given_as_text_and_the_image_is_judged(monkeypatch):
     prompts = sample_prompts(4, split="held_out", seed=5)
     blank = torch.zeros(3, 36, 36)
     policy = Scripted(images=[blank] * 4)
-    nothing = {"true_plan_drawn": [0.0] * 4, "held_out_true_plan_drawn": [], "true_plan_roughness": []}
+    nothing = {"true_plan_drawn": [0.0] * 4, "held_out_true_plan": [], "true_plan_roughness": []}
     assert measure_true_plans(WORLD, policy, prompts, settings(), seed=3) == nothing
     for context, prompt in zip(policy.drawn_from, prompts, strict=True):
         words, plan = (piece.text for piece in context if isinstance(piece, TextPiece))

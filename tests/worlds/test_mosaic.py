@@ -237,7 +237,7 @@ def test_both_bases_ship_with_a_card_and_draw(base, recipe, kind, least):
     settings = loop_settings(load_recipe("mosaic_r3").rollout)
     drawn = measure_true_plans(WORLD, policy, WORLD.prompts(12, split="held_out", seed=3), settings, seed=3)
     assert sum(drawn["true_plan_drawn"]) >= least, "of 12: 34 and 68 % are drawn right"
-    assert sum(drawn["held_out_true_plan_drawn"]) >= least
+    assert sum(drawn["held_out_true_plan"]) >= least
 
 
 def test_both_bases_saw_the_same_examples_and_are_small_together():
