@@ -122,11 +122,15 @@ def _meaning(group: Group) -> str:
     return f"{group.number} {group.size + ' ' if group.size else ''}{group.color} {group.shape}"
 
 
+def _known(tag: str, board: Board) -> None:
+    if tag not in board.kinds:
+        raise InputError(f"no prompts of the kind {tag!r}", hint=f"kinds: {', '.join(board.kinds)}")
+
+
 @cache
 def all_prompts(tag: str, board: Board = NINE) -> tuple[Prompt, ...]:
     """Every prompt of a kind, or of a kind without end a fixed sample."""
-    if tag not in board.kinds:
-        raise InputError(f"no prompts of the kind {tag!r}", hint=f"kinds: {', '.join(board.kinds)}")
+    _known(tag, board)
     requests = board.kinds[tag].requests()
     prompts = (make_prompt(tag, request.groups, *request.relations, board=board) for request in requests)
     return tuple({prompt.text: prompt for prompt in prompts}.values())
@@ -164,12 +168,15 @@ def sample_prompts(
     ['position', 'position']
     """
     weights = dict(tags) if isinstance(tags, Mapping) else dict.fromkeys(tags or board.kinds, 1.0)
-    pools = [prompt_pool(tag, split, board) for tag in weights]
+    named = list(weights)
+    for tag in named:
+        _known(tag, board)
     rng = np.random.default_rng(seed)
     edges = np.cumsum(list(weights.values())) / sum(weights.values())
     # The last edge may fall short of 1 by rounding.
-    kinds = np.minimum(np.searchsorted(edges, rng.random(n), side="right"), len(pools) - 1)
-    return [pick(pools[kind], rng) for kind in kinds]
+    kinds = np.minimum(np.searchsorted(edges, rng.random(n), side="right"), len(named) - 1)
+    # a pool is made when it is drawn from: those of the mosaic hold thousands, and a check draws one prompt
+    return [pick(prompt_pool(named[kind], split, board), rng) for kind in kinds]
 
 
 def sample_scene(prompt: Prompt, rng: np.random.Generator, board: Board = NINE) -> Scene:
