@@ -169,7 +169,9 @@ class PainterBench:
         drawn = found.get("true_plan_drawn", [])
         edited = measure_edits(self.world, job.policy, edits, job.loop, seed=seed + 2 * batch.start + 1)
         texts = [*(prompt.text for prompt in plans), *(edit.instruction for edit in edits)]
-        values = [*({"true_plan": hit} for hit in drawn), *({"true_edit": hit} for hit in edited)]
+        columns = {"true_plan": drawn, "held_out": found.get("held_out_true_plan", [])}
+        of_plans = [{name: hits[i] for name, hits in columns.items() if hits} for i in range(len(drawn))]
+        values = [*of_plans, *({"true_edit": hit} for hit in edited)]
         if len(values) < len(texts):  # plans are off, or the model does not edit
             values = [{} for _ in plans[len(drawn) :]] + values + [{} for _ in edits[len(edited) :]]
         return [
@@ -180,7 +182,9 @@ class PainterBench:
     def figures(self, names: Sequence[str]) -> list[Figure]:
         """Plans and edits."""
         group = "Painter"
-        return [
+        known = [
             Figure(name="true_plan", label="True plan drawn right", group=group),
+            Figure(name="held_out", label="… to the held-out inspector", group=group),
             Figure(name="true_edit", label="True edit carried out", group=group),
         ]
+        return [figure for figure in known if figure.name in names]

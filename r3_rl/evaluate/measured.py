@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from r3_rl.modalities import TextSegment
-from r3_rl.observe.measures import GREEDY, OWN, SHARE, greedy, measure_of, unit_of
-from r3_rl.observe.statistics import Interval, mean_of, paired_difference, share, unpaired_difference
+from r3_rl.observe.common_items import interval_of
+from r3_rl.observe.measures import GREEDY, OWN, greedy, measure_of
+from r3_rl.observe.statistics import Interval, paired_difference, unpaired_difference
 from r3_rl.stages.settings import LoopSettings
 from r3_rl.types import Prompt, Trajectory, Verdict
 
@@ -64,16 +65,12 @@ class Measured:
 
     def intervals(self) -> dict[str, Interval]:
         """Shares with Wilson's 95 % intervals; means with a bootstrap's."""
-        return {name: _interval(name)(values) for name, values in self.values.items() if values}
+        return {name: interval_of(name)(values) for name, values in self.values.items() if values}
 
 
 def decodings(settings: LoopSettings) -> dict[str, LoopSettings]:
     """How texts are written, by the suffix of the names: sampled as the settings say, and by the likeliest words."""
     return {"": settings, GREEDY: settings.for_evaluation(0.0)}
-
-
-def _interval(name: str) -> Callable[[Sequence[float]], Interval]:
-    return share if unit_of(name) == SHARE else mean_of
 
 
 def differences(before: Mapping[str, list[float]], after: Mapping[str, list[float]]) -> dict[str, Interval]:
@@ -91,7 +88,7 @@ def differences(before: Mapping[str, list[float]], after: Mapping[str, list[floa
         if not values or not others or (measure and not measure.compared):
             continue
         if measure and measure.items == OWN:
-            out[name] = unpaired_difference(values, others, _interval(name))
+            out[name] = unpaired_difference(values, others, interval_of(name))
         elif len(values) == len(others):
             out[name] = paired_difference(values, others)
     return out

@@ -76,6 +76,9 @@ def roughness(world: World[Any], images: Sequence[torch.Tensor]) -> list[float]:
     """Mean distance of right images' pixels to a clean drawing of what they show, in levels of 255. No verdict looks at
     it, so a painter that is rewarded for verdicts may let it grow.
 
+    Args:
+        images: [n] of float32 [3, H, W] in [0, 1], without a malformed object, which no world can draw again.
+
     >>> from r3_rl.worlds.base import find_world
     >>> world, rng = find_world(), np.random.default_rng(0)
     >>> clean = torch.from_numpy(world.draw([world.scene(world.read_prompt("a red circle"), rng)])[0])
@@ -92,7 +95,12 @@ def roughness(world: World[Any], images: Sequence[torch.Tensor]) -> list[float]:
 
 
 def held_out_rights(world: World[Any], images: Sequence[torch.Tensor], prompts: Sequence[Prompt]) -> list[float]:
-    """1 for an image that is right to the world's held-out inspector; nothing if the world has none."""
+    """1 for an image that is right to the world's held-out inspector, else 0; empty if the world has none.
+
+    Args:
+        images: [n] of float32 [3, H, W] in [0, 1].
+        prompts: [n] what each was drawn for.
+    """
     seen = world.inspect_again(np.stack([image.numpy() for image in images])) if images else []
     return [right(world.judge(scene, prompt)) for scene, prompt in zip(seen, prompts, strict=bool(seen))]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ class ItemValues:
         return values if len(values) == len(known) else ()
 
 
+def interval_of(name: str) -> Callable[[Sequence[float]], Interval]:
+    """How the interval of a figure's values is made: Wilson's for a share, else the bootstrap's for a mean."""
+    return share if unit_of(name) == SHARE else mean_of
+
+
 def set_of(name: str) -> str:
     """The set that a figure is measured on."""
     measure = measure_of(name)
@@ -68,7 +73,7 @@ def first_items(name: str, run: ItemValues, count: int) -> Figure | None:
     before, after = run.of(name, "before")[:count], run.of(name, "after")[:count]
     if not before and not after:
         return None
-    interval = share if unit_of(name) == SHARE else mean_of
+    interval = interval_of(name)
     return Figure(
         before=interval(before) if before else None,
         after=interval(after) if after else None,

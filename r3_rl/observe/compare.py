@@ -155,7 +155,7 @@ def _columns(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Iterator
 
 
 def _figures(runs: Sequence[MeasuredRun], *, seeds_only: bool) -> Iterator[str]:
-    yield f"{'per cent (entropies: nats), 95 % interval':42}{'before':{_WIDTH}}{'after':{_WIDTH}}change"
+    yield f"{'per cent (or the unit named), 95 % interval':42}{'before':{_WIDTH}}{'after':{_WIDTH}}change"
     measured = dict.fromkeys(name for run in runs for name in run.evaluation.names())
     shown = Shown(runs)
     reached: list[str] = []

@@ -52,13 +52,13 @@ def write_report(run_folder: str | Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"no run folder at {run_folder}", hint="give the folder that `r3 train` printed")
     run, page = read_run(folder), folder / "report.html"
-    write_rollouts(folder, run.trajectories.rows, name=run.name)
-    write_document(page, str(render(run)))
+    num_rollouts = write_rollouts(folder, run.trajectories.rows, name=run.name)
+    write_document(page, str(render(run, num_rollouts=num_rollouts)))
     return page
 
 
-def render(run: RunFiles) -> Html:
-    """The whole page."""
+def render(run: RunFiles, *, num_rollouts: int = 0) -> Html:
+    """The whole page. num_rollouts: on the page of all kept ones beside it, 0 where there is none."""
     sections = (
         _title(run),
         _section("guards", "Guards", _guards(run)),
@@ -68,7 +68,7 @@ def render(run: RunFiles) -> Html:
         _section("scorers", "Scorers", scorers_section(run.metrics.rows)),
         *([_section("gates", "Gates", gates_section(run.gates.rows))] if run.gates.rows else []),
         _section("time", "Where the time goes", time_section(run.metrics.rows)),
-        _section("gallery", "Gallery", _gallery(run)),
+        _section("gallery", "Gallery", _gallery(run, num_rollouts)),
         _section("recipe", "Recipe", _recipe(run)),
         _section("environment", "Environment", _environment(run)),
     )
@@ -150,7 +150,7 @@ def _results(run: RunFiles) -> list[Html]:
     note = (
         "Greedy: every text is made of the likeliest words; sampled: at the recipe's temperature. A gain that only the "
         "sampled figures show is sharper text, not a new skill. 95 % intervals below each figure: Wilson's for shares, "
-        "a bootstrap for entropies. For changes a bootstrap over prompts that keeps each prompt's pair; Newcombe's "
+        "a bootstrap for means. For changes a bootstrap over prompts that keeps each prompt's pair; Newcombe's "
         "unpaired interval for figures on the policy's own plans and drafts, which differ before and after. A change "
         "is coloured if its interval excludes zero. In the marks (of the first figures), grey is before and blue is "
         "after; n is the number of prompts, drafts or questions."
@@ -173,7 +173,7 @@ def _benches(run: RunFiles) -> list[Html]:
     return parts
 
 
-def _gallery(run: RunFiles) -> list[Html]:
+def _gallery(run: RunFiles, num_rollouts: int) -> list[Html]:
     rows = run.trajectories.rows
     if not rows:
         return [element("p", "No trajectories were kept, so there are no pictures.", class_="missing")]
@@ -181,7 +181,7 @@ def _gallery(run: RunFiles) -> list[Html]:
         "Each row reads from left to right: the draft with its score and what the scorers said, the critique that the "
         "policy wrote about it and the edit it asked for, then the image drawn from that edit. "
     )
-    link = element("a", "All kept rollouts, to search and sort", href=ROLLOUTS)
+    link = element("a", f"{num_rollouts:,} rollouts to search and sort", href=ROLLOUTS) if num_rollouts else None
     return [element("p", note, link, class_="note"), gallery(rows, run.images)]
 
 

@@ -49,7 +49,7 @@ def write_rollouts(folder: Path, rows: Sequence[Mapping[str, Any]], *, name: str
             cards.append(_card(row, this))
             seen.append((row, this))
         except NOT_A_TRAJECTORY:
-            continue  # the report says how many lines could not be read
+            continue  # the page says of how many it shows so many
     if not cards:
         return 0
     kept = f"{len(cards):,} rollouts" if len(cards) == len(rows) else f"{len(cards):,} of {len(rows):,} kept rollouts"

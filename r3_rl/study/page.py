@@ -35,8 +35,8 @@ def write_page(folder: Path, report: Report) -> Path:
         "interval over the seeds; over the items where there is one seed."
     )
     changes = (
-        "After - before, in points (entropies: nats). Bold: neither the interval over the seeds nor the one over the "
-        "items holds 0."
+        "After - before, in points (entropies: nats; roughness: levels of 255). Bold: neither the interval over the "
+        "seeds nor the one over the items holds 0."
     )
     sections = [
         element(

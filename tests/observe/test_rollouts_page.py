@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from r3_rl.observe import rollouts_page
@@ -67,6 +69,16 @@ def test_broken_rows_are_left_out_and_a_run_without_any_has_no_page(finished_run
     ]
     assert write_rollouts(tmp_path, broken, name="a run") == 0 and not (tmp_path / "rollouts.html").exists()
     assert write_rollouts(tmp_path, [*broken, good], name="a run") == 1
+
+
+def test_a_report_links_to_the_page_only_where_there_is_one(finished_run, tmp_path):
+    good = rows_of(finished_run)[0]
+    for rows, linked in (([good], True), ([{**good, "rounds": []}], False)):
+        folder = tmp_path / f"linked-{linked}"
+        folder.mkdir()
+        (folder / "trajectories.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        report = write_report(folder).read_text(encoding="utf-8")
+        assert ('href="rollouts.html"' in report) is linked is (folder / "rollouts.html").is_file()
 
 
 @pytest.mark.browser

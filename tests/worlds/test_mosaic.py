@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from r3_rl.assemble import base_folder, loop_settings
+from r3_rl.benches.base import Job
+from r3_rl.benches.world import PainterBench
 from r3_rl.errors import CheckpointError, InputError
 from r3_rl.evaluate.base import find_bench
 from r3_rl.evaluate.painting import measure_edits, measure_true_plans
@@ -238,6 +240,13 @@ def test_both_bases_ship_with_a_card_and_draw(base, recipe, kind, least):
     drawn = measure_true_plans(WORLD, policy, WORLD.prompts(12, split="held_out", seed=3), settings, seed=3)
     assert sum(drawn["true_plan_drawn"]) >= least, "of 12: 34 and 68 % are drawn right"
     assert sum(drawn["held_out_true_plan"]) >= least
+    bench = PainterBench(world=WORLD, prompts=WORLD.prompts(2, split="held_out", seed=3), edits=WORLD.edits(1, seed=3))
+    job = Job(policy=policy, loop=settings, decoding="greedy", seed=0, rounds=0)
+    samples = bench.measure(job, slice(0, 3))
+    assert [set(sample.values) for sample in samples] == [{"true_plan", "held_out"}] * 2 + [{"true_edit"}]
+    shown = [figure.name for figure in bench.figures(["true_plan", "held_out", "true_edit"])]
+    assert shown == ["true_plan", "held_out", "true_edit"]
+    assert [figure.name for figure in bench.figures(["true_plan", "true_edit"])] == ["true_plan", "true_edit"]
 
 
 def test_both_bases_saw_the_same_examples_and_are_small_together():
@@ -245,3 +254,15 @@ def test_both_bases_saw_the_same_examples_and_are_small_together():
     assert two.pretrain == shared.pretrain and two.training == shared.training
     folders = [WORLD.weights_folder(base) for base in ("shared_experts", "two_experts")]
     assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 20e6
+
+
+def test_the_held_out_inspector_is_not_the_rewarded_one():
+    rng = np.random.default_rng(6)
+    rough = [
+        tuple(o._replace(rough="tinted", wear=rng.random()) for o in random_scene(6, rng, MOSAIC)) for _ in range(20)
+    ]
+    images = WORLD.draw(rough)
+    first, again = WORLD.inspect(images), WORLD.inspect_again(images)
+    passed = [sum(not o.rough for scene in scenes for o in scene) for scenes in (first, again)]
+    assert passed[1] > 2 * passed[0], "the second one overlooks four of ten tints, the first hardly any"
+    assert find_world("shapes").inspect_again(images) == []
