@@ -41,7 +41,8 @@ def model_problems(recipe: Recipe, world: World[Any] | None) -> Iterator[tuple[P
         backbone = _backbone(recipe, world)
         sizes = _image_sizes(recipe, backbone, world) if backbone else None
     except CheckpointError as error:
-        yield ("model", "path"), str(error)
+        by_name = recipe.model.path is None and recipe.model.base is not None
+        yield ("model", "base" if by_name else "path"), str(error)
         return
     if backbone is None:
         return

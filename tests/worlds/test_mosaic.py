@@ -9,7 +9,7 @@ import torch
 from r3_rl.assemble import base_folder, loop_settings
 from r3_rl.benches.base import Job
 from r3_rl.benches.world import PainterBench
-from r3_rl.errors import CheckpointError, InputError
+from r3_rl.errors import CheckpointError, InputError, RecipeError
 from r3_rl.evaluate.base import find_bench
 from r3_rl.evaluate.painting import measure_edits, measure_true_plans
 from r3_rl.evaluate.reading import measure_pairs
@@ -216,6 +216,10 @@ def test_a_folder_called_like_the_world_goes_first(tmp_path, monkeypatch):
 
 
 def test_a_model_is_chosen_by_its_name():
+    with pytest.raises(
+        RecipeError, match=r"model.base: no model 'three' ships with the world 'mosaic'; use one of shared"
+    ):
+        load_recipe("mosaic_r3", ["model.base=three"])
     with pytest.raises(CheckpointError, match=r"no model 'three' ships with the world 'mosaic'"):
         base_folder(ModelSection(base="three"), world="mosaic")
     named = base_folder(ModelSection(base="shared_experts"), world="mosaic")
