@@ -10,7 +10,7 @@ from r3_rl.benches.pictures import gallery
 from r3_rl.benches.resampling import Estimate
 from r3_rl.benches.results import BenchResult, Row
 from r3_rl.benches.text import counts
-from r3_rl.observe.charts import interval_mark
+from r3_rl.observe.marks import interval_mark
 from r3_rl.observe.markup import Html, element, join
 from r3_rl.observe.page import page
 from r3_rl.observe.recorder import write_document

@@ -1,4 +1,4 @@
-"""Curves and interval marks as inline SVG: small, sharp, coloured by the page's own style sheet."""
+"""Curves as inline SVG: small, sharp, coloured by the page's own style sheet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from r3_rl.observe.history import Series
 from r3_rl.observe.markup import Html, element
-from r3_rl.observe.statistics import Interval
 
 WIDTH, WIDE, HEIGHT = 360, 560, 176
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 22
@@ -20,6 +19,8 @@ MAX_POINTS = 400
 SMOOTH_FROM = 12
 """Shorter curves are drawn as they are."""
 NUM_COLOURS = 7
+RING = 5
+"""Radius of the ring around a marked value."""
 LOG_FLOOR = 1e-9
 
 
@@ -91,46 +92,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
         total, weight = keep * total + value, keep * weight + 1
         means[index] = total / weight
     return means
-
-
-def interval_mark(before: Interval | None, after: Interval | None) -> Html:
-    """Two means with their intervals on a line from 0 to 1: before above, after below."""
-    width, height, inset = 150, 26, 5
-    parts = [
-        element("line", x1=x, x2=x, y1=2, y2=height - 2, class_="tick")
-        for x in (inset, width / 2, width - inset)
-    ]  # fmt: skip
-    for interval, y, kind in ((before, 8, "before"), (after, 18, "after")):
-        if interval is None:
-            continue
-        low, mean, high = (
-            round(inset + (width - 2 * inset) * min(1.0, max(0.0, value)), 1)
-            for value in (interval.low, interval.mean, interval.high)
-        )
-        parts.append(element("line", x1=low, x2=high, y1=y, y2=y, class_=f"whisker {kind}"))
-        parts.append(element("circle", cx=mean, cy=y, r=3.5, class_=kind))
-    return element("svg", parts, viewBox=f"0 0 {width} {height}", class_="mark", aria_hidden="true")
-
-
-def stacked_bar(parts: Sequence[tuple[str, float]]) -> Html:
-    """One bar split by share, with a legend that says the value and the share of each part.
-
-    Args:
-        parts: label and value (seconds, at least 0) of each part.
-    """
-    total = sum(value for _, value in parts)
-    assert total > 0
-    x, bars, legend = 0.0, [], []
-    for number, (label, value) in enumerate(parts):
-        width = 100 * value / total
-        colour = f"c{number % NUM_COLOURS + 1}"
-        bars.append(element("rect", x=round(x, 2), y=0, width=round(width, 2), height=10, class_=f"fill {colour}"))
-        x += width
-        swatch = element("i", class_=f"swatch {colour}")
-        cells = (element("td", swatch, label), element("td", f"{value:.2f} s"), element("td", f"{width:.0f} %"))
-        legend.append(element("tr", cells))
-    svg = element("svg", bars, viewBox="0 0 100 10", preserveAspectRatio="none", class_="stack", aria_hidden="true")
-    return element("div", svg, element("table", legend, class_="legend-table"), class_="stacked")
 
 
 def number(value: float, percent: bool = False) -> str:
@@ -216,13 +177,15 @@ def _svg(title: str, curves: Sequence[Curve], axis: Axis, width: int) -> Html:
         y = scale.y(mark)
         parts.append(element("line", x1=LEFT, x2=width - RIGHT, y1=y, y2=y, class_="dashed"))
     first, last = scale.steps
-    parts.append(element("text", f"step {first}", x=LEFT, y=HEIGHT - 6, class_="label"))
+    parts.append(element("text", f"step {first}", x=LEFT, y=HEIGHT - 6, class_="label step"))
     if last > first:
-        parts.append(element("text", f"{last:,}", x=width - RIGHT, y=HEIGHT - 6, class_="label end"))
-    for index, curve in enumerate(curves):
-        parts += _lines(curve, index, scale)
-        parts += _marks(curve, f"c{index % NUM_COLOURS + 1}", scale)
-    parts.append(element("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="guide", visibility="hidden"))
+        parts.append(element("text", f"{last:,}", x=width - RIGHT, y=HEIGHT - 6, class_="label step end"))
+    parts.append(_plot(curves, scale))
+    inside = {"y": TOP, "height": HEIGHT - TOP - BOTTOM}
+    parts.append(element("rect", x=LEFT, width=0, **inside, class_="band"))
+    ends = {"x1": 0, "x2": 0, "y1": TOP, "y2": HEIGHT - BOTTOM}
+    where = {"data_left": LEFT, "data_width": width - LEFT - RIGHT}
+    parts.append(element("line", **ends, **where, class_="guide", visibility="hidden"))
     return element(
         "svg",
         parts,
@@ -234,13 +197,24 @@ def _svg(title: str, curves: Sequence[Curve], axis: Axis, width: int) -> Html:
     )
 
 
+def _plot(curves: Sequence[Curve], scale: _Scale) -> Html:
+    """The curves in a drawing of their own, which the page's script shows a part of."""
+    lines: list[Html] = []
+    for index, curve in enumerate(curves):
+        lines += _lines(curve, index, scale)
+        lines += _marks(curve, f"c{index % NUM_COLOURS + 1}", scale)
+    x, width = LEFT - RING - 1, scale.width - LEFT - RIGHT + 2 * (RING + 1)
+    box = {"x": x, "y": 0, "width": width, "height": HEIGHT}
+    return element("svg", lines, **box, viewBox=f"{x} 0 {width} {HEIGHT}", preserveAspectRatio="none")
+
+
 def _lines(curve: Curve, index: int, scale: _Scale) -> list[Html]:
     colour = f"c{index % NUM_COLOURS + 1}"
     found = curve.series
     raw = _points(found.steps, found.values, scale)
     if len(found) == 1:
         x, y = raw.split(",")
-        return [element("circle", cx=x, cy=y, r=3, class_=f"fill {colour}")]
+        return [element("ellipse", cx=x, cy=y, rx=3, ry=3, class_=f"fill {colour}")]
     if len(found) < SMOOTH_FROM:
         return [element("polyline", points=raw, class_=f"line {colour}")]
     mean = _points(found.steps, smooth(found.values), scale)
@@ -258,7 +232,8 @@ def _marks(curve: Curve, colour: str, scale: _Scale) -> list[Html]:
         parts.append(element("line", x1=x, x2=x, y1=scale.y(low), y2=scale.y(high), class_=f"raw {colour}"))
     for step, value in zip(curve.series.steps, curve.series.values, strict=True):
         if step == curve.ringed:
-            parts.append(element("circle", cx=scale.x(step), cy=scale.y(value), r=5, class_=f"line ring {colour}"))
+            at = {"cx": scale.x(step), "cy": scale.y(value)}
+            parts.append(element("ellipse", **at, rx=RING, ry=RING, class_=f"line ring {colour}"))
     return parts
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from r3_rl.observe.charts import WIDE, Axis, Curve, line_chart, stacked_bar
+from r3_rl.observe.charts import WIDE, Axis, Curve, line_chart
 from r3_rl.observe.course import BEST, Course
 from r3_rl.observe.evaluation import words_of
 from r3_rl.observe.history import Series, series
+from r3_rl.observe.marks import stacked_bar
 from r3_rl.observe.markup import Html, element
 from r3_rl.observe.metrics import find_metric
 
@@ -54,7 +55,10 @@ def curves_section(rows: Rows, ratio_tolerance: float) -> list[Html]:
     """Every metric of a run as a curve: the telling ones in sight, all others folded."""
     if not rows:
         return [element("p", "No metrics.jsonl, so there are no curves.", class_="missing")]
-    note = "Pale: as logged. Strong: running mean over about a tenth of the run; its last value stands in the legend."
+    note = (
+        "Pale: as logged. Strong: running mean over about a tenth of the run; its last value stands in the legend. "
+        "Drag over a chart to see those steps larger, double-click to see all."
+    )
     cards = []
     for title, keys, axis, hint in CHARTS:
         curves = [Curve(label=label, series=series(rows, key)) for key, label in keys]

@@ -7,7 +7,8 @@ import hashlib
 
 from r3_rl.observe.charts import NUM_COLOURS
 from r3_rl.observe.markup import Child, Html, element
-from r3_rl.observe.style import SCRIPT, STYLE, colour_rules, tab_rules
+from r3_rl.observe.script import SCRIPT
+from r3_rl.observe.style import STYLE, colour_rules, tab_rules
 
 NUM_TABS = 5
 """Most tabs of a page's gallery."""

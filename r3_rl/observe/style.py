@@ -1,5 +1,4 @@
-"""The pages' style sheet and their only script: values under the pointer, and the filters of rollouts. Nothing is
-fetched from anywhere."""
+"""The pages' style sheet. Nothing is fetched from anywhere."""
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -75,6 +74,7 @@ table { border-collapse: collapse; width: 100%; }
 svg text { font-size: 10.5px; fill: var(--quiet); } svg .end { text-anchor: end; }
 .rule { stroke: var(--rule); } .dashed { stroke: var(--past); stroke-dasharray: 3 3; } .guide { stroke: var(--past); }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; } .raw { fill: none; stroke-width: 1; opacity: 0.3; }
+.line, .raw { vector-effect: non-scaling-stroke; } .band { fill: var(--accent); opacity: 0.15; }
 .tip { position: absolute; top: 4px; pointer-events: none; background: var(--ink); color: var(--page); font-size: 12px;
   line-height: 1.4; padding: 5px 9px; border-radius: 6px; white-space: pre; z-index: 2; }
 .stacked { padding: 6px 0 2px; } .stack { display: block; width: 100%; height: 18px; border-radius: 4px; }
@@ -147,56 +147,6 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
   .round { grid-template-columns: 104px minmax(0, 1fr); gap: 3px 12px; } .round figure { display: contents; }
   figure img, .no-image { width: 104px; height: 104px; } figcaption { grid-column: 1; margin: 0; }
   .said { grid-column: 2; grid-row: 1 / span 2; } .words { grid-column: 1 / -1; margin: 0; } }
-"""
-
-SCRIPT = """
-for (const svg of document.querySelectorAll("svg[data-chart]")) {
-  const curves = JSON.parse(svg.dataset.chart), guide = svg.querySelector(".guide"), tip = svg.parentNode.lastChild;
-  const hide = () => { tip.hidden = true; guide.setAttribute("visibility", "hidden"); };
-  svg.addEventListener("pointerleave", hide);
-  svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect(), at = (event.clientX - box.left) * svg.viewBox.baseVal.width / box.width;
-    let best = null;
-    for (const curve of curves) curve.x.forEach((x, k) => {
-      if (best === null || Math.abs(x - at) < Math.abs(best.x - at)) best = { x: x, step: curve.steps[k] };
-    });
-    const lines = ["step " + best.step];
-    for (const curve of curves) {
-      const k = curve.steps.indexOf(best.step);
-      if (k >= 0) lines.push(curve.label + "  " + curve.text[k]);
-    }
-    tip.textContent = lines.join("\\n");
-    tip.hidden = false;
-    const place = best.x * box.width / svg.viewBox.baseVal.width;
-    tip.style.left = place < box.width / 2 ? place + 10 + "px" : "auto";
-    tip.style.right = place < box.width / 2 ? "auto" : box.width - place + 10 + "px";
-    guide.setAttribute("x1", best.x);
-    guide.setAttribute("x2", best.x);
-    guide.setAttribute("visibility", "visible");
-  });
-}
-const bar = document.querySelector(".filters");
-if (bar) {
-  const place = document.querySelector(".rollouts"), cards = [...place.children];
-  const chosen = (name) => bar.querySelector("[name=" + name + "]").value;
-  const by = (name, sign) => (a, b) => sign * (Number(a.dataset[name]) - Number(b.dataset[name]));
-  const orders = { newest: by("step", -1), oldest: by("step", 1), gained: by("gain", -1), lost: by("gain", 1),
-    best: by("score", -1), worst: by("score", 1) };
-  const show = () => {
-    const words = chosen("text").toLowerCase().split(/\\s+/);
-    let count = 0;
-    for (const card of cards) {
-      const fits = words.every((word) => card.dataset.text.includes(word)) &&
-        ["tag", "outcome", "phase"].every((name) => !chosen(name) || card.dataset[name] === chosen(name));
-      card.hidden = !fits;
-      count += fits;
-    }
-    place.append(...[...cards].sort(orders[chosen("order")]));
-    bar.querySelector("output").textContent = count + " of " + cards.length + " shown";
-  };
-  bar.addEventListener("input", show);
-  show();
-}
 """
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from r3_rl.observe.charts import interval_mark
 from r3_rl.observe.evaluation import Evaluation, Figure, Row, grouped_rows
+from r3_rl.observe.marks import interval_mark
 from r3_rl.observe.markup import Html, element
 from r3_rl.observe.measures import HEADLINE
 from r3_rl.observe.statistics import Interval

@@ -65,6 +65,11 @@ class Page:
     def move_mouse(self, x: float, y: float) -> None:
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press at one place, move, and let go at another."""
+        for kind, (x, y), down in (("Pressed", start, 1), ("Moved", end, 1), ("Released", end, 0)):
+            self.send("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, button="left", buttons=down)
+
     def screenshot(self, path: Path) -> None:
         shot = self.send("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))

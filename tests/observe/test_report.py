@@ -271,6 +271,39 @@ def test_a_browser_shows_the_page_without_errors_and_asks_for_nothing(finished_r
 @pytest.mark.browser
 @pytest.mark.skipif(find_browser() is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [1280, 390])
+def test_dragging_over_a_chart_shows_those_steps_and_a_double_click_all_of_them(tmp_path, width):
+    rows = [f'{{"step": {step}, "grad/cosine": {step / 1000}}}' for step in range(1, 101)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    with open_browser(find_browser()) as page:
+        page.open(write_report(tmp_path), width=width)
+        page.evaluate("document.querySelector('svg[data-chart]').scrollIntoView()")
+        left, top, across = page.evaluate(
+            "(() => { const b = document.querySelector('svg[data-chart] > svg').getBoundingClientRect();"
+            " return [b.left, b.top + b.height / 2, b.width]; })()"
+        )
+        words = "[...document.querySelectorAll('svg[data-chart] .step')].map(t => t.textContent)"
+        tip = "document.querySelector('.tip:not([hidden])').textContent.split('\\n')[0]"
+        assert page.evaluate(words)[:2] == ["step 1", "100"]
+
+        page.drag((left + 0.25 * across, top), (left + 0.27 * across, top))
+        assert page.evaluate(words)[:2] == ["step 1", "100"], "too short to be meant"
+
+        page.drag((left + 0.25 * across, top), (left + 0.75 * across, top))
+        first, last = (int(re.findall(r"\d+", text)[0]) for text in page.evaluate(words)[:2])
+        assert 20 <= first <= 30 and 70 <= last <= 80
+        page.move_mouse(left + 0.5 * across, top)
+        assert abs(int(page.evaluate(tip).removeprefix("step ")) - 50) <= 2
+        page.move_mouse(left + 0.25 * across, top)
+        assert abs(int(page.evaluate(tip).removeprefix("step ")) - 38) <= 2, "the tip reads the steps in sight"
+
+        page.evaluate("document.querySelector('svg[data-chart]').dispatchEvent(new MouseEvent('dblclick'))")
+        assert page.evaluate(words)[:2] == ["step 1", "100"]
+        assert page.complaints() == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(find_browser() is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [1280, 390])
 def test_labels_of_small_negative_values_are_not_cut_off(tmp_path, width):
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1, "grad/cosine": -0.00041}\n{"step": 2, "grad/cosine": -0.0005}\n'
