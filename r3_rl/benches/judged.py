@@ -190,7 +190,7 @@ def dpg_prompts(path: Path) -> list[Prompt]:
             reader = csv.DictReader(stream)
             wanted = ("item_id", "text", "proposition_id", "dependency", "question_natural_language")
             if lacking := [name for name in wanted if name not in (reader.fieldnames or [])]:
-                raise DataError(f"{path}:1: no column {', '.join(lacking)}", hint=f"fetch {DPG.fetch} from {DPG.where}")
+                raise DataError(f"{path}:1: no column {', '.join(lacking)}", hint=DPG.how_to_get())
             for number, row in enumerate(reader, start=2):
                 _add(found, row, f"{path}:{number}")
     except (OSError, UnicodeDecodeError) as error:

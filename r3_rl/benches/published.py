@@ -23,11 +23,19 @@ class Published:
     name: str
     """As `--bench` says it."""
     where: str
-    """The page of its authors."""
+    """The page of its authors; empty if the files are a user's own."""
     fetch: str
     """The files that are read, with their published names."""
     licence: str
     """As far as it is known."""
+
+    def how_to_get(self, what: str = "") -> str:
+        """The end of an error's line. `what` is the file, if it is not all of `fetch`.
+
+        >>> COCO.how_to_get("it")
+        'fetch it from cocodataset.org'
+        """
+        return f"fetch {what or self.fetch} from {self.where}" if self.where else f"give {self.fetch}"
 
 
 VQAV2 = Published(
@@ -92,7 +100,7 @@ COCO = Published(
 )
 ITA = Published(
     name="ita",
-    where="not published: it is yours",
+    where="",
     fetch='JSON lines {"image": ..., "prompt": ..., "right": true}, or samples.jsonl of an earlier evaluation',
     licence="that of your images",
 )
@@ -106,9 +114,7 @@ def given_path(request: Request, published: Published) -> Path:
     """
     name = published.name
     if request.path is None:
-        raise InputError(
-            f"bench '{name}' reads files: give {name}=PATH", hint=f"fetch {published.fetch} from {published.where}"
-        )
+        raise InputError(f"bench '{name}' reads files: give {name}=PATH", hint=published.how_to_get())
     if not request.path.exists():
         raise missing(request.path, published)
     return request.path
@@ -119,8 +125,8 @@ def missing(path: Path, published: Published) -> DataError:
     others = [p.name for p in path.parent.glob("*") if p.name not in published.fetch]
     near = difflib.get_close_matches(path.name, others, n=1, cutoff=0.7)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    what = "it" if path.name in published.fetch else published.fetch
-    return DataError(f"bench '{published.name}': {path} is missing", hint=f"{guess}fetch {what} from {published.where}")
+    what = "it" if path.name in published.fetch else ""
+    return DataError(f"bench '{published.name}': {path} is missing", hint=guess + published.how_to_get(what))
 
 
 def read_json(path: Path, published: Published) -> Any:
@@ -156,7 +162,7 @@ def read_lines(path: Path, published: Published) -> list[tuple[int, dict[str, An
             raise DataError(f"{path}:{number}: not an object", hint="one object a line")
         rows.append((number, row))
     if not rows:
-        raise DataError(f"{path}: nothing in it", hint=f"fetch {published.fetch} from {published.where}")
+        raise DataError(f"{path}: nothing in it", hint=published.how_to_get())
     return rows
 
 
@@ -197,9 +203,9 @@ def find_image(name: str, folders: Sequence[Path], published: Published, place: 
     common = Path(os.path.commonpath(folders))
     below = [f"{folder.relative_to(common)}/" for folder in folders if folder != common]
     looked = f"{common} ({', '.join([*below, *(['itself'] if common in folders else [])])})" if below else str(common)
-    images = "COCO's val2014/ from cocodataset.org"
-    what = images if "COCO" in published.fetch else f"{published.fetch} from {published.where}"
-    raise DataError(f"{place}: no image {name} in {looked}", hint=f"fetch {what}")
+    of_coco = "COCO" in published.fetch
+    hint = "fetch COCO's val2014/ from cocodataset.org" if of_coco else published.how_to_get()
+    raise DataError(f"{place}: no image {name} in {looked}", hint=hint)
 
 
 def _read(path: Path, published: Published) -> str:

@@ -94,6 +94,8 @@ def check_benches(settings: EvalSettings) -> None:
         name, given, _ = asked.partition("=")
         if name not in known:
             raise InputError(f"no bench is called '{one_line(name, 80)}'", hint=closest(name, known))
+        if given and name in registered.names(registered.WORLDS):
+            raise InputError(f"bench '{name}' is the world's own and reads no file", hint=f"write it as {name}")
         # a stranger's without a file may want a world, which only a loaded model has
         if given or name in registered.BUILT_IN[registered.ITEM_BENCHES]:
             reading.append(asked)

@@ -29,12 +29,12 @@ from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.scoring.batch import ScoreBatch, to_uint8
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.arguments import free_layers
-from r3_rl.training.schedules import AskedNodes
+from r3_rl.training.schedules import AskedNodes, SyntheticNodes
 from r3_rl.training.trainer import R3Trainer
 from r3_rl.types import Prompt
 from r3_rl.worlds.base import World, find_world
 from r3_rl.worlds.files.questions import FileQuestion, load_questions
-from r3_rl.worlds.sets import wrong_drafts
+from r3_rl.worlds.sets import mixed_drafts
 
 _QUESTIONS = 77
 """Keeps the seeds of questions that are trained on apart from those of measured ones."""
@@ -61,11 +61,16 @@ def build_trainer(recipe: Recipe, loaded: LoadedPolicy, folder: Path) -> R3Train
         peft_config=peft_config,
         eval_reward_funcs=held_out,
         base_fingerprint=loaded.fingerprint,
-        synthetic=partial(synthetic_nodes, world, panel=panel, tags=tags) if world else None,
+        synthetic=_synthetic(recipe, world, panel, tags) if world else None,
         questions=_questions(recipe, loaded, world),
         about=partial(nodes_about, world) if world else None,
         examples=partial(right_examples, world, tags) if world else None,
     )
+
+
+def _synthetic(recipe: Recipe, world: World[Any], panel: Panel, tags: Sequence[str]) -> SyntheticNodes:
+    right_share = recipe.algorithm.tree.perfect_ratio
+    return partial(synthetic_nodes, world, panel=panel, tags=tags, right_share=right_share)
 
 
 def _questions(recipe: Recipe, loaded: LoadedPolicy, world: World[Any] | None) -> AskedNodes | None:
@@ -112,10 +117,12 @@ def right_examples(world: World[Any], tags: Sequence[str], task: str, count: int
     return world.examples(settings, seed=seed)(task, count)
 
 
-def synthetic_nodes(world: World[Any], count: int, seed: int, *, panel: Panel, tags: Sequence[str]) -> list[Node]:
+def synthetic_nodes(
+    world: World[Any], count: int, seed: int, *, panel: Panel, tags: Sequence[str], right_share: float
+) -> list[Node]:
     """Images that the world draws, as nodes. They are scored by the panel that scores their refinements: a gain is a
     difference of what one judge says."""
-    drawn = wrong_drafts(world, count, split="train", tags=tags, seed=seed)
+    drawn = mixed_drafts(world, count, right_share=right_share, tags=tags, seed=seed)
     images = [torch.from_numpy(this.image) for this in drawn]
     batch = ScoreBatch(
         prompts=[this.prompt for this in drawn],

@@ -49,7 +49,11 @@ class TreeSection(Section):
         "spread_only",
         description="`spread_only`: only images whose group has unlike scores, where there is something to learn.",
     )
-    perfect_ratio: Share = Field(0.15, description="Chance of a perfect image (node_choice `perfect_ratio`).")
+    perfect_ratio: Share = Field(
+        0.15,
+        description="Chance of a perfect image (all choices but `uniform`), and share of right ones among those that a "
+        "world draws.",
+    )
     reason_steps: int = Field(
         1,
         ge=1,
@@ -57,7 +61,11 @@ class TreeSection(Section):
         description="Reason steps before each reflect-refine step; more of them where drafts are the weak part.",
     )
     depth: int = Field(1, ge=1, le=1000, description="From 2 on, refined images enter the pool too.")
-    synthetic_fraction: Share = Field(0.0, description="Share of nodes drawn by the world, not the policy.")
+    synthetic_fraction: Share = Field(
+        0.0,
+        description="Share of nodes drawn by the world, not the policy: `perfect_ratio` of them right, of the others "
+        "half one edit away from right.",
+    )
 
 
 class ProgressiveSection(Section):
@@ -100,13 +108,21 @@ class AlgorithmSection(Section):
     frozen_stages: tuple[Literal["plan", "draft", "critique", "refinement", "answer"], ...] = Field(
         (),
         strict=False,
-        description="Stages that are rolled out and rewarded, and do not learn: `[critique]` is a frozen critic.",
+        description="Stages that are rolled out and rewarded, and do not learn: `[critique]` is a frozen critic. "
+        "`supervised` steps roll nothing out and teach what they name.",
     )
     gain: Literal["paper", "released", "repair"] = Field("paper", description="What a refinement earns over its draft.")
     format_mode: Literal["gate", "add"] = Field(
         "gate", description="A malformed text earns nothing (`gate`) or only misses format_weight (`add`)."
     )
     format_weight: float = Field(0.1, ge=0, le=1000, description="Reward of a well-formed text.")
+    decision_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="What a critique earns beside its gain for the right decision: a stop at a perfect image, an edit "
+        "at another. An edit that helps seldom is otherwise worth little more than a stop, and a critic stops.",
+    )
     scale_rewards: Literal["none", "group", "batch"] = Field(
         "none",
         description="What the advantage is divided by: nothing, the standard deviation of the group or of the batch.",
@@ -169,9 +185,8 @@ class AlgorithmSection(Section):
             yield from self._supervised_problems(self.supervised)
 
     def _supervised_problems(self, taught: SupervisedSection) -> Iterator[Problem]:
-        for key in ("answer_share", "frozen_stages"):
-            if getattr(self, key):
-                yield Problem(key, "supervised steps have no rollouts of a stage; leave it out")
+        if self.answer_share:
+            yield Problem("answer_share", "supervised steps have no rollouts of a stage; leave it out")
         writes, draws = taught.writes and self.text_loss_weight, taught.draws and self.image_loss_weight
         if not writes and not draws:
             yield Problem("supervised", "its examples are all of the loss that weighs 0; set that above 0")

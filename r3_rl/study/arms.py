@@ -36,8 +36,8 @@ _ARMS = (
     Arm(name="episode", label="R3, one advantage a trajectory", settings=("algorithm.schedule=episode",)),
     Arm(name="progressive", label="R3, apart, then joint", settings=("algorithm.schedule=progressive",)),
     Arm(name="answers", label="R3 and answers", settings=("algorithm.answer_share=0.25",)),
-    Arm(name="text_only", label="R3, texts alone learn", settings=("algorithm.image_loss_weight=0",)),
-    Arm(name="flow_only", label="R3, images alone learn", settings=("algorithm.text_loss_weight=0",)),
+    Arm(name="text_only", label="R3, texts alone learn", settings=("algorithm.frozen_stages=[draft, refinement]",)),
+    Arm(name="flow_only", label="R3, images alone learn", settings=("algorithm.frozen_stages=[plan, critique]",)),
     Arm(name="frozen_critic", label="R3, frozen critic", settings=("algorithm.frozen_stages=[critique]",)),
     Arm(
         name="one_to_one",

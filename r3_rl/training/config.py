@@ -85,6 +85,7 @@ class R3Config:
     gain: str = _key(AlgorithmSection, "gain")
     format_mode: str = _key(AlgorithmSection, "format_mode")
     format_weight: float = _key(AlgorithmSection, "format_weight")
+    decision_weight: float = _key(AlgorithmSection, "decision_weight")
     scale_rewards: str = _key(AlgorithmSection, "scale_rewards")
     multi_objective_aggregation: str = _key(AlgorithmSection, "multi_objective_aggregation")
     max_failed_fraction: float = _key(AlgorithmSection, "max_failed_fraction")

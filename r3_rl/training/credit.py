@@ -29,6 +29,7 @@ class CreditSettings:
     gain: str = default(AlgorithmSection, "gain")
     format_mode: Literal["gate", "add"] = default(AlgorithmSection, "format_mode")
     format_weight: float = default(AlgorithmSection, "format_weight")
+    decision_weight: float = default(AlgorithmSection, "decision_weight")
     scale_rewards: Literal["none", "group", "batch"] = default(AlgorithmSection, "scale_rewards")
     frozen_stages: Sequence[str] = default(AlgorithmSection, "frozen_stages")
     """Stages whose segments have no credit."""

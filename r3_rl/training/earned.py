@@ -47,7 +47,7 @@ def credit_drafts(drafts: Sequence[Node], settings: CreditSettings, rewards: Rew
 
 def credit_refinements(ends: Sequence[Node], settings: CreditSettings) -> StageCredit:
     """Refinements earn the gain over the image looked at, a critique the mean of its refinements' gains or that of
-    its stop.
+    its stop, and `decision_weight` if it decided rightly whether to go on.
 
     Args:
         ends: [R], where each row ends: a refinement, or a critique that stopped or was malformed.
@@ -71,18 +71,25 @@ def credit_refinements(ends: Sequence[Node], settings: CreditSettings) -> StageC
         "tree/frac_perfect": perfect,
         "frac_reward_missing": after.isnan(),
     }
-    image_worth = after if settings.gain == "released" else None
-    return credit(ends, gained.values, settings, image_worth=image_worth, items=items)
+    worth = gained.values + settings.decision_weight * right_decisions(critiques)
+    image_worth = after if settings.gain == "released" else gained.values
+    return credit(ends, worth, settings, image_worth=image_worth, items=items)
+
+
+def right_decisions(critiques: Sequence[Node]) -> torch.Tensor:
+    """1 for a critique that agrees with the panel, a stop at a perfect image or an edit at another, else 0; float32
+    [R]. A malformed one decides nothing."""
+    read = [(node.critique, node.above.perfect) for node in critiques]
+    agrees = [c is not None and c.well_formed and c.stop == perfect for c, perfect in read]
+    return torch.tensor(agrees, dtype=torch.float32)
 
 
 def credit_critiques(critiques: Sequence[Node], settings: CreditSettings) -> StageCredit:
     """Critiques without refinement earn 1 for a decision that agrees with the panel (stop when the image is perfect, an
     edit when it is not), else 0: the understanding-only baseline."""
     looked_at, decisions = [critique.above for critique in critiques], of_critiques(critiques)
-    perfect = torch.tensor([image.perfect for image in looked_at], dtype=torch.bool)
-    agrees = (decisions["refine/frac_stopped"] == perfect).float()
     items = {**decisions, "frac_reward_missing": scores(looked_at).isnan()}
-    return credit(critiques, agrees, settings, items=items)
+    return credit(critiques, right_decisions(critiques), settings, items=items)
 
 
 def credit_answers(answers: Sequence[Node], settings: CreditSettings) -> StageCredit:

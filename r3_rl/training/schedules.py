@@ -132,7 +132,7 @@ class Schedule:
         return phases[-1] if step % (self.reason_steps + 1) == self.reason_steps else phases[0]
 
     def _images(self, count: int, seed: int, rng: np.random.Generator) -> list[Node]:
-        """What a refine phase starts from: nodes of the pool, and images that a world draws."""
+        """What critiques are written about: nodes of the pool, and images that a world draws."""
         num_synthetic = round(count * self.synthetic_fraction) if self.synthetic else 0
         images = self.pool.choose(count - num_synthetic, rng)
         if self.synthetic and num_synthetic:
@@ -188,10 +188,11 @@ class Schedule:
         return self.about([images[i] for i in chosen], seed)
 
     def _critique(self, drafts: list[Node], count: int, seed: int, rng: np.random.Generator) -> Collected:
-        """Of fresh drafts, not trained on, one of each group is critiqued by G peers."""
+        """G peers critique one image of each group of fresh drafts, which are not trained on, or one of a world's."""
         self.pool.groups.clear()
         self.pool.add(drafts)
-        images = self.pool.choose(count, rng) or [group[int(rng.integers(len(group)))] for group in self.pool.groups]
+        images = self._images(count, seed, rng)
+        images = images or [group[int(rng.integers(len(group)))] for group in self.pool.groups]
         critiques = self.engine.critiques(images, seed=seed, each=self.branch.critique)
         return _collected(
             "critique",

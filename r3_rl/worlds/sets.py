@@ -59,7 +59,7 @@ def wrong_drafts(
     """Return images that do not satisfy their prompts.
 
     Reflection is judged on those of held-out prompts: own wrong drafts alone mislead, since a policy that got better
-    keeps only its hard ones. Those of the training split are the nodes of `algorithm.tree.synthetic_fraction`.
+    keeps only its hard ones.
 
     >>> from r3_rl.worlds.base import find_world
     >>> world = find_world()
@@ -69,6 +69,27 @@ def wrong_drafts(
     rng = np.random.default_rng(seed)
     prompts = world.prompts(count, split=split, tags=tags, seed=rng)
     return _drawn(world, prompts, [world.wrong_scene(prompt, rng) for prompt in prompts], rng)
+
+
+def mixed_drafts(world: World[Any], count: int, *, right_share: float, tags: Tags = None, seed: int) -> list[Drawn]:
+    """Return images of training prompts: `right_share` of them right, of the others half one edit away from it, as what
+    a critic overlooks.
+
+    >>> from r3_rl.worlds.base import find_world
+    >>> world = find_world()
+    >>> drawn = mixed_drafts(world, 8, right_share=0.25, seed=0)
+    >>> sorted(world.edits_needed(d.scene, d.prompt) for d in drawn)[:4]
+    [0, 0, 1, 1]
+    """
+    rng = np.random.default_rng(seed)
+    prompts = world.prompts(count, split="train", tags=tags, seed=rng)
+    num_right = round(count * right_share)
+    num_near = (count - num_right + 1) // 2
+    scenes = [world.scene(prompt, rng) for prompt in prompts[: num_right + num_near]]
+    for number in range(num_right, num_right + num_near):
+        scenes[number] = world.near_miss(scenes[number], prompts[number], rng)
+    scenes += [world.wrong_scene(prompt, rng) for prompt in prompts[num_right + num_near :]]
+    return _drawn(world, prompts, scenes, rng)
 
 
 def right_drafts(world: World[Any], count: int, *, tags: Tags = None, seed: int) -> list[Drawn]:

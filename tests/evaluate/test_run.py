@@ -290,7 +290,7 @@ def test_nodes_that_the_world_draws_are_scored_by_the_panel():
         return [None if i == 2 else 0.25 + i / 100 for i in range(len(images))]
 
     with Panel([ScorerSpec(name="partly", scorer=partly)]) as panel:
-        nodes = synthetic_nodes(find_world(), 4, 0, panel=panel, tags=find_world().tags)
+        nodes = synthetic_nodes(find_world(), 4, 0, panel=panel, tags=find_world().tags, right_share=0.5)
         panel.score(ScoreBatch(prompts=[Prompt(text="a red circle")], images=[np.zeros((36, 36, 3), np.uint8)]))
         numbers = panel.metrics()
     assert [node.score for node in nodes] == [0.25, 0.26, 0.28], "without a score an image is no node"

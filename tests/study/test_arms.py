@@ -21,12 +21,13 @@ def _differences(one, other):
     return [change.key for change in changes(one.model_dump(mode="json"), other.model_dump(mode="json"))]
 
 
+@pytest.mark.parametrize("recipe", ["shapes_r3", "mosaic_r3"])
 @pytest.mark.parametrize("name", ARMS)
-def test_an_arm_changes_one_key_and_nothing_that_it_does_not_say(name):
+def test_an_arm_changes_one_key_and_nothing_that_it_does_not_say(recipe, name):
     arm = ARMS[name]
     keys = [setting.partition("=")[0] for setting in arm.settings]
     assert len(keys) == (0 if name == R3 else 1)
-    found = _differences(load_recipe("shapes_r3"), load_recipe("shapes_r3", arm.settings))
+    found = _differences(load_recipe(recipe), load_recipe(recipe, arm.settings))
     assert bool(found) == (name != R3)
     assert all(key == keys[0] or key.startswith(f"{keys[0]}.") for key in found)
 
@@ -36,9 +37,10 @@ def test_a_shipped_baseline_is_the_arm(recipe, arm):
     assert _differences(load_recipe(recipe), load_recipe("shapes_r3", ARMS[arm].settings)) == []
 
 
+@pytest.mark.parametrize("recipe", ["shapes_r3", "mosaic_r3"])
 @pytest.mark.parametrize("name", ["one_to_one", "refined_twice"])
-def test_arms_of_another_credit_draw_as_many_images(name):
-    drawn = [load_recipe("shapes_r3", settings).rollout.branch for settings in ((), ARMS[name].settings)]
+def test_arms_of_another_credit_draw_as_many_images(recipe, name):
+    drawn = [load_recipe(recipe, settings).rollout.branch for settings in ((), ARMS[name].settings)]
     assert len({branch.plan * branch.draft for branch in drawn}) == 1
     assert len({branch.critique * branch.refinement for branch in drawn}) == 1
 

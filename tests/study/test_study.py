@@ -110,11 +110,10 @@ def test_a_study_merges_what_was_trained_apart_and_teaches(tmp_path):
 
 
 def test_a_wrong_arm_or_setting_is_told_before_anything_runs(tmp_path, r3):
-    said = r3(
-        "study", str(tmp_path / "a"), "--recipe", "shapes_r3", "--arms", "r3,text_only", "algorithm.text_loss_weight=0"
-    )
+    begin = ("--recipe", "shapes_r3", "--arms", "r3,taught_drawing", "balance.aggregator=config")
+    said = r3("study", str(tmp_path / "a"), *begin)
     assert said.code == 2
-    assert "arm 'text_only'" in said.err
+    assert "arm 'taught_drawing'" in said.err
     assert not (tmp_path / "a" / "study.json").exists()
     said = r3("study", str(tmp_path / "b"))
     assert (said.code, said.err.splitlines()[0]) == (

@@ -194,6 +194,18 @@ def test_critiques_earn_the_gain_and_their_form(kind, column):
     assert found(stage, "critique") == pytest.approx([a for a in (gains - gains.mean()).tolist() if a], abs=1e-4)
 
 
+def test_the_right_decision_earns_its_weight_beside_the_gain():
+    """A wrong image: an edit that helps, one that harms, a stop, a malformed text. A right one: a stop, an edit."""
+    ends = refinements([0.5, 0.5, 0.5, 0.5], [1.0, 0.25, "stop", "malformed"])
+    settings = replace(PLAIN, format_weight=0.0, decision_weight=0.5)
+    earned = torch.tensor([0.5 + 0.5, -0.25 + 0.5, 0.0, 0.0])
+    stage = credit_refinements(ends, settings)
+    assert found(stage, "critique") == pytest.approx((earned - earned.mean()).tolist(), abs=1e-4)
+    assert found(stage, "refinement") == [0.375, -0.375], "what was drawn earns the gain alone"
+    kept = credit_refinements(refinements([1.0, 1.0], ["stop", 0.5]), settings)
+    assert found(kept, "critique") == [0.75, -0.75]
+
+
 def test_what_is_perfect_follows_from_the_weights_of_the_panel():
     """With weights that add up to 1.3 an image of 1.1 is not perfect: stopping at it earns nothing."""
     ends = refinements([1.1, 1.1], ["stop", 1.3], best=1.3)

@@ -592,20 +592,21 @@ def test_held_out_scorers_that_apply_to_nothing_are_a_line(caplog):
     assert "no scorer applies to any of 1 samples: 'reads' needs questions" in line
 
 
-def test_nodes_drawn_by_the_world_fill_their_share(tmp_path):
+@pytest.mark.parametrize("schedule", ["tree", "critique_only"])
+def test_nodes_drawn_by_the_world_fill_their_share(tmp_path, schedule):
     made = []
 
     def synthetic(count, seed):
         made.append(count)
         return [given_image(PROMPTS[0], i, verdict=Verdict(total=0.2)) for i in pictures(count)]
 
-    trainer = make(tmp_path, num_prompts=4, dataset=PROMPTS * 2, synthetic_fraction=0.5)
+    trainer = make(tmp_path, num_prompts=4, dataset=PROMPTS * 2, synthetic_fraction=0.5, schedule=schedule)
     trainer.schedule.synthetic = synthetic
     seen = []
     trainer.on_collected = lambda step, collected: seen.append(collected)
     run(trainer)
-    assert made == [2]
-    before = [leaf.root.score for leaf in seen[1].leaves]
+    assert set(made) == {2}
+    before = [(leaf.above if leaf.critique else leaf.above.above).score for leaf in seen[-1].leaves]
     assert before.count(0.2) == 2 * 3 and len(before) == 4 * 3
 
 
