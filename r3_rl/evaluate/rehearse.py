@@ -26,6 +26,7 @@ from r3_rl.observe.memory import free_bytes, weighed
 from r3_rl.policy.adapters import adapter_merged
 from r3_rl.recipe import Recipe, geometry
 from r3_rl.recipe.branching import PHASES
+from r3_rl.recipe.geometry import nodes_of
 from r3_rl.recipe.running import ParallelSection
 from r3_rl.rollout.engine import Engine
 from r3_rl.rollout.rows import Parts, score_batch
@@ -100,7 +101,7 @@ def _rehearsed(
     names = list(dict.fromkeys(chain.from_iterable(STAGES[phase] for phase in PHASES[schedule])))
     names += AGAIN if schedule in ("full", "episode") else ()
     # below a prompt in the largest step, each with a text of its own: the most that they can cost
-    peers = num_peers = max(branch.rollouts(phase, rounds) for phase in PHASES[schedule])
+    peers = num_peers = max(branch.rollouts(phase, rounds) * nodes_of(phase, recipe) for phase in PHASES[schedule])
     num_prompts, whole = recipe.rollout.num_prompts, recipe.rollout.num_prompts * peers
     parts = trainer.schedule.engine.parts
     share = max(map(len, parts.of([i // peers for i in range(whole)]))) / whole

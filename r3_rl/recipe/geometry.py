@@ -89,8 +89,13 @@ def misfit(recipe: Recipe, world_size: int) -> Iterator[tuple[Path, str]]:
         )
 
 
+def nodes_of(phase: str, recipe: Recipe) -> int:
+    """What a step of this kind starts from, for each prompt of a step."""
+    return recipe.rollout.nodes_per_prompt if phase in ("refine", "critique", "answer") else 1
+
+
 def _step(phase: str, recipe: Recipe) -> str:
-    prompts, branch = recipe.rollout.num_prompts, recipe.rollout.branch
+    prompts, branch = recipe.rollout.num_prompts * nodes_of(phase, recipe), recipe.rollout.branch
     factors = [(getattr(branch, stage), stage) for stage in STAGES[phase]]
     root = {"reason": "prompt", "full": "prompt", "answer": "question"}.get(phase, "image")
     roots = f"{prompts} {root}{'s' * (prompts > 1)}"

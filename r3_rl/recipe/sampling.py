@@ -193,6 +193,14 @@ class RolloutSection(Section):
         json_schema_extra=_list_protocols,
     )
     num_prompts: int = Field(8, ge=1, le=65536, description="Prompts in a step, over all processes.")
+    nodes_per_prompt: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Images (or questions) that a step of critiques, refinements or answers starts from, for each "
+        "prompt of a step; with schedules `full` and `episode` always 1. A critic learns from many images with a few "
+        "critiques of each, and hardly from a few images with many.",
+    )
     branch: BranchSection = section("Children of every node: what is compared with what.")
     rounds: int = Field(
         1, ge=1, le=16, description="Refinements of a trajectory at most (schedule `full` and evaluation)."
@@ -219,7 +227,8 @@ class RolloutSection(Section):
         return _one_of(_protocols(), protocol)
 
     def problems(self) -> Iterator[Problem]:
-        rollouts = self.num_prompts * max(self.branch.rollouts("reason"), self.branch.rollouts("refine"))
+        refined = self.nodes_per_prompt * self.branch.rollouts("refine")
+        rollouts = self.num_prompts * max(self.branch.rollouts("reason"), refined)
         if self.num_parts > rollouts:
             yield Problem(
                 "num_parts",

@@ -168,13 +168,15 @@ class Engine:
         drawn = self.draw(DRAFT, above, self.settings.draft, seed=seed, each=drafts, progress=progress)
         return [draft for draft in drawn if draft is not None]
 
-    def roots(self, images: Sequence[Node], *, num_rows: int = 1) -> list[Node]:
-        """Given images from which `num_rows` rollouts each go on."""
-        return image_roots(images, num_rows=num_rows, first_row=self.first_group * num_rows)
+    def roots(self, images: Sequence[Node], *, num_rows: int = 1, per_group: int = 1) -> list[Node]:
+        """Given images from which `num_rows` rollouts each go on; at most `per_group` of them for each of the groups
+        that a process has."""
+        return image_roots(images, num_rows=num_rows, first_row=self.first_group * per_group * num_rows)
 
-    def critiques(self, images: Sequence[Node], *, seed: int, each: int = 1) -> list[Node]:
-        """`each` critiques of every given image, for one refinement by each of them."""
-        return self.write(CRITIQUE, self.roots(images, num_rows=each), self.settings.critique, seed=seed, each=each)
+    def critiques(self, images: Sequence[Node], *, seed: int, each: int = 1, per_group: int = 1) -> list[Node]:
+        """`each` critiques of every given image, for one refinement by each of them; `per_group` as in `roots`."""
+        roots = self.roots(images, num_rows=each, per_group=per_group)
+        return self.write(CRITIQUE, roots, self.settings.critique, seed=seed, each=each)
 
     def refinements(self, critiques: Sequence[Node], *, seed: int, progress: float | None = None) -> list[Node | None]:
         """An image for every row of the critiques that ask for one; None for the rows of the others."""

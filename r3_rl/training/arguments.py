@@ -163,11 +163,12 @@ def schedule_of(
         pool=NodePool(
             choice=args.node_choice,
             perfect_ratio=args.perfect_ratio,
-            max_groups=4 * share,
+            max_groups=4 * share * args.nodes_per_prompt,
             max_depth=args.depth,
         ),
         rounds=args.rounds,
         reason_steps=args.reason_steps,
+        nodes_per_prompt=args.nodes_per_prompt,
         synthetic=synthetic,
         synthetic_fraction=args.synthetic_fraction,
         questions=questions,

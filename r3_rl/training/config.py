@@ -61,6 +61,7 @@ class R3Config:
     """Folder of the checkpoints."""
 
     num_prompts: int = _key(RolloutSection, "num_prompts")
+    nodes_per_prompt: int = _key(RolloutSection, "nodes_per_prompt")
     branch: Any = field(default_factory=BranchSection, metadata={"section": RolloutSection, "name": "branch"})
     """Children of every node: a mapping with any of plan, draft, critique, refinement, answer; a section then."""
     rounds: int = _key(RolloutSection, "rounds")

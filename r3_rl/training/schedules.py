@@ -85,6 +85,8 @@ class Schedule:
     rounds: int
     reason_steps: int
     """First phases before each second one."""
+    nodes_per_prompt: int = 1
+    """Images or questions of a turn of critiques or answers, for each prompt of a turn."""
     synthetic: SyntheticNodes | None = None
     synthetic_fraction: float
     """Share of the images that a world draws, where it can."""
@@ -101,7 +103,7 @@ class Schedule:
         """Rollouts and credits of one turn. `step` counts turns from 0."""
         answered = floor(step * self.answer_share)
         if floor((step + 1) * self.answer_share) > answered:
-            return self._answer(len(prompts), seed)
+            return self._answer(len(prompts) * self.nodes_per_prompt, seed)
         step -= answered  # the schedule's own turns follow one another as without answers
         phase, first, b = self._phase(step, seed, progress), self.engine.first_group, self.branch
         # every process has a pool of its own and chooses by itself
@@ -110,15 +112,16 @@ class Schedule:
             return self._full(prompts, seed, progress)
         if phase == "episode":
             return self._episode(prompts, seed, progress)
-        images = self._images(len(prompts), seed, rng) if phase == "refine" else []
+        num_nodes, per_group = len(prompts) * self.nodes_per_prompt, self.nodes_per_prompt
+        images = self._images(num_nodes, seed, rng) if phase == "refine" else []
         if images:
-            roots = self.engine.roots(images, num_rows=b.critique * b.refinement)
+            roots = self.engine.roots(images, num_rows=b.critique * b.refinement, per_group=per_group)
             ends = self._branched(roots, seed, progress)
             self.pool.add(ends)
             return _collected("refine", ends, [credit_refinements(ends, self.credit)])
         drafts = self.engine.drafts(prompts, seed=seed, plans=b.plan, drafts=b.draft, progress=progress)
         if phase == "critique":
-            return self._critique(drafts, len(prompts), seed, rng)
+            return self._critique(drafts, num_nodes, seed, rng)
         self.pool.add(drafts)
         return _collected("reason", drafts, [credit_drafts(drafts, self.credit, self.rewards)])
 
@@ -170,11 +173,11 @@ class Schedule:
     def _answer(self, count: int, seed: int) -> Collected:
         """Questions about given images, those that one process alone would ask, and about images of the pool."""
         assert self.questions is not None
-        first = self.engine.first_group
+        first = self.engine.first_group * self.nodes_per_prompt
         asked = self.questions(count * ranks.count(), seed)[first : first + count]
         own = self._about_own(round(count * self.own_share), seed)
         asked[: len(own)] = own
-        roots = self.engine.roots(asked, num_rows=self.branch.answer)
+        roots = self.engine.roots(asked, num_rows=self.branch.answer, per_group=self.nodes_per_prompt)
         answers = self.engine.write(ANSWER, roots, self.engine.settings.critique, seed=seed, each=self.branch.answer)
         return _collected("answer", answers, [credit_answers(answers, self.credit)])
 
@@ -193,7 +196,7 @@ class Schedule:
         self.pool.add(drafts)
         images = self._images(count, seed, rng)
         images = images or [group[int(rng.integers(len(group)))] for group in self.pool.groups]
-        critiques = self.engine.critiques(images, seed=seed, each=self.branch.critique)
+        critiques = self.engine.critiques(images, seed=seed, each=self.branch.critique, per_group=self.nodes_per_prompt)
         return _collected(
             "critique",
             critiques,

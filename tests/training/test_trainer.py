@@ -610,6 +610,27 @@ def test_nodes_drawn_by_the_world_fill_their_share(tmp_path, schedule):
     assert before.count(0.2) == 2 * 3 and len(before) == 4 * 3
 
 
+@pytest.mark.parametrize("schedule", ["tree", "critique_only", "answers"])
+def test_texts_start_from_so_many_images_a_prompt_and_no_two_processes_share_a_row(tmp_path, schedule):
+    def given(count, seed):
+        columns = {"answer": "yes"}
+        prompts = [replace(PROMPTS[0], columns=columns)] * count
+        return [given_image(p, i, verdict=Verdict(total=0.2)) for p, i in zip(prompts, pictures(count), strict=True)]
+
+    options = {"answer_share": 1.0} if schedule == "answers" else {"schedule": schedule, "synthetic_fraction": 1.0}
+    branch = {"plan": 2, "critique": 2, "answer": 2}
+    options |= {"num_generations": None, "branch": branch, "questions": lambda count, seed: given(12, seed)}
+    made = make(tmp_path, num_prompts=2, nodes_per_prompt=3, **options).schedule
+    made.synthetic = given
+    rows = []
+    for first in (0, 2):  # as the first and the second of two processes with two prompts each
+        made.engine = replace(made.engine, first_group=first)
+        found = made.collect(1 if schedule == "tree" else 0, PROMPTS[:2], seed=1, progress=0.0)
+        assert len({leaf.root for leaf in found.leaves}) == 2 * 3
+        rows.append({leaf.id.row for leaf in found.leaves})
+    assert rows == [set(range(12)), set(range(12, 24))]
+
+
 @pytest.mark.parametrize(("schedule", "second"), [("tree", "refine"), ("cotrain", "critique")])
 @pytest.mark.parametrize("reason_steps", [1, 2, 3])
 def test_so_many_reason_steps_come_before_each_other_one(tmp_path, schedule, second, reason_steps):
