@@ -84,34 +84,6 @@ def test_a_browser_shows_the_page_without_errors_at_both_widths(whole):
             assert page.requests() == [(whole / "index.html").resolve().as_uri()]
 
 
-def test_what_a_kill_leaves_is_finished_to_the_same_bytes(whole, tmp_path, monkeypatch):
-    folder, measured = tmp_path / "killed", []
-    keep = work._keep
-
-    def killed(place, batch, samples):
-        if len(measured) == 5:
-            raise KeyboardInterrupt
-        measured.append(batch.file)
-        keep(place, batch, samples)
-
-    monkeypatch.setattr(work, "_keep", killed)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate("shipped", folder, SETTINGS)
-    assert not (folder / "table.json").exists()
-    half = folder / work.PARTS / "shapes.drawing" / "base" / ".x.jsonl.partial"
-    half.write_text('{"bench": "sha')  # in the middle of a write
-    first = list(measured)
-
-    def kept(place, batch, samples):
-        measured.append(batch.file)
-        keep(place, batch, samples)
-
-    monkeypatch.setattr(work, "_keep", kept)
-    evaluate("shipped", folder, SETTINGS)
-    assert not set(first) & set(measured[5:]), "finished samples are kept"
-    assert contents(folder) == contents(whole)
-
-
 def test_a_finished_evaluation_is_written_again_without_measuring(whole, tmp_path, monkeypatch):
     folder = tmp_path / "again"
     shutil.copytree(whole, folder)
