@@ -236,3 +236,30 @@ def test_light_verbs_load_no_heavy_package(arguments, python, tmp_path):
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     assert seen.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("package", ["torch", "peft"])
+def test_a_verb_whose_packages_are_not_installed_says_what_to_install(package, tmp_path):
+    """As after `pip install r3-rl` without an extra: every verb that needs torch, in one process."""
+    verbs = [["demo", "--out", "x"]]
+    if package == "torch":
+        verbs += [
+            ["refine", "a red circle"], ["eval", "shipped", "--bench", "shapes"], ["serve"], ["play"], ["export", "x"],
+            ["pretrain", "shapes_pretrain"], ["merge", "a:1", "b:1", "--out", "x"], ["train", "shapes_r3"],
+        ]  # fmt: skip
+    code = (
+        "import sys\n"
+        "class Away:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == sys.argv[1]:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Away())\n"
+        "from r3_rl.cli import run\n"
+        f"print([run(words) for words in {verbs!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, package], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [2] * len(verbs), done.stderr
+    assert done.stderr.splitlines() == [
+        f"r3: the package {package} is not installed; pip install 'r3-rl[train]'"
+    ] * len(verbs)

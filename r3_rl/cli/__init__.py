@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 from r3_rl import __version__
 from r3_rl.cli.eval_verb import eval_
 from r3_rl.cli.look_verbs import check, doctor, schema
+from r3_rl.cli.missing import line_of
 from r3_rl.cli.play_verb import play
 from r3_rl.cli.probe_verb import probe
 from r3_rl.cli.prompt_verbs import prompts
@@ -20,7 +21,7 @@ from r3_rl.cli.reward_verbs import rewards
 from r3_rl.cli.run_verbs import compare, demo, export, merge, pretrain, refine, report, train
 from r3_rl.cli.serve_verb import serve
 from r3_rl.cli.study_verb import study
-from r3_rl.errors import R3Error, one_line
+from r3_rl.errors import MissingPackageError, R3Error, one_line
 
 app = App(
     name="r3",
@@ -58,6 +59,12 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as interrupt:
         first = interrupt.args[0] if interrupt.args else None  # training says which signal came twice
         return _say("r3: interrupted", 128 + (first if isinstance(first, int) else signal.SIGINT))
+    except ModuleNotFoundError as error:
+        # a wheel without extras checks recipes and lists scorers; rooms that need more import it at their top
+        line = line_of(error)
+        if line is None:
+            raise
+        return _say(line, MissingPackageError.exit_code)
     except BrokenPipeError:
         # The reader (`| head`) has gone; without this Python complains once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
