@@ -85,7 +85,7 @@ class Schedule:
     rounds: int
     reason_steps: int
     """First phases before each second one."""
-    nodes_per_prompt: int = 1
+    nodes_per_prompt: int
     """Images or questions of a turn of critiques or answers, for each prompt of a turn."""
     synthetic: SyntheticNodes | None = None
     synthetic_fraction: float
