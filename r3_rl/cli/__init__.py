@@ -12,7 +12,6 @@ from cyclopts import App, CycloptsError
 from r3_rl import __version__
 from r3_rl.cli.eval_verb import eval_
 from r3_rl.cli.look_verbs import check, doctor, schema
-from r3_rl.cli.missing import line_of
 from r3_rl.cli.play_verb import play
 from r3_rl.cli.probe_verb import probe
 from r3_rl.cli.prompt_verbs import prompts
@@ -61,6 +60,8 @@ def run(arguments: Sequence[str]) -> int:
         return _say("r3: interrupted", 128 + (first if isinstance(first, int) else signal.SIGINT))
     except ModuleNotFoundError as error:
         # a wheel without extras checks recipes and lists scorers; rooms that need more import it at their top
+        from r3_rl.cli.missing import line_of
+
         line = line_of(error)
         if line is None:
             raise

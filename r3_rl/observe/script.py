@@ -27,6 +27,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
   };
   svg.addEventListener("pointerleave", hide);
   svg.addEventListener("pointerdown", (event) => {
+    if (event.pointerType === "touch") return; // a finger that moves reads values
     from = at(event);
     svg.setPointerCapture(event.pointerId);
   });

@@ -80,7 +80,8 @@ def misfit(recipe: Recipe, world_size: int) -> Iterator[tuple[Path, str]]:
             f"'batch' would divide by another deviation in each of {world_size} processes; use 'none' or 'group'",
         )
     phases = phases_of(recipe.algorithm.schedule, recipe.algorithm.answer_share)
-    share = prompts // world_size * max(branch.rollouts(phase, recipe.rollout.rounds) for phase in phases)
+    rounds = recipe.rollout.rounds
+    share = prompts // world_size * max(branch.rollouts(phase, rounds) * nodes_of(phase, recipe) for phase in phases)
     if recipe.rollout.num_parts > share:
         yield (
             ("rollout", "num_parts"),

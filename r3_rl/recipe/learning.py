@@ -121,7 +121,9 @@ class AlgorithmSection(Section):
         ge=0,
         le=1000,
         description="What a critique earns beside its gain for the right decision: a stop at a perfect image, an edit "
-        "at another. An edit that helps seldom is otherwise worth little more than a stop, and a critic stops.",
+        "at another. An edit that helps seldom is otherwise worth little more than a stop, and a critic stops. Of "
+        "schedules whose critiques earn a gain (`tree`, `full`, `progressive`); `critique_only` and `cotrain` reward "
+        "the decision alone, `episode` the last image alone.",
     )
     scale_rewards: Literal["none", "group", "batch"] = Field(
         "none",

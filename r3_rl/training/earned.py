@@ -72,7 +72,8 @@ def credit_refinements(ends: Sequence[Node], settings: CreditSettings) -> StageC
         "frac_reward_missing": after.isnan(),
     }
     worth = gained.values + settings.decision_weight * right_decisions(critiques)
-    image_worth = after if settings.gain == "released" else gained.values
+    # whoever drew had asked for an edit, so at one image the decision is worth the same to all refinements and cancels
+    image_worth = after if settings.gain == "released" else None
     return credit(ends, worth, settings, image_worth=image_worth, items=items)
 
 
