@@ -53,6 +53,8 @@ class R3Error(Exception):
     """
 
     exit_code = 1
+    rank: int | None = None
+    """The process that met with it, where all raise it and that one says it; None is whoever raises it."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

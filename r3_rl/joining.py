@@ -135,8 +135,9 @@ def one_fate() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not _first(board, own):
-            raise SystemExit(1) from None  # what it met with is the other's end
+        heard = isinstance(error, R3Error) and error.rank not in (None, own)
+        if heard or not _first(board, own):
+            raise SystemExit(1) from None  # the other one says it, or what it met with is the other's end
         if isinstance(error, R3Error):
             error.message = f"rank {own}: {error.message}"
         elif isinstance(error, Exception):

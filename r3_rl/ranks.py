@@ -68,6 +68,7 @@ def of_first(make: Callable[[], Value]) -> Value:
         try:
             made[0] = make()
         except R3Error as error:
+            error.rank = 0
             made[1] = error
     dist.broadcast_object_list(made, src=0)
     if made[1] is not None:
@@ -76,15 +77,19 @@ def of_first(make: Callable[[], Value]) -> Value:
 
 
 def together(do: Callable[[], None]) -> None:
-    """Every process does it; an error of ours in one of them is raised in all."""
+    """Every process does it; an error of ours in one of them is raised in all, with its rank."""
     error: R3Error | None = None
     try:
         do()
     except R3Error as found:
         error = found
-    for problem in everyone(error):
-        if problem is not None:
-            raise problem
+        error.rank = rank() if error.rank is None else error.rank
+    found_by = [
+        (problem.rank != own, own, problem) for own, problem in enumerate(everyone(error)) if problem is not None
+    ]
+    if found_by:
+        # of one that met with it itself, before those that heard of it
+        raise min(found_by, key=lambda found: found[:2])[2]
 
 
 def share_first(tensor: Tensor) -> None:

@@ -84,6 +84,9 @@ class FixedSets:
     """Renders, then the base's own."""
     base_drafts: OwnDrafts
     """Balanced."""
+    own_wrong: FixedDrafts
+    own_right: FixedDrafts
+    """The base's own, the last ones of `wrong` and of `rights`."""
 
     @classmethod
     def of(
@@ -108,13 +111,30 @@ class FixedSets:
         """
         own_wrong = own_drafts(walked, wanted=0.0, limit=sizes.num_fixed // 2)
         own_right = own_drafts(walked, wanted=1.0, limit=sizes.num_right // 2)
+        return cls.around(world, own_wrong, own_right, own.balanced(), sizes, tags=tags, seed=seed)
+
+    @classmethod
+    def around(
+        cls,
+        world: World[Any],
+        own_wrong: FixedDrafts,
+        own_right: FixedDrafts,
+        base_drafts: OwnDrafts,
+        sizes: Sizes,
+        *,
+        tags: Tags,
+        seed: int,
+    ) -> FixedSets:
+        """The sets around drafts of the base that are known: the world draws the rest, the same ones every time."""
         synthetic = tuple(wrong_drafts(world, sizes.num_fixed - len(own_wrong.images), tags=tags, seed=seed + WRONG))
         rights = right_drafts(world, sizes.num_right - len(own_right.images), tags=tags, seed=seed + 3)
         return cls(
             synthetic=synthetic,
             wrong=fixed_drafts(synthetic) + own_wrong,
             rights=fixed_drafts(rights) + own_right,
-            base_drafts=own.balanced(),
+            base_drafts=base_drafts,
+            own_wrong=own_wrong,
+            own_right=own_right,
         )
 
 

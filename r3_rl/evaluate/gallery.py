@@ -37,8 +37,16 @@ class Gallery:
     def draw(self, step: int) -> None:
         """Draws and records the prompts as they come out now, as phase `during`."""
         with adapter_merged(self.policy.module):
-            walked = run_loop(self.policy, self.prompts, self.settings, rounds=self.rounds, seed=self.seed)
-        self.record(step, self.verdicts(walked), "during")
+            self._draw(step, "during")
+
+    def draw_base(self) -> None:
+        """Draws and records what the base makes of the prompts, as phase `before`."""
+        with self.policy.reference():
+            self._draw(0, "before")
+
+    def _draw(self, step: int, phase: str) -> None:
+        walked = run_loop(self.policy, self.prompts, self.settings, rounds=self.rounds, seed=self.seed)
+        self.record(step, self.verdicts(walked), phase)
 
     def record(self, step: int, trajectories: Sequence[Trajectory], phase: str) -> None:
         """Keeps trajectories of these prompts that were drawn elsewhere, before or after training."""

@@ -9,7 +9,10 @@ from typing import Any
 
 from r3_rl.assemble import LoadedPolicy, loop_settings
 from r3_rl.evaluate.base import SEED, Bench
+from r3_rl.evaluate.fixed_sets import LoopItems
 from r3_rl.evaluate.gallery import Gallery, by_judge, by_panel
+from r3_rl.evaluate.kept_base import KeptBase
+from r3_rl.evaluate.loop_bench import LoopBench
 from r3_rl.evaluate.measured import Items, Measured
 from r3_rl.evaluate.resume import Resumed, record_changes
 from r3_rl.observe.ending import FILE as ENDING
@@ -89,6 +92,33 @@ def measure_phase(
     gallery.record(step, measured.trajectories[:shown], phase)
     gallery.recorder.trajectories(step, measured.trajectories[shown:], phase=phase)
     print(f"measured {phase} training in {duration(time.monotonic() - begin)}")
+    return measured
+
+
+def measure_base(
+    recipe: Recipe, bench: Bench[Any], items: Items, loaded: LoadedPolicy, gallery: Gallery, *, keep: bool
+) -> Measured:
+    """The first phase: measured, or read from where another run has left it (`training.base_measured`).
+
+    Args:
+        recipe: of the run.
+        bench: of its world.
+        items: that the bench measures on.
+        loaded: the policy, whose adapter is off.
+        gallery: draws its prompts.
+        keep: False measures in any case: a run with a clock has to know what that takes.
+    """
+    kept = None
+    if keep and recipe.training.base_measured and isinstance(bench, LoopBench) and isinstance(items, LoopItems):
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        kept = KeptBase.of(recipe, bench, items, fingerprint=loaded.fingerprint, dtype=dtype)
+        if (measured := kept.read()) is not None:
+            gallery.draw_base()
+            print(f"measured before training by another run, kept in {kept.folder}")
+            return measured
+    measured = measure_phase(bench, items, loaded, gallery, "before", 0, base=True)
+    if kept is not None and isinstance(measured.items, LoopItems):
+        kept.write(measured)
     return measured
 
 

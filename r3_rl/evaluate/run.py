@@ -23,7 +23,7 @@ from r3_rl.evaluate.build import build_trainer
 from r3_rl.evaluate.early import Pace, ending_of, how_to_go_on
 from r3_rl.evaluate.gallery import BetweenSteps, Gallery
 from r3_rl.evaluate.measured import Items, Measured
-from r3_rl.evaluate.recording import gallery_of, keep_rollouts, measure_phase, recorder_of
+from r3_rl.evaluate.recording import gallery_of, keep_rollouts, measure_base, measure_phase, recorder_of
 from r3_rl.evaluate.results import evaluation_of, print_headline, print_table, write_results
 from r3_rl.evaluate.resume import Resumed, find_place
 from r3_rl.evaluate.resume import resume as resume_from
@@ -161,7 +161,7 @@ def _train(
         loaded.policy.remember_base(on_host=True)
     gallery = gallery_of(recipe, loaded, trainer, bench, items, recorder)
     loading_s = time.monotonic() - begin
-    before = measure_phase(bench, items, loaded, gallery, "before", 0, base=True) if bench else None
+    before = measure_base(recipe, bench, items, loaded, gallery, keep=limit_s is None) if bench and items else None
     if benches:
         benches.before()
     keep = _keep_best(recipe, loaded, trainer, folder, benches, checkpoint)

@@ -163,6 +163,12 @@ class TrainingSection(Section):
         description="Most items of every other set that is measured (questions, edits, fixed drafts); null takes the "
         "bench's own numbers.",
     )
+    base_measured: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder that keeps what was measured of a world's base before training: read where a run with the "
+        "same base, loop and items has left it, else measured and left. A study gives one to its runs.",
+    )
     output_dir: str = Field("runs", min_length=1, description="Folder in which each run gets a new folder of its own.")
     score_cache: str | None = Field(
         None, min_length=1, description="Folder in which deterministic scores outlive the run; null: memory alone."

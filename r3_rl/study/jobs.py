@@ -20,6 +20,8 @@ from r3_rl.study.plan import Job
 
 POLL_S = 0.2
 GUARD_STOPPED = 3
+BASE = "base"
+"""Of a study's folder: what the first run measured of the base, and the others read."""
 
 
 def run_jobs(jobs: Sequence[Job], *, at_once: int) -> list[Job]:
@@ -89,7 +91,11 @@ def _next(left: list[Job], running: Collection[Job], failed: list[Job]) -> Job |
 
 def _start(job: Job, threads: str) -> subprocess.Popen[bytes]:
     job.runs.mkdir(parents=True, exist_ok=True)
-    overrides = [f"training.seed={job.seed}", f"training.output_dir={job.runs}"]
+    overrides = [
+        f"training.seed={job.seed}",
+        f"training.output_dir={job.runs}",
+        f"training.base_measured={job.study / BASE}",
+    ]
     if job.parts:
         overrides.append(f"lora.start={_merged(job)}")
     resumed = ["--resume", str(job.interrupted)] if job.interrupted else []

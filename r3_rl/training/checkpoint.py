@@ -26,6 +26,7 @@ from r3_rl.policy.adapters import adapted_layers, load_adapter, save_adapter
 from r3_rl.rollout.pool import NodePool
 from r3_rl.training.manifest import Checkpoint, aside, complete, numbered, step_of
 from r3_rl.training.parallel import Learner
+from r3_rl.training.parts import PartsError
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer_state.json"
@@ -151,10 +152,12 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         there = next(path for path in (folder, *folder.parents) if path.is_dir())
         free = shutil.disk_usage(there).free / 2**30
-        raise RunError(
+        unwritten = RunError(
             f"the checkpoint could not be written: {error} ({free:.1f} GiB are free at {folder})",
             hint="make room, then --resume goes on from the last whole checkpoint",
-        ) from error
+        )
+        unwritten.rank = error.rank if isinstance(error, PartsError) else None
+        raise unwritten from error
 
 
 def save_weights(module: nn.Module, folder: Path, *, fingerprint: str) -> None:

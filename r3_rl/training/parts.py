@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from r3_rl import ranks
 from r3_rl.errors import CheckpointError
 
 FOLDER = "parts"
@@ -71,6 +72,14 @@ def _room(meta: Any, parameter: nn.Parameter) -> Tensor | None:
     return torch.zeros(meta.size, dtype=dtype)
 
 
+class PartsError(RuntimeError):
+    """A process could not write or read its part; all raise it."""
+
+    def __init__(self, cause: BaseException, *, rank: int) -> None:
+        super().__init__(str(cause) or type(cause).__name__)
+        self.rank = rank
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     """Without torch's remark that a single process is one, and with its exception as one that can be caught."""
@@ -79,4 +88,5 @@ def _alone() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="torch.distributed is")
             yield
     except CheckpointException as error:
-        raise RuntimeError(str(error)) from error
+        rank = ranks.rank() if ranks.rank() in error.failures else min(error.failures)
+        raise PartsError(error.failures[rank][0], rank=rank) from error

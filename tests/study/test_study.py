@@ -118,6 +118,9 @@ def test_a_study_compares_its_arms_on_one_page(whole):
     ):
         assert words in page
     assert "Generation only" in tables
+    assert len(list((folder / "base").iterdir())) == 1, "measured once, or by runs that began together"
+    last = folder / "runs" / "seed-0" / "averaged.log"
+    assert "measured before training by another run" in last.read_text()
     rows = [json.loads(line) for line in (folder / "figures.jsonl").read_text().splitlines()]
     assert {(row["arm"], row["seed"], row["phase"]) for row in rows} == {
         (arm, 0, phase) for arm in (*APART, "averaged", "taught_drawing") for phase in ("before", "after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -198,12 +199,14 @@ def fail_share(folder: Path, how: str) -> None:
         return [None if dead else score for score in red(images)]
 
     def plant(step: int, collected: Any) -> None:
-        if (ranks.rank(), step) != (int(how != "first killed"), 1):
+        if (ranks.rank(), step) != (int(not how.startswith("first")), 1):
             return
         if "killed" in how:
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "error":
             raise ValueError("planted")
+        if "disk" in how:  # every write beyond the first bytes of a file fails, as on a full one
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
         for credit in collected.credits if how == "loss" else ():
             credit.segment.log_probs.fill_(float("nan"))
 

@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
         ("loss", "rank 1: the loss is not finite; lower training.learning_rate or eta; the last checkpoint is good"),
         ("scorer", "rank 1: "),
         ("error", "rank 1: ValueError: planted"),
+        ("disk", "rank 1: the checkpoint could not be written: [Errno 27] File too large ("),
+        ("first disk", "rank 0: the checkpoint could not be written: "),
         ("killed", "rank 1: gone without a word, killed or out of memory; rank 0 met with RuntimeError: "),
     ],
 )
