@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from r3_rl.errors import InputError
 from r3_rl.importing import closest
+from r3_rl.recipe.branching import BranchSection
 from r3_rl.recipe_io import shipped_recipes
 
 
@@ -20,10 +21,32 @@ class Arm:
     """In tables and figures."""
     settings: tuple[str, ...] = ()
     """Overrides of the study's recipe, `key=value`: one key in each arm, none in the recipe itself."""
+    branch: Callable[[BranchSection], dict[str, int]] | None = None
+    """Makes the one key of an arm that branches in another way out of the recipe's own `rollout.branch`."""
     recipe: str | None = None
     """A recipe of its own, which takes the place of the study's."""
     merges: tuple[tuple[str, float], ...] = ()
     """Arms with the same seed whose adapters, so weighted, are added up; the sum is measured and not trained."""
+
+    def overrides(self, branch: BranchSection) -> tuple[str, ...]:
+        """Return the settings of this arm of a recipe that branches so.
+
+        >>> ARMS["one_to_one"].overrides(BranchSection(plan=1, draft=16, critique=4))
+        ('rollout.branch={plan: 16, draft: 1, critique: 4, refinement: 1}',)
+        """
+        if self.branch is None:
+            return self.settings
+        children = ", ".join(f"{stage}: {count}" for stage, count in self.branch(branch).items())
+        return (*self.settings, f"rollout.branch={{{children}}}")
+
+
+def _one_to_one(b: BranchSection) -> dict[str, int]:
+    return {"plan": b.plan * b.draft, "draft": 1, "critique": b.critique * b.refinement, "refinement": 1}
+
+
+def _refined_twice(b: BranchSection) -> dict[str, int]:
+    critiques = max(b.critique * b.refinement // 2, 1)
+    return {"plan": b.plan, "draft": b.draft, "critique": critiques, "refinement": 2}
 
 
 R3 = "r3"
@@ -39,16 +62,8 @@ _ARMS = (
     Arm(name="text_only", label="R3, texts alone learn", settings=("algorithm.frozen_stages=[draft, refinement]",)),
     Arm(name="flow_only", label="R3, images alone learn", settings=("algorithm.frozen_stages=[plan, critique]",)),
     Arm(name="frozen_critic", label="R3, frozen critic", settings=("algorithm.frozen_stages=[critique]",)),
-    Arm(
-        name="one_to_one",
-        label="R3, one image a plan",
-        settings=("rollout.branch={plan: 16, draft: 1, critique: 16, refinement: 1}",),
-    ),
-    Arm(
-        name="refined_twice",
-        label="R3, two refinements a critique",
-        settings=("rollout.branch={plan: 8, draft: 2, critique: 8, refinement: 2}",),
-    ),
+    Arm(name="one_to_one", label="R3, one image a plan", branch=_one_to_one),
+    Arm(name="refined_twice", label="R3, two refinements a critique", branch=_refined_twice),
     Arm(name="pcgrad", label="R3, PCGrad", settings=("balance.aggregator=pcgrad",)),
     Arm(name="cagrad", label="R3, CAGrad", settings=("balance.aggregator=cagrad",)),
     Arm(name="upgrad", label="R3, UPGrad", settings=("balance.aggregator=upgrad",)),

@@ -142,8 +142,10 @@ def write_plan(plan: Plan) -> None:
 
 def _recipe(plan: Plan, arm: Arm) -> Recipe:
     try:
+        name = arm.recipe or plan.recipe
+        own = arm.overrides(load_recipe(name, plan.overrides).rollout.branch) if arm.branch else arm.settings
         # what makes the arm stands last: a setting of all arms must not undo it
-        recipe = load_recipe(arm.recipe or plan.recipe, [*plan.overrides, *arm.settings])
+        recipe = load_recipe(name, [*plan.overrides, *own])
     except RecipeError as error:
         raise RecipeError("\n".join(f"arm '{arm.name}': {line}" for line in str(error).splitlines())) from None
     if recipe.data.world is None:

@@ -9,7 +9,7 @@ import pytest
 from r3_rl.cli import app
 from r3_rl.observe.metrics import metrics_page
 from r3_rl.recipe.page import recipes_page
-from r3_rl.recipe_io import shipped_recipes
+from r3_rl.recipe_io import load_recipe, shipped_recipes
 from r3_rl.worlds.shapes.board import NINE
 from r3_rl.worlds.shapes.language import vocabulary
 from tests.docs.documents import REPOSITORY, anchors, documents, links
@@ -48,6 +48,11 @@ def test_written_pages_are_up_to_date(name, written):
 def test_the_readme_lists_every_recipe():
     table = README.partition("## Recipes")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(shipped_recipes())
+
+
+@pytest.mark.parametrize("kept", sorted((REPOSITORY / "docs" / "studies").glob("*/recipe.yaml")), ids=str)
+def test_the_recipe_of_a_study_that_is_kept_still_loads(kept):
+    assert load_recipe(kept).training.max_steps > 0
 
 
 def test_the_readme_counts_the_words_of_the_embedded_model():

@@ -24,10 +24,10 @@ def _differences(one, other):
 @pytest.mark.parametrize("recipe", ["shapes_r3", "mosaic_r3"])
 @pytest.mark.parametrize("name", ARMS)
 def test_an_arm_changes_one_key_and_nothing_that_it_does_not_say(recipe, name):
-    arm = ARMS[name]
-    keys = [setting.partition("=")[0] for setting in arm.settings]
+    settings = ARMS[name].overrides(load_recipe(recipe).rollout.branch)
+    keys = [setting.partition("=")[0] for setting in settings]
     assert len(keys) == (0 if name == R3 else 1)
-    found = _differences(load_recipe(recipe), load_recipe(recipe, arm.settings))
+    found = _differences(load_recipe(recipe), load_recipe(recipe, settings))
     assert bool(found) == (name != R3)
     assert all(key == keys[0] or key.startswith(f"{keys[0]}.") for key in found)
 
@@ -40,9 +40,11 @@ def test_a_shipped_baseline_is_the_arm(recipe, arm):
 @pytest.mark.parametrize("recipe", ["shapes_r3", "mosaic_r3"])
 @pytest.mark.parametrize("name", ["one_to_one", "refined_twice"])
 def test_arms_of_another_credit_draw_as_many_images(recipe, name):
-    drawn = [load_recipe(recipe, settings).rollout.branch for settings in ((), ARMS[name].settings)]
-    assert len({branch.plan * branch.draft for branch in drawn}) == 1
-    assert len({branch.critique * branch.refinement for branch in drawn}) == 1
+    plain = load_recipe(recipe).rollout.branch
+    other = load_recipe(recipe, ARMS[name].overrides(plain)).rollout.branch
+    assert other.plan * other.draft == plain.plan * plain.draft
+    assert other.critique * other.refinement == plain.critique * plain.refinement
+    assert (other.draft, other.refinement) == {"one_to_one": (1, 1), "refined_twice": (plain.draft, 2)}[name]
 
 
 def test_groups_and_recipes_are_found_and_a_slip_is_told(tmp_path):
