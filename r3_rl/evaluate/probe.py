@@ -124,7 +124,8 @@ def probe(recipe: Recipe, *, adapter: Path | None = None, num_steps: int = 6) ->
         try:
             if adapter is not None:
                 load_adapter(loaded.policy.module, adapter, fingerprint=loaded.fingerprint)
-            turns = recipe.algorithm.tree.reason_steps + 1 if len(PHASES[algorithm.schedule]) > 1 else 1
+            tree = recipe.algorithm.tree
+            turns = tree.reason_steps + tree.reflect_steps if len(PHASES[algorithm.schedule]) > 1 else 1
             return _measured(trainer, num_steps, turns)
         finally:
             trainer.close()

@@ -96,8 +96,10 @@ class Rehearsal:
     device: str
     schedule: str
     rounds: int
-    reason_steps: int
-    """Of `tree` and `cotrain`: steps of drafts before each of the other kind."""
+    turn: tuple[int, int]
+    """Of `tree` and `cotrain`: steps of drafts, and of the other kind after them."""
+    num_iterations: int
+    """Updates on the same rollouts; each counts as a step."""
     num_steps: int
     num_prompts: int
     num_peers: int
@@ -154,10 +156,11 @@ class Rehearsal:
         return all(held + spent.bytes_at(rows) <= self.free for spent in self.stages.values())
 
     def step_s(self, phase: str) -> float:
-        """Seconds of a step of this kind."""
+        """Seconds of a step of this kind, with its share of rollouts that several updates learn from."""
         names = [*STAGES[phase], *(AGAIN * self.rounds if phase in ("full", "episode") else ())]
         ran = [(name, self.stages[name].seconds) for name in names if name in self.stages]
-        return sum(seconds * (1 if name == "optimiser" else self._scale) for name, seconds in ran)
+        shared = {name: 1 if name.startswith(("update", "optimiser")) else self.num_iterations for name, _ in ran}
+        return sum(s * (1 if name == "optimiser" else self._scale) / shared[name] for name, s in ran)
 
     @property
     def _scale(self) -> float:
@@ -168,7 +171,7 @@ class Rehearsal:
         """Seconds of all steps; measurements, pictures and checkpoints come on top."""
         phases = PHASES[self.schedule]
         if self.schedule in ("tree", "cotrain"):
-            phases = (*phases[:1] * self.reason_steps, *phases[1:])
+            phases = (*phases[:1] * self.turn[0], *phases[1:] * self.turn[1])
         return self.num_steps * sum(map(self.step_s, phases)) / len(phases)
 
     def __str__(self) -> str:

@@ -60,6 +60,13 @@ class TreeSection(Section):
         le=1000,
         description="Reason steps before each reflect-refine step; more of them where drafts are the weak part.",
     )
+    reflect_steps: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Reflect-refine steps after these, or critique steps of `cotrain`; more of them where the critic "
+        "is the weak part.",
+    )
     depth: int = Field(1, ge=1, le=1000, description="From 2 on, refined images enter the pool too.")
     synthetic_fraction: Share = Field(
         0.0,

@@ -56,7 +56,11 @@ def write_page(folder: Path, report: Report) -> Path:
         )
         sections.append(_section("Edit budgets", budgets, element("div", cards, class_="charts pair")))
     sections.append(_section("Over the steps", "Means over the seeds.", _curves(arms)))
-    sections.append(_section("Cost of a run", "Averaged over the seeds.", _costs(arms)))
+    sections.append(
+        _section(
+            "Cost of a run", "Averaged over the seeds. The first runs of a study also measure the base.", _costs(arms)
+        )
+    )
     footer = element("footer", "Made by r3-rl. The same tables as text: study.md; every number: figures.jsonl.")
     write_document(folder / PAGE, str(page(f"{report.title} - r3-rl study", [*sections, footer])))
     return folder / PAGE

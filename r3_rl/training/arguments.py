@@ -168,6 +168,7 @@ def schedule_of(
         ),
         rounds=args.rounds,
         reason_steps=args.reason_steps,
+        reflect_steps=args.reflect_steps,
         nodes_per_prompt=args.nodes_per_prompt,
         synthetic=synthetic,
         synthetic_fraction=args.synthetic_fraction,

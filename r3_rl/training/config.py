@@ -71,6 +71,7 @@ class R3Config:
     node_choice: str = _key(TreeSection, "node_choice")
     perfect_ratio: float = _key(TreeSection, "perfect_ratio")
     reason_steps: int = _key(TreeSection, "reason_steps")
+    reflect_steps: int = _key(TreeSection, "reflect_steps")
     depth: int = _key(TreeSection, "depth")
     synthetic_fraction: float = _key(TreeSection, "synthetic_fraction")
     apart_fraction: float = _key(ProgressiveSection, "apart_fraction")

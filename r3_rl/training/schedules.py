@@ -1,9 +1,9 @@
 """What a turn rolls out: the schedules of Tree-RL and its baselines, as tables of phases.
 
-tree: reason phases (one, or `reason_steps`) and a refine phase in turn. full: whole trajectories, credited round by
-round. episode: peers go on from one draft for several rounds, and one advantage reaches all that a trajectory holds.
-draft_only: reason phases alone. critique_only: critiques of drafts, judged by whether their decision is right. cotrain:
-reason phases and a critique phase in turn. progressive: begins as cotrain and becomes tree.
+tree: reason phases (one, or `reason_steps`) and refine phases (one, or `reflect_steps`) in turn. full: whole
+trajectories, credited round by round. episode: peers go on from one draft for several rounds, and one advantage reaches
+all that a trajectory holds. draft_only: reason phases alone. critique_only: critiques of drafts, judged by whether
+their decision is right. cotrain: reason and critique phases in turn. progressive: begins as cotrain and becomes tree.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class Schedule:
     """How verdicts of drafts become rewards; gains are always differences of totals."""
     rounds: int
     reason_steps: int
-    """First phases before each second one."""
+    """First phases before the second ones."""
+    reflect_steps: int
+    """Second phases after them."""
     nodes_per_prompt: int
     """Images or questions of a turn of critiques or answers, for each prompt of a turn."""
     synthetic: SyntheticNodes | None = None
@@ -132,7 +134,7 @@ class Schedule:
             joint = np.random.default_rng((seed, 1)).random() < self.progressive.share(progress)
             name = "tree" if joint else "cotrain"
         phases = PHASES[name]
-        return phases[-1] if step % (self.reason_steps + 1) == self.reason_steps else phases[0]
+        return phases[-1] if step % (self.reason_steps + self.reflect_steps) >= self.reason_steps else phases[0]
 
     def _images(self, count: int, seed: int, rng: np.random.Generator) -> list[Node]:
         """What critiques are written about: nodes of the pool, and images that a world draws."""

@@ -50,7 +50,9 @@ def test_the_readme_lists_every_recipe():
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(shipped_recipes())
 
 
-@pytest.mark.parametrize("kept", sorted((REPOSITORY / "docs" / "studies").glob("*/recipe.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "kept", sorted((REPOSITORY / "docs" / "studies").glob("*/recipe.yaml")), ids=lambda kept: kept.parent.name
+)
 def test_the_recipe_of_a_study_that_is_kept_still_loads(kept):
     assert load_recipe(kept).training.max_steps > 0
 

@@ -41,8 +41,8 @@ def rehearsed(base, *overrides) -> Rehearsal:
 
 def plan(**changed) -> Rehearsal:
     fields = dict(
-        device="cpu", schedule="tree", rounds=1, reason_steps=1, num_steps=100, num_prompts=2, num_peers=8, rows=16,
-        resident={"weights": 1000}, caches=10, update_bytes=500, free=3000,
+        device="cpu", schedule="tree", rounds=1, turn=(1, 1), num_iterations=1, num_steps=100, num_prompts=2,
+        num_peers=8, rows=16, resident={"weights": 1000}, caches=10, update_bytes=500, free=3000,
         stages={
             "draft": Spent(seconds=2.0, peaks=((2, 100), (4, 200))),
             "critique": Spent(seconds=4.0, peaks=((2, 10), (4, 20))),
@@ -57,8 +57,10 @@ def test_a_plan_follows_from_its_measurements():
     assert whole.peak == 1000 + 800 and whole.fits
     assert whole.largest_group == 20, "2000 bytes are left, a draft takes 50 of them, two prompts lie side by side"
     assert (whole.step_s("reason"), whole.step_s("refine"), whole.run_s) == (3.0, 5.0, 400.0)
-    assert plan(reason_steps=3).run_s == 100 * (3 * 3.0 + 5.0) / 4, "a refine step in four"
-    assert plan(schedule="draft_only", reason_steps=3).run_s == 300.0
+    assert plan(turn=(3, 1)).run_s == 100 * (3 * 3.0 + 5.0) / 4, "a refine step in four"
+    assert plan(turn=(1, 2)).run_s == 100 * (3.0 + 2 * 5.0) / 3, "two in three"
+    assert plan(schedule="draft_only", turn=(3, 1)).run_s == 300.0
+    assert plan(num_iterations=4).step_s("reason") == 2.0 / 4 + 1.0, "four updates on the same rollouts"
     assert plan(rows=8).step_s("reason") == 5.0, "seconds of half the rollouts count twice, the optimiser's once"
     assert plan(schedule="full", rounds=2).step_s("full") == 2.0 + 2 * 4.0 + 1.0
     tight = plan(free=1700)

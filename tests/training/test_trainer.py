@@ -632,10 +632,10 @@ def test_texts_start_from_so_many_images_a_prompt_and_no_two_processes_share_a_r
 
 
 @pytest.mark.parametrize(("schedule", "second"), [("tree", "refine"), ("cotrain", "critique")])
-@pytest.mark.parametrize("reason_steps", [1, 2, 3])
-def test_so_many_reason_steps_come_before_each_other_one(tmp_path, schedule, second, reason_steps):
-    made = make(tmp_path, schedule=schedule, reason_steps=reason_steps).schedule
-    turn = ["reason"] * reason_steps + [second]
+@pytest.mark.parametrize(("reason_steps", "reflect_steps"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 3)])
+def test_so_many_steps_of_either_kind_take_turns(tmp_path, schedule, second, reason_steps, reflect_steps):
+    made = make(tmp_path, schedule=schedule, reason_steps=reason_steps, reflect_steps=reflect_steps).schedule
+    turn = ["reason"] * reason_steps + [second] * reflect_steps
     assert [made._phase(step, seed=step, progress=0.0) for step in range(2 * len(turn))] == 2 * turn
 
 
