@@ -24,7 +24,7 @@ WORLD: World[Scene] = ShapesWorld(
     board=MOSAIC,
     # pairs are read quickly and say whether the critic learned; drafts are drawn slowly
     demo=Demo(
-        recipe="mosaic_r3",
+        recipe="mosaic_r3_split",
         max_steps=150,
         sizes={
             "num_prompts": 160,
