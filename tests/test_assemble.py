@@ -55,6 +55,7 @@ ELSEWHERE = {
     # of several processes: tests/training/test_fsdp.py
     **{f"training.parallel.{key}": "training/fsdp.py" for key in ("replicate", "keep_gathered", "reduce_dtype")},
     "training.parallel.kind": "training/engines.py",
+    "training.base_measured": "evaluate/recording.py",  # tests/evaluate/test_kept_base.py
     "training.eval_steps": "evaluate/run.py",
     "training.eval_prompts": "evaluate/loop_bench.py",
     "training.eval_items": "evaluate/loop_bench.py",

@@ -38,10 +38,13 @@ class KeptBase:
     items: LoopItems
 
     @classmethod
-    def of(cls, recipe: Recipe, bench: LoopBench, items: LoopItems, *, fingerprint: str, dtype: str) -> KeptBase:
-        """Where it is kept: below the recipe's `training.base_measured`.
+    def of(
+        cls, below: Path, recipe: Recipe, bench: LoopBench, items: LoopItems, *, fingerprint: str, dtype: str
+    ) -> KeptBase:
+        """Where it is kept.
 
         Args:
+            below: a folder for all bases.
             recipe: whose model, data and loop are measured.
             bench: of the recipe's world.
             items: that a first phase measures on.
@@ -53,12 +56,12 @@ class KeptBase:
             "model": [recipe.model.model_dump(mode="json"), fingerprint, dtype],
             "loop": {key: value for key, value in rollout.items() if key not in OF_TRAINING},
             "data": recipe.data.model_dump(mode="json"),
+            "bench": [type(bench).__module__, type(bench).__qualname__, bench.rounds],
             "items": [repr(items.sizes), items.seed, {name: digest(texts) for name, texts in items.texts().items()}],
             "packages": environment(dtype=dtype)["packages"],
         }
         name = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        assert recipe.training.base_measured is not None
-        return cls(folder=Path(recipe.training.base_measured) / name, bench=bench, items=items)
+        return cls(folder=below / name, bench=bench, items=items)
 
     def read(self) -> Measured | None:
         """Return what was measured, with the items for later phases and without trajectories; None if it was not yet.

@@ -109,9 +109,10 @@ def measure_base(
         keep: False measures in any case: a run with a clock has to know what that takes.
     """
     kept = None
-    if keep and recipe.training.base_measured and isinstance(bench, LoopBench) and isinstance(items, LoopItems):
+    below = recipe.training.base_measured
+    if keep and below and isinstance(bench, LoopBench) and isinstance(items, LoopItems):
         dtype = str(loaded.dtype).removeprefix("torch.")
-        kept = KeptBase.of(recipe, bench, items, fingerprint=loaded.fingerprint, dtype=dtype)
+        kept = KeptBase.of(Path(below), recipe, bench, items, fingerprint=loaded.fingerprint, dtype=dtype)
         if (measured := kept.read()) is not None:
             gallery.draw_base()
             print(f"measured before training by another run, kept in {kept.folder}")

@@ -13,7 +13,7 @@ from r3_rl.evaluate.kept_base import KeptBase
 from r3_rl.evaluate.loop_bench import LoopBench
 from r3_rl.evaluate.run import train
 from tests.evaluate.test_loop_bench import ByLight, small
-from tests.evaluate.test_run import base, bench, recipe  # noqa: F401  fixtures
+from tests.evaluate.test_run import assert_same_adapter, base, bench, recipe  # noqa: F401  fixtures
 from tests.policy.tiny import tiny_policy
 
 
@@ -71,6 +71,7 @@ def test_a_run_reads_what_another_left_and_has_its_figures(recipe, tmp_path, cap
     assert capsys.readouterr().out.count("measured before training by another run, kept in ") == 1
     documents = [json.loads((folder / "evaluation.json").read_text()) for folder in (plain, first, second)]
     assert documents[0] == documents[1] == documents[2]
+    assert_same_adapter(plain, second)
     assert (first / "values.json").read_text() == (second / "values.json").read_text()
     shown = [(second / "trajectories.jsonl").read_text().splitlines(), (plain / "trajectories.jsonl").read_text()]
     before = [row for row in map(json.loads, shown[0]) if row["phase"] == "before"]
@@ -80,9 +81,9 @@ def test_a_run_reads_what_another_left_and_has_its_figures(recipe, tmp_path, cap
 
 
 def test_another_loop_or_other_items_are_measured_anew(recipe, tmp_path):  # noqa: F811
-    def folder(made, size=4):
-        found = LoopBench.of(made, num_prompts=size)
-        kept = KeptBase.of(made, found, found.items(), fingerprint="base", dtype="float32")
+    def folder(made, size=4, kind=LoopBench):
+        found = kind.of(made, num_prompts=size)
+        kept = KeptBase.of(tmp_path, made, found, found.items(), fingerprint="base", dtype="float32")
         assert kept.folder.parent == tmp_path
         return kept.folder.name
 
@@ -90,4 +91,4 @@ def test_another_loop_or_other_items_are_measured_anew(recipe, tmp_path):  # noq
     first = folder(recipe(here))
     assert first == folder(recipe(here, "training.learning_rate=0.5", "rollout.branch={plan: 4, critique: 2}"))
     others = [recipe(here, "rollout.draft.num_steps=3"), recipe(here, "data.tags=[counting]")]
-    assert len({first, *map(folder, others), folder(recipe(here), size=5)}) == 4
+    assert len({first, *map(folder, others), folder(recipe(here), size=5), folder(recipe(here), kind=ByLight)}) == 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from r3_rl.worlds.base import Demo, World
+from r3_rl.worlds.base import World
 from r3_rl.worlds.shapes.mosaic.board import MOSAIC
 from r3_rl.worlds.shapes.scene import Scene
 from r3_rl.worlds.shapes.world import ShapesWorld
@@ -22,23 +22,7 @@ BASE_SIZES = {
 
 WORLD: World[Scene] = ShapesWorld(
     board=MOSAIC,
-    # pairs are read quickly and say whether the critic learned; drafts are drawn slowly
-    demo=Demo(
-        recipe="mosaic_r3_split",
-        max_steps=150,
-        sizes={
-            "num_prompts": 160,
-            "num_fixed": 100,
-            "num_right": 50,
-            "num_questions": 120,
-            "num_swap": 60,
-            "num_pairs": 200,
-            "num_plans": 80,
-            "num_edits": 60,
-            "num_critics": 40,
-            "num_own_questions": 40,
-        },
-    ),
+    demo=None,  # six minutes of its recipe show nothing (lab book, entry 78)
     place=Path(__file__).resolve().parent,
     bases={"shared_experts": "mosaic_pretrain_shared", "two_experts": "mosaic_pretrain"},
     base_sizes=BASE_SIZES,
