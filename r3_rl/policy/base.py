@@ -90,6 +90,8 @@ class Example:
     """Text to learn after the context (plan, critique, answer)."""
     image: torch.Tensor | None = None
     """float32 [3, H, W] in [0, 1], image to learn after the context and the answer."""
+    task: str = ""
+    """The stage whose adapter learns it; only an adapter that is routed by task reads it, and must."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

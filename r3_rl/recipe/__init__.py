@@ -103,8 +103,6 @@ class Recipe(Section):
             yield Problem("algorithm.supervised", "only a world can say what is right; leave it out")
         if self.balance.aggregator != "sum":
             yield Problem("balance.aggregator", "supervised steps add their gradients up; use 'sum'")
-        if self.balance.routing != "shared":
-            yield Problem("balance.routing", "supervised examples belong to no stage; use 'shared'")
         if self.training.parallel.kind == "fsdp2":
             yield Problem("training.parallel.kind", "supervised steps are not sharded; use 'ddp' or 'auto'")
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from r3_rl import ranks
 from r3_rl.errors import RunError
+from r3_rl.modalities import TextPiece
 from r3_rl.observe.numbers import Numbers, combine
 from r3_rl.policy.base import Example, Policy, SupervisedNoise
+from r3_rl.policy.routing import routing_of
 from r3_rl.recipe.base import default
 from r3_rl.recipe.pretraining import PretrainSection
 from r3_rl.recipe.supervised import SupervisedSection
@@ -19,6 +21,14 @@ from r3_rl.training.parallel import Learner
 
 Examples = Callable[[str, int, int], Sequence[Example]]
 """(task, count, seed) -> right examples of a key of `algorithm.supervised`; equal arguments give equal ones."""
+STAGE_OF = {
+    "text_to_image": "draft",
+    "edit": "refinement",
+    "critique": "critique",
+    "question": "answer",
+    "plan": "plan",
+}
+"""The stage that does what a key of `algorithm.supervised` has examples of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +58,7 @@ class Teacher:
             time_mean=default(PretrainSection, "time_mean"),
             soften_below=default(PretrainSection, "soften_below"),
         )
-        mine = self._share(number)
+        mine = self._share(number, staged=routing_of(policy.module) is not None)
         sizes = ranks.total(*map(float, policy.supervised_sizes(mine, noise)))
         num_flow, num_text = (max(size, 1.0) for size in sizes)
         generator = torch.Generator().manual_seed(self._seed(number) * ranks.count() + ranks.rank())
@@ -68,13 +78,30 @@ class Teacher:
         ranks.add_gradients(list(learner.names))
         return combine(found, over="batches")
 
-    def _share(self, number: int) -> list[Example]:
-        """This process's examples of a step: every so many-th of those that one process alone would have."""
+    def _share(self, number: int, *, staged: bool) -> list[Example]:
+        """This process's examples of a step: every so many-th of those that one process alone would have. staged: each
+        says its stage."""
         made: list[Example] = []
         for task, count in self.counts.counts():
             if count:
-                made += self.examples(task, count, self._seed(number))
+                found = self.examples(task, count, self._seed(number))
+                made += [part for example in found for part in by_stage(example, STAGE_OF[task])] if staged else found
         return made[ranks.rank() :: ranks.count()]
 
     def _seed(self, number: int) -> int:
         return self.seed * 1_000_003 + number
+
+
+def by_stage(example: Example, stage: str) -> list[Example]:
+    """An example as the stages meet it: a plan and its image are learned by two adapters, and the one that draws reads
+    the plan too. Losses are sums, so two examples weigh what one did.
+
+    >>> drawn = Example(context=(TextPiece(text="a dog"),), answer="a dog in the middle", image=torch.zeros(3, 4, 4))
+    >>> [(part.task, len(part.context)) for part in by_stage(drawn, "draft")]
+    [('plan', 1), ('draft', 2)]
+    """
+    if example.answer is None or example.image is None:
+        return [replace(example, task=stage)]
+    plan = replace(example, image=None, task="plan")
+    context = (*example.context, TextPiece(text=example.answer))
+    return [plan, replace(example, context=context, answer=None, task=stage)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from r3_rl.recipe.supervised import SupervisedSection
 from r3_rl.training.config import R3Config
 from r3_rl.training.trainer import R3Trainer
 from tests.policy.tiny import PROMPTS, loop, tiny_policy
-from tests.training.test_trainer import assert_equal_weights, make, run, untimed, weights
+from tests.training.test_trainer import LORA, assert_equal_weights, make, run, untimed, weights
 
 TEXTS = {"critique": 3, "question": 2, "plan": 4}
 NOISE = SupervisedNoise(times_per_image=2, time_mean=1.0, soften_below=0.35)
@@ -69,6 +70,34 @@ def test_each_task_teaches_its_branch(tmp_path, taught, learns):
     assert "context" in learns or moved == learns
 
 
+@pytest.mark.parametrize("kind", ["split", "routed"])
+def test_a_routed_adapter_learns_by_stage_what_a_shared_one_learns_at_once(tmp_path, kind):
+    """Fresh adapters change nothing, so the losses of a first step are the same; each stage moves its own part."""
+    taught = {"text_to_image": 3, "edit": 2, "critique": 2}
+    rows = []
+    for name in ("shared", kind):
+        trainer = make(tmp_path / name, supervised=taught, max_steps=1, lora=replace(LORA, routing=name))
+        rows += run(trainer)
+    assert rows[1]["text/loss"] == pytest.approx(rows[0]["text/loss"], rel=1e-5)
+    assert rows[1]["image/loss"] == pytest.approx(rows[0]["image/loss"], rel=1e-4)
+    found = gradient(make(tmp_path / "again", supervised=taught, lora=replace(LORA, routing=kind)))
+    parts = {
+        name.split(".lora_B.")[1].split(".")[0] for name, g in found.items() if ".lora_B." in name and bool(g.any())
+    }
+    assert parts == {"plan", "draft", "critique", "refinement"} | ({"shared", "answer"} if kind == "routed" else set())
+
+
+@pytest.mark.parametrize(
+    ("taught", "stage"), [({"question": 2}, "answer"), ({"plan": 2}, "plan"), ({"edit": 2}, "refinement")]
+)
+def test_one_task_teaches_one_part_of_a_split_adapter(tmp_path, taught, stage):
+    found = gradient(make(tmp_path, supervised=taught, lora=replace(LORA, routing="split")))
+    moved = {
+        name.split(".lora_B.")[1].split(".")[0] for name, g in found.items() if ".lora_B." in name and bool(g.any())
+    }
+    assert moved == {stage}
+
+
 def test_what_is_taught_is_learned(tmp_path):
     """Ten steps on a hundred plans: their words are likelier afterwards."""
     rows = run(make(tmp_path, supervised={"plan": 32}, max_steps=10, learning_rate=3e-2))
@@ -113,7 +142,6 @@ def test_supervised_steps_without_examples_are_refused(tmp_path):
         (["algorithm.supervised={critiqe: 3}"], "unknown key; did you mean 'critique'?"),
         (["algorithm.supervised={plan: 3}", "algorithm.answer_share=0.5"], "supervised steps have no rollouts"),
         (["algorithm.supervised={plan: 3}", "algorithm.text_loss_weight=0"], "all of the loss that weighs 0"),
-        (["algorithm.supervised={edit: 3}", "balance.routing=split"], "supervised examples belong to no stage"),
         (["algorithm.supervised={edit: 3}", "balance.aggregator=config"], "supervised steps add their gradients up"),
         (["algorithm.supervised={edit: 3}", "training.parallel.kind=fsdp2"], "supervised steps are not sharded"),
         (["lora.start=nowhere"], "lora.start: no such folder"),

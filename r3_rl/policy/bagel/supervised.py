@@ -16,6 +16,7 @@ from r3_rl.policy.bagel.model import Bagel
 from r3_rl.policy.bagel.packing import Block, LatentBlock, pack
 from r3_rl.policy.bagel.reader import Reader
 from r3_rl.policy.base import Example, SupervisedLoss
+from r3_rl.policy.routing import told
 
 
 def supervised_loss(
@@ -48,7 +49,8 @@ def supervised_loss(
                 velocities.append(eps - latents[at])
             at += 1
         rows.append(row)
-    packed = pack(rows, model.config, device=model.device)
+    tasks = told(model, [example.task for example in examples])
+    packed = pack(rows, model.config, tasks=tasks, device=model.device)
     out = model(packed)
     zero = out.velocity.new_zeros(())
     flow = zero
