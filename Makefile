@@ -3,7 +3,8 @@
 SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt
+# Without --no-compile pip compiles every module of every package, a minute and a half, of which few are ever imported.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints-cpu.txt
 DEMO_OUT ?= runs/demo
 DEMO_MINUTES ?= 6
 SEED ?= 0
