@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
-WORDS = ("eval", "shipped", "--bench", "shapes", "--limit", "2", "--rounds", "0,1", "--out")
+WORDS = ("eval", "shipped", "--bench", "shapes", "--limit", "1", "--rounds", "0,1", "--out")
 TABLES = ("table.json", "table.md", "samples.jsonl", "index.html")
 
 

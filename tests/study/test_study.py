@@ -19,7 +19,7 @@ from r3_rl.study.run import study
 
 APART = ("draft_only", "critique_only")
 SMALL = (
-    "training.max_steps=3", "training.save_steps=1", "training.eval_prompts=6", "training.eval_items=6",
+    "training.max_steps=3", "training.save_steps=1", "training.eval_prompts=2", "training.eval_items=2",
     "training.num_threads=1", "rollout.num_prompts=2", "rollout.rounds=1", "lora.rank=4", "observe.gallery=0",
     "rollout.branch={plan: 2, draft: 2, critique: 4, refinement: 1}", "rollout.draft.num_steps=4",
     "rollout.refine.num_steps=4", "rollout.plan.enabled=false", "rollout.critique.max_new_tokens=24",

@@ -216,7 +216,8 @@ def fail_share(folder: Path, how: str) -> None:
         trainer.on_collected = plant
         try:
             trainer.train()
-        finally:
+        finally:  # what says why is written to a file, too, while a test watches
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             trainer.close()
 
 
