@@ -101,9 +101,14 @@ def cases(policy: Any, args: argparse.Namespace, sizes: Sequence[int]) -> dict[s
     """What is run for groups of these sizes, by name; the rollouts that are replayed are made here."""
     import torch
 
+    from r3_rl import types
     from r3_rl.flow.guidance import Guidance
-    from r3_rl.modalities import ImagePiece, TextPiece
     from r3_rl.policy.base import Drawing, Sampling
+
+    if hasattr(types, "TextPiece"):  # a checkout from before `modalities`, which would get those of this one
+        ImagePiece, TextPiece = types.ImagePiece, types.TextPiece
+    else:
+        from r3_rl.modalities import ImagePiece, TextPiece
 
     owners = [group for group, size in enumerate(sizes) for _ in range(size)]
     rows = range(len(owners))
