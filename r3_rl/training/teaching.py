@@ -80,13 +80,15 @@ class Teacher:
 
     def _share(self, number: int, *, staged: bool) -> list[Example]:
         """This process's examples of a step: every so many-th of those that one process alone would have. staged: each
-        says its stage."""
-        made: list[Example] = []
-        for task, count in self.counts.counts():
-            if count:
-                found = self.examples(task, count, self._seed(number))
-                made += [part for example in found for part in by_stage(example, STAGE_OF[task])] if staged else found
-        return made[ranks.rank() :: ranks.count()]
+        says its stage; a plan and its image stay in one process, or one would have all texts and another all images."""
+        made = [
+            (example, STAGE_OF[task])
+            for task, count in self.counts.counts()
+            if count
+            for example in self.examples(task, count, self._seed(number))
+        ]
+        mine = made[ranks.rank() :: ranks.count()]
+        return [part for example, stage in mine for part in (by_stage(example, stage) if staged else [example])]
 
     def _seed(self, number: int) -> int:
         return self.seed * 1_000_003 + number

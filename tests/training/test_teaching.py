@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from r3_rl import ranks
 from r3_rl.errors import InputError, RunError
 from r3_rl.observe.metrics import unknown_names
 from r3_rl.policy.base import SupervisedNoise
@@ -96,6 +97,16 @@ def test_one_task_teaches_one_part_of_a_split_adapter(tmp_path, taught, stage):
         name.split(".lora_B.")[1].split(".")[0] for name, g in found.items() if ".lora_B." in name and bool(g.any())
     }
     assert moved == {stage}
+
+
+def test_every_process_has_plans_and_their_images(tmp_path, monkeypatch):
+    """Dealt out before they are taken apart: else one of two processes would have all plans, the other all images."""
+    teacher = make(tmp_path, supervised={"text_to_image": 4}).updater.teacher
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        assert [e.task for e in teacher._share(0, staged=True)] == ["plan", "draft", "plan", "draft"]
+        assert [e.task for e in teacher._share(0, staged=False)] == ["", ""]
 
 
 def test_what_is_taught_is_learned(tmp_path):
