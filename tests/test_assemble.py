@@ -51,8 +51,8 @@ CHANGED = {
 }
 ELSEWHERE = {
     "training.score_cache": "assemble.py",
-    "training.deepspeed": "training/parallel.py",  # needs a launcher: tests/training/test_processes.py
-    # of several processes: tests/training/test_fsdp.py
+    "training.deepspeed": "training/zero.py",  # needs a launcher: tests/training/test_processes.py
+    # of several processes: tests/training/test_shards.py
     **{f"training.parallel.{key}": "training/fsdp.py" for key in ("replicate", "keep_gathered", "reduce_dtype")},
     "training.parallel.kind": "training/engines.py",
     "training.base_measured": "evaluate/recording.py",  # tests/evaluate/test_kept_base.py

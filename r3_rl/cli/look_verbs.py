@@ -23,8 +23,10 @@ def check(recipe: str, /, *overrides: str, processes: int = 1) -> None:
     if processes < 1:
         raise InputError(f"--processes {processes}: at least 1")
     with redirect_stdout(io.StringIO()):  # what a scorer's file prints when it is imported is not the answer
-        step = geometry(checked_recipe(recipe, overrides, processes=processes, figures=True), processes)
-    print(*wrap(step, MAX_LINE, break_long_words=False), "ok", sep="\n")
+        checked = checked_recipe(recipe, overrides, processes=processes, figures=True)
+        step = geometry(checked, processes)
+    said = (line for text in (step, *checked.training.limits) for line in wrap(text, MAX_LINE, break_long_words=False))
+    print(*said, "ok", sep="\n")
 
 
 def schema() -> None:

@@ -14,6 +14,7 @@ from r3_rl.errors import InputError
 from r3_rl.observe.memory import gib
 from r3_rl.policy.adapters import adapted_layers
 from r3_rl.recipe import Recipe
+from r3_rl.recipe.running import zero_stage
 from r3_rl.training.config import R3Config
 from r3_rl.training.engines import kind_of
 from r3_rl.training.trainer import R3Trainer
@@ -70,7 +71,8 @@ def held_by(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, where: Mac
     kind = kind_of(
         args, processes=where.processes, adapted=adapted, coarse=coarse, can_shard=policy.layered is not None
     )
-    if kind != "fsdp2" or policy.layered is None:
+    zero3 = kind == "deepspeed" and zero_stage(args.deepspeed) == 3
+    if not (kind == "fsdp2" or zero3) or policy.layered is None:
         return Held(always=_resident(loaded, trainer))
     if where.processes % args.replicate:
         raise InputError(
@@ -97,13 +99,14 @@ def held_by(recipe: Recipe, loaded: LoadedPolicy, trainer: R3Trainer, where: Mac
     # two layers on their way; the gradient of one, as it is made and as it is sent
     passing = (2 * largest * gathered) // count + (0 if adapted else 8 * largest)
     updating = (gathered if args.keep_gathered else 0) + passing
-    notes = _traffic(args, gathered, 0 if adapted else count, where)
+    reduced = gathered if zero3 else count * (2 if args.reduce_dtype == "bfloat16" else 4)
+    notes = _traffic(args, gathered, 0 if adapted else count, 0 if adapted else reduced, where)
     return Held(always=always, sampling=gathered, updating=updating, sharded=True, notes=notes)
 
 
-def _traffic(args: R3Config, gathered: int, trained: int, where: Machines) -> tuple[str, ...]:
-    """What a GPU sends and receives, as sentences; trained: numbers with a gradient in shards."""
-    reduced = trained * (2 if args.reduce_dtype == "bfloat16" else 4)
+def _traffic(args: R3Config, gathered: int, trained: int, reduced: int, where: Machines) -> tuple[str, ...]:
+    """What a GPU sends and receives, as sentences; trained: numbers with a gradient in shards, which has `reduced`
+    bytes when it is sent."""
     weights = 0 if args.keep_gathered else 2 * gathered
     step = gathered * (3 if trained and (args.beta or args.image_beta) else 1)
     found = [f"each pass of an update sends {gib(weights + reduced)} a GPU, and a step {gib(step)} of weights"]

@@ -22,7 +22,7 @@ from r3_rl.recipe.geometry import geometry, misfit
 from r3_rl.recipe.guarding import GuardsSection
 from r3_rl.recipe.learning import MOST_SCORERS, AlgorithmSection, RewardSection
 from r3_rl.recipe.pretraining import PretrainSection
-from r3_rl.recipe.running import BalanceSection, LoraSection, ObserveSection, TrainingSection
+from r3_rl.recipe.running import BalanceSection, LoraSection, ObserveSection, TrainingSection, zero_stage
 from r3_rl.recipe.sampling import EMBEDDED, DataSection, ModelSection, RolloutSection
 
 __all__ = ["Problem", "Recipe", "RewardSection", "Section", "geometry", "misfit"]
@@ -87,7 +87,12 @@ class Recipe(Section):
             yield from self._supervised_problems()
         if self.balance.routing != "shared" and self.training.parallel.kind == "fsdp2":
             yield Problem("balance.routing", "routed adapters cannot be sharded; use 'shared', or another engine")
-        if self.eval.keep_best and not self.lora.enabled and self.training.parallel.kind == "fsdp2":
+        if self.lora.enabled and zero_stage(self.training.deepspeed) == 3:
+            yield Problem(
+                "training.deepspeed",
+                "ZeRO 3 shards full weights; use 2, or training.parallel.kind 'fsdp2', which shards an adapter's base",
+            )
+        if self.eval.keep_best and not self.lora.enabled and self.training.shards_weights:
             yield Problem(
                 "eval.keep_best", "full weights in shards are not kept step by step; use lora, or leave it out"
             )
@@ -103,8 +108,6 @@ class Recipe(Section):
             yield Problem("algorithm.supervised", "only a world can say what is right; leave it out")
         if self.balance.aggregator != "sum":
             yield Problem("balance.aggregator", "supervised steps add their gradients up; use 'sum'")
-        if self.training.parallel.kind == "fsdp2":
-            yield Problem("training.parallel.kind", "supervised steps are not sharded; use 'ddp' or 'auto'")
 
     def _panel_problems(self) -> Iterator[Problem]:
         if not self.rewards and self.pretrain is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -10,12 +10,18 @@ from pydantic import Field
 from r3_rl import registered
 from r3_rl.recipe.base import MOST_STEPS, Problem, Section, section
 
-ZERO_STAGES = (1, 2)
-"""Of DeepSpeed's ZeRO, those that leave the weights whole in every process."""
-WHY_NOT = (
-    "use 1 or 2, or training.parallel.kind 'fsdp2': stage 3 gathers weights in every pass of the network, and the "
-    "processes' passes are unlike"
-)
+ZERO_STAGES = (1, 2, 3)
+"""Of DeepSpeed's ZeRO. In the last one weights are in shards too."""
+
+
+def zero_stage(deepspeed: Mapping[str, Any] | None) -> int | None:
+    """Return the stage of ZeRO that DeepSpeed's settings ask for; None where they ask for none.
+
+    >>> zero_stage({"zero_optimization": {"stage": 2}})
+    2
+    """
+    zero = (deepspeed or {}).get("zero_optimization")
+    return zero.get("stage") if isinstance(zero, Mapping) else None
 
 
 MOST_WARM_UP = 100
@@ -140,7 +146,7 @@ class TrainingSection(Section):
     deepspeed: dict[str, Any] | None = Field(
         None,
         description="DeepSpeed's settings, as in its JSON files: ZeRO stage 1 or 2 shards the optimiser over the "
-        "processes, with `parallel.kind` `auto` or `deepspeed`.",
+        "processes, stage 3 full weights too, with `parallel.kind` `auto` or `deepspeed`.",
     )
     parallel: ParallelSection = section("What the processes of a run divide among them.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the run.")
@@ -182,10 +188,9 @@ class TrainingSection(Section):
             yield Problem(
                 "warmup_steps", f"the {self.max_steps} steps end before the learning rate is reached; lower it"
             )
-        zero = (self.deepspeed or {}).get("zero_optimization")
-        stage = zero.get("stage") if isinstance(zero, dict) else None
+        stage = zero_stage(self.deepspeed)
         if self.deepspeed is not None and stage not in ZERO_STAGES:
-            yield Problem("deepspeed", f"zero_optimization.stage {stage}: {WHY_NOT}")
+            yield Problem("deepspeed", f"zero_optimization.stage {stage}: use 1, 2 or 3")
         kind = self.parallel.kind
         if self.deepspeed is not None and kind not in ("auto", "deepspeed"):
             yield Problem("parallel.kind", f"'{kind}' does not read training.deepspeed; leave that out, or use 'auto'")
@@ -202,6 +207,21 @@ class TrainingSection(Section):
     def trains_in_bfloat16(self) -> bool:
         """DeepSpeed keeps float32 master weights beside weights in bfloat16."""
         return bool(((self.deepspeed or {}).get("bf16") or {}).get("enabled"))
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What the engine of these settings cannot do though others can, as sentences."""
+        if self.deepspeed is None:
+            return ()
+        return (
+            "DeepSpeed goes on from a checkpoint in the same number of processes only, and steps weights that nobody "
+            "learned from with a gradient of zero; fsdp2 does neither",
+        )
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether an engine is named that holds weights in shards; `auto` decides when it knows the processes."""
+        return self.parallel.kind == "fsdp2" or zero_stage(self.deepspeed) == ZERO_STAGES[-1]
 
 
 EVERY_BRANCH = "both"

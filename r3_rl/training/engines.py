@@ -10,8 +10,9 @@ from r3_rl import ranks
 from r3_rl.errors import InputError
 from r3_rl.policy.adapters import adapted_layers
 from r3_rl.policy.base import Policy
+from r3_rl.recipe.running import zero_stage
 from r3_rl.training.config import R3Config
-from r3_rl.training.parallel import DeepSpeedLearner, Learner
+from r3_rl.training.parallel import Learner
 
 
 def kind_of(args: R3Config, *, processes: int, adapted: bool, coarse: bool, can_shard: bool = True) -> str:
@@ -63,18 +64,28 @@ def learner_of(policy: Policy, args: R3Config, optimizers: tuple[Any, Any] = (No
         raise InputError(
             f"training.parallel.kind is 'single', and there are {processes} processes", hint="use auto, ddp or fsdp2"
         )
-    if kind == "fsdp2":
+    stage = zero_stage(args.deepspeed) if kind == "deepspeed" else None
+    if stage == 3 and adapted:
+        raise InputError("ZeRO 3 shards full weights", hint="for an adapter on a base in shards use fsdp2")
+    if kind == "fsdp2" or stage == 3:
+        name = "fsdp2" if stage is None else "ZeRO 3"
         if optimizers != (None, None):
-            raise InputError("fsdp2 steps shards, which an optimiser of your own does not know", hint="use ddp")
+            raise InputError(f"{name} steps shards, which an optimiser of your own does not know", hint="use ddp")
         if policy.layered is None:
             raise InputError("this backbone's layers cannot be sharded", hint="use training.parallel.kind: ddp")
         if not adapted and (outside := trained_outside(policy)):
-            raise InputError(f"fsdp2 shards the decoder's layers, and more is trained: {outside[0]}", hint="use ddp")
-        from r3_rl.training.fsdp import FSDPLearner  # loads what only it needs
+            raise InputError(f"{name} shards the decoder's layers, and more is trained: {outside[0]}", hint="use ddp")
+        if stage == 3:
+            from r3_rl.training.zero3 import ZeRO3Learner  # loads what only it needs
+
+            return ZeRO3Learner(policy, policy.layered, args)
+        from r3_rl.training.fsdp import FSDPLearner
 
         return FSDPLearner(policy, policy.layered, args)
     if not adapted:
         policy.remember_base(on_host=not (args.beta or args.image_beta))
     if kind == "deepspeed":
+        from r3_rl.training.zero import DeepSpeedLearner
+
         return DeepSpeedLearner(policy, args)
     return Learner(policy, args, optimizers)

@@ -1,4 +1,4 @@
-"""How what is trained is held and stepped: whole in every process, or by DeepSpeed's ZeRO. Shards are in `fsdp.py`.
+"""How what is trained is held and stepped: whole in every process. Shards are in `passes.py`, `fsdp.py` and `zero.py`.
 
 Processes roll out different things, so a gradient is accumulated first and added up over the processes afterwards, once
 a step; no wrapper's hooks act in a backward pass.
@@ -6,11 +6,9 @@ a step; no wrapper's hooks act in a backward pass.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from transformers import get_scheduler
 
 from r3_rl import ranks
 from r3_rl.balance.progressive import Progressive, begun_anew
-from r3_rl.errors import CheckpointError, InputError, MissingPackageError
+from r3_rl.errors import CheckpointError, InputError
 from r3_rl.policy.adapters import adapted_layers, adapter_merged
 from r3_rl.policy.backbone import GENERATION, branch_of
 from r3_rl.policy.base import Policy
@@ -31,8 +29,6 @@ from r3_rl.training.config import R3Config
 from r3_rl.training.optimizer import course_of, ending_in_time, make_optimizer, set_rate, total_norm
 from r3_rl.training.parts import load_parts, save_parts
 
-INSTALL = "pip install 'r3-rl[deepspeed]'"
-LAUNCH = "torchrun --nproc_per_node 8 -m r3_rl train RECIPE"
 OPTIMIZER, SCHEDULE = "optimizer.pt", "schedule.pt"
 """Files of a checkpoint: an adapter's optimiser and schedule; the schedule of full weights."""
 
@@ -71,15 +67,7 @@ class Learner:
         for parameter in () if self.in_parts else names:
             ranks.share_first(parameter.detach())
         if self.optimizer is None:
-            gates = {p for p, name in names.items() if name.endswith(f".{GATE}")}
-            decayed = {n for n, p in self.policy.module.named_parameters() if p.ndim > 1}
-            self.optimizer = make_optimizer(names, frozenset(decayed - {names[p] for p in gates}), args)
-            if args.image_learning_rate is not None:
-                drawing = {p for p, branch in self.branch_of.items() if branch == GENERATION}
-                if not drawing:
-                    raise InputError("nothing of the generation branch is trained", hint="leave its learning rate out")
-                set_rate(self.optimizer, drawing, args.image_learning_rate)
-            set_rate(self.optimizer, gates, args.gate_learning_rate)
+            self.optimizer = self._optimizer()
         if self.scheduler is None:
             steps = {"num_warmup_steps": args.warmup_steps, "num_training_steps": args.max_steps}
             self.scheduler = get_scheduler(args.lr_scheduler_type, self.optimizer, **steps)
@@ -89,6 +77,20 @@ class Learner:
                 self.scheduler = LambdaLR(self.optimizer, anew)
             if args.time_budget_s is not None and isinstance(self.scheduler, LambdaLR):
                 self.scheduler = ending_in_time(self.scheduler, used, total_steps=args.max_steps)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """Of all that is trained, each with its rate."""
+        args, names = self.args, self.names
+        gates = {p for p, name in names.items() if name.endswith(f".{GATE}")}
+        decayed = {n for n, p in self.policy.module.named_parameters() if p.ndim > 1}
+        optimizer = make_optimizer(names, frozenset(decayed - {names[p] for p in gates}), args)
+        if args.image_learning_rate is not None:
+            drawing = {p for p, name in names.items() if branch_of(name, self.policy.spec.branches) == GENERATION}
+            if not drawing:
+                raise InputError("nothing of the generation branch is trained", hint="leave its learning rate out")
+            set_rate(optimizer, drawing, args.image_learning_rate)
+        set_rate(optimizer, gates, args.gate_learning_rate)
+        return optimizer
 
     def gather(self) -> None:
         """Makes the weights whole, as they are between updates. All processes call it."""
@@ -110,6 +112,9 @@ class Learner:
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a loss to the parameters."""
         loss.backward()
+
+    def idle(self) -> None:
+        """A micro-batch with nothing in it, while another process has one."""
 
     def norm(self) -> Tensor:
         """Of the step's gradient, over all processes."""
@@ -179,126 +184,3 @@ class Learner:
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-
-
-class DeepSpeedLearner(Learner):
-    """DeepSpeed's ZeRO 1 or 2: the optimiser is in shards.
-
-    DeepSpeed expects one forward and one backward pass of its engine for every micro-batch. Here a step's gradient is
-    accumulated beside the engine and handed over in one backward pass whose gradient it is.
-    """
-
-    engine: Any = None
-    any_count = False
-
-    def __init__(self, policy: Policy, args: R3Config) -> None:
-        super().__init__(policy, args)
-        self.settings = engine_settings(args)
-
-    def prepare(self, used: Callable[[], float], progressive: Progressive) -> None:
-        """Makes the engine too; from then on a gradient of the weights sets it off."""
-        super().prepare(used, progressive)
-        if self.engine is not None:
-            return
-        if not torch.accelerator.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
-
-        held = nn.Module()  # what is trained and nothing else, so that the base is neither sent nor saved
-        for parameter, name in self.names.items():
-            held.register_parameter(name.replace(".", "/"), parameter)
-        self.engine, *_ = deepspeed.initialize(
-            model=held, model_parameters=list(self.names), optimizer=self.optimizer, config=self.settings
-        )
-
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of a loss to the parameters without the hooks that would set DeepSpeed off."""
-        keep_gradient(list(self.names), loss)
-
-    def step(self, norm: Tensor) -> None:
-        """DeepSpeed clips, steps and sends the weights."""
-        self.engine.backward(handed_over(list(self.names)))
-        self.engine.step()
-        self.scheduler.step()
-        self.zero_grad()
-
-    def saved_bytes(self) -> int:
-        """About how much `save` writes, over all processes: the weights, masters and moments."""
-        return 16 * sum(p.numel() for p in self.names)
-
-    def save(self, folder: Path) -> None:
-        """Every process's shard, in DeepSpeed's layout, and the schedule."""
-        self.engine.save_checkpoint(str(folder))
-        if ranks.rank() == 0:
-            torch.save(self.scheduler.state_dict(), folder / "scheduler.pt")
-
-    def load(self, folder: Path) -> None:
-        """Restores what `save` wrote. Raises CheckpointError when DeepSpeed finds nothing."""
-        path, _ = self.engine.load_checkpoint(str(folder))
-        if path is None:
-            raise CheckpointError(f"{folder} holds no checkpoint of DeepSpeed", hint="was this run trained with it?")
-        self.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
-
-
-def engine_settings(args: R3Config) -> dict[str, Any]:
-    """DeepSpeed's settings with what the trainer knows filled in; what else is "auto" is left to DeepSpeed.
-
-    Raises InputError for a process that no launcher started and for bf16 without a GPU, MissingPackageError without
-    DeepSpeed.
-    """
-    given: Mapping[str, Any] = args.deepspeed or {}
-    if find_spec("deepspeed") is None:
-        raise MissingPackageError("training.deepspeed needs the package deepspeed", hint=INSTALL)
-    if "RANK" not in os.environ:
-        raise InputError("training.deepspeed needs a launcher, in one process too", hint=LAUNCH)
-    if given.get("bf16", {}).get("enabled") and not torch.cuda.is_available():
-        raise InputError("training.deepspeed.bf16 needs a GPU", hint="leave it out, with model.dtype float32")
-    known = {
-        "gradient_clipping": args.max_grad_norm,
-        # moments in the host's memory work with torch's AdamW too, if one insists
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": args.max_steps + 1,
-    }
-    # a step is one backward pass of the engine, whatever micro-batches it was made of
-    sizes = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "train_batch_size": ranks.count()}
-    return {**known, **_without_auto(given), **sizes}
-
-
-def _without_auto(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_auto(value) if isinstance(value, Mapping) else value
-        for name, value in settings.items()
-        if value != "auto"
-    }
-
-
-def keep_gradient(parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
-    """Adds the gradient of a loss to the parameters without the hooks that would set DeepSpeed off."""
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for p, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            p.grad = gradient if p.grad is None else p.grad + gradient
-
-
-def handed_over(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """A zero whose gradient is the one that the parameters hold; they hold none afterwards.
-
-    Every parameter is a term of its own, so DeepSpeed takes one gradient away before the next is there.
-    """
-    terms = []
-    for p in parameters:
-        gradient, p.grad = torch.zeros_like(p) if p.grad is None else p.grad, None
-        terms.append(_Hand.apply([gradient], p))
-    return torch.stack(terms).sum()
-
-
-class _Hand(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: list[Tensor], parameter: Tensor) -> Tensor:
-        ctx.gradient = gradient
-        return parameter.new_zeros((), dtype=torch.float32)
-
-    @staticmethod
-    def backward(ctx: Any, *scale: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.gradient.pop().mul_(scale[0])  # in place: a second copy of all gradients would not fit

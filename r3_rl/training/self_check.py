@@ -18,6 +18,7 @@ from r3_rl.errors import RunError
 from r3_rl.modalities import Segment
 from r3_rl.nodes import always_edits
 from r3_rl.policy.adapters import trainable_parameters
+from r3_rl.policy.backbone import branch_of
 from r3_rl.policy.base import Policy
 from r3_rl.rollout.engine import Engine
 from r3_rl.stages.settings import DrawingPlan, LoopSettings
@@ -75,7 +76,7 @@ def self_check(
     policy.module.eval()
     with torch.no_grad(), rollout or nullcontext():
         stages = _rollouts(policy, list(prompts)[:2], settings, seed)
-    dtype = next(policy.module.parameters()).dtype
+    dtype, branches = next(policy.module.parameters()).dtype, policy.spec.branches
     tolerance = TOLERANCE.get(dtype, _COARSEST)
     gaps: dict[str, torch.Tensor] = {}
     together = [{name: stages[name] for name in names if stages[name]} for names in _TOGETHER]
@@ -96,9 +97,12 @@ def self_check(
                 f"self-check: the {name} is scored differently from how it was sampled, |ratio - 1| = {value:.2g}",
                 hint="rollout and replay must use the same weights, guidance, temperature and truncation",
             )
-    trained = {branch: p for branch, p in trainable_parameters(policy.module, policy.spec.branches).items() if p}
+    stepped = {branch: list(p.values()) for branch, p in trainable_parameters(policy.module, branches).items() if p}
+    if learner is not None:  # shards, or what stands in for them
+        by_branch = {p: branch_of(name, branches) for p, name in learner.names.items()}
+        stepped = {branch: [p for p, own in by_branch.items() if own == branch] for branch in stepped}
     copies = ranks.count() if learner is not None and learner.in_parts else 1
-    norms = {branch: _norm(parameters.values()) / copies for branch, parameters in trained.items()}
+    norms = {branch: _norm(parameters) / copies for branch, parameters in stepped.items()}
     policy.module.zero_grad(set_to_none=True)
     if learner is not None:
         learner.zero_grad()

@@ -64,8 +64,12 @@ class Teacher:
         generator = torch.Generator().manual_seed(self._seed(number) * ranks.count() + ranks.rank())
         found = [Numbers({"loss": 0.0})]
         size = self.counts.micro_batch
-        with learner.collecting(-(-len(mine) // size), batcher):
-            for start in range(0, len(mine), size):
+        count = max(ranks.everyone(-(-len(mine) // size)))
+        with learner.collecting(count, batcher):
+            for start in range(0, count * size, size):
+                if start >= len(mine):  # as many micro-batches in every process
+                    learner.idle()
+                    continue
                 sums = policy.supervised(mine[start : start + size], noise, generator)
                 flow, text = sums.flow / num_flow, sums.text / num_text
                 loss = self.image_weight * flow + self.text_weight * text
@@ -75,7 +79,8 @@ class Teacher:
                 parts = {"image/loss": float(flow.detach())} if sums.num_flow else {}
                 parts |= {"text/loss": float(text.detach())} if sums.num_text else {}
                 found.append(Numbers({"loss": float(loss.detach()), **parts}))
-        ranks.add_gradients(list(learner.names))
+        if not learner.in_parts:
+            ranks.add_gradients(list(learner.names))
         return combine(found, over="batches")
 
     def _share(self, number: int, *, staged: bool) -> list[Example]:

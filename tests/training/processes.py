@@ -9,6 +9,8 @@ import signal
 import socket
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,7 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
     folder.mkdir(exist_ok=True)
     options = dict(options)
     if "deepspeed" in options:
-        import deepspeed
-
-        # half a minute of compiling for a quicker sum in shared memory
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        _spare_compiling()
     if options.pop("plain_products", False):
         torch.backends.mkldnn.enabled = False
     if options.get("scorer") == "reddish":
@@ -115,6 +114,16 @@ def _train(folder: Path, options: dict[str, Any], resume: str | None) -> None:
     torch.save(weights(trainer), folder / f"{ranks.rank()}.pt")
 
 
+def _spare_compiling() -> None:
+    """Half a minute of it, for a quicker sum in shared memory; and DeepSpeed's deprecations are not ours."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for kind in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", kind)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def whole_policy(dtype: str) -> BagelPolicy:
     """What a recipe trains without an adapter: the decoder's layers."""
     policy = tiny_policy(dtype=getattr(torch, dtype))
@@ -133,6 +142,8 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, *
     options = {"beta": 0.1, "image_beta": 0.1, **options}
     num_steps = options.pop("num_steps", 2)
     full, recompute = options.pop("full", None), options.pop("recompute", False)
+    if "deepspeed" in options:
+        _spare_compiling()
     policy = whole_policy(full) if full else trained_policy()
     args = R3Config(str(folder), adam_epsilon=1e-6, lr_scheduler_type="constant", seed=0, **options)
     credits = step_credits(policy)  # before the engine: of weights that are exactly everybody's
@@ -191,6 +202,13 @@ def add_up_cases(folder: Path, cases: dict[str, Any]) -> None:
         add_up_shares(folder / name, share, aggregator, probe_every, **options)
 
 
+def do_all(folder: Path, jobs: dict[str, Any]) -> None:
+    """Several jobs, each in a folder of its own, in the same processes."""
+    for name, (job, *arguments) in jobs.items():
+        (folder / name).mkdir(exist_ok=True)
+        JOBS[job](folder / name, *arguments)
+
+
 def fail_share(folder: Path, how: str) -> None:
     """A run in which the second process, or the first, fails in its second step."""
 
@@ -221,13 +239,17 @@ def fail_share(folder: Path, how: str) -> None:
             trainer.close()
 
 
+JOBS: dict[str, Callable[..., None]] = {
+    "train": train_share, "add_up": add_up_shares, "cases": add_up_cases, "resume": resume_share, "fail": fail_share,
+    "all": do_all,
+}  # fmt: skip
+
+
 def main(folder: str, job: str, *arguments: Any) -> None:
     """Joins the others, does its job, leaves."""
     torch.set_num_threads(1)  # a fork has no threads of its parent's
     joining.join()
-    {"train": train_share, "add_up": add_up_shares, "cases": add_up_cases, "resume": resume_share, "fail": fail_share}[
-        job
-    ](Path(folder), *arguments)
+    JOBS[job](Path(folder), *arguments)
     joining.leave()
 
 

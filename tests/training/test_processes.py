@@ -23,7 +23,7 @@ from r3_rl.observe.recorder import read_lines
 from r3_rl.policy.bagel.tiny import write_tiny_checkpoint
 from r3_rl.training.checkpoint import load_pool
 from r3_rl.training.config import R3Config
-from r3_rl.training.parallel import engine_settings
+from r3_rl.training.zero import engine_settings
 from tests.conftest import REPOSITORY
 from tests.training.processes import fork, main
 from tests.training.test_trainer import make, reddish
@@ -150,7 +150,7 @@ def test_torchrun_trains_a_recipe(tmp_path):
 def test_deepspeed_shards_the_same_run(tmp_path, alone):
     """ZeRO-2, and a resumed run that goes on as the uninterrupted one."""
     options = {**RUN, "deepspeed": ZERO, "save_steps": 2}
-    torchrun(tmp_path, "tests.training.processes", str(tmp_path), json.dumps(["train", options, 2]))
+    fork(2, tmp_path, "train", options, 2)
     two = found(tmp_path, 2)
     assert {numbers["learner"] for numbers in two.numbers} == {"DeepSpeedLearner"}
     assert_same_run(two, alone)
@@ -232,13 +232,13 @@ def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch):
 
 def test_settings_of_deepspeed_that_cannot_be_kept(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(InputError, match=r"stage 3: use 1 or 2, or .*: stage 3 gathers weights"):
-        R3Config("out", deepspeed={"zero_optimization": {"stage": 3}})
+    with pytest.raises(InputError, match=r"stage 4: use 1, 2 or 3"):
+        R3Config("out", deepspeed={"zero_optimization": {"stage": 4}})
     args = R3Config("out", deepspeed=ZERO, max_grad_norm=0.5)
-    monkeypatch.setattr("r3_rl.training.parallel.find_spec", lambda name: None)
+    monkeypatch.setattr("r3_rl.training.zero.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'r3-rl\[deepspeed\]'"):
         engine_settings(args)
-    monkeypatch.setattr("r3_rl.training.parallel.find_spec", lambda name: name)
+    monkeypatch.setattr("r3_rl.training.zero.find_spec", lambda name: name)
     with pytest.raises(InputError, match=r"needs a launcher.*torchrun"):
         engine_settings(args)
     monkeypatch.setenv("RANK", "0")

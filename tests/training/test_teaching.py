@@ -36,8 +36,8 @@ def test_texts_give_the_same_gradient_in_passes_of_any_size(tmp_path, size):
     whole = gradient(make(tmp_path / "a", supervised={**TEXTS, "micro_batch": 32}))
     parts = gradient(make(tmp_path / "b", supervised={**TEXTS, "micro_batch": size}))
     assert whole.keys() == parts.keys() and any(bool(g.any()) for g in whole.values())
-    for name, values in whole.items():
-        torch.testing.assert_close(parts[name], values, rtol=1e-4, atol=1e-7, msg=name)
+    for name, values in whole.items():  # sums of both signs: an element's rounding is that of the largest ones
+        assert float((parts[name] - values).abs().max()) <= 3e-6 * float(values.abs().max()), name
 
 
 def test_the_losses_are_means_over_tokens_and_over_latent_dimensions(tmp_path):
@@ -154,7 +154,6 @@ def test_supervised_steps_without_examples_are_refused(tmp_path):
         (["algorithm.supervised={plan: 3}", "algorithm.answer_share=0.5"], "supervised steps have no rollouts"),
         (["algorithm.supervised={plan: 3}", "algorithm.text_loss_weight=0"], "all of the loss that weighs 0"),
         (["algorithm.supervised={edit: 3}", "balance.aggregator=config"], "supervised steps add their gradients up"),
-        (["algorithm.supervised={edit: 3}", "training.parallel.kind=fsdp2"], "supervised steps are not sharded"),
         (["lora.start=nowhere"], "lora.start: no such folder"),
         (["lora.start=empty"], "holds no adapter; name a run that is done"),
         (["lora.start=routed"], "is routed by task; `r3 export` writes plain adapters"),
