@@ -78,6 +78,8 @@ def _unsharded_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Pa
     parallel = recipe.training.parallel
     if parallel.kind == "fsdp2":
         yield ("training", "parallel", "kind"), f"the layers of {spec.title} cannot be sharded; use 'ddp'"
+    elif recipe.training.shards_weights:
+        yield ("training", "deepspeed"), f"the layers of {spec.title} cannot be sharded; use ZeRO 1 or 2"
     elif parallel.kind == "auto" and (parallel.replicate > 1 or parallel.keep_gathered):
         key = "replicate" if parallel.replicate > 1 else "keep_gathered"
         yield (

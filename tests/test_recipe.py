@@ -77,6 +77,10 @@ def test_recipe_is_frozen_and_values_are_not_converted():
         ({"training": {"parallel": {"kind": "deepspeed"}}}, "missing; give DeepSpeed's settings"),
         ({"training": {"parallel": {"kind": "ddp", "replicate": 2}}}, "kind 'ddp' does not read it"),
         ({"training": {"parallel": {"replicate": 2}, "deepspeed": ZERO}}, "places its shards itself"),
+        (
+            {"training": {"parallel": {"keep_gathered": True}, "deepspeed": ZERO}},
+            "DeepSpeed places its shards",
+        ),
         ({"training": {"parallel": {"kind": "fsdp2"}, "optim": "paged_adamw_8bit"}}, "bitsandbytes knows no shards"),
         ({"pretrain": {"apart_fraction": 0.6, "ramp_fraction": 0.6}}, "their sum passes 1"),
     ],

@@ -196,8 +196,9 @@ class TrainingSection(Section):
             yield Problem("parallel.kind", f"'{kind}' does not read training.deepspeed; leave that out, or use 'auto'")
         if self.deepspeed is None and kind == "deepspeed":
             yield Problem("deepspeed", "missing; give DeepSpeed's settings, such as {zero_optimization: {stage: 2}}")
-        if self.deepspeed is not None and self.parallel.replicate > 1:
-            yield Problem("parallel.replicate", "DeepSpeed places its shards itself; leave it out")
+        for key in ("replicate", "keep_gathered", "reduce_dtype") if self.deepspeed is not None else ():
+            if getattr(self.parallel, key) != ParallelSection.model_fields[key].default and kind == "auto":
+                yield Problem(f"parallel.{key}", "DeepSpeed places its shards itself; leave it out")
         if self.optim in OF_BITSANDBYTES and kind == "fsdp2":
             yield Problem("optim", "bitsandbytes knows no shards; use 'adamw_torch' or 'adamw_torch_8bit'")
         if self.deepspeed is not None and self.optim != "adamw_torch":
@@ -215,13 +216,13 @@ class TrainingSection(Section):
             return ()
         return (
             "DeepSpeed goes on from a checkpoint in the same number of processes only, and steps weights that nobody "
-            "learned from with a gradient of zero; fsdp2 does neither",
+            "learned from with a gradient of zero; neither holds for fsdp2",
         )
 
     @property
     def shards_weights(self) -> bool:
         """Whether an engine is named that holds weights in shards; `auto` decides when it knows the processes."""
-        return self.parallel.kind == "fsdp2" or zero_stage(self.deepspeed) == ZERO_STAGES[-1]
+        return self.parallel.kind == "fsdp2" or zero_stage(self.deepspeed) == 3
 
 
 EVERY_BRANCH = "both"

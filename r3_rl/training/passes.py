@@ -14,6 +14,7 @@ The rest of the model (tower, embeddings, head) is whole in every process.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
@@ -34,7 +35,7 @@ Cuts = list[tuple[Tensor, Tensor]]
 """Outputs of a pass, each with the leaf that took its place."""
 
 
-class PassingLearner(Learner):
+class PassingLearner(Learner, ABC):
     """The decoder's layers in shards; which library holds them is the children's.
 
     Args:
@@ -65,13 +66,13 @@ class PassingLearner(Learner):
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(partial(self._touch, name))
 
+    @abstractmethod
     def _scatter(self) -> None:
         """Back to shards."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _send(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor], *, first: bool, last: bool) -> None:
         """The backward pass of one pass. first: through the decoder in its micro-batch; last: of the whole update."""
-        raise NotImplementedError
 
     def _collect(self) -> None:
         """Leaves the gradient that all passes made in what the optimiser steps."""

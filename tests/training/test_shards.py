@@ -53,7 +53,7 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
 HOST = {"device": "cpu"}
 ON_HOST = {"zero_optimization": {"stage": 3, "offload_optimizer": HOST, "offload_param": HOST}}
 TAUGHT = {
-    **WHOLE, "supervised": {"critique": 3, "plan": 2, "micro_batch": 2}, "num_prompts": 2, "max_steps": 3,
+    "supervised": {"critique": 3, "plan": 2, "micro_batch": 2}, "num_prompts": 2, "max_steps": 3,
     "adam_epsilon": 1e-6, "plain_products": True,
 }  # fmt: skip
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed")
@@ -119,7 +119,7 @@ def zero3(tmp_path_factory) -> Path:
         "cases": ("cases", cases("auto", shared, BALANCED, deepspeed=ZERO3)),
         "on host": ("cases", cases("auto", {"texts and images": CASES["texts and images"]}, deepspeed=ON_HOST)),
         "run": ("train", {**FULL, "deepspeed": ZERO3}, 2),
-        "taught": ("train", {**TAUGHT, "deepspeed": ZERO3}),
+        "taught": ("train", {**TAUGHT, **WHOLE, "deepspeed": ZERO3}),
     }
     fork(2, folder, "all", jobs)
     return folder
@@ -149,18 +149,20 @@ def test_a_run_of_zero3_is_the_run_of_one_and_a_resumed_one_goes_on_bit_for_bit(
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("taught")
-    for name in ("one", "fsdp2"):
-        (folder / name).mkdir()
-    fork(1, folder / "one", "train", TAUGHT)
-    fork(2, folder / "fsdp2", "train", {**TAUGHT, "parallel": "fsdp2"})
+    for name, weights in {"whole": WHOLE, "adapter": {}}.items():
+        fork(1, folder / name, "train", {**TAUGHT, **weights})
+        fork(2, folder / f"{name}, fsdp2", "train", {**TAUGHT, **weights, "parallel": "fsdp2"})
     return folder
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
-def test_supervised_steps_of_shards_are_those_of_one(taught, engine, request):
+@pytest.mark.parametrize(
+    ("weights", "engine"),
+    [("whole", "fsdp2"), ("adapter", "fsdp2"), pytest.param("whole", "zero3", marks=needs_deepspeed)],
+)
+def test_supervised_steps_of_shards_are_those_of_one(taught, weights, engine, request):
     """Five examples in micro-batches of two: one process has fewer."""
-    folder = taught / "fsdp2" if engine == "fsdp2" else request.getfixturevalue("zero3") / "taught"
-    one, two = found(taught / "one", 1), found(folder, 2)
+    folder = taught / f"{weights}, fsdp2" if engine == "fsdp2" else request.getfixturevalue("zero3") / "taught"
+    one, two = found(taught / weights, 1), found(folder, 2)
     assert gap(two.tensors[0], one.tensors[0]) < 3e-5 and largest_gap(*two.tensors) == 0
     for row, expected in zip(two.numbers[0]["rows"], one.numbers[0]["rows"], strict=True):
         for name in ("loss", "grad_norm"):
@@ -188,8 +190,6 @@ def test_copies_of_the_shards_are_one_process_too(alone, tmp_path):
 def runs(tmp_path_factory) -> Path:
     """Three steps, whole in one process and in shards of two, who go on from the second step once more."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in ("one", "two"):
-        (folder / name).mkdir()
     fork(1, folder / "one", "train", FULL)
     fork(2, folder / "two", "train", {**FULL, "parallel": "fsdp2"}, 2)
     return folder

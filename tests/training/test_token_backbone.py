@@ -148,6 +148,10 @@ def test_the_budget_counts_image_tokens_once_and_not_denoising_steps(folder, tmp
         ("lora.rank_generation=4", "Toy has no branch of its own for drawing, but shared; leave it out"),
         ("training.image_learning_rate=0.01", "Toy has no branch of its own for drawing"),
         ("training.parallel.kind=fsdp2", "the layers of Toy cannot be sharded; use 'ddp'"),
+        (
+            'lora.enabled=false training.deepspeed={"zero_optimization":{"stage":3}}',
+            "training.deepspeed: the layers of Toy cannot be sharded; use ZeRO 1 or 2",
+        ),
         ("training.parallel.replicate=2", "it is for shards, and the layers of Toy cannot be sharded; drop it"),
         ("training.parallel.keep_gathered=true", "training.parallel.keep_gathered: it is for shards"),
         ("lora.enabled=false model.dtype=bfloat16", "model.dtype: full weights of 16 bits are trained in shards"),
