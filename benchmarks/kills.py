@@ -69,10 +69,13 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=3, help="of one run, one of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--processes", type=int, default=1, help="of a run; one of them is killed, the others end")
+    parser.add_argument("--full", action="store_true", help="full weights, written while training goes on")
     parser.add_argument("--out", help="file for the numbers as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tiny = TinyRun(Path(folder), steps=STEPS, save_steps=SAVE_STEPS, processes=options.processes)
+        # every second step, or the next one would wait for the checkpoint
+        how = {"save_steps": 2, "settings": ["lora.enabled=false"]} if options.full else {"save_steps": SAVE_STEPS}
+        tiny = TinyRun(Path(folder), steps=STEPS, processes=options.processes, **how)
         report = measure(tiny, options.kills, options.each, random.Random(options.seed))
     report.show(options.out)
 

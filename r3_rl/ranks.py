@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from r3_rl.errors import R3Error
@@ -34,6 +35,11 @@ def rank() -> int:
     import torch.distributed as dist
 
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def on_this_machine() -> int:
+    """Processes of the run on this machine, as its launcher says; without one, all of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) if count() > 1 else 1
 
 
 def local_rank() -> int:
@@ -98,6 +104,16 @@ def share_first(tensor: Tensor) -> None:
         import torch.distributed as dist
 
         dist.broadcast(tensor, 0)
+
+
+def group_of_threads() -> Any:
+    """Another group of all processes, in which their threads talk while the run does in its own; None where a single
+    process has none. All processes call it. One that dies is an error at once, so that patience may be long."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(hours=4))
 
 
 def add_up(tensor: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from r3_rl.policy.adapter_files import RECIPE_FILE
 from r3_rl.policy.adapters import adapted_layers, save_adapter
 from r3_rl.recipe import Recipe
 from r3_rl.recipe_io import dump_resolved
-from r3_rl.training.checkpoint import writing
 from r3_rl.training.room import refuse_without_room, weights_bytes
+from r3_rl.training.saving import writing
 
 STATE = "best"
 """Where a checkpoint's state has the course."""

@@ -151,6 +151,11 @@ class TrainingSection(Section):
     parallel: ParallelSection = section("What the processes of a run divide among them.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the run.")
     save_steps: int = Field(50, ge=1, le=MOST_STEPS, description="Steps between two checkpoints.")
+    async_save: bool = Field(
+        True,
+        description="Full weights and their moments are copied to the host's memory, where they fit, and written while "
+        "training goes on. The run waits for everything else, and for DeepSpeed.",
+    )
     warning_signal: Literal["SIGUSR1", "SIGUSR2", "SIGXCPU"] | None = Field(
         "SIGUSR1",
         description="A signal that ends a run as SIGTERM does (the step is finished, a checkpoint saved): SLURM's "

@@ -5,28 +5,25 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers.trainer_callback import TrainerState
 
 from r3_rl import ranks
-from r3_rl.errors import CheckpointError, InputError, RunError
+from r3_rl.errors import CheckpointError, InputError
 from r3_rl.nodes import Node
 from r3_rl.nodes_io import from_bytes, to_bytes
 from r3_rl.policy.adapters import adapted_layers, load_adapter, save_adapter
 from r3_rl.rollout.pool import NodePool
-from r3_rl.training.manifest import Checkpoint, aside, complete, numbered, step_of
-from r3_rl.training.parallel import Learner
-from r3_rl.training.parts import PartsError
+from r3_rl.training.manifest import Checkpoint, aside, numbered, step_of
+from r3_rl.training.parallel import Learner, Rest
+from r3_rl.training.saving import Saving, removed_if_not_written, writing
 
 WEIGHTS = "model.safetensors"
 STATE = "trainer_state.json"
@@ -41,8 +38,9 @@ def save_checkpoint(
     learner: Learner,
     state: TrainerState,
     beside: Path | None = None,
-) -> None:
-    """Write a checkpoint. Every process calls it; the folder has its name once all have written their parts.
+) -> Saving:
+    """Begin to write a checkpoint. Every process calls it; the folder has its name once all have written their parts,
+    which `Saving.finish` waits for. What is saved may change as soon as this returns.
 
     Args:
         folder: `checkpoint-STEP` in the folder of the run's checkpoints.
@@ -57,6 +55,7 @@ def save_checkpoint(
     """
     with writing(folder.parent):
         partial = ranks.of_first(lambda: aside(folder))
+    rest: list[Rest] = []
 
     def write() -> None:
         with writing(folder.parent):
@@ -71,19 +70,12 @@ def save_checkpoint(
 
     def write_together() -> None:
         with writing(folder.parent):
-            learner.save(partial)
+            rest.append(learner.save(partial))
 
-    def finish() -> None:
-        with writing(folder.parent):
-            complete(partial, folder, step=state.global_step, num_processes=ranks.count())
-
-    try:
+    with removed_if_not_written(partial):
         ranks.together(write)
         ranks.together(write_together)
-        ranks.of_first(finish)
-    except RunError:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its room back
-        raise
+    return Saving(partial, folder, rest=rest[0], state=state)
 
 
 def load_checkpoint(
@@ -139,25 +131,6 @@ def pass_over(found: Checkpoint, run: Path) -> None:
             shutil.rmtree(kept, ignore_errors=True)
             folder.rename(kept)
             print(f"{folder} is later, and kept as {kept.name} until you remove it")
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turns what goes wrong while a checkpoint is written into one line: of a full disk torch says `unexpected pos`.
-
-    Raises RunError.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        there = next(path for path in (folder, *folder.parents) if path.is_dir())
-        free = shutil.disk_usage(there).free / 2**30
-        unwritten = RunError(
-            f"the checkpoint could not be written: {error} ({free:.1f} GiB are free at {folder})",
-            hint="make room, then --resume goes on from the last whole checkpoint",
-        )
-        unwritten.rank = error.rank if isinstance(error, PartsError) else None
-        raise unwritten from error
 
 
 def save_weights(module: nn.Module, folder: Path, *, fingerprint: str) -> None:

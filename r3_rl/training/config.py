@@ -129,6 +129,7 @@ class R3Config:
     deepspeed: dict[str, Any] | None = _key(TrainingSection, "deepspeed")  # noqa: RUF009 - a field
     seed: int = _key(TrainingSection, "seed")
     save_steps: int = _key(TrainingSection, "save_steps")
+    async_save: bool = _key(TrainingSection, "async_save")
     warning_signal: str | None = _key(TrainingSection, "warning_signal")
     logging_steps: int = _key(ObserveSection, "log_every")
     report_to: str | Sequence[str] = _key(ObserveSection, "trackers")

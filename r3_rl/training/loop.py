@@ -31,13 +31,14 @@ from r3_rl.scoring.base import RunProgress
 from r3_rl.scoring.panel import Panel
 from r3_rl.training.arguments import refuse_training
 from r3_rl.training.batcher import Batcher
-from r3_rl.training.callbacks import TimeBudgetCallback
+from r3_rl.training.callbacks import TimeBudgetCallback, saves_after
 from r3_rl.training.checkpoint import keep_newest, load_checkpoint, pass_over, read_state, save_checkpoint
 from r3_rl.training.config import R3Config
 from r3_rl.training.earned import shared_noise
 from r3_rl.training.manifest import Checkpoint, checked
 from r3_rl.training.parallel import Learner
 from r3_rl.training.room import RoomCallback, weights_bytes
+from r3_rl.training.saving import Saving, Savings
 from r3_rl.training.schedules import Collected, Schedule
 from r3_rl.training.teaching import Teacher
 from r3_rl.training.updater import Updater
@@ -91,6 +92,7 @@ class Loop:
         self.state, self.control = TrainerState(), TrainerControl()
         self.beside: Path | None = None
         """A folder that belongs to the state, such as the best adapter so far: every checkpoint has a copy."""
+        self.savings = Savings(self._saved_one)
         self._collected: Collected | None = None
         self._asked: list[Future[list[Verdict]]] = []
         self._flat_steps: deque[bool] = deque(maxlen=args.max_zero_variance_steps)
@@ -114,24 +116,21 @@ class Loop:
         args, begin, lines, losses = self.args, time.perf_counter(), list[Numbers](), list[float]()
         self.prepare(resume_from_checkpoint)
         self._tell("on_train_begin")
-        while self.state.global_step < args.max_steps and not self.control.should_training_stop:
-            self._tell("on_step_begin")
-            numbers = self.step(self.state.global_step)
-            self.state.global_step += 1
-            lines.append(numbers)
-            losses.append(numbers["loss"])
-            self._tell("on_step_end")
-            if self.control.should_log:
-                self.log(combine(lines, over="steps"))
-                lines.clear()
-            if self.control.should_save:
-                folder = Path(args.output_dir) / f"checkpoint-{self.state.global_step}"
-                self.state.stateful_callbacks["balancer"] = self.updater.balancer.state()
-                self.state.stateful_callbacks["progressive"] = self.schedule.progressive.state()
-                save_checkpoint(folder, learner=self.learner, state=self.state, beside=self.beside, **self._saved())
-                if ranks.rank() == 0:
-                    keep_newest(folder, args.save_total_limit)
-                self._tell("on_save")
+        with self.savings:
+            while self.state.global_step < args.max_steps and not self.control.should_training_stop:
+                # the disk is looked at before a step that saves, and what is no longer kept is then gone
+                self.savings.settle(wait=saves_after(args, self.state.global_step + 1))
+                self._tell("on_step_begin")
+                numbers = self.step(self.state.global_step)
+                self.state.global_step += 1
+                lines.append(numbers)
+                losses.append(numbers["loss"])
+                self._tell("on_step_end")
+                if self.control.should_log:
+                    self.log(combine(lines, over="steps"))
+                    lines.clear()
+                if self.control.should_save:
+                    self._save()
         seconds = time.perf_counter() - begin
         found = {
             "train_runtime": seconds,
@@ -141,6 +140,17 @@ class Loop:
         self.log(found)
         self._tell("on_train_end")
         return TrainOutput(self.state.global_step, found["train_loss"], found)
+
+    def _save(self) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self.state.stateful_callbacks["balancer"] = self.updater.balancer.state()
+        self.state.stateful_callbacks["progressive"] = self.schedule.progressive.state()
+        self.savings.begin(partial(save_checkpoint, folder, **self._saved(), state=self.state, beside=self.beside))
+
+    def _saved_one(self, saving: Saving) -> None:
+        if ranks.rank() == 0:
+            keep_newest(saving.folder, self.args.save_total_limit)
+        self.control = self.handler.on_save(self.args, saving.state, self.control)
 
     def step(self, number: int) -> Numbers:
         """One step, counted from 0: its numbers, of all processes."""
@@ -236,15 +246,16 @@ class Loop:
             self.updater.balancer.load(self.state.stateful_callbacks.get("balancer", {}))
             # before the learner, whose rate follows from it
             self.schedule.progressive.load(self.state.stateful_callbacks.get("progressive", {}))
-            load_checkpoint(checkpoint, learner=self.learner, **self._saved())
+            load_checkpoint(checkpoint, **self._saved())
             if ranks.rank() == 0:
                 pass_over(checkpoint, Path(self.args.output_dir))
         self.state.max_steps, self.state.is_world_process_zero = self.args.max_steps, ranks.rank() == 0
         self.state.is_local_process_zero = ranks.local_rank() == 0
 
     def _saved(self) -> dict[str, Any]:
-        """What a checkpoint holds beside what the learner has."""
-        return {"module": self.policy.module, "fingerprint": self.base_fingerprint, "pool": self.schedule.pool}
+        """What a checkpoint holds beside the state."""
+        module, pool = self.policy.module, self.schedule.pool
+        return {"module": module, "fingerprint": self.base_fingerprint, "pool": pool, "learner": self.learner}
 
     def _checkpoint_bytes(self) -> int:
         """How large the next checkpoint becomes, about; the images of the other processes' pools are as many."""

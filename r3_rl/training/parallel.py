@@ -20,6 +20,7 @@ from transformers import get_scheduler
 from r3_rl import ranks
 from r3_rl.balance.progressive import Progressive, begun_anew
 from r3_rl.errors import CheckpointError, InputError
+from r3_rl.observe.memory import free_bytes
 from r3_rl.policy.adapters import adapted_layers, adapter_merged
 from r3_rl.policy.backbone import GENERATION, branch_of
 from r3_rl.policy.base import Policy
@@ -27,10 +28,13 @@ from r3_rl.policy.routing import GATE
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.config import R3Config
 from r3_rl.training.optimizer import course_of, ending_in_time, make_optimizer, set_rate, total_norm
-from r3_rl.training.parts import load_parts, save_parts
+from r3_rl.training.parts import load_parts, parts_bytes, save_parts
 
 OPTIMIZER, SCHEDULE = "optimizer.pt", "schedule.pt"
 """Files of a checkpoint: an adapter's optimiser and schedule; the schedule of full weights."""
+
+Rest = Callable[[], None] | None
+"""What waits for files that a thread still writes, and raises if they could not be written; None if there are none."""
 
 
 class Learner:
@@ -51,6 +55,7 @@ class Learner:
 
     def __init__(self, policy: Policy, args: R3Config, optimizers: tuple[Any, Any] = (None, None)) -> None:
         self.policy, self.args = policy, args
+        self._group: Any = None
         self.optimizer, self.scheduler = optimizers
         self.names: dict[nn.Parameter, str] = {
             p: name for name, p in policy.module.named_parameters() if p.requires_grad
@@ -143,15 +148,29 @@ class Learner:
         """Whether an adapter is trained, and not full weights."""
         return bool(adapted_layers(self.policy.module))
 
-    def save(self, folder: Path) -> None:
-        """The moments, of full weights these too, and the schedule. Every process calls it."""
+    def save(self, folder: Path) -> Rest:
+        """The moments, of full weights these too, and the schedule. Every process calls it, and the weights may change
+        as soon as it returns.
+
+        Returns what waits for the rest, which is written meanwhile; None where all is written.
+        """
         schedule = {"groups": _settings(self.optimizer), "scheduler": self.scheduler.state_dict()}
-        if self.adapted and ranks.rank() == 0:
-            torch.save({"optimizer": self.optimizer.state_dict(), **schedule}, folder / OPTIMIZER)
-        elif not self.adapted:
-            save_parts(folder, self.names, self.optimizer)
+        if self.adapted:
             if ranks.rank() == 0:
-                torch.save(schedule, folder / SCHEDULE)
+                torch.save({"optimizer": self.optimizer.state_dict(), **schedule}, folder / OPTIMIZER)
+            return None
+        background = self.args.async_save and self._copies_fit()
+        if background and self._group is None:
+            self._group = ranks.group_of_threads()
+        rest = save_parts(folder, self.names, self.optimizer, background=background, group=self._group)
+        if ranks.rank() == 0:
+            torch.save(schedule, folder / SCHEDULE)
+        return rest
+
+    def _copies_fit(self) -> bool:
+        """Whether every machine has memory for copies of what its processes hold; twice, for all else that grows."""
+        copies = parts_bytes(self.names, self.optimizer) * ranks.on_this_machine()
+        return all(ranks.everyone(2 * copies < free_bytes()))
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote. Raises CheckpointError for a run that trained something else."""

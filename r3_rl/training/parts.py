@@ -4,7 +4,7 @@ any number of processes reads it back."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,52 @@ FOLDER = "parts"
 """Of a checkpoint."""
 
 
-def save_parts(folder: Path, names: Mapping[nn.Parameter, str], optimizer: torch.optim.Optimizer) -> None:
+def save_parts(
+    folder: Path,
+    names: Mapping[nn.Parameter, str],
+    optimizer: torch.optim.Optimizer,
+    *,
+    background: bool = False,
+    group: Any = None,
+) -> Callable[[], None] | None:
     """Write the weights and what the optimiser knows of each. Every process calls it, in one as in several.
 
     Args:
         folder: of the checkpoint.
         names: what is trained, whole or as a DTensor, and the names of the weights.
         optimizer: of these parameters.
+        background: copy all of it to the host's memory, and let a thread write the copies.
+        group: in which the threads of the processes agree, and nobody else meanwhile; None in a single process.
 
-    Raises RuntimeError in all processes when one of them could not write.
+    Returns:
+        What waits until all processes have written, and raises PartsError in all when one of them could not; None where
+        all is written.
     """
+    writer, state = dcp.FileSystemWriter(folder / FOLDER), _state(names, optimizer)
+    with _alone():
+        if not background:
+            dcp.save(state, storage_writer=writer)
+            return None
+        written = dcp.async_save(state, storage_writer=writer, process_group=group)
+
+    def wait() -> None:
+        with _alone():
+            written.result()
+
+    return wait
+
+
+def parts_bytes(names: Mapping[nn.Parameter, str], optimizer: torch.optim.Optimizer) -> int:
+    """How large this process's part is, and a copy of it."""
+    tensors = [ranks.part(value) for value in _state(names, optimizer).values() if isinstance(value, Tensor)]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _state(names: Mapping[nn.Parameter, str], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     state: dict[str, Any] = {f"weight/{name}": p.detach() for p, name in names.items()}
     for p, name in names.items():
         state |= {f"moment/{key}/{name}": value for key, value in optimizer.state.get(p, {}).items()}
-    with _alone():
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder / FOLDER))
+    return state
 
 
 def load_parts(folder: Path, names: Mapping[nn.Parameter, str], optimizer: torch.optim.Optimizer) -> None:
@@ -82,11 +113,11 @@ class PartsError(RuntimeError):
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Without torch's remark that a single process is one, and with its exception as one that can be caught."""
+    """Without torch's remark that a single process is one, from its threads too, and with its exception as one that can
+    be caught."""
+    warnings.filterwarnings("ignore", message="torch.distributed is (unavailable|disabled)")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is")
-            yield
+        yield
     except CheckpointException as error:
         rank = ranks.rank() if ranks.rank() in error.failures else min(error.failures)
         raise PartsError(error.failures[rank][0], rank=rank) from error

@@ -29,7 +29,7 @@ from r3_rl import ranks
 from r3_rl.policy.base import Layered, Policy
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.config import R3Config
-from r3_rl.training.parallel import Learner
+from r3_rl.training.parallel import Learner, Rest
 
 Cuts = list[tuple[Tensor, Tensor]]
 """Outputs of a pass, each with the leaf that took its place."""
@@ -141,11 +141,12 @@ class PassingLearner(Learner, ABC):
         super().zero_grad()
         self._touched.clear()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Rest:
         """What the moments and masters are, from shards."""
         self._scatter()
-        super().save(folder)
+        rest = super().save(folder)
         self.gather()
+        return rest
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote."""

@@ -22,7 +22,7 @@ from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError
 from r3_rl.policy.base import Policy
 from r3_rl.training.config import R3Config
-from r3_rl.training.parallel import Learner
+from r3_rl.training.parallel import Learner, Rest
 
 INSTALL = "pip install 'r3-rl[deepspeed]'"
 LAUNCH = "torchrun --nproc_per_node 8 -m r3_rl train RECIPE"
@@ -66,9 +66,10 @@ class DeepSpeedLearner(Learner):
         """About how much `save` writes, over all processes: the weights, masters and moments."""
         return saved_bytes(self)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Rest:
         """Every process's shard, in DeepSpeed's layout, and the schedule."""
         save_engine(self, folder)
+        return None
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote. Raises CheckpointError when DeepSpeed finds nothing."""

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 from r3_rl import joining, ranks
 from r3_rl.policy.base import Layered, Policy
 from r3_rl.training.config import R3Config
+from r3_rl.training.parallel import Rest
 from r3_rl.training.passes import PassingLearner
 from r3_rl.training.zero import engine_settings, load_engine, package, save_engine, saved_bytes
 
@@ -104,11 +105,12 @@ class ZeRO3Learner(PassingLearner):
         """About how much `save` writes, over all processes: the weights, masters and moments."""
         return saved_bytes(self)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Rest:
         """Every process's shard, in DeepSpeed's layout, and the schedule."""
         self._scatter()
         save_engine(self, folder)
         self.gather()
+        return None
 
     def load(self, folder: Path) -> None:
         """Restores what `save` wrote. Raises CheckpointError when DeepSpeed finds nothing."""

@@ -224,7 +224,8 @@ def fail_share(folder: Path, how: str) -> None:
         if how == "error":
             raise ValueError("planted")
         if "disk" in how:  # every write beyond the first bytes of a file fails, as on a full one
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+            room = 300_000 if "meanwhile" in how else 100  # all but the weights and moments fit
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
         for credit in collected.credits if how == "loss" else ():
             credit.segment.log_probs.fill_(float("nan"))
 

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
         ("error", "rank 1: ValueError: planted"),
         ("disk", "rank 1: the checkpoint could not be written: [Errno 27] File too large ("),
         ("first disk", "rank 0: the checkpoint could not be written: "),
+        ("disk meanwhile", "rank 1: the checkpoint could not be written: [Errno 27] File too large ("),
         ("killed", "rank 1: gone without a word, killed or out of memory; rank 0 met with RuntimeError: "),
     ],
 )
