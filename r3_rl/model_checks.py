@@ -68,6 +68,8 @@ def _backbone_problems(recipe: Recipe, spec: BackboneSpec) -> Iterator[tuple[Pat
     wanted: list[tuple[Path, Any]] = [(("training", "image_learning_rate"), recipe.training.image_learning_rate)]
     if lora.enabled:
         wanted.append((("lora", "rank_generation"), lora.rank_generation))
+    if recipe.balance.image_gradients != "all":
+        wanted.append((("balance", "image_gradients"), recipe.balance.image_gradients))
     for path, value in wanted:
         if value is not None:
             yield path, f"{spec.title} has no branch of its own for drawing, but {own}; leave it out"

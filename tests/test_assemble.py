@@ -43,6 +43,7 @@ CHANGED = {
     "algorithm.text_loss": "gspo",
     "algorithm.image_loss": "cispo",
     "balance.aggregator": "equal_norms",
+    "balance.image_gradients": "generation",
     "algorithm.epsilon_high": 0.3,
     "training.time_budget_s": 5.0,
     "lora.rank_generation": 4,

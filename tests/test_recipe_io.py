@@ -289,6 +289,14 @@ def test_a_file_is_found_before_a_shipped_recipe_of_its_name(workplace):
             ["lora.branches=understanding", "training.image_learning_rate=1e-3"],
             "training.image_learning_rate: lora.branches 'understanding' trains nothing that draws; set it to null",
         ),
+        (
+            ["lora.branches=understanding", "balance.image_gradients=generation"],
+            "balance.image_gradients: lora.branches 'understanding' trains nothing that draws; use 'all'",
+        ),
+        (
+            ["algorithm.supervised={plan: 4}", "balance.image_gradients=generation"],
+            "balance.image_gradients: supervised steps learn words and images in one gradient; use 'all'",
+        ),
         (["rollout.num_prompts=1000000000"], "rollout.num_prompts: must be at most 65536"),
         (["lora.alpha=1e-30"], "lora.alpha: must be at least 0.001"),
         (["lora.rank=1000000000"], "lora.rank: must be at most 4096"),

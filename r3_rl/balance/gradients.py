@@ -7,7 +7,8 @@ accumulated apart. Norms and cosines are logged; an aggregator may replace the p
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,6 +20,9 @@ from r3_rl.observe.numbers import Numbers, combine
 from r3_rl.types import STAGES
 
 SUM = "sum"
+GENERATION = KINDS[1]
+DRAWN = ("draft", "refinement")
+"""Stages whose credits are of images."""
 
 
 class HasObjective(Protocol):
@@ -49,6 +53,8 @@ class Balancer:
         by_stage: objectives are stages (plan, draft, critique, refinement), not kinds (understanding, generation).
         over_parts: for parameters in shards, in which `run` leaves gradients that are added up over the processes
             already: the sum of what each shard contributes to a number.
+        kept_from_images: parameters that gradients of images are not given to, so of both kinds of credits the
+            gradients are always accumulated apart.
 
     Raises:
         InputError: an aggregator that is not to be found.
@@ -63,6 +69,7 @@ class Balancer:
         seed: int,
         by_stage: bool = False,
         over_parts: Callable[[Tensor], Tensor] | None = None,
+        kept_from_images: Collection[nn.Parameter] = (),
     ) -> None:
         self.places, self.probe_every, self.seed = places, probe_every, seed
         self.by_stage, self.over_parts = by_stage, over_parts
@@ -71,7 +78,8 @@ class Balancer:
         found: Any = registered.find(registered.AGGREGATORS, aggregator)
         self.aggregate: Any = found() if inspect.isclass(found) else found
         """An `Aggregate`, which may also have `state` and `load`."""
-        self.always = aggregator != SUM
+        self.kept_from_images = list(kept_from_images)
+        self.always = aggregator != SUM or bool(self.kept_from_images)
         self._touched: list[bool] = []
         """Of each parameter, whether an objective of the last step that told them apart reached it."""
 
@@ -87,7 +95,8 @@ class Balancer:
         apart = self.always or (self.probe_every > 0 and step % self.probe_every == 0)
         parts = self.parts(credits) if apart else {}
         if len(parts) < 2:
-            numbers = run(credits, normalisers)
+            with self._given(next(iter(parts), "")):
+                numbers = run(credits, normalisers)
             if self.over_parts is None:
                 ranks.add_gradients(list(self.places))
             return numbers
@@ -102,11 +111,12 @@ class Balancer:
         """The gradient of each part as a vector, over all processes; what the parameters hold stays as it is."""
         vectors = []
         touched = torch.zeros(len(self.places), device=next(iter(self.places)).device)
-        for part in parts.values():
+        for name, part in parts.items():
             held = [p.grad for p in self.places]
             for p in self.places:
                 p.grad = None
-            run(part)
+            with self._given(name):
+                run(part)
             touched += torch.tensor([float(p.grad is not None) for p in self.places], device=touched.device)
             gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in self.places)
             flat = [ranks.part(gradient).flatten() for gradient in gradients]
@@ -117,6 +127,17 @@ class Balancer:
                 p.grad = gradient
         self._touched = (ranks.add_up(touched) > 0).tolist()
         return vectors
+
+    @contextmanager
+    def _given(self, objective: str) -> Iterator[None]:
+        """Around what accumulates an objective's gradient: parameters that it is not given to have what they had, and
+        not zeros more, which would let momentum move them."""
+        held = {p: p.grad for p in self.kept_from_images} if objective in (GENERATION, *DRAWN) else {}
+        for p in held:
+            p.grad = None
+        yield
+        for p, gradient in held.items():
+            p.grad = gradient
 
     def state(self) -> dict[str, Any]:
         """What the aggregator remembers from step to step, for a checkpoint."""

@@ -108,6 +108,11 @@ class Recipe(Section):
             yield Problem("algorithm.supervised", "only a world can say what is right; leave it out")
         if self.balance.aggregator != "sum":
             yield Problem("balance.aggregator", "supervised steps add their gradients up; use 'sum'")
+        if self.balance.image_gradients != "all":
+            yield Problem(
+                "balance.image_gradients",
+                "supervised steps learn words and images in one gradient; use 'all'",
+            )
 
     def _panel_problems(self) -> Iterator[Problem]:
         if not self.rewards and self.pretrain is None:
@@ -160,6 +165,10 @@ class Recipe(Section):
             yield Problem(
                 "training.image_learning_rate",
                 "lora.branches 'understanding' trains nothing that draws; set it to null",
+            )
+        if self.lora.branches == "understanding" and self.balance.image_gradients != "all":
+            yield Problem(
+                "balance.image_gradients", "lora.branches 'understanding' trains nothing that draws; use 'all'"
             )
 
     def _weights_problems(self) -> Iterator[Problem]:

@@ -42,6 +42,11 @@ class BalanceSection(Section):
         "`pcgrad`, `gradvac`, `mgda`, `upgrad`, `dual_proj`, `cagrad`, `aligned_mtl`, `imtl_g`; or your own as "
         "`package.module:name` or `./file.py:name`.",
     )
+    image_gradients: Literal["all", "generation"] = Field(
+        "all",
+        description="Which weights learn from images: `all` that are trained, or those of the branch that draws alone: "
+        "learning to draw then changes nothing that reads.",
+    )
     probe_every: int = Field(
         10, ge=0, le=MOST_STEPS, description="Steps between two measurements of the gradients' cosine; 0 is never."
     )

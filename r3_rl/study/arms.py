@@ -72,6 +72,11 @@ _ARMS = (
     Arm(name="split", label="R3, an adapter a stage", settings=("balance.routing=split",)),
     Arm(name="routed", label="R3, routed adapters", settings=("balance.routing=routed",)),
     Arm(
+        name="images_apart",
+        label="R3, images teach the drawing expert alone",
+        settings=("balance.image_gradients=generation",),
+    ),
+    Arm(
         name="taught_drawing",
         label="Generation only, supervised",
         settings=("algorithm.supervised={text_to_image: 128}",),
@@ -101,7 +106,7 @@ GROUPS = {
     "heads": (R3, "text_only", "flow_only", "frozen_critic"),
     "credit": (R3, "one_to_one", "refined_twice", "episode"),
     "apart": (R3, "draft_only", "critique_only", "taught_drawing", "taught_reading", "merged", "averaged"),
-    "routing": (R3, "split", "routed"),
+    "routing": (R3, "images_apart", "split", "routed"),
     "coordination": (R3, "pcgrad", "cagrad", "upgrad", "config", "equal_norms"),
     "all": tuple(ARMS),
 }

@@ -105,6 +105,7 @@ class R3Config:
     num_iterations: int = _key(AlgorithmSection, "num_iterations")
     objectives: str = _key(BalanceSection, "objectives")
     aggregator: str = _key(BalanceSection, "aggregator")
+    image_gradients: str = _key(BalanceSection, "image_gradients")
     probe_every: int = _key(BalanceSection, "probe_every")
     gate_balance: float = _key(BalanceSection, "gate_balance")
     gate_learning_rate: float = _key(BalanceSection, "gate_learning_rate")

@@ -12,10 +12,10 @@ from r3_rl import ranks
 from r3_rl.balance.conflict import place_of
 from r3_rl.balance.gates import by_place, gates_of, imbalance, numbers
 from r3_rl.balance.gradients import Balancer
-from r3_rl.errors import RunError
+from r3_rl.errors import InputError, RunError
 from r3_rl.observe.numbers import Numbers
 from r3_rl.policy.adapters import drops, training_mode
-from r3_rl.policy.backbone import branch_of
+from r3_rl.policy.backbone import GENERATION, Branches, branch_of
 from r3_rl.policy.base import Policy
 from r3_rl.training.arguments import settings_of
 from r3_rl.training.batcher import Batcher
@@ -60,6 +60,7 @@ class Updater:
             seed=args.seed,
             by_stage=args.objectives == "stage",
             over_parts=learner.over_parts if learner.in_parts else None,
+            kept_from_images=_not_drawing(learner, branches) if args.image_gradients == GENERATION else (),
         )
         self.on_gates: Callable[[int, dict[str, Any]], None] | None = None
         """Called with the gates of a routed adapter every `probe_every` steps."""
@@ -119,3 +120,14 @@ class Updater:
     def add_gradient(self, credits: Sequence[Credit], normalisers: tuple[float, float]) -> Numbers:
         """Add the gradient of some of this process's credits to what the optimiser steps; return their numbers."""
         return accumulate(self.batcher, credits, self.losses, self.learner, normalisers)
+
+
+def _not_drawing(learner: Learner, branches: Branches) -> list[torch.nn.Parameter]:
+    """What is trained outside of the branch that draws. Raises InputError when that is all."""
+    found = [p for p, name in learner.names.items() if branch_of(name, branches) != GENERATION]
+    if len(found) == len(learner.names):
+        raise InputError(
+            "nothing of the generation branch is trained, so nothing would learn from images",
+            hint="set balance.image_gradients to 'all'",
+        )
+    return found

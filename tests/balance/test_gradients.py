@@ -38,11 +38,18 @@ E, F = (1.0, 0.0), (0.0, 1.0)
 CONFLICT = (-0.5, 1.0)
 
 
-def combined(aggregator, *pulls, probe_every=1, step=0, before=None):
-    """The gradient that a balancer leaves, and what it measured."""
+def combined(aggregator, *pulls, probe_every=1, step=0, before=None, kept=False, by_stage=False):
+    """The gradient that a balancer leaves, and what it measured. kept: images' gradients are not for the weight."""
     module = torch.nn.Linear(2, 1, bias=False)
     module.weight.grad = None if before is None else torch.tensor([before])
-    balancer = Balancer({module.weight: "shared/0"}, aggregator=aggregator, probe_every=probe_every, seed=0)
+    balancer = Balancer(
+        {module.weight: "shared/0"},
+        aggregator=aggregator,
+        probe_every=probe_every,
+        seed=0,
+        by_stage=by_stage,
+        kept_from_images=[module.weight] if kept else [],
+    )
 
     def run(part, normalisers):
         assert normalisers == (3.0, 4.0)
@@ -52,7 +59,8 @@ def combined(aggregator, *pulls, probe_every=1, step=0, before=None):
 
     numbers = balancer.accumulate(step, pulls, run, (3.0, 4.0))
     assert numbers["image/count"] == len(pulls)
-    return module.weight.grad[0], {name: value for name, value in numbers.items() if name != "image/count"}
+    left = None if module.weight.grad is None else module.weight.grad[0]
+    return left, {name: value for name, value in numbers.items() if name != "image/count"}
 
 
 def understanding(*direction):
@@ -70,6 +78,23 @@ def test_probing_leaves_the_sum_and_measures_the_parts():
     assert metrics["grad/norm_generation"] == pytest.approx(1.25**0.5)
     assert metrics["grad/cosine"] == pytest.approx(0.5 / 1.25**0.5)
     assert unknown_names(metrics) == []
+
+
+@pytest.mark.parametrize("by_stage", [False, True])
+@pytest.mark.parametrize("probe_every", [0, 1])
+@pytest.mark.parametrize("before", [None, (10.0, 20.0)])
+@pytest.mark.parametrize("with_text", [False, True])
+def test_what_images_are_kept_from_learns_from_texts_alone(by_stage, probe_every, before, with_text):
+    pulls = [Pull("generation", CONFLICT, "draft"), Pull("generation", F, "refinement")]
+    pulls += [Pull("understanding", E, "critique")] * with_text
+    options = {"probe_every": probe_every, "before": before, "by_stage": by_stage}
+    got, _ = combined("sum", *pulls, kept=True, **options)
+    if before is None and not with_text:
+        assert got is None, "a gradient of zeros would let momentum move it"
+    else:
+        torch.testing.assert_close(got, torch.tensor(before or (0.0, 0.0)) + float(with_text) * torch.tensor(E))
+    free, _ = combined("sum", *pulls, **options)
+    assert free is not None and not torch.equal(free, torch.zeros(2) if got is None else got)
 
 
 def test_what_stood_in_the_parameters_stays():

@@ -154,7 +154,10 @@ def add_up_shares(folder: Path, share: str, aggregator: str, probe_every: int, *
     learner.prepare(lambda: 0.0, Progressive(apart=args.apart_fraction, ramp=args.ramp_fraction))
     places = {p: f"all/{i % 3}" for i, p in enumerate(learner.names)}
     over = learner.over_parts if learner.in_parts else None
-    balancer = Balancer(places, aggregator=aggregator, probe_every=probe_every, seed=0, over_parts=over)
+    kept = [p for p, name in learner.names.items() if "_moe_gen" not in name and args.image_gradients == "generation"]
+    balancer = Balancer(
+        places, aggregator=aggregator, probe_every=probe_every, seed=0, over_parts=over, kept_from_images=kept
+    )
     losses = LossSettings(beta=args.beta, image_beta=args.image_beta).losses()
     batcher, passes, replay = Batcher(policy=policy, token_budget=64), [], policy.replay
     own = [c for c in credits if c.stage in stages]

@@ -32,6 +32,7 @@ CASES = {
     "everything and nothing": ("none", "sum", 0, ONE),
     "texts and nothing, without KL": ("texts", "sum", 0, {**ONE, "beta": 0.0, "image_beta": 0.0}),
     "activations computed again": ("texts_and_images", "sum", 0, {**ONE, "recompute": True}),
+    "images teach one branch": ("texts_and_images", "sum", 0, {**WHOLE, "image_gradients": "generation"}),
     "kept gathered": ("texts_and_images", "sum", 0, {**WHOLE, "keep_gathered": True}),
     "adapter on a base in shards": ("texts_and_images", "sum", 0, {}),
 }

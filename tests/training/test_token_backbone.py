@@ -147,6 +147,7 @@ def test_the_budget_counts_image_tokens_once_and_not_denoising_steps(folder, tmp
         ("lora.branches=understanding", "Toy has the branches shared; use 'both' for all of them"),
         ("lora.rank_generation=4", "Toy has no branch of its own for drawing, but shared; leave it out"),
         ("training.image_learning_rate=0.01", "Toy has no branch of its own for drawing"),
+        ("balance.image_gradients=generation", "balance.image_gradients: Toy has no branch of its own for drawing"),
         ("training.parallel.kind=fsdp2", "the layers of Toy cannot be sharded; use 'ddp'"),
         (
             'lora.enabled=false training.deepspeed={"zero_optimization":{"stage":3}}',

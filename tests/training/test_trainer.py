@@ -194,6 +194,34 @@ def test_the_generation_branch_may_have_a_rate_of_its_own(tmp_path):
     assert moved["understanding"] > 1e-3 and 0 < moved["generation"] < 1e-8, moved
 
 
+@pytest.mark.parametrize("schedule", ["draft_only", "tree"])
+def test_images_may_teach_the_branch_that_draws_alone(tmp_path, schedule):
+    """With frozen texts nothing that reads moves; with texts it moves as texts alone move it."""
+    options = {"schedule": schedule, "max_steps": 2, "text_loss_weight": 0.0}
+    moved = {}
+    for kept in ("generation", "all"):
+        trainer = make(tmp_path / kept, image_gradients=kept, **options)
+        before = {n: p.detach().clone() for n, p in trainer.policy.module.named_parameters() if p.requires_grad}
+        run(trainer)
+        after = {n: p.detach() for n, p in trainer.policy.module.named_parameters() if n in before}
+        moved[kept] = [{n for n in before if ("_moe_gen" in n) is own and not torch.equal(before[n], after[n])}
+                       for own in (True, False)]  # fmt: skip
+    assert moved["generation"][0] and not moved["generation"][1]
+    assert moved["all"][0] and moved["all"][1]
+
+
+def test_what_reads_learns_the_same_from_texts_whether_or_not_images_are_there(tmp_path):
+    """One step of both: weights that read take the step that they take when images weigh nothing."""
+    found = []
+    for options in ({"image_gradients": "generation"}, {"image_loss_weight": 0.0}):
+        trainer = make(tmp_path / str(len(found)), schedule="draft_only", max_steps=1, max_grad_norm=1e9, **options)
+        run(trainer)
+        found.append({n: p for n, p in weights(trainer).items() if "_moe_gen" not in n})
+    assert found[0].keys() == found[1].keys() and found[0]
+    for name, values in found[0].items():
+        torch.testing.assert_close(values, found[1][name], rtol=1e-5, atol=1e-7)
+
+
 def test_full_weights_train_with_a_reference_of_their_own(tmp_path):
     trainer = make(tmp_path, lora=None, schedule="draft_only", beta=0.1, image_beta=0.1)
     rows = run(trainer)
