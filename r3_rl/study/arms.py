@@ -106,7 +106,7 @@ GROUPS = {
     "heads": (R3, "text_only", "flow_only", "frozen_critic"),
     "credit": (R3, "one_to_one", "refined_twice", "episode"),
     "apart": (R3, "draft_only", "critique_only", "taught_drawing", "taught_reading", "merged", "averaged"),
-    "routing": (R3, "images_apart", "split", "routed"),
+    "routing": (R3, "split", "routed"),
     "coordination": (R3, "pcgrad", "cagrad", "upgrad", "config", "equal_norms"),
     "all": tuple(ARMS),
 }

@@ -22,7 +22,8 @@ from r3_rl.nodes_io import from_bytes, to_bytes
 from r3_rl.policy.adapters import adapted_layers, load_adapter, save_adapter
 from r3_rl.rollout.pool import NodePool
 from r3_rl.training.manifest import Checkpoint, aside, numbered, step_of
-from r3_rl.training.parallel import Learner, Rest
+from r3_rl.training.parallel import Learner
+from r3_rl.training.parts import Rest
 from r3_rl.training.saving import Saving, removed_if_not_written, writing
 
 WEIGHTS = "model.safetensors"

@@ -28,13 +28,10 @@ from r3_rl.policy.routing import GATE
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.config import R3Config
 from r3_rl.training.optimizer import course_of, ending_in_time, make_optimizer, set_rate, total_norm
-from r3_rl.training.parts import load_parts, parts_bytes, save_parts
+from r3_rl.training.parts import Rest, load_parts, parts_bytes, save_parts
 
 OPTIMIZER, SCHEDULE = "optimizer.pt", "schedule.pt"
 """Files of a checkpoint: an adapter's optimiser and schedule; the schedule of full weights."""
-
-Rest = Callable[[], None] | None
-"""What waits for files that a thread still writes, and raises if they could not be written; None if there are none."""
 
 
 class Learner:

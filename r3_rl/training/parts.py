@@ -20,6 +20,8 @@ from r3_rl.errors import CheckpointError
 
 FOLDER = "parts"
 """Of a checkpoint."""
+Rest = Callable[[], None] | None
+"""What waits for files that a thread still writes, and raises if they could not be written; None if there are none."""
 
 
 def save_parts(
@@ -29,7 +31,7 @@ def save_parts(
     *,
     background: bool = False,
     group: Any = None,
-) -> Callable[[], None] | None:
+) -> Rest:
     """Write the weights and what the optimiser knows of each. Every process calls it, in one as in several.
 
     Args:

@@ -29,7 +29,8 @@ from r3_rl import ranks
 from r3_rl.policy.base import Layered, Policy
 from r3_rl.training.batcher import Batcher
 from r3_rl.training.config import R3Config
-from r3_rl.training.parallel import Learner, Rest
+from r3_rl.training.parallel import Learner
+from r3_rl.training.parts import Rest
 
 Cuts = list[tuple[Tensor, Tensor]]
 """Outputs of a pass, each with the leaf that took its place."""

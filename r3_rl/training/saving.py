@@ -17,8 +17,7 @@ from transformers.trainer_callback import TrainerState
 from r3_rl import ranks
 from r3_rl.errors import RunError
 from r3_rl.training.manifest import complete
-from r3_rl.training.parallel import Rest
-from r3_rl.training.parts import PartsError
+from r3_rl.training.parts import PartsError, Rest
 
 LAST_S = 600.0
 """A run that fails waits so long, at most, for a checkpoint that is still being written."""

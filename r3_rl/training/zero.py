@@ -22,7 +22,8 @@ from r3_rl.balance.progressive import Progressive
 from r3_rl.errors import CheckpointError, InputError, MissingPackageError
 from r3_rl.policy.base import Policy
 from r3_rl.training.config import R3Config
-from r3_rl.training.parallel import Learner, Rest
+from r3_rl.training.parallel import Learner
+from r3_rl.training.parts import Rest
 
 INSTALL = "pip install 'r3-rl[deepspeed]'"
 LAUNCH = "torchrun --nproc_per_node 8 -m r3_rl train RECIPE"

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 from r3_rl import joining, ranks
 from r3_rl.policy.base import Layered, Policy
 from r3_rl.training.config import R3Config
-from r3_rl.training.parallel import Rest
+from r3_rl.training.parts import Rest
 from r3_rl.training.passes import PassingLearner
 from r3_rl.training.zero import engine_settings, load_engine, package, save_engine, saved_bytes
 
